@@ -107,15 +107,13 @@ def utterance_schema(
         extra_fields: manifest columns passed through, as named by `passthrough_name`.
     """
     item = pa.field("item", {"float32": pa.float32(), "float16": pa.float16()}[embedding_dtype], nullable=False)
-    embeddings = [pa.field(name, pa.list_(item, embedding_widths[name])) for name in EMBEDDINGS if name in embedding_widths]
+    kept = [name for name in EMBEDDINGS if name in embedding_widths]
+    embeddings = [pa.field(name, pa.list_(item, embedding_widths[name])) for name in kept]
     return pa.schema([*_UTTERANCE_FIELDS, *embeddings, *_LINEAGE_FIELDS, *extra_fields])
 
 
-_TAKEN = {
-    name.lower()
-    for name in (*(f.name for f in _UTTERANCE_FIELDS), *EMBEDDINGS, *(f.name for f in _LINEAGE_FIELDS), *REJECT_SCHEMA.names,
-                 *ROW_SCHEMA.names)
-}  # fmt: skip
+_OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA)
+_TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS)}
 
 
 def passthrough_name(column: str) -> str:

@@ -1,0 +1,191 @@
+"""Annotate a corpus: manifest in, partitioned Parquet of transcripts, emotions, scores and embeddings out.
+
+Exit status: 0 every manifest row is an utterance or a counted reject; 1 the job failed, what was committed stays and the
+same command goes on; 2 the command line, the config or a model cannot be used as asked; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from pipeline import __version__
+from pipeline.config import JobConfig, load_config
+from pipeline.errors import ConfigError, JobError, did_you_mean
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest known option for one it does not know."""
+
+    def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Parse, or end with status 2."""
+        parsed, unknown = self.parse_known_args(arguments)
+        for word in unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            name = word.partition("=")[0]
+            self.error(
+                f"unknown option {name!r}{did_you_mean(name, options)}"
+                if word.startswith("-")
+                else f"what is {word!r}?"
+            )
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """One clear line instead of the whole usage."""
+        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m jobs.annotate",
+        description="Read audio manifests, transcribe what has no text, recognise emotion, write Parquet. "
+        "Run the same command again to go on after an interruption, or after the manifest has grown.",
+        epilog="Emotion labels are a model's estimates of acted speech; do not base decisions about people on them alone.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--manifest", nargs="+", action="extend", metavar="URI", help="JSONL, CSV or Parquet; files, globs, folders"
+    )
+    data.add_argument(
+        "--output", metavar="URI", help="where the dataset lies or shall lie: a folder, s3://bucket/prefix, ..."
+    )
+    data.add_argument("--audio-root", nargs="+", action="extend", metavar="PREFIX",
+                      help="open audio only under these prefixes (default: the store the manifest lies in; http only when named)")  # fmt: skip
+    data.add_argument("--partition-by", metavar="COL[,COL]", help="manifest columns, or language, that become folders")
+    data.add_argument(
+        "--embeddings", metavar="all|none|LIST", help="which of audio, text, fused to write (default: all)"
+    )
+    data.add_argument("--embedding-dtype", choices=["float32", "float16"], help="default: float32")
+
+    model = parser.add_argument_group("models", "X is a hub id, id@revision, local directory or object-store URI")
+    model.add_argument(
+        "--mode",
+        choices=["mean", "concat", "multihead", "audio", "text"],
+        help="how voice and words are fused (default: mean)",
+    )
+    model.add_argument("--language", metavar="CODE", help="for every row; auto lets Whisper decide for rows that bring none "
+                       "(default: the row's own, else en)")  # fmt: skip
+    model.add_argument("--fusion-model", nargs="+", action="extend", metavar="[LANG=]X",
+                       help="default: the published one for language and mode; in mode text the text classifier")  # fmt: skip
+    model.add_argument(
+        "--sentence-encoder",
+        nargs="+",
+        action="extend",
+        metavar="[LANG=]X",
+        help="default: the published BERT of the language",
+    )
+    model.add_argument(
+        "--asr-model",
+        nargs="+",
+        action="extend",
+        metavar="[LANG=]X",
+        help="faster-whisper model (default: large-v3-turbo)",
+    )
+    model.add_argument("--segmentation", choices=["auto", "none", "vad"],
+                       help="auto: rows with text or up to 30 s are one utterance, longer ones are cut by voice activity; "
+                       "none: whole files; vad: always cut (default: auto)")  # fmt: skip
+    model.add_argument(
+        "--beam-size", type=int, metavar="N", help="of the transcription (default: 1, greedy as the reference)"
+    )
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: cuda where the cluster has GPUs")
+    machine.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], help="of the emotion models (default: fp32)"
+    )
+    machine.add_argument(
+        "--asr-compute-type", metavar="TYPE", help="CTranslate2 type (default: float32 on cpu, float16 on cuda)"
+    )
+    machine.add_argument(
+        "--asr-actors", type=int, metavar="N", help="transcription pool size (default: from the cluster)"
+    )
+    machine.add_argument(
+        "--emotion-actors", type=int, metavar="N", help="recognition pool size (default: from the cluster)"
+    )
+    machine.add_argument("--asr-gpus", type=float, metavar="F", help="GPUs of one transcription actor (default: 0.5)")
+    machine.add_argument(
+        "--emotion-gpus", type=float, metavar="F", help="GPUs of one recognition actor (default: 0.5, or 1 without ASR)"
+    )
+    machine.add_argument(
+        "--shard-rows", type=int, metavar="N", help="rows of a shard at most (default: 64 on cpu, 1024 on cuda)"
+    )
+    machine.add_argument(
+        "--shard-audio-s", type=float, metavar="S", help="audio seconds of a shard at most (default: 600, 3600)"
+    )
+    machine.add_argument("--max-batch-s", type=float, metavar="S", help="padded audio seconds of one recognition batch")
+    machine.add_argument(
+        "--max-duration-s", type=float, metavar="S", help="longest recording accepted (default: 14400)"
+    )
+    machine.add_argument("--max-bytes", type=int, metavar="N", help="largest audio object accepted (default: 2 GiB)")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--config", metavar="FILE", help="YAML or TOML with the same names, nested or not; flags win")
+    run.add_argument("--dry-run", action="store_true", help="print what would be done; decode nothing, write nothing")
+    run.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit status."""
+    flags = vars(_parser().parse_all(arguments))
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run(load_config(flags.pop("config", None), flags))
+    except ConfigError as error:
+        print(f"python -m jobs.annotate: {error}", file=sys.stderr)
+        return 2
+    except JobError as error:
+        print(
+            f"\nThe job failed: {error}\nWhat was committed stays; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was committed stays; the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(config: JobConfig) -> int:
+    # imported late: a typing error is answered before torch and ray are loaded
+    from pipeline.driver import Driver
+
+    driver = Driver(config, say=lambda line: print(line, file=sys.stderr))
+    if config.dry_run:
+        for name, value in driver.describe().items():
+            print(f"{name.replace('_', ' ')}: {_plain(value)}")
+        return 0
+    outcome = driver.run()
+    if not outcome.reports:
+        print(f"Nothing new: all {outcome.held:,} rows are in {outcome.output} or in its rejects.")
+    for report in outcome.reports:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["rejects_by_reason"].items())
+        print(
+            f"run {report['run_id']}: {report['rows']:,} rows = {report['recordings_annotated']:,} annotated + "
+            f"{report['rejected']:,} rejected{f' ({reasons})' if reasons else ''}\n"
+            f"{report['utterances']:,} utterances, {report['audio_hours']:.2f} hours of audio, "
+            f"{report['parts']:,} files in {outcome.output}/utterances"
+            + (f"\nrejects in {outcome.output}/rejects/{report['run_id']}.parquet" if report["rejected"] else "")
+            + f"\nreport in {outcome.output}/_runs/{report['run_id']}/report.json"
+        )
+    return 0
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""One shard from plan rows to its committed part, without Ray: what a stage, a notebook or a test calls.
+
+    prepare -> transcribe -> recognise -> finish
+
+Between the steps travels one table (`WORK_SCHEMA`): a line for each utterance, or for a row that was rejected, so a row is
+never without a line. Audio rides along as 16 kHz PCM until it is recognised, up to `PCM_BUDGET_BYTES` a shard; recordings
+past that budget travel without it and are decoded again, one at a time, where they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import models
+from pipeline.config import primary_language
+from pipeline.emotion import EmotionRecogniser, Recognised
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.finish import Finished, finish
+from pipeline.plan import Plan, Shard, read_shard
+from pipeline.schema import EMOTIONS
+from pipeline.segment import cut
+from pipeline.transcribe import Transcriber, Transcript
+from pipeline.work import PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_waveform
+
+
+def prepare(work: Work, shard: Shard) -> pa.Table:
+    """Fetch, decode and cut every row of a shard. Returns: `WORK_SCHEMA`, at least one line a row."""
+    lines: list[dict[str, Any]] = []
+    pcm_bytes = 0
+    for row, record in enumerate(read_shard(work.store, shard).to_pylist()):
+        outcome = guard(partial(_prepare_row, work, record), Stage.DECODE)
+        if isinstance(outcome, RejectedRow):
+            lines.append({"row": row, "segment_index": 0, **cause_columns(outcome)})
+            continue
+        for line in outcome:
+            pcm_bytes += len(line["waveform"] or b"")
+            if pcm_bytes > PCM_BUDGET_BYTES:
+                line["waveform"] = None
+            lines.append({"row": row, **line})
+    return pa.Table.from_pylist(lines, schema=WORK_SCHEMA)
+
+
+def _prepare_row(work: Work, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The utterances of one recording."""
+    text = record["text"]
+    common = {"language": record["language"], "text": text, "text_source": "none" if text is None else "manifest"}
+    offset_s = record["offset_s"] or 0.0
+    if work.mode == "text" and text is not None and record["language"] is not None:
+        duration_s = record["duration_s"]
+        end_s = None if duration_s is None else offset_s + duration_s
+        return [{**common, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
+    waveform = load_waveform(work, record)
+    spans = cut(waveform, segmentation=work.plan.settings["segmentation"], has_text=text is not None)
+    if len(spans) > 1:
+        common = {**common, "text": None, "text_source": "none"}
+    return [
+        {
+            **common,
+            "segment_index": index,
+            "start_s": offset_s + span.start_s,
+            "end_s": offset_s + span.end_s,
+            "waveform": waveform[span.start : span.end].tobytes(),
+        }
+        for index, span in enumerate(spans)
+    ]
+
+
+def transcribe(
+    work: Work, shard: Shard, table: pa.Table, transcriber_for: Callable[[str | None], Transcriber]
+) -> pa.Table:
+    """Give a text to every utterance that has none, and a language where it is to be detected.
+
+    Args:
+        transcriber_for: the model for a language, loaded once by the caller.
+    """
+    waveforms = Waveforms(work, shard, table)
+    lines = table.select([name for name in WORK_SCHEMA.names if name != "waveform"]).to_pylist()
+    for index, line in enumerate(lines):
+        wants_text = line["text"] is None and work.mode != "audio"
+        if line["reason"] is None and (wants_text or line["language"] is None):
+            outcome = guard(partial(_hear, waveforms, index, line, transcriber_for), Stage.TRANSCRIBE)
+            line.update(cause_columns(outcome) if isinstance(outcome, RejectedRow) else _heard(work, line, outcome))
+    audio = table["waveform"]
+    texts = pa.Table.from_pylist(lines, schema=WORK_SCHEMA.remove(WORK_SCHEMA.get_field_index("waveform")))
+    return texts.append_column("waveform", audio).select(WORK_SCHEMA.names)
+
+
+def _hear(
+    waveforms: Waveforms, index: int, line: dict[str, Any], transcriber_for: Callable[[str | None], Transcriber]
+) -> Transcript:
+    language = line["language"]
+    spoken = None if language is None else primary_language(str(language))
+    return transcriber_for(spoken).transcribe(waveforms[index], spoken)
+
+
+def _heard(work: Work, line: dict[str, Any], transcript: Transcript) -> dict[str, Any]:
+    language = line["language"] or transcript.language
+    if language is None or not models.knows_language(work.plan.models, primary_language(str(language))):
+        detail = f"detected language {language!r} has no emotion model; name one with --fusion-model {language}=X"
+        return cause_columns(RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE))
+    if line["text"] is not None or work.mode == "audio":
+        return {"language": language}
+    return {
+        "language": language,
+        "text": transcript.text,
+        "text_source": "asr",
+        "asr_avg_logprob": transcript.avg_logprob,
+        "asr_no_speech_prob": transcript.no_speech_prob,
+        "asr_compression_ratio": transcript.compression_ratio,
+    }
+
+
+def recognise(
+    work: Work, shard: Shard, table: pa.Table, recogniser_for: Callable[[str], EmotionRecogniser]
+) -> pa.Table:
+    """Give label, scores and embeddings to every utterance. Returns: the table without audio, with those columns.
+
+    A batch that fails is halved until the failing utterance is alone; the others give what they would have given.
+    """
+    waveforms = Waveforms(work, shard, table)
+    reasons = table["reason"].to_pylist()
+    languages = table["language"].to_pylist()
+    texts = table["text"].to_pylist()
+    out = _Recognised(table.num_rows, work.plan)
+    for language, lines in _by_language_and_load(table, reasons, languages, waveforms, needs_audio=work.mode != "text"):
+        recogniser = recogniser_for(language)
+        for line, cause in _recognise_lines(recogniser, lines, waveforms, texts, out, needs_audio=work.mode != "text"):
+            out.reject(line, cause)
+    return out.join(table.drop_columns(["waveform"]))
+
+
+def _by_language_and_load(
+    table: pa.Table,
+    reasons: Sequence[str | None],
+    languages: Sequence[str | None],
+    waveforms: Waveforms,
+    *,
+    needs_audio: bool,
+) -> Iterator[tuple[str, list[int]]]:
+    """Lines that can go to one model in one call: all that carry audio, then each recording that must be decoded again."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    rows = table["row"].to_pylist()
+    for line in range(table.num_rows):
+        if reasons[line] is None:
+            carried = not needs_audio or waveforms.carried(line)
+            groups.setdefault((primary_language(languages[line] or ""), -1 if carried else rows[line]), []).append(line)
+    for (language, _), lines in groups.items():
+        yield language, lines
+
+
+def _recognise_lines(
+    recogniser: EmotionRecogniser,
+    lines: list[int],
+    waveforms: Waveforms,
+    texts: Sequence[str | None],
+    out: _Recognised,
+    *,
+    needs_audio: bool,
+) -> Iterator[tuple[int, RejectedRow]]:
+    def batch() -> Recognised:
+        audio = [waveforms[line] for line in lines] if needs_audio else None
+        return recogniser.recognise(audio, [texts[line] or "" for line in lines])
+
+    outcome = guard(batch, Stage.RECOGNISE)
+    if not isinstance(outcome, RejectedRow):
+        out.fill(lines, outcome)
+    elif len(lines) == 1:
+        yield lines[0], outcome
+    else:
+        half = len(lines) // 2
+        for part in (lines[:half], lines[half:]):
+            yield from _recognise_lines(recogniser, part, waveforms, texts, out, needs_audio=needs_audio)
+
+
+class _Recognised:
+    """Columns of results, filled in by line."""
+
+    def __init__(self, num_lines: int, plan: Plan) -> None:
+        self._widths = plan.embedding_widths
+        self._labels = np.full(num_lines, None, dtype=object)
+        self._confidence = np.zeros(num_lines, dtype=np.float32)
+        self._margin = np.zeros(num_lines, dtype=np.float32)
+        self._truncated = np.zeros(num_lines, dtype=bool)
+        self._scores = np.full((num_lines, len(EMOTIONS)), np.nan, dtype=np.float32)
+        self._embeddings = {
+            name: np.zeros((num_lines, width), dtype=np.float32) for name, width in self._widths.items()
+        }
+        self._rejects: dict[int, RejectedRow] = {}
+
+    def fill(self, lines: list[int], result: Recognised) -> None:
+        self._labels[lines] = result.labels
+        self._confidence[lines] = result.confidence
+        self._margin[lines] = result.margin
+        self._truncated[lines] = result.truncated | result.text_truncated
+        self._scores[np.ix_(lines, [EMOTIONS.index(emotion) for emotion in result.emotions])] = result.scores
+        for name, values in self._embeddings.items():
+            values[lines] = getattr(result, name)
+
+    def reject(self, line: int, cause: RejectedRow) -> None:
+        self._rejects[line] = cause
+
+    def join(self, table: pa.Table) -> pa.Table:
+        for name in ("reason", "detail", "stage"):
+            values = table[name].to_pylist()
+            for line, cause in self._rejects.items():
+                values[line] = cause_columns(cause)[name]
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        scores = [pa.array(self._scores[:, i], mask=np.isnan(self._scores[:, i])) for i in range(len(EMOTIONS))]
+        table = table.append_column("label", pa.array(self._labels, pa.string()))
+        table = table.append_column("confidence", pa.array(self._confidence))
+        table = table.append_column("margin", pa.array(self._margin))
+        table = table.append_column("truncated", pa.array(self._truncated))
+        table = table.append_column("scores", pa.StructArray.from_arrays(scores, names=list(EMOTIONS)))
+        for name, values in self._embeddings.items():
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+            table = table.append_column(name, column)
+        return table
+
+
+def annotate_shard(work: Work, shard: Shard) -> Finished:
+    """One shard, start to end, in this process: models are loaded, used and dropped."""
+    loaded = models.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
+    table = prepare(work, shard)
+    if models.needs_asr(work.plan):
+        table = transcribe(work, shard, table, loaded.transcriber_for)
+    return finish(work, shard, recognise(work, shard, table, loaded.recogniser_for), {})

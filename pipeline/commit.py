@@ -1,0 +1,217 @@
+"""One shard, one object, one PUT; the rest is derived.
+
+A shard becomes one Parquet part whose name plan and shard fix and whose footer is its receipt. Put-if-absent is the
+commit: the first attempt wins, a later one learns it lost, and nobody renames or deletes. Resume is a listing. When every
+shard has its part, the rejects, the report and `_SUCCESS` are derived from the footers, and can be derived again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import JobError, Reason, RejectedRow, Stage
+from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shard
+from pipeline.spool import reject_schema, rejects_table
+from pipeline.storage import Store
+
+UTTERANCES = "utterances"
+_RECEIPT = b"speech_emotion.receipt"
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_ROW_GROUP_ROWS = 4096
+_FOOTER_READERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RejectNote:
+    """A row of the shard that has no utterance: its position in the shard, and why."""
+
+    row: int
+    reason: str
+    detail: str
+    stage: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a part's footer says about the shard it is."""
+
+    plan: str
+    shard: int
+    attempt: str
+    rows: int
+    utterances: int
+    ids_sha256: str
+    config_hash: str
+    models: Mapping[str, Any]
+    audio_s: float
+    stage_s: Mapping[str, float]
+    rejects: tuple[RejectNote, ...] = field(default=())
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def new_attempt() -> str:
+    """A name for one try at one shard, by which a writer knows its own part again."""
+    return uuid.uuid4().hex
+
+
+def ids_sha256(rows: pa.Table) -> str:
+    """Fingerprint of the recording ids of a shard, in order."""
+    return hashlib.sha256("\x1f".join(rows["recording_id"].to_pylist()).encode()).hexdigest()
+
+
+def partition_folder(columns: Sequence[str], values: Sequence[object]) -> str:
+    """`col=value/...`, percent-encoded as Hive readers expect, so that no value can leave its folder."""
+    parts = [
+        f"{quote(column, safe='')}={_NULL_PARTITION if value is None else quote(str(value), safe='')}"
+        for column, value in zip(columns, values, strict=True)
+    ]
+    return "/".join(parts)
+
+
+def part_key(shard: Shard, partition: str) -> str:
+    """Where the part of a shard lies."""
+    return "/".join(piece for piece in (UTTERANCES, partition, f"{shard.name}.parquet") if piece)
+
+
+def write_part(store: Store, key: str, utterances: pa.Table, receipt: Receipt) -> bool:
+    """Commit a shard. True when this attempt's part is the one that stands, False when another was first.
+
+    An answer that was lost is settled by reading back the receipt and comparing the attempt.
+    """
+    if store.put_if_absent(key, part_bytes(utterances, receipt)):
+        return True
+    return read_receipt(store, key).attempt == receipt.attempt
+
+
+def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
+    """The part as it lies in the store: pages with checksums, the receipt in the footer."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, utterances.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(utterances, row_group_size=_ROW_GROUP_ROWS)
+        writer.add_key_value_metadata({_RECEIPT: json.dumps(asdict(receipt)).encode()})
+    return buffer.getvalue()
+
+
+def read_receipt(store: Store, key: str) -> Receipt:
+    """The receipt in a part's footer. Costs one ranged GET. Raises: JobError when the part is not one of ours."""
+    tail = store.read_tail(key)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > len(tail):
+        tail = store.read_tail(key, length)
+    try:
+        return parse_receipt(tail)
+    except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise JobError(f"{store.root}/{key} is not a part of this pipeline: its footer holds no receipt") from error
+
+
+def parse_receipt(tail: bytes) -> Receipt:
+    """The receipt in the last bytes of a part."""
+    content = json.loads(pq.read_metadata(pa.BufferReader(tail)).metadata[_RECEIPT])
+    rejects = tuple(RejectNote(**note) for note in content.pop("rejects"))
+    return Receipt(**content, rejects=rejects)
+
+
+def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, str]]:
+    """Which shards are done: for each plan, shard number to the key of its part. One listing."""
+    parts: dict[str, dict[int, str]] = {plan.plan: {} for plan in plans}
+    for entry in store.list(UTTERANCES):
+        plan, dash, shard = entry.key.rpartition("/")[2].removesuffix(".parquet").partition("-")
+        if dash and plan in parts and shard.isdigit():
+            parts[plan][int(shard)] = entry.key
+    return parts
+
+
+def is_published(store: Store, plan: Plan) -> bool:
+    """Whether the plan is complete and its rejects and report are written."""
+    try:
+        store.read(_success_key(plan))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
+    """The receipts of many parts, in shard order."""
+    keys = [parts[shard] for shard in sorted(parts)]
+    if len(keys) <= _FOOTER_READERS:
+        yield from (read_receipt(store, key) for key in keys)
+        return
+    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+        yield from pool.map(lambda key: read_receipt(store, key), keys)
+
+
+def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Derive `rejects/<plan>.parquet`, `report.json` and `_SUCCESS` from the footers.
+
+    Safe to repeat and to run twice at once: what is there first stays. Returns the report that stands.
+    Raises: JobError when the receipts do not add up to the plan; nothing is published then.
+    """
+    receipts = list(read_receipts(store, parts))
+    counted = sum(r.rows for r in receipts)
+    foreign = [r.shard for r in receipts if r.config_hash != plan.config_hash]
+    if len(receipts) != plan.num_shards or counted != plan.rows or foreign:
+        raise JobError(
+            f"plan {plan.plan} does not add up: {len(receipts)} of {plan.num_shards} parts, {counted} of {plan.rows} rows, "
+            f"{len(foreign)} parts of another configuration"
+        )
+    rejects = _derive_rejects(store, plan, receipts)
+    if rejects.num_rows:
+        store.put_if_absent(f"rejects/{plan.plan}.parquet", parquet_bytes(rejects))
+    report_key = f"_runs/{plan.plan}/report.json"
+    totals = {**report, **_totals(plan, receipts, rejects)}
+    store.put_if_absent(report_key, json.dumps(totals, indent=1, ensure_ascii=False).encode())
+    store.put_if_absent(_success_key(plan), b"")
+    standing: dict[str, Any] = json.loads(store.read(report_key))
+    return standing
+
+
+def _success_key(plan: Plan) -> str:
+    return f"_runs/{plan.plan}/_SUCCESS"
+
+
+def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa.Table:
+    tables = [pa.Table.from_pylist([], schema=reject_schema(plan.extra))]
+    planned = read_rejects(store, plan)
+    if planned is not None:
+        run_ids = pa.array([plan.plan] * planned.num_rows, pa.string())
+        tables.append(
+            planned.set_column(planned.schema.get_field_index("run_id"), tables[0].schema.field("run_id"), run_ids)
+        )
+    shards = {shard.number: shard for shard in plan.shards()}
+    for receipt in receipts:
+        if receipt.rejects:
+            rows = read_shard(store, shards[receipt.shard]).take([note.row for note in receipt.rejects])
+            causes = [RejectedRow(Reason(n.reason), n.detail, Stage(n.stage)) for n in receipt.rejects]
+            tables.append(rejects_table(rows, causes, run_id=plan.plan))
+    return pa.concat_tables(tables)
+
+
+def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[str, Any]:
+    """Counts and sums over the receipts, for the report."""
+    reasons = rejects["reason"].to_pylist()
+    stages: dict[str, float] = {}
+    for receipt in receipts:
+        for stage, seconds in receipt.stage_s.items():
+            stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+    return {
+        "rows": plan.rows + plan.rejects,
+        "recordings_annotated": plan.rows - sum(len(r.rejects) for r in receipts),
+        "utterances": sum(r.utterances for r in receipts),
+        "rejected": len(reasons),
+        "rejects_by_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
+        "stage_seconds": stages,
+        "parts": len(receipts),
+    }

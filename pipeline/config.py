@@ -1,0 +1,206 @@
+"""One frozen, validated description of a job, from flags and a file.
+
+`JobConfig` says what the user asked for. `settings` are the part of it that decides the rows of a dataset: their
+canonical hash stands in every receipt, and a dataset refuses to go on under others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.schema import EMBEDDINGS, utterance_schema
+
+Mode = Literal["mean", "concat", "multihead", "audio", "text"]
+Segmentation = Literal["auto", "none", "vad"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+MODEL_OPTIONS = ("fusion_model", "sentence_encoder", "asr_model")
+ANY_LANGUAGE = "*"
+"""Key of a model that was named without a language."""
+
+
+class JobConfig(BaseModel):
+    """What one `annotate` job shall do. Every field is a flag of the same name and a key of the config file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest: tuple[str, ...] = Field(min_length=1)
+    output: str = Field(min_length=1)
+    mode: Mode = "mean"
+    language: str | None = None
+    fusion_model: Mapping[str, str] = Field(default_factory=dict)
+    sentence_encoder: Mapping[str, str] = Field(default_factory=dict)
+    asr_model: Mapping[str, str] = Field(default_factory=dict)
+    segmentation: Segmentation = "auto"
+    partition_by: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = EMBEDDINGS
+    embedding_dtype: Literal["float32", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    asr_compute_type: str = "auto"
+    beam_size: int = Field(default=1, ge=1, le=20)
+    audio_root: tuple[str, ...] = ()
+    max_duration_s: float = Field(default=4 * 3600.0, gt=0)
+    max_bytes: int = Field(default=2 * 2**30, gt=0)
+    shard_rows: int | None = Field(default=None, ge=1)
+    shard_audio_s: float | None = Field(default=None, gt=0)
+    asr_actors: int | None = Field(default=None, ge=1)
+    emotion_actors: int | None = Field(default=None, ge=1)
+    asr_gpus: float | None = Field(default=None, gt=0)
+    emotion_gpus: float | None = Field(default=None, gt=0)
+    max_batch_s: float | None = Field(default=None, gt=0)
+    dry_run: bool = False
+
+    @field_validator(*MODEL_OPTIONS, mode="before")
+    @classmethod
+    def _per_language(cls, value: object) -> object:
+        """Accept `X`, `lang=X`, a list of those, or a mapping of languages."""
+        if value is None or isinstance(value, Mapping):
+            return value or {}
+        named: dict[str, str] = {}
+        for text in [value] if isinstance(value, str) else list(_strings(value)):
+            language, equals, model = text.partition("=")
+            key = language.strip().lower() if equals and language.strip().isalpha() else ANY_LANGUAGE
+            model = model if key != ANY_LANGUAGE else text
+            if key in named:
+                raise ValueError(f"names two models for {'every language' if key == ANY_LANGUAGE else key}")
+            named[key] = model
+        return named
+
+    @field_validator("manifest", "audio_root", "partition_by", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("language")
+    @classmethod
+    def _language_tag(cls, value: str | None) -> str | None:
+        if value is not None and not value.replace("-", "").isalnum():
+            raise ValueError(f"{value!r} is not a language code such as en or es")
+        return value
+
+    @field_validator("partition_by")
+    @classmethod
+    def _no_model_outputs(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        columns = tuple(name.strip() for column in columns for name in column.split(",") if name.strip())
+        ours = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32").names) - {"language"}
+        for column in columns:
+            if column in ours:
+                raise ValueError(
+                    f"cannot partition by {column!r}: it is an output of this job. A retried shard whose model output "
+                    "differs on another machine would leave one row in two partitions. Partition by manifest columns or "
+                    f"language; filters on {column!r} are served by Parquet statistics"
+                )
+        if len(set(columns)) != len(columns):
+            raise ValueError("names a column twice")
+        return columns
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _embedding_names(cls, value: object) -> object:
+        names = value.split(",") if isinstance(value, str) else list(_strings(value))
+        names = [name.strip() for name in names if name.strip()]
+        if names == ["all"]:
+            return EMBEDDINGS
+        if names == ["none"]:
+            return ()
+        full = {name if name.endswith("_embedding") else f"{name}_embedding" for name in names}
+        for name in sorted(full - set(EMBEDDINGS)):
+            raise ValueError(
+                f"unknown embedding {name!r}{did_you_mean(name, EMBEDDINGS)}; known: all, none, {', '.join(EMBEDDINGS)}"
+            )
+        return tuple(name for name in EMBEDDINGS if name in full)
+
+    def model_for(self, option: str, language: str) -> str | None:
+        """The model named for `language` under one of `MODEL_OPTIONS`, or None for the published one.
+
+        A fusion model or sentence encoder named without a language is for `--language` (or en); an ASR model named
+        so is for every language, since Whisper is multilingual.
+        """
+        named: Mapping[str, str] = getattr(self, option)
+        if language in named:
+            return named[language]
+        if option == "asr_model" or language == primary_language(self.language or "en"):
+            return named.get(ANY_LANGUAGE)
+        return None
+
+    def settings(self, *, precision: str, asr_compute_type: str) -> dict[str, Any]:
+        """What decides the rows of a dataset, apart from its models and manifests; `auto` resolved."""
+        names = ["mode", "language", "segmentation", "partition_by", "embeddings", "embedding_dtype", "beam_size"]
+        names += ["max_duration_s", "max_bytes"]
+        chosen = {name: getattr(self, name) for name in names}
+        chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+        return {**chosen, "precision": precision, "asr_compute_type": asr_compute_type}
+
+
+def primary_language(tag: str) -> str:
+    """The language of a BCP-47 tag, which picks the model: en-GB -> en."""
+    return tag.split("-", maxsplit=1)[0].lower()
+
+
+def canonical_hash(value: object) -> str:
+    """sha256 of the canonical JSON of a settings or models mapping."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
+    """Merge a YAML or TOML file with flags, which win, and validate both.
+
+    Raises: ConfigError naming the key, the fault and the nearest known key.
+    """
+    merged = {**(_flatten(_read_file(file), file) if file else {}), **flags}
+    try:
+        return JobConfig(**merged)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentences(error))) from error
+
+
+def _sentences(error: ValidationError) -> Iterable[str]:
+    for fault in error.errors():
+        option = "--" + str(fault["loc"][0]).replace("_", "-")
+        if fault["type"] == "missing":
+            yield f"{option} is required"
+        else:
+            yield f"{option}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _read_file(file: str) -> Mapping[str, object]:
+    path = Path(file)
+    try:
+        content = path.read_text(encoding="utf-8")
+        parsed = tomllib.loads(content) if path.suffix.lower() == ".toml" else yaml.safe_load(content)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {file}: {error}") from error
+    if not isinstance(parsed, Mapping):
+        raise ConfigError(f"--config {file}: expected a mapping of options, found {type(parsed).__name__}")
+    return parsed
+
+
+def _flatten(tree: Mapping[str, object], file: str | None, prefix: str = "") -> dict[str, object]:
+    """Nested keys join with `_`: `asr: {model: X}` is `asr_model: X`. Languages below a model option stay a mapping."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        name = prefix + str(key).replace("-", "_")
+        if name in JobConfig.model_fields:
+            flat[name] = value
+        elif isinstance(value, Mapping) and any(known.startswith(name + "_") for known in JobConfig.model_fields):
+            flat.update(_flatten(value, file, name + "_"))
+        else:
+            known = [known for known in JobConfig.model_fields if known.startswith(prefix)]
+            raise ConfigError(f"--config {file}: unknown key {name!r}{did_you_mean(name, known)}")
+    return flat
+
+
+def _strings(value: object) -> Iterable[str]:
+    if not isinstance(value, Iterable) or any(not isinstance(item, str) for item in value):
+        raise ValueError(f"expected text or a list of texts, got {value!r}")
+    return value

@@ -1,0 +1,333 @@
+"""What a file is, from its bytes alone, and whether all of it is there.
+
+Content decides, never a name: each container has one magic and one decoder here, so that nothing guesses and no
+playlist, image or subtitle demuxer is ever reached. The walkers read chunk headers only: microseconds for a clip, about
+0.1 s for an hour of MP3. A cut leaves no trace where no length is stated: between two frames of ADTS, AMR, AC-3 or an
+MP3 without a Xing header, between the clusters of a live WebM or the fragments of a streaming MP4. FLV and MPEG-TS/PS,
+where every cut is such a cut, are not read at all.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.mpeg import Frames, count_adts, count_mpeg
+
+_SLACK_BYTES = 64
+"""A length field may be this much too big: writers that count their own 44-byte header into `data` are common."""
+
+_UNTIL_END = 0x7FFF0000
+"""RIFF sizes from here up mean "until the end": FFmpeg streams 0xFFFFFFFF, SoX 0x7FFFFFFF less its header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A recognised container and what its structure says.
+
+    Attributes:
+        reader: which library decodes it.
+        demuxer: FFmpeg's name for it; the only one it may use. None: libsndfile alone reads it.
+        states_length: False when the duration a demuxer reports is only an estimate from the bit rate.
+        missing: a sentence when the bytes end before the structure does, else None.
+        channels, sampling_rate: as the header has them, where it was read here; not yet checked.
+        frames: what the frame headers add up to (MP3, ADTS); None elsewhere.
+        holes: a sentence when pages or frames are lost in the middle.
+    """
+
+    name: str
+    reader: Literal["soundfile", "av"] = "soundfile"
+    demuxer: str | None = None
+    states_length: bool = True
+    missing: str | None = None
+    channels: int | None = None
+    sampling_rate: int | None = None
+    frames: Frames | None = None
+    holes: str | None = None
+
+
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+_W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+
+_AFTER_SAMPLES = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"fact", b"cue ", b"PEAK", b"iXML", b"JUNK", b"smpl", b"_PMX")
+"""RIFF chunks that may follow samples: after an empty data chunk they mean that it is truly empty."""
+
+_PLAIN = (
+    (b"fLaC", Container("flac")),
+    (b"#!AMR", Container("amr", "av", "amr", states_length=False)),
+    (b"wvpk", Container("wavpack", "av", "wv")),
+    (b"MAC ", Container("ape", "av", "ape")),
+    (b"TTA1", Container("tta", "av", "tta")),
+    (b"tBaK", Container("tak", "av", "tak")),
+    (b"MPCK", Container("musepack", "av", "mpc8")),
+    (b"MP+\x07", Container("musepack", "av", "mpc")),
+    (b"\x0bw", Container("ac3", "av", "ac3", states_length=False)),
+)
+"""Containers without a length to walk: the decoder's count is compared with their header instead."""
+
+
+def identify(content: bytes) -> Container | None:
+    """Recognise a container and check that its structure reaches the end; None when it is no audio we know."""
+    start = after_id3(content)
+    if start > len(content):
+        return Container("id3", missing=_cut("the ID3 tag", start, len(content), slack_bytes=0))
+    head = content[start : start + 64]
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
+        return _riff(content, start) if head[8:12] in (b"WAVE", b"AVI ") else None
+    walkers = (
+        (head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"), _aiff),
+        (head[:4] in (b".snd", b"dns."), _au),
+        (head[:4] == b"caff", _caf),
+        (head[:16] == _W64_RIFF, _w64),
+        (head[:7] == b"NIST_1A", _nist),
+        (head[:4] == b"OggS", _ogg),
+        (head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"), _mp4),
+        (head[:4] == b"\x1aE\xdf\xa3", _matroska),
+        (head[:16] == _ASF, _asf),
+    )
+    for matches, walk in walkers:
+        if matches:
+            return walk(content, start)
+    for magic, container in _PLAIN:
+        if head.startswith(magic):
+            return container
+    return _framed(content, start)
+
+
+def after_id3(content: bytes) -> int:
+    """Where the content begins after ID3v2 tags, which taggers put even before FLAC and ADTS."""
+    start = 0
+    while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
+        a, b, c, d = (byte & 0x7F for byte in content[start + 6 : start + 10])
+        start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if content[start + 5] & 0x10 else 0)
+    return start
+
+
+def _cut(what: str, needed: int, there: int, *, slack_bytes: int = _SLACK_BYTES) -> str | None:
+    return f"{what} needs {needed:,} bytes, {there:,} are there" if needed > there + slack_bytes else None
+
+
+def _riff(content: bytes, start: int) -> Container:
+    """WAV, RIFX, RF64, BW64 and AVI. Source: Microsoft RIFF MCI; EBU Tech 3306 (RF64, `ds64`)."""
+    order = ">" if content[start : start + 4] == b"RIFX" else "<"
+    (riff_size,) = struct.unpack_from(order + "I", content, start + 4)
+    if content[start + 8 : start + 12] == b"AVI ":
+        return Container(
+            "avi", "av", "avi", states_length=False, missing=_cut("RIFF", riff_size + 8, len(content) - start)
+        )
+    channels = sampling_rate = size_64 = None
+    position = start + 12
+    while position + 8 <= len(content):
+        name = content[position : position + 4]
+        (size,) = struct.unpack_from(order + "I", content, position + 4)
+        if name == b"ds64" and position + 24 <= len(content):
+            (size_64,) = struct.unpack_from("<Q", content, position + 16)
+        elif name == b"fmt " and position + 16 <= len(content):
+            channels, sampling_rate = struct.unpack_from(order + "HI", content, position + 10)
+        elif name == b"data":
+            there = len(content) - position - 8
+            if size == 0 and there > 0 and content[position + 8 : position + 12] not in _AFTER_SAMPLES:
+                # Never filled in by its writer: FFmpeg reads on to the end, libsndfile sees no sample.
+                return Container("wav", "av", "wav", False, channels=channels, sampling_rate=sampling_rate)
+            if size == 0xFFFFFFFF and size_64 is not None:
+                size = size_64
+                missing = _cut("the data chunk", size, there)
+            else:
+                missing = None if size >= _UNTIL_END else _cut("the data chunk", size, there)
+            return Container("wav", "soundfile", "wav", missing=missing, channels=channels, sampling_rate=sampling_rate)
+        position += 8 + size + (size & 1)
+    missing = None
+    if riff_size and riff_size < _UNTIL_END:
+        missing = _cut("RIFF", riff_size + 8, len(content) - start)
+    if missing is None and position > len(content) + _SLACK_BYTES:
+        missing = "a chunk before the samples ends past the end of the file"
+    return Container("wav", "soundfile", "wav", missing=missing, channels=channels, sampling_rate=sampling_rate)
+
+
+def _aiff(content: bytes, start: int) -> Container:
+    position = start + 12
+    while position + 8 <= len(content):
+        name = content[position : position + 4]
+        (size,) = struct.unpack_from(">I", content, position + 4)
+        if name == b"SSND":
+            return Container("aiff", missing=_cut("the SSND chunk", size, len(content) - position - 8))
+        position += 8 + size + (size & 1)
+    (size,) = struct.unpack_from(">I", content.ljust(start + 8, b"\0"), start + 4)
+    return Container("aiff", missing=_cut("FORM", size + 8, len(content) - start))
+
+
+def _au(content: bytes, start: int) -> Container:
+    if len(content) < start + 24:
+        return Container("au", missing="its header is cut")
+    order = ">" if content[start : start + 4] == b".snd" else "<"
+    offset, size, _, sampling_rate, channels = struct.unpack_from(order + "5I", content, start + 4)
+    missing = None if size == 0xFFFFFFFF else _cut("the header", offset + size, len(content) - start)
+    return Container("au", missing=missing, channels=channels, sampling_rate=sampling_rate)
+
+
+def _caf(content: bytes, start: int) -> Container:
+    position = start + 8
+    while position + 12 <= len(content):
+        (size,) = struct.unpack_from(">q", content, position + 4)
+        if content[position : position + 4] == b"data" and size == -1:
+            return Container("caf", "soundfile", "caf")
+        if size < 0:
+            return Container("caf", "soundfile", "caf", holes="a chunk of negative size")
+        missing = _cut("a CAF chunk", size, len(content) - position - 12)
+        if missing:
+            return Container("caf", "soundfile", "caf", missing=missing)
+        position += 12 + size
+    return Container("caf", "soundfile", "caf")
+
+
+def _w64(content: bytes, start: int) -> Container:
+    position = start + 40
+    while position + 24 <= len(content):
+        (size,) = struct.unpack_from("<Q", content, position + 16)
+        if content[position : position + 16] == _W64_DATA:
+            return Container("w64", "soundfile", "w64", missing=_cut("the data chunk", size, len(content) - position))
+        position += max(24, (size + 7) & ~7)
+    return Container("w64", "soundfile", "w64", missing="no data chunk before the end of the file")
+
+
+def _nist(content: bytes, start: int) -> Container:
+    """NIST SPHERE: a text header of `name -type value` lines. Source: NIST SPHERE 2.6 documentation."""
+    lines = content[start : start + 1024].decode("latin-1").split("\n")
+    fields = {words[0]: words[2] for line in lines if len(words := line.split()) == 3}
+    try:
+        size = int(fields["sample_count"]) * int(fields["sample_n_bytes"]) * int(fields["channel_count"])
+        header_bytes = int(lines[1])
+    except (KeyError, ValueError, IndexError):
+        return Container("nist", "soundfile", "nistsphere")
+    packed = "shorten" in fields.get("sample_coding", "")
+    missing = None if packed else _cut("the header", header_bytes + size, len(content) - start)
+    return Container("nist", "soundfile", "nistsphere", missing=missing)
+
+
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_crc(page: bytes) -> int:
+    """The checksum of RFC 3533: zlib's polynomial, bits in the other order, from 0, with 0 in its own place."""
+    bare = page[:22] + b"\0\0\0\0" + page[26:]
+    mirrored = zlib.crc32(bare.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(mirrored.to_bytes(4, "little").translate(_REVERSED), "big")
+
+
+def _ogg_pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (position, end, header type, serial) of every page; a page whose end lies past the content is the last."""
+    position = start
+    while 0 <= position <= len(content) - 27 <= len(content):
+        if content[position : position + 4] != b"OggS":
+            position = content.find(b"OggS", position)
+            continue
+        kind, serial, segments = content[position + 5], content[position + 14 : position + 18], content[position + 26]
+        lacing = content[position + 27 : position + 27 + segments]
+        end = position + 27 + segments + sum(lacing)
+        yield position, end, kind, int.from_bytes(serial, "little")
+        position = end
+
+
+def _ogg(content: bytes, start: int) -> Container:
+    """Ogg: RFC 3533. Vorbis or Opus alone goes to libsndfile; video, Speex, FLAC and chains go to FFmpeg."""
+    opened: dict[int, bytes] = {}
+    closed: set[int] = set()
+    position, end, holes = start, start, None
+    sequence: dict[int, int] = {}
+    chained = False
+    for position, end, kind, serial in _ogg_pages(content, start):
+        (number,) = struct.unpack_from("<I", content, position + 18)
+        if kind & 2:
+            chained = chained or bool(closed)
+            packet = position + 27 + content[position + 26]
+            opened[serial] = content[packet : packet + 8]
+        elif number > sequence.get(serial, number - 1) + 1:
+            holes = f"Ogg pages {sequence[serial] + 1} to {number - 1} are lost"
+        if end <= len(content) and _ogg_crc(content[position:end]) != int.from_bytes(
+            content[position + 22 : position + 26], "little"
+        ):
+            holes = f"Ogg page {number} does not match its checksum"
+        sequence[serial] = number
+        if kind & 4:
+            closed.add(serial)
+    alone = len(opened) == 1 and not chained and next(iter(opened.values())).startswith((b"\x01vorbis", b"OpusHead"))
+    missing = None
+    if end > len(content):
+        missing = f"the last Ogg page ends {end - len(content):,} bytes past the end of the file"
+    elif not opened.keys() <= closed:
+        missing = "the last Ogg page is not an end-of-stream page"
+    return Container("ogg", "soundfile" if alone else "av", "ogg", missing=missing, holes=holes)
+
+
+def _mp4(content: bytes, start: int) -> Container:
+    """MP4, M4A, MOV, 3GP: ISO/IEC 14496-12 boxes; only the outermost are walked."""
+    position, names = start, set()
+    missing = None
+    while position + 8 <= len(content):
+        (size,) = struct.unpack_from(">I", content, position)
+        names.add(content[position + 4 : position + 8])
+        if size == 1 and position + 16 <= len(content):
+            (size,) = struct.unpack_from(">Q", content, position + 8)
+        if size == 0:
+            break
+        if size < 8:
+            break  # trailing padding or damage: the decoder will say
+        missing = missing or _cut(
+            f"the {content[position + 4 : position + 8].decode('latin-1')!r} box", size, len(content) - position
+        )
+        position += size
+    if missing is None and b"moov" not in names:
+        missing = "there is no moov box, the index of its samples"
+    return Container("mp4", "av", _MOV, missing=missing)
+
+
+def _vint(content: bytes, position: int, *, keep_marker: bool) -> tuple[int, int, bool]:
+    """An EBML number: (value, position after it, whether it means "unknown"). Source: RFC 8794, section 4."""
+    first = content[position]
+    length = 9 - first.bit_length()
+    if length > 8:
+        return 0, position + 1, True
+    value = int.from_bytes(content[position : position + length], "big")
+    bare = value & ~(1 << (7 * length))
+    return (value if keep_marker else bare), position + length, bare == (1 << (7 * length)) - 1
+
+
+def _matroska(content: bytes, start: int) -> Container:
+    position = start
+    missing = None
+    while position + 12 <= len(content):
+        _, position, _ = _vint(content, position, keep_marker=True)
+        size, position, unknown = _vint(content, position, keep_marker=False)
+        if unknown:
+            break
+        missing = missing or _cut("an EBML element", size, len(content) - position)
+        position += size
+    return Container("matroska", "av", "matroska,webm", missing=missing)
+
+
+def _asf(content: bytes, start: int) -> Container:
+    position, missing = start, None
+    while position + 24 <= len(content):
+        (size,) = struct.unpack_from("<Q", content, position + 16)
+        if size < 24:
+            break  # 0 while recording live
+        missing = missing or _cut("an ASF object", size, len(content) - position)
+        position += size
+    return Container("asf", "av", "asf", missing=missing)
+
+
+def _framed(content: bytes, start: int) -> Container | None:
+    """MPEG audio and raw AAC have no container: frames that follow one another are all there is to see."""
+    if adts := count_adts(content, start):
+        missing = _cut("the last AAC frame", adts.end, len(content), slack_bytes=0)
+        return Container("adts", "av", "aac", missing=missing, frames=adts)
+    if mpeg := count_mpeg(content, start):
+        missing = _cut("the last MPEG frame", mpeg.end, len(content), slack_bytes=0)
+        return Container("mp3", "soundfile", "mp3", missing=missing, frames=mpeg)
+    return None

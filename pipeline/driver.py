@@ -1,0 +1,306 @@
+"""One run from the driver's side: read manifests, plan, run what is not done, publish.
+
+The driver holds ids (64 bytes a row while planning) and counts; audio and rows stay on the workers and in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import models
+from pipeline.commit import committed_parts, is_published, partition_folder, publish
+from pipeline.config import JobConfig, primary_language
+from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings
+from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
+from pipeline.manifest import expand
+from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
+from pipeline.progress import Progress
+from pipeline.roots import AudioRoots
+from pipeline.schema import passthrough_name
+from pipeline.spool import Selection, Spool
+from pipeline.stages import Resources, choose_device, cluster, run_shards, size_pools
+from pipeline.storage import Store, open_store, require_conditional_writes
+from pipeline.work import Work
+
+_CPU_SHARD = ShardSize(rows=64, audio_s=600.0)
+_GPU_SHARD = ShardSize(rows=1024, audio_s=3600.0)
+_LONGEST_PARTITION_BYTES = 200
+"""Of one `column=value` folder name; file systems allow 255."""
+_COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run leaves: the reports of the plans it finished, and how many rows earlier runs had done."""
+
+    reports: tuple[dict[str, Any], ...]
+    held: int
+    output: str
+
+
+@dataclass
+class Driver:
+    """One run of `config`. `say` prints a line for the person who started it."""
+
+    config: JobConfig
+    say: Say
+    store: Store = field(init=False)
+    manifests: list[str] = field(init=False)
+    plans: list[Plan] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.manifests = expand(self.config.manifest)
+        self.store = open_store(self.config.output)
+        self.plans = load_plans(self.store)
+        self._quick_refusal()
+
+    def _quick_refusal(self) -> None:
+        """Refuse a dataset of other settings before manifests are read; `auto` takes what the dataset has."""
+        there = dataset_settings(self.store)
+        if there is not None:
+            compare_settings(there, self._settings(there, "cpu"), what="settings")
+
+    def _settings(self, there: dict[str, Any] | None, device: str) -> dict[str, Any]:
+        config = self.config
+        precision = (there or {}).get("precision", "fp32") if config.precision == "auto" else config.precision
+        compute_type = config.asr_compute_type
+        if compute_type == "auto":
+            compute_type = (there or {}).get("asr_compute_type", _COMPUTE_TYPE[device])
+        return config.settings(precision=precision, asr_compute_type=compute_type)
+
+    # -- reading
+
+    def read(self, folder: Path) -> Selection:
+        """Read the manifests and find what is new."""
+        spool = Spool(folder)
+        roots = AudioRoots.parse(self.config.audio_root, self.manifests)
+        known = set(models.known_languages(self.config))
+        spool.read(
+            self.manifests, lambda rows: self._check(rows, roots, known), audio_optional=self.config.mode == "text"
+        )
+        self._check_partition_columns(spool.extra)
+        return spool.select(*held_keys(self.store, self.plans))
+
+    def _check(self, rows: pa.Table, roots: AudioRoots, known: set[str]) -> tuple[pa.Table, dict[int, RejectedRow]]:
+        """Settle the language of each row and refuse rows that may not be opened or that no model speaks."""
+        language = self.config.language
+        if language == models.AUTO_LANGUAGE:
+            languages = rows["language"]
+        elif language is not None:
+            languages = pa.array([language] * rows.num_rows, pa.string())
+        else:
+            languages = pc.fill_null(rows["language"], "en")
+        rows = rows.set_column(rows.schema.get_field_index("language"), rows.schema.field("language"), languages)
+        refused: dict[int, RejectedRow] = {}
+        columns = [name for name in self.config.partition_by if name in rows.schema.names]
+        for row, record in enumerate(rows.select(list(dict.fromkeys(["audio", "language", *columns]))).to_pylist()):
+            try:
+                if record["audio"] is not None:
+                    roots.check(record["audio"])
+                _check_language(record["language"], known)
+                _check_partition_value(columns, record)
+            except RejectedRow as rejected:
+                refused[row] = rejected
+        return rows, refused
+
+    def _check_partition_columns(self, extra: pa.Schema) -> None:
+        for column in self.config.partition_by:
+            if column == "language":
+                if self.config.language == models.AUTO_LANGUAGE:
+                    raise ConfigError("--partition-by language: a detected language is a model's output")
+                continue
+            if column not in extra.names:
+                renamed = passthrough_name(column)
+                hint = f"; the manifest's {column!r} is written as {renamed!r}" if renamed in extra.names else ""
+                hint = hint or did_you_mean(column, [*extra.names, "language"])
+                raise ConfigError(f"--partition-by {column}: no manifest has this column{hint}")
+            if pa.types.is_nested(extra.field(column).type):
+                raise ConfigError(f"--partition-by {column}: a {extra.field(column).type} column cannot name folders")
+
+    # -- running
+
+    def run(self) -> Outcome:
+        """Plan what is new, finish every unfinished plan, publish."""
+        require_conditional_writes(self.store)
+        with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
+            selection = self.read(Path(folder))
+            unfinished = [plan for plan in self.plans if not is_published(self.store, plan)]
+            pinned, widths = self._pin(selection)
+            if not selection and not unfinished:
+                return Outcome((), selection.held, self.config.output)
+            with cluster() as resources:
+                device = choose_device(self.config, resources)
+                if selection:
+                    unfinished.extend(self._plan(selection, device, pinned, widths))
+                reports = [self._finish(plan, resources) for plan in unfinished]
+            return Outcome(tuple(reports), selection.held, self.config.output)
+
+    def _pin(self, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
+        """Resolve and check the models of what is new, and hold them against those of earlier plans."""
+        languages = self._languages(selection)
+        held = {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
+        asr = self._needs_asr(selection) or any(models.needs_asr(plan) for plan in self.plans)
+        chosen = models.choose(self.config, languages | held, needs_asr=asr)
+        if not languages | held:
+            return {}, {}
+        pinned, widths = models.pin(chosen, self.config.mode)
+        compare_models(self.plans, pinned)
+        fresh = models.choose(self.config, languages, needs_asr=self._needs_asr(selection))
+        return {slot: pinned[slot] for slot in fresh}, self._kept(widths)
+
+    def _kept(self, widths: dict[str, int]) -> dict[str, int]:
+        return {name: width for name, width in widths.items() if name in self.config.embeddings}
+
+    def _languages(self, selection: Selection) -> set[str]:
+        languages: set[str] = set()
+        for table in selection.tables():
+            for tag in table["language"].unique().to_pylist():
+                languages |= set(models.known_languages(self.config)) if tag is None else {primary_language(tag)}
+        return languages
+
+    def _needs_asr(self, selection: Selection) -> bool:
+        wants_text = self.config.mode != "audio"
+        return any(
+            table["language"].null_count
+            or (wants_text and (table["text"].null_count or self.config.segmentation == "vad"))
+            for table in selection.tables()
+        )
+
+    def _plan(self, selection: Selection, device: str, pinned: dict[str, Any], widths: dict[str, int]) -> list[Plan]:
+        """Write the new plan; after losing a race for its number, drop what the winner holds and try the next."""
+        settings = self._settings(dataset_settings(self.store), device)
+        claim_dataset(self.store, settings)
+        usual = _GPU_SHARD if device == "cuda" else _CPU_SHARD
+        size = ShardSize(self.config.shard_rows or usual.rows, self.config.shard_audio_s or usual.audio_s)
+        others: list[Plan] = []
+        while selection:
+            plan = write_plan(
+                self.store,
+                len(self.plans) + 1,
+                selection,
+                settings=settings,
+                models=pinned,
+                embedding_widths=widths,
+                manifests=self.manifests,
+                size=size,
+                needs_text=self.config.mode != "audio",
+            )
+            if plan is not None:
+                if warning := tiny_shards_warning(plan):
+                    self.say(f"warning: {warning}")
+                return [*others, plan]
+            others += load_plans(self.store)[len(self.plans) :]
+            self.plans = load_plans(self.store)
+            compare_models(self.plans, pinned)
+            selection = selection.spool.select(*held_keys(self.store, self.plans))
+        return others
+
+    def _finish(self, plan: Plan, resources: Resources) -> dict[str, Any]:
+        """Run the shards of one plan that have no part, then publish it."""
+        started, started_at = time.monotonic(), _now()
+        parts = committed_parts(self.store, [plan])[plan.plan]
+        pending = [shard for shard in plan.shards() if shard.number not in parts]
+        record: dict[str, Any] = {}
+        if pending:
+            pools = size_pools(self.config, resources, plan, len(pending))
+            self.say(self._headline(plan, len(pending), pools.device))
+            progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending)))
+            run_shards(Work(self.config.output, plan), pending, pools, self.config, progress.add)
+            progress.close()
+            record = {"pools": asdict(pools), "shards_lost_to_another_run": progress.lost}
+            parts = committed_parts(self.store, [plan])[plan.plan]
+        report = {
+            "run_id": plan.plan,
+            "output": self.config.output,
+            "manifests": list(plan.manifests),
+            "planned_at": plan.created_at,
+            "started_at": started_at,
+            "finished_at": _now(),
+            "wall_seconds": round(time.monotonic() - started, 3),
+            "shards_run": len(pending),
+            "settings": plan.settings,
+            "models": plan.models,
+            "config_hash": plan.config_hash,
+            "versions": models.versions(),
+            "resources": asdict(resources),
+            **record,
+        }
+        return publish(self.store, plan, parts, report)
+
+    @staticmethod
+    def _headline(plan: Plan, pending: int, device: str) -> str:
+        resumed = f", {plan.num_shards - pending} of them done" if pending < plan.num_shards else ""
+        return f"run {plan.plan}: {plan.rows:,} rows in {plan.num_shards:,} shards{resumed}, on {device}"
+
+    # -- looking only
+
+    def describe(self) -> dict[str, Any]:
+        """What a run would do; nothing is written below the output, and no model is fetched."""
+        with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
+            selection = self.read(Path(folder))
+            rows = without_duration = without_text = 0
+            audio_s = 0.0
+            for table in selection.tables():
+                rows += table.num_rows
+                without_duration += table["duration_s"].null_count
+                without_text += table["text"].null_count
+                audio_s += pc.sum(table["duration_s"]).as_py() or 0.0
+            languages = self._languages(selection)
+            reasons: dict[str, int] = {}
+            for table in selection.rejects():
+                for reason in table["reason"].to_pylist():
+                    reasons[reason] = reasons.get(reason, 0) + 1
+            return {
+                "manifests": self.manifests,
+                "rows_new": rows,
+                "rows_held_by_earlier_runs": selection.held,
+                "rows_rejected_while_planning": reasons,
+                "rows_without_text": without_text,
+                "audio_hours_known": round(audio_s / 3600, 4),
+                "rows_without_duration": without_duration,
+                "models": models.choose(self.config, languages, needs_asr=self._needs_asr(selection)),
+                "resources": _visible_resources(),
+            }
+
+
+def _check_language(tag: str | None, known: set[str]) -> None:
+    if tag is not None and primary_language(tag) not in known:
+        detail = (
+            f"no emotion model is known for language {tag!r}; name one with --fusion-model {primary_language(tag)}=X"
+        )
+        raise RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.MANIFEST)
+
+
+def _check_partition_value(columns: Sequence[str], record: dict[str, object]) -> None:
+    for column in columns:
+        if len(partition_folder([column], [record[column]]).encode()) > _LONGEST_PARTITION_BYTES:
+            detail = f"column {column!r} names a folder of more than {_LONGEST_PARTITION_BYTES} bytes"
+            raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)
+
+
+def _rows_done(plan: Plan, pending: int) -> int:
+    """An estimate for the progress line: rows are spread evenly over shards."""
+    return round(plan.rows * (plan.num_shards - pending) / max(plan.num_shards, 1))
+
+
+def _visible_resources() -> dict[str, Any]:
+    if os.environ.get("RAY_ADDRESS"):
+        with cluster() as resources:
+            return asdict(resources)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpus": len(os.sched_getaffinity(0)), "gpus": "not looked for", "memory_bytes": memory, "nodes": 1}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,117 @@
+"""The last step: a recognised shard becomes its part."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import models
+from pipeline.commit import Receipt, RejectNote, ids_sha256, new_attempt, part_key, partition_folder, write_part
+from pipeline.config import primary_language
+from pipeline.errors import JobError, Reason
+from pipeline.plan import Plan, Shard, read_shard
+from pipeline.schema import emotion_of, utterance_id, utterance_schema
+from pipeline.work import Work
+
+_MANY_INTERNAL = 3
+_INTERNAL_SHARE = 0.1
+"""A shard in which more rows than both of these failed in a way nobody foresaw is not committed: it is a bug or a sick
+machine, not a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of one shard; what the driver counts."""
+
+    plan: str
+    shard: int
+    won: bool
+    rows: int
+    utterances: int
+    rejects: tuple[str, ...]
+    audio_s: float
+    stage_s: dict[str, float]
+
+
+def finish(work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float]) -> Finished:
+    """Turn a recognised shard into its part and commit it.
+
+    Raises: JobError when the table is not the whole shard, or when so many rows failed unforeseen that it is no row's fault.
+    """
+    started = time.perf_counter()
+    rows = read_shard(work.store, shard)
+    if set(table["row"].to_pylist()) != set(range(rows.num_rows)):
+        raise JobError(f"shard {shard.name} arrived with {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows")
+    notes, kept = _split(table)
+    internal = [note for note in notes if note.reason == Reason.INTERNAL]
+    if len(internal) > max(_MANY_INTERNAL, _INTERNAL_SHARE * rows.num_rows):
+        raise JobError(f"{len(internal)} of {rows.num_rows} rows of shard {shard.name} failed: {internal[0].detail}")
+    utterances = _output_table(work.plan, rows, kept)
+    columns = work.plan.settings["partition_by"]
+    partition = partition_folder(columns, [rows[name][0].as_py() for name in columns])
+    audio_s = float(np.nansum(utterances["duration_s"].fill_null(float("nan")).to_numpy()))
+    receipt = Receipt(
+        plan=shard.plan,
+        shard=shard.number,
+        attempt=new_attempt(),
+        rows=rows.num_rows,
+        utterances=utterances.num_rows,
+        ids_sha256=ids_sha256(rows),
+        config_hash=work.plan.config_hash,
+        models=work.plan.models,
+        audio_s=audio_s,
+        stage_s={**stage_s, "build": time.perf_counter() - started},
+        rejects=tuple(notes),
+        versions=models.versions(),
+    )
+    won = write_part(work.store, part_key(shard, partition), utterances, receipt)
+    reasons = tuple(note.reason for note in notes)
+    stage_s = {**stage_s, "commit": time.perf_counter() - started}
+    return Finished(shard.plan, shard.number, won, rows.num_rows, utterances.num_rows, reasons, audio_s, stage_s)
+
+
+def _split(table: pa.Table) -> tuple[list[RejectNote], pa.Table]:
+    """Rows rejected as a whole, and the utterances that remain.
+
+    One utterance that failed takes its recording with it: half a recording would look like a whole one.
+    """
+    notes: dict[int, RejectNote] = {}
+    for line in table.select(["row", "reason", "detail", "stage"]).to_pylist():
+        if line["reason"] is not None:
+            notes.setdefault(line["row"], RejectNote(**line))
+    mask = np.isin(table["row"].to_numpy(), list(notes), invert=True)
+    return [notes[row] for row in sorted(notes)], table.filter(pa.array(mask))
+
+
+def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
+    """The part's table: results beside the plan columns of their row."""
+    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra)
+    theirs = rows.take(kept["row"])
+    ids = theirs["recording_id"].to_pylist()
+    labels = kept["label"].to_pylist()
+    duration_s = pc.subtract(kept["end_s"], kept["start_s"])
+    fingerprints = {language: models.fingerprint(plan.models, plan.settings, primary_language(language))
+                    for language in set(kept["language"].to_pylist())}  # fmt: skip
+    computed = {
+        "utterance_id": pa.array(
+            [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
+        ),
+        "duration_s": duration_s,
+        "emotion": pa.array([emotion_of(label) for label in labels], pa.string()),
+        "model": pa.array([fingerprints[language] for language in kept["language"].to_pylist()], pa.string()),
+        "run_id": pa.array([plan.plan] * kept.num_rows, pa.string()),
+    }
+    columns = []
+    for field in schema:
+        if field.name in computed:
+            column = computed[field.name]
+        elif field.name in kept.schema.names:
+            column = kept[field.name]
+        else:
+            column = theirs[field.name]
+        columns.append(column.cast(field.type))
+    return pa.table(columns, schema=schema)

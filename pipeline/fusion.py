@@ -1,0 +1,210 @@
+"""The emotion classifiers that hear: audio alone, or audio fused with a text embedding by mean, concat or multihead.
+
+One class for the published checkpoints of all four modes, under their state-dict names, so that weights load strictly.
+Costs 2.3 GB of fp32 weights at the published size (about 580 M parameters, 24 layers, 1,024 wide) and 1.96 TFLOP
+for 30 s of audio. Knows nothing of files, batching or Ray.
+
+Source of names and arithmetic: NLP-UMUTeam/umuteam-speech-emotion at 3859029, read as facts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Wav2Vec2BertConfig
+
+from pipeline.attention import build_encoder
+from pipeline.errors import ConfigError, did_you_mean
+
+AUDIO_MODES = ("audio", "mean", "concat", "multihead")
+MODES = (*AUDIO_MODES, "text")
+
+_CROSS_ATTENTION_HEADS = 8
+"""Fixed in the published model's code; no config states it."""
+
+MISSING_ALLOWED = ("wav2vec2_bert.masked_spec_embed",)
+"""SpecAugment's vector: made when `mask_time_prob` > 0, read only in training."""
+
+UNEXPECTED_ALLOWED = MISSING_ALLOWED
+"""The same vector in a checkpoint whose config says `mask_time_prob` 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusionOutput:
+    """What one forward pass gives, in fp32 whatever the encoder's precision.
+
+    Attributes:
+        logits: [B, num_labels].
+        audio_embedding: [B, projector width], the mean over un-padded frames.
+        fused_embedding: [B, head width], what enters the classifier; in audio mode the audio embedding itself.
+    """
+
+    logits: Tensor
+    audio_embedding: Tensor
+    fused_embedding: Tensor
+
+
+class EmotionHead(nn.Module):
+    """dense -> tanh -> out_proj. `layernorm` is in the published checkpoints and applied nowhere."""
+
+    def __init__(self, width: int, num_labels: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, num_labels)
+        self.layernorm = nn.LayerNorm(width)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """Logits [B, num_labels] of fused embeddings [B, width]."""
+        logits: Tensor = self.out_proj(torch.tanh(self.dense(fused)))
+        return logits
+
+
+class CrossAttentionHead(nn.Module):
+    """One bidirectional cross attention between two vectors, which is affine.
+
+    Each direction has one query and one key, so softmax over the one key is 1 and attention returns the value; the
+    residual adds it again: twice the value. `norm`, the queries and the keys thus cancel out. They stay loaded, because
+    the checkpoint has them and a strict load should say so if it did not, and are never read. The published
+    code, handed a batch of 2-D tensors, would attend across its items; this form gives each item its own result.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.Wq = nn.Linear(width, width)
+        self.Wk = nn.Linear(width, width)
+        self.Wv = nn.Linear(width, width)
+        self.Wq_reverse = nn.Linear(width, width)
+        self.Wk_reverse = nn.Linear(width, width)
+        self.Wv_reverse = nn.Linear(width, width)
+        self.linear_out = nn.Linear(2 * width, width)
+
+    def forward(self, audio: Tensor, text: Tensor) -> Tensor:
+        """[B, width] of two [B, width]."""
+        mixed: Tensor = self.linear_out(torch.cat((2 * self.Wv(audio), 2 * self.Wv_reverse(text)), dim=-1))
+        return mixed
+
+
+class MultiHeadFusion(nn.Module):
+    """Eight cross attentions side by side, projected back to one vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([CrossAttentionHead(width) for _ in range(_CROSS_ATTENTION_HEADS)])
+        self.proj = nn.Linear(_CROSS_ATTENTION_HEADS * width, width)
+
+    def forward(self, audio: Tensor, text: Tensor) -> Tensor:
+        """[B, width] of two [B, width]."""
+        fused: Tensor = self.proj(torch.cat([head(audio, text) for head in self.heads], dim=-1))
+        return fused
+
+
+class FusionModel(nn.Module):
+    """Wav2Vec2-BERT, mean pooling, fusion with a text embedding and the emotion head.
+
+    Args:
+        config: of the checkpoint; copied, because transformers shares and edits config objects.
+        mode: one of `AUDIO_MODES`.
+        text_width: of the sentence encoder's embedding; None in audio mode.
+    Raises: ConfigError for an unknown mode or widths that cannot be fused.
+    """
+
+    def __init__(self, config: Wav2Vec2BertConfig, mode: str, text_width: int | None = None) -> None:
+        super().__init__()
+        self.mode = mode
+        self.text_width = text_width
+        audio_width = config.classifier_proj_size
+        head_width = fused_width(mode, audio_width, text_width)
+        self.weighted = bool(config.use_weighted_layer_sum)
+        self.wav2vec2_bert = build_encoder(copy.deepcopy(config))
+        self.projector = nn.Linear(config.hidden_size, audio_width)
+        self.classifier = EmotionHead(head_width, config.num_labels)
+        if self.weighted:
+            layers = config.num_hidden_layers + 1  # and the projected features before the first layer
+            self.layer_weights = nn.Parameter(torch.full((layers,), 1 / layers))
+        if mode == "multihead":
+            self.mult_attn_model = MultiHeadFusion(audio_width)
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Put the encoder, which is all of the cost, into `dtype`; pooling, fusion and head stay in fp32."""
+        self.wav2vec2_bert.to(dtype)
+
+    def forward(
+        self, input_features: Tensor, attention_mask: Tensor, text_embedding: Tensor | None = None
+    ) -> FusionOutput:
+        """Classify a batch; each item's result is what it would be alone, to float error.
+
+        Args:
+            input_features: [B, T, 160].
+            attention_mask: [B, T], 1 on frames of the clip and 0 on padding, which stands on the right.
+            text_embedding: [B, text_width]; None in audio mode, where text is not heard.
+        """
+        frames, frame_mask = self._encode(input_features, attention_mask)
+        frames = self.projector(frames).masked_fill(~frame_mask.unsqueeze(-1), 0.0)
+        audio = frames.sum(dim=1) / frame_mask.sum(dim=1, keepdim=True)
+        fused = self._fuse(audio, text_embedding)
+        return FusionOutput(logits=self.classifier(fused), audio_embedding=audio, fused_embedding=fused)
+
+    def _encode(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder states [B, T', hidden] in fp32 and which of them are not padding [B, T']."""
+        encoder = self.wav2vec2_bert
+        features = input_features.to(encoder.dtype)
+        if self.weighted:
+            output = encoder(features, attention_mask=attention_mask, output_hidden_states=True)
+            weights = self.layer_weights.softmax(dim=-1)
+            states = torch.zeros_like(output.hidden_states[0], dtype=torch.float32)
+            for weight, layer in zip(weights, output.hidden_states, strict=True):
+                states += weight * layer.float()  # one sum, not a stack of 25 layers
+        else:
+            states = encoder(features, attention_mask=attention_mask).last_hidden_state.float()
+        # an adapter, where the config has one, shortens the sequence; this is transformers' own length arithmetic
+        return states, encoder._get_feature_vector_attention_mask(states.shape[1], attention_mask)
+
+    def _fuse(self, audio: Tensor, text: Tensor | None) -> Tensor:
+        """[B, head width] of the audio [B, D] and, except in audio mode, the text embedding."""
+        if self.mode == "audio":
+            return audio
+        if text is None:
+            raise ValueError(f"mode {self.mode} needs a text embedding")
+        if self.mode == "concat":
+            return torch.cat((audio, text), dim=1)
+        if self.mode == "mean":
+            return torch.stack((audio, text), dim=1).mean(dim=1)
+        fused: Tensor = self.mult_attn_model(audio, text)
+        return fused
+
+
+def fused_width(mode: str, audio_width: int, text_width: int | None) -> int:
+    """Width of the vector that enters the head.
+
+    Raises: ConfigError for an unknown mode, or for embeddings that `mode` cannot bring together.
+    """
+    if mode not in AUDIO_MODES:
+        raise ConfigError(f"mode {mode!r} is none of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
+    if mode == "audio":
+        return audio_width
+    if text_width is None:
+        raise ConfigError(f"mode {mode} fuses audio with text and needs a sentence encoder")
+    if mode == "concat":
+        return audio_width + text_width
+    if audio_width != text_width:
+        raise ConfigError(
+            f"mode {mode} needs embeddings of one width: audio has {audio_width}, the sentence encoder {text_width}"
+        )
+    return audio_width
+
+
+@contextmanager
+def skip_init() -> Iterator[None]:
+    """Leave parameters as allocated: random initialisation of 580 M numbers takes longer than reading them."""
+    from transformers.initialization import no_init_weights
+
+    init: Any = no_init_weights
+    with init():
+        yield

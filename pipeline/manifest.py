@@ -1,0 +1,200 @@
+"""Manifests in, rows and rejects out, as a stream: JSON Lines, CSV and Parquet, told by content, anywhere fsspec goes.
+
+Columns read: audio (or audio_filepath, path, uri: the first of them a row has), id, text, language, offset, duration,
+channel; every other one, `label` too, passes through under `passthrough_name` with its type. Names are matched without
+case. What is wrong with one line rejects that line; what makes the file as a whole no manifest is a ConfigError.
+
+The formats are in `manifest_jsonl`, `manifest_csv` and `manifest_parquet`, files and bytes in `manifest_source`, the
+columns read in `manifest_fields`, the types of the others in `columns`. Costs about 10 microseconds a row on one core;
+memory is one chunk (at most 32 MiB of text and its parsed form), however long the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.columns import array_of, conform, field_of, unify
+from pipeline.errors import ConfigError, Reason, did_you_mean
+from pipeline.manifest_csv import read_csv
+from pipeline.manifest_fields import ALIASES, KNOWN, Fields, check_fields, derived_id
+from pipeline.manifest_jsonl import read_jsonl
+from pipeline.manifest_parquet import read_parquet
+from pipeline.manifest_records import RAW_CHARACTERS, Records
+from pipeline.manifest_source import Form, Source, expand, open_manifest
+from pipeline.schema import ROW_SCHEMA, passthrough_name
+
+__all__ = ["ManifestChunk", "ManifestReject", "conform", "derived_id", "expand", "read_manifest", "unify"]
+
+CHUNK_ROWS = 20_000
+
+_PATIENCE_ROWS = 10_000  # rows read before a file without an audio column is given up; it may be the next line's
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestReject:
+    """A manifest line that gives no row.
+
+    Attributes:
+        manifest: its URI without the query.
+        line: 1-based; of a text form the line where the record starts, of Parquet the row.
+        recording_id: the id the row gave, where it could be read.
+        audio: its audio, absolute where it could be made so.
+        raw: the line as it came (Parquet: as JSON), at most 2,048 characters.
+    """
+
+    manifest: str
+    line: int
+    reason: Reason
+    detail: str
+    recording_id: str | None
+    audio: str | None
+    raw: str | None
+
+
+@dataclass
+class ManifestChunk:
+    """Some consecutive lines of a manifest.
+
+    Attributes:
+        rows: `ROW_SCHEMA`, then the pass-through columns these lines have, typed by these lines' values (see `unify`).
+        rejects: the lines that gave no row, in order.
+    """
+
+    rows: pa.Table
+    rejects: list[ManifestReject]
+
+
+@dataclass
+class _Seen:
+    """Whether a file has shown a column that makes it a manifest."""
+
+    manifest: str
+    audio_optional: bool
+    rows: int = 0
+    names: dict[str, None] = field(default_factory=dict)
+
+    def add(self, records: Records) -> None:
+        self.rows += len(records.lines)
+        self.names |= records.names
+
+    def verify(self) -> None:
+        """Raises: ConfigError when no row so far had audio (or text, where that is enough)."""
+        meanings = {KNOWN.get(name.lower()) for name in self.names}
+        if not self.names or "audio" in meanings or (self.audio_optional and "text" in meanings):
+            return
+        wanted = [*ALIASES["audio"], *(["text"] if self.audio_optional else [])]
+        unknown = [name.lower() for name in self.names if name.lower() not in KNOWN]
+        hint = next(filter(None, (did_you_mean(name, wanted) for name in unknown)), "")
+        shown = ", ".join(map(repr, list(self.names)[:20])) + (", ..." if len(self.names) > 20 else "")
+        raise ConfigError(f"manifest {self.manifest} has no column {', '.join(wanted)}; its columns are {shown}{hint}")
+
+
+def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: bool = False) -> Iterator[ManifestChunk]:
+    """Read one manifest file as a stream of chunks of at most `chunk_rows` lines. An empty one gives none.
+
+    Args:
+        uri: a file, as `expand` names it.
+        audio_optional: a row with a text that is not empty may lack audio.
+
+    Raises: ConfigError for a file that is not there or no manifest (binary, HTML, a JSON array, UTF-16, no audio
+        column, a header or schema that cannot be read), or that breaks off inside its compression or Parquet pages;
+        JobError when the store fails. What was read before stands in the chunks given out.
+    """
+    with open_manifest(uri) as source:
+        seen = _Seen(source.shown, audio_optional)
+        for records in _records(source, chunk_rows):
+            seen.add(records)
+            if seen.rows >= _PATIENCE_ROWS:
+                seen.verify()
+            if records.lines or records.bad:
+                yield _chunk(records, uri, source.shown, audio_optional=audio_optional)
+        seen.verify()
+
+
+def _records(source: Source, chunk_rows: int) -> Iterator[Records]:
+    if source.form is Form.JSONL:
+        yield from read_jsonl(source.blocks, chunk_rows)
+    elif source.form is Form.CSV:
+        yield from read_csv(source.blocks, chunk_rows, source.shown)
+    elif source.form is Form.PARQUET:
+        yield from read_parquet(source.raw, chunk_rows, source.shown)
+
+
+def _chunk(records: Records, uri: str, shown: str, *, audio_optional: bool) -> ManifestChunk:
+    found, leftover = _known_columns(records)
+    fields = check_fields(
+        lambda name: found[name], from_csv=records.from_csv, manifest=uri, audio_optional=audio_optional
+    )
+    rejects = [ManifestReject(shown, b.line, b.reason, b.detail, None, None, b.raw) for b in records.bad]
+    for position, (reason, detail) in fields.bad.items():
+        given = fields.audio[position] or _as_given(found["audio"][position])
+        rejects.append(
+            ManifestReject(
+                shown, records.lines[position], reason, detail, fields.recording_id[position], given,
+                records.raw(position),
+            )
+        )  # fmt: skip
+    rejects.sort(key=lambda reject: reject.line)
+    kept = [i for i in range(len(records.lines)) if i not in fields.bad] if fields.bad else None
+    table = _row_columns(fields, records.lines, shown, kept)
+    for name in records.names:
+        if name.lower() in KNOWN and name not in leftover:
+            continue
+        if name in leftover:
+            array = array_of(leftover[name] if kept is None else [leftover[name][i] for i in kept])
+        else:
+            array = records.array(name, kept)
+        table = table.append_column(field_of(passthrough_name(name), array), array)
+    return ManifestChunk(table, rejects)
+
+
+def _as_given(audio: object) -> str | None:
+    return audio[:RAW_CHARACTERS] if isinstance(audio, str) else None
+
+
+def _known_columns(records: Records) -> tuple[dict[str, Sequence[object]], dict[str, list[object]]]:
+    """What we read, by meaning; and of aliases that some row does not use, the values that pass through.
+
+    Each row takes the first alias it has a value in.
+    """
+    found: dict[str, Sequence[object]] = {}
+    leftover: dict[str, list[object]] = {}
+    for meaning, aliases in ALIASES.items():
+        names = sorted(
+            (name for name in records.names if name.lower() in aliases), key=lambda name: aliases.index(name.lower())
+        )
+        taken: Sequence[object] = records.values(names[0]) if names else [None] * len(records.lines)
+        for name in names[1:]:
+            values = records.values(name)
+            unused = [None if _absent(first) else value for first, value in zip(taken, values, strict=True)]
+            taken = [value if _absent(first) else first for first, value in zip(taken, values, strict=True)]
+            if any(value is not None for value in unused):
+                leftover[name] = unused
+        found[meaning] = taken
+    return found, leftover
+
+
+def _absent(value: object) -> bool:
+    return value is None or value == ""
+
+
+def _row_columns(fields: Fields, lines: Sequence[int], shown: str, kept: Sequence[int] | None) -> pa.Table:
+    columns: dict[str, Sequence[object]] = {
+        "recording_id": fields.recording_id,
+        "audio": fields.audio,
+        "text": fields.text,
+        "language": fields.language,
+        "offset_s": fields.offset_s,
+        "duration_s": fields.duration_s,
+        "channel": fields.channel,
+        "manifest": [shown] * len(lines),
+        "line": lines,
+    }
+    arrays = []
+    for column in ROW_SCHEMA:
+        values = columns[column.name]
+        arrays.append(pa.array(values if kept is None else [values[i] for i in kept], column.type))
+    return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)

@@ -1,0 +1,296 @@
+"""The manifest columns we read: their names, what each may hold, and the id of a row that has none.
+
+Checked column by column, not row by row: a whole column of strings is accepted with a few C-speed passes, and only a
+column that fails is looked at value by value to find which rows to blame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.errors import Reason, RejectedRow
+from pipeline.roots import resolve_audio, without_query
+
+ALIASES = {
+    "audio": ("audio", "audio_filepath", "path", "uri"),
+    "id": ("id",),
+    "text": ("text",),
+    "language": ("language",),
+    "offset": ("offset",),
+    "duration": ("duration",),
+    "channel": ("channel",),
+}
+"""What we read -> the columns it may stand in, first choice first. Matched without case: `ID` is `id`."""
+
+KNOWN = {alias: meaning for meaning, aliases in ALIASES.items() for alias in aliases}
+NUMBERS = ("offset", "duration", "channel")
+
+_MAX_ID_BYTES = 4096
+_MAX_CHANNEL = 2**31 - 1
+_LANGUAGE = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
+_MAX_LANGUAGE = 35  # RFC 5646, section 4.4.1: room for every tag that occurs
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER_LETTERS = frozenset("0123456789.+-eE")
+_SHOWN = 80
+
+
+class BadValue(Exception):
+    """A value its column cannot hold; the message says which is expected."""
+
+
+@dataclass
+class Fields:
+    """The known columns of some records, checked; `bad` says which positions are to be rejected, and why."""
+
+    audio: list[str | None]
+    recording_id: list[str | None]
+    text: list[str | None]
+    language: list[str | None]
+    offset_s: list[float | None]
+    duration_s: list[float | None]
+    channel: list[int | None]
+    bad: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+
+
+def check_fields(
+    values_of: Callable[[str], Sequence[object]], *, from_csv: bool, manifest: str, audio_optional: bool
+) -> Fields:
+    """Check the known columns of some records.
+
+    Args:
+        values_of: the values of one of `ALIASES`, None where a record has none.
+        from_csv: values are text: an empty one is absent and numbers are parsed.
+        manifest: the URI relative audio starts at.
+        audio_optional: whether a row with text may lack audio.
+    """
+    bad: dict[int, tuple[Reason, str]] = {}
+
+    def column(name: str) -> Sequence[object]:
+        return [value or None for value in values_of(name)] if from_csv else values_of(name)
+
+    def numbers(name: str) -> list[float | None]:
+        return _numbers(column(name), name, bad, from_csv=from_csv, above_zero=name == "duration")
+
+    audio = _strings(column("audio"), "audio", _audio, bad)
+    ids = _strings(column("id"), "id", _id, bad)
+    text = _strings(column("text"), "text", _text, bad)
+    language = _languages(column("language"), bad)
+    fields = Fields(audio, ids, text, language, numbers("offset"), numbers("duration"), [], bad)
+    fields.channel = _channels(numbers("channel"), bad)
+    _resolve(fields, manifest, audio_optional=audio_optional)
+    for position, recording_id in enumerate(fields.recording_id):
+        if recording_id is None and position not in bad:
+            fields.recording_id[position] = _derived(fields, position)
+    return fields
+
+
+def derived_id(
+    audio: str | None, offset_s: float | None, duration_s: float | None, channel: int | None, text: str | None = None
+) -> str:
+    """The id of a row that has none: `rec-` and 20 hex digits (80 bits) of BLAKE2b.
+
+    Over these lines, joined by a newline and in UTF-8: absolute audio URI, offset and duration as Python writes a
+    float (`1.0`), channel; an absent one is empty. For a row without audio also its text, as the fifth. Pre-signed
+    URLs change with every signing: give such rows ids.
+    """
+    parts = [audio or "", *("" if value is None else repr(float(value)) for value in (offset_s, duration_s))]
+    parts.append("" if channel is None else str(channel))
+    if audio is None:
+        parts.append(text or "")
+    return "rec-" + hashlib.blake2b("\n".join(parts).encode(), digest_size=10).hexdigest()
+
+
+def _derived(fields: Fields, i: int) -> str:
+    return derived_id(fields.audio[i], fields.offset_s[i], fields.duration_s[i], fields.channel[i], fields.text[i])
+
+
+def _resolve(fields: Fields, manifest: str, *, audio_optional: bool) -> None:
+    """Make audio absolute in place, and reject what may never be opened or has none."""
+    for position, audio in enumerate(fields.audio):
+        if position in fields.bad:
+            continue
+        if audio is None:
+            if not (audio_optional and fields.text[position]):
+                wanted = "neither audio nor text" if audio_optional else "no audio"
+                fields.bad[position] = (Reason.BAD_FIELD, f"the row has {wanted}")
+            continue
+        try:
+            fields.audio[position] = resolve_audio(audio, manifest)
+        except RejectedRow as refused:
+            fields.bad[position] = (refused.reason, refused.detail)
+
+
+# ---------------------------------------------------------------------------------------------- columns, then values
+
+
+def _blame(position: int, name: str, error: BadValue, bad: dict[int, tuple[Reason, str]]) -> None:
+    bad.setdefault(position, (Reason.BAD_FIELD, f"{name} {error}"))
+
+
+def _kinds(values: Iterable[object]) -> set[type]:
+    return set(map(type, values)) - {type(None)}
+
+
+def _strings(
+    values: Sequence[object], name: str, check: Callable[[object], str], bad: dict[int, tuple[Reason, str]]
+) -> list[str | None]:
+    given = [value for value in values if value is not None]
+    if _kinds(given) <= {str}:
+        strings: list[str] = [str(value) for value in given]
+        if check is _text or not strings or _plainly_right(strings, is_id=check is _id):
+            return [None if value is None else str(value) for value in values]
+    out: list[str | None] = []
+    for position, value in enumerate(values):
+        try:
+            out.append(None if value is None else check(value))
+        except BadValue as error:
+            _blame(position, name, error, bad)
+            out.append(None)
+    return out
+
+
+def _plainly_right(strings: list[str], *, is_id: bool) -> bool:
+    """Whether audio references or ids pass without a look at each: never true where `_audio` or `_id` would object."""
+    if not "".join(strings).isprintable():
+        return False
+    if is_id:  # the longest UTF-8 of a character is 4 bytes
+        return min(map(len, strings)) > 0 and max(map(len, strings)) <= _MAX_ID_BYTES // 4
+    return min(map(len, map(str.strip, strings))) > 0
+
+
+def _audio(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadValue(f"is {_kind(value)}; a path or URI is expected, as a string")
+    if not value.strip():
+        raise BadValue("is empty")
+    if _CONTROL.search(value):
+        raise BadValue(f"{without_query(_CONTROL.sub('?', value))[:_SHOWN]!r} holds a control character")
+    return value
+
+
+def _id(value: object) -> str:
+    if type(value) is int:
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadValue(f"is {_kind(value)}; a string or a whole number is expected")
+    if not value:
+        raise BadValue("is empty; leave it out to have one derived")
+    if "\0" in value:
+        raise BadValue("holds a NUL character")
+    if len(value.encode()) > _MAX_ID_BYTES:
+        raise BadValue(f"is longer than {_MAX_ID_BYTES:,} bytes")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadValue(f"is {_kind(value)}; a string is expected")
+    return value
+
+
+def _languages(values: Sequence[object], bad: dict[int, tuple[Reason, str]]) -> list[str | None]:
+    known: dict[object, str | None] = {None: None}
+    out: list[str | None] = []
+    for position, value in enumerate(values):
+        try:
+            if value.__class__ is not str or value not in known:
+                known_value = None if value is None else _language(value)
+                if len(known) < 10_000:  # a hostile manifest may name a million
+                    known[value] = known_value
+                out.append(known_value)
+            else:
+                out.append(known[value])
+        except BadValue as error:
+            _blame(position, "language", error, bad)
+            out.append(None)
+    return out
+
+
+def _language(value: object) -> str | None:
+    if not isinstance(value, str):
+        raise BadValue(f"is {_kind(value)}; a tag such as 'es' or 'es-MX' is expected")
+    tag = value.strip().replace("_", "-")
+    if tag and (len(tag) > _MAX_LANGUAGE or not _LANGUAGE.fullmatch(tag)):
+        raise BadValue(f"{value[:_SHOWN]!r} is not a tag such as 'es' or 'es-MX'")
+    return tag or None
+
+
+def _numbers(
+    values: Sequence[object], name: str, bad: dict[int, tuple[Reason, str]], *, from_csv: bool, above_zero: bool
+) -> list[float | None]:
+    given = [value for value in values if value is not None]
+    if not given:
+        return [None] * len(values)
+    quick = _quick_numbers(values, given, from_csv=from_csv, above_zero=above_zero)
+    if quick is not None:
+        return quick
+    out: list[float | None] = []
+    for position, value in enumerate(values):
+        try:
+            out.append(None if value is None else _number(value, from_csv=from_csv, above_zero=above_zero))
+        except BadValue as error:
+            _blame(position, name, error, bad)
+            out.append(None)
+    return out
+
+
+def _quick_numbers(
+    values: Sequence[object], given: list[object], *, from_csv: bool, above_zero: bool
+) -> list[float | None] | None:
+    """The column when every value is plainly right, None when each must be looked at."""
+    if from_csv:
+        if not frozenset("".join(map(str, given))) <= _NUMBER_LETTERS:
+            return None
+        try:
+            numbers: list[float | None] = [None if value is None else float(str(value)) for value in values]
+        except ValueError:
+            return None
+    elif _kinds(given) <= {int, float}:
+        numbers = [value if isinstance(value, int | float) else None for value in values]
+    else:
+        return None
+    least = min(number for number in numbers if number is not None)
+    most = max(number for number in numbers if number is not None)
+    within = (least > 0 if above_zero else least >= 0) and most < 2**53
+    return [None if number is None else float(number) for number in numbers] if within else None
+
+
+def _number(value: object, *, from_csv: bool, above_zero: bool) -> float:
+    expected = "a number above 0" if above_zero else "a number from 0"
+    if isinstance(value, bool) or not isinstance(value, str if from_csv else int | float):
+        raise BadValue(f"is {_kind(value)}; {expected} is expected")
+    shown = str(value)[:_SHOWN] if isinstance(value, str | float) or abs(value) < 2**64 else "a huge number"
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        raise BadValue(f"is {shown!r}; {expected} is expected")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0 or (above_zero and number == 0):
+        raise BadValue(f"is {shown}; {expected} is expected")
+    return number
+
+
+def _channels(numbers: list[float | None], bad: dict[int, tuple[Reason, str]]) -> list[int | None]:
+    """pandas writes whole numbers beside missing ones as `1.0`."""
+    out: list[int | None] = []
+    for position, number in enumerate(numbers):
+        if number is not None and (number != int(number) or number > _MAX_CHANNEL):
+            _blame(position, "channel", BadValue(f"is {number}; a whole number from 0 is expected"), bad)
+            out.append(None)
+        else:
+            out.append(None if number is None else int(number))
+    return out
+
+
+def _kind(value: object) -> str:
+    """What a JSON author would call the value's type, and the value where it is short and no text."""
+    names = {str: "a string", bool: "a boolean", dict: "an object", list: "a list", bytes: "bytes"}
+    if type(value) is float or (type(value) is int and abs(value) < 2**64):
+        return f"the number {value}"
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -1,0 +1,125 @@
+"""Records of a Parquet manifest, in batches bounded by bytes; columns keep their types.
+
+What cannot be told apart row by row is refused for the file: a known column of a type it cannot have, pages that do not
+decode. A row whose strings are not UTF-8 is rejected alone (Parquet readers do not look).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.columns import plain_type, to_python
+from pipeline.errors import ConfigError, Reason
+from pipeline.manifest_fields import KNOWN
+from pipeline.manifest_records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names
+from pipeline.manifest_source import READ_BYTES, store_errors
+
+_TEXT = ("a string", (pa.types.is_string,))
+_NUMBER = ("a number", (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+_EXPECTED = {
+    **{"audio": _TEXT, "text": _TEXT, "language": _TEXT},
+    **{"offset": _NUMBER, "duration": _NUMBER, "channel": _NUMBER},
+    "id": ("a string or a whole number", (pa.types.is_string, pa.types.is_integer)),
+}
+
+
+class ParquetRecords:
+    """Some rows of a Parquet manifest."""
+
+    from_csv = False
+
+    def __init__(self, batch: pa.RecordBatch, first: int, bad: list[BadLine], lines: list[int]) -> None:
+        self.lines = lines
+        self.bad = bad
+        self.names: dict[str, None] = dict.fromkeys(batch.schema.names)
+        self._batch = batch if len(lines) == batch.num_rows else batch.take(pa.array([n - first for n in lines]))
+
+    def raw(self, position: int) -> str:
+        """The row as JSON."""
+        return _raw(self._batch, position)
+
+    def values(self, name: str) -> list[object]:
+        """One known column; NaN, which is pandas' word for missing, and null are None."""
+        column = self._batch.column(name)
+        if KNOWN[name.lower()] in ("offset", "duration", "channel"):
+            values: list[object] = column.cast(pa.float64()).to_pylist()
+            return [None if value != value else value for value in values]  # noqa: PLR0124 - NaN alone differs from itself
+        strings: list[object] = column.cast(pa.string()).to_pylist()
+        return strings
+
+    def array(self, name: str, kept: Sequence[int] | None) -> pa.Array:
+        """One pass-through column of the kept rows, as it came."""
+        column = self._batch.column(name)
+        return column if kept is None else column.take(pa.array(kept, pa.int64()))
+
+
+def read_parquet(raw: BinaryIO, chunk_rows: int, shown: str) -> Iterator[ParquetRecords]:
+    """Records of a Parquet file, at most `chunk_rows` rows and about `CHUNK_BYTES` at a time.
+
+    Raises: ConfigError for a file that does not decode, and for columns that cannot be read as what they are called.
+    """
+    first = 1
+    with store_errors(shown):
+        try:
+            # buffered: otherwise a whole column of a row group is read at once
+            file = pq.ParquetFile(raw, buffer_size=READ_BYTES, pre_buffer=False)  # closed by whoever opened `raw`
+            wanted = _schema(file.schema_arrow, shown)
+            row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+            per_row = row_bytes // max(1, file.metadata.num_rows) + 1
+            yield _records(pa.RecordBatch.from_pylist([], schema=file.schema_arrow), wanted, first)  # shows the columns
+            for batch in file.iter_batches(batch_size=max(1, min(chunk_rows, CHUNK_BYTES // per_row))):
+                yield _records(batch, wanted, first)
+                first += batch.num_rows
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the store's, not the file's: Arrow's own have no number
+            raise ConfigError(
+                f"manifest {shown}: Parquet that does not decode after row {first - 1:,}: {error}"
+            ) from None
+
+
+def _schema(schema: pa.Schema, shown: str) -> pa.Schema:
+    """The schema with every type as `plain_type` has it. Raises: ConfigError."""
+    try:
+        Names().add(schema.names)
+    except BadName as error:
+        raise ConfigError(f"manifest {shown}: {error}") from None
+    fields = [pa.field(column.name, plain_type(column.type)) for column in schema]
+    for column in fields:
+        expected, tests = _EXPECTED.get(KNOWN.get(column.name.lower(), ""), ("", ()))
+        if expected and not pa.types.is_null(column.type) and not any(test(column.type) for test in tests):
+            raise ConfigError(f"manifest {shown}: column {column.name!r} is {column.type}; {expected} is expected")
+    return pa.schema(fields)
+
+
+def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int) -> ParquetRecords:
+    columns = [
+        column if column.type == field.type else column.cast(field.type)
+        for column, field in zip(batch.columns, wanted, strict=True)
+    ]
+    rows = range(batch.num_rows)
+    wrong: dict[int, str] = {}
+    for column, field in zip(columns, wanted, strict=True):
+        if not _valid(column):
+            wrong |= {i: field.name for i in rows if i not in wrong and not _valid(column.take(pa.array([i])))}
+    bad = [BadLine(first + i, Reason.MALFORMED, f"column {wrong[i]!r} is not UTF-8", None) for i in sorted(wrong)]
+    lines = [first + i for i in rows if i not in wrong]
+    return ParquetRecords(pa.RecordBatch.from_arrays(columns, schema=wanted), first, bad, lines)
+
+
+def _valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _raw(batch: pa.RecordBatch, position: int) -> str:
+    row = {name: to_python(batch.column(name).slice(position, 1))[0] for name in batch.schema.names}
+    return json.dumps(row, ensure_ascii=False, default=repr)[:RAW_CHARACTERS]

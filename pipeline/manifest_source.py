@@ -1,0 +1,333 @@
+"""Where manifests come from: names to files, bytes to lines, and which format the bytes are, judged by content.
+
+`expand` turns what the user typed (files, globs, folders) into files. `open_manifest` opens one, sees through gzip and
+zstd, and says whether it is JSON Lines, CSV or Parquet, whatever it is called. Nothing is held but one block and the
+line being read, up to `MAX_LINE_BYTES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import itertools
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import aiohttp
+import botocore.exceptions
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from pipeline.errors import ConfigError, JobError, did_you_mean
+from pipeline.roots import without_query
+from pipeline.storage import resolve
+
+MAX_LINE_BYTES = 4 << 20
+"""A longer line, or CSV record, is rejected unread. Far above any transcript (1 MB must pass), far below the memory."""
+
+READ_BYTES = 1 << 20
+_HEAD_BYTES = 64 << 10
+_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+_COMPRESSED = (".gz", ".zst")
+_HIDDEN = re.compile(r"/[._]")  # `.git`, `_SUCCESS`, and our own `_runs`
+_SIBLINGS = 10_000  # names looked at for "did you mean"; a bucket may hold millions
+
+_MAGIC = {
+    **{b"PK\x03\x04": "a ZIP or XLSX file", b"\x89PNG": "a PNG image", b"RIFF": "a WAV file", b"fLaC": "a FLAC file"},
+    **{b"ID3": "an MP3 file", b"OggS": "an Ogg file", b"%PDF": "a PDF file", b"\x7fELF": "a program"},
+    **{b"BZh": "a bzip2 file", b"\xfd7zXZ": "an xz file", b"ORC": "an ORC file", b"ARROW1": "an Arrow or Feather file"},
+    **{b"Obj\x01": "an Avro file", b"SQLite format 3": "an SQLite database", b"PARE": "an encrypted Parquet file"},
+    **{b"\x1f\x8b": "a file compressed twice", b"\x28\xb5\x2f\xfd": "a file compressed twice"},
+    **{b"PAR1": "a Parquet file inside gzip or zstd (Parquet compresses itself: give it as it is)"},
+}
+_ACCEPTED = "JSON Lines, CSV with a header (UTF-8; also .gz, .zst) and Parquet are read"
+
+
+class Form(StrEnum):
+    """What a manifest's bytes are."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+    EMPTY = "empty"
+
+
+class ByteReader(Protocol):
+    """The part of a binary file we read text manifests through."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; empty at the end."""
+
+
+class OverLong(bytes):
+    """The start of a line longer than `MAX_LINE_BYTES`; the rest was skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An open manifest.
+
+    Attributes:
+        shown: its URI without the query, as it may stand in outputs.
+        form: what it is.
+        raw: the seekable file, for Parquet.
+        blocks: decompressed bytes without the byte-order mark, for the text forms.
+    """
+
+    shown: str
+    form: Form
+    raw: BinaryIO
+    blocks: Iterator[bytes]
+
+
+# ---------------------------------------------------------------------------------------------------- names to files
+
+
+def expand(uris: Sequence[str]) -> list[str]:
+    """The manifests that files, globs and folders name, without repeats, in the order given.
+
+    A file counts whatever its name; so does all that a glob matches. A folder counts for the files in it, at any depth,
+    sorted, whose names end like a manifest's (.jsonl .json .ndjson .csv .tsv .parquet, the text ones also .gz .zst).
+    What starts with `.` or `_` counts only when named. Local names come back absolute; http(s) URLs as they are, since
+    they cannot be listed.
+
+    Raises: ConfigError for a name that leads to nothing, with the nearest name beside it.
+    """
+    if not uris:
+        raise ConfigError("no manifest is given")
+    return list(dict.fromkeys(itertools.chain.from_iterable(map(_expand_one, uris))))
+
+
+def _expand_one(uri: str) -> list[str]:
+    shown = without_query(uri)
+    if "::" in uri:
+        raise ConfigError(f"manifest {shown}: chained file systems ('::') are not read; unpack it first")
+    if uri.lower().startswith(("http://", "https://")):
+        return [uri]
+    with store_errors(shown):
+        filesystem, path = resolve(uri)
+        scheme = uri.partition("://")[0] if "://" in uri else "file"
+        if filesystem.isfile(path):
+            return [_uri(scheme, path)]
+        if filesystem.isdir(path):
+            found = _manifests_below(filesystem, path)
+            if not found:
+                raise ConfigError(f"manifest folder {shown} holds no file named like a manifest ({_endings()})")
+            return [_uri(scheme, name) for name in found]
+        if re.search(r"[*?\[]", path) and (files := _matches(filesystem, path)):
+            return [_uri(scheme, name) for name in files]
+        raise ConfigError(f"manifest {shown} does not exist{_nearest(filesystem, path)}")
+
+
+def _uri(scheme: str, path: str) -> str:
+    if scheme.lower() in ("file", "local"):
+        return str(Path(path).absolute())
+    return f"{scheme}://{path.lstrip('/')}"
+
+
+def _matches(filesystem: AbstractFileSystem, pattern: str) -> list[str]:
+    fixed = len(re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0])
+    files: list[str] = []
+    for name, info in sorted(filesystem.glob(pattern, detail=True).items()):
+        if _HIDDEN.search(name[fixed:]) and not _HIDDEN.search(pattern[fixed:]):
+            continue
+        files += [name] if info["type"] == "file" else _manifests_below(filesystem, name)
+    return files
+
+
+def _manifests_below(filesystem: AbstractFileSystem, folder: str) -> list[str]:
+    """Walked folder by folder, so that the audio beside a manifest is never held as one list."""
+    top = folder.rstrip("/")
+    found = []
+    for here, folders, files in filesystem.walk(folder):
+        for name in [name for name in folders if name.startswith((".", "_"))]:
+            folders.remove(name) if isinstance(folders, list) else folders.pop(name)
+        found += [f"{here.rstrip('/')}/{name}" for name in files if _looks_like_manifest(name)]
+    return sorted(name for name in found if not _HIDDEN.search(name[len(top) :]))
+
+
+def _looks_like_manifest(name: str) -> bool:
+    bare = name.lower()
+    for ending in _COMPRESSED:
+        bare = bare.removesuffix(ending)
+    return bare.endswith(_SUFFIXES) and not (bare.endswith(".parquet") and bare != name.lower())
+
+
+def _endings() -> str:
+    return f"{', '.join(_SUFFIXES)}, the text ones also {', '.join(_COMPRESSED)}"
+
+
+def _nearest(filesystem: AbstractFileSystem, path: str) -> str:
+    folder, _, name = path.rstrip("/").rpartition("/")
+    try:
+        siblings = itertools.islice(filesystem.ls(folder or "/", detail=False), _SIBLINGS)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"; nor does its folder {folder}"
+    return did_you_mean(name, [sibling.rstrip("/").rpartition("/")[2] for sibling in siblings])
+
+
+# ---------------------------------------------------------------------------------------------------- files to blocks
+
+
+@contextmanager
+def store_errors(shown: str) -> Iterator[None]:
+    """Turn what stores raise into ours, without the URL that http errors quote.
+
+    Raises: ConfigError for what is not there or not allowed; JobError for a store that failed and may not fail again.
+    """
+    try:
+        yield
+    except FileNotFoundError:  # fsspec's http says so for a server it cannot reach too
+        more = ", or its server cannot be reached" if shown[:4].lower() == "http" else ""
+        raise ConfigError(f"manifest {shown} does not exist{more}") from None
+    except PermissionError:
+        raise ConfigError(f"manifest {shown} may not be read with the credentials at hand") from None
+    except IsADirectoryError:
+        raise ConfigError(f"manifest {shown} is a folder") from None
+    except aiohttp.ClientResponseError as error:
+        raise ConfigError(f"manifest {shown}: the server answers {error.status}") from None
+    except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
+        cause = re.sub(r"\?[^\s'\"]*", "", str(error)) or type(error).__name__
+        raise JobError(f"manifest {shown} could not be read: {cause}") from None
+
+
+@contextmanager
+def open_manifest(uri: str) -> Iterator[Source]:
+    """Open a manifest and find out what it is.
+
+    Raises: ConfigError for what is not there, not allowed or no manifest, with what it looks like; JobError when the
+    store fails. Both can also come while the blocks are read: a stream that breaks off is not the whole manifest.
+    """
+    shown = without_query(uri)
+    with contextlib.ExitStack() as stack:
+        with store_errors(shown):
+            filesystem, path = resolve(uri)
+            raw: BinaryIO = stack.enter_context(filesystem.open(path, "rb"))
+            start = raw.read(4)
+        if start == b"PAR1":
+            raw.seek(0)
+            yield Source(shown, Form.PARQUET, raw, iter(()))
+            return
+        whole = io.BufferedReader(_Rejoined(start, raw), READ_BYTES)
+        reader: ByteReader = whole
+        if start[:2] == b"\x1f\x8b":
+            reader = stack.enter_context(gzip.GzipFile(fileobj=whole))
+        elif start == b"\x28\xb5\x2f\xfd" or (start[1:] == b"\x2a\x4d\x18" and 0x50 <= start[0] <= 0x5F):
+            reader = stack.enter_context(_zstd(whole))
+        blocks = _blocks(reader, shown)
+        head = b""
+        while len(head) < _HEAD_BYTES and (block := next(blocks, b"")):
+            head += block
+        form = _form(head, shown)
+        yield Source(shown, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks))
+
+
+class _Rejoined(io.RawIOBase):
+    """A stream with the bytes that were taken to look at put back: an http stream cannot seek."""
+
+    def __init__(self, start: bytes, rest: BinaryIO) -> None:
+        self._start = start
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - the buffer protocol has no type before 3.12
+        content = self._start or self._rest.read(len(buffer))
+        self._start = b""
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _zstd(raw: io.BufferedIOBase) -> AbstractContextManager[ByteReader]:
+    """Arrow's reader, not zstandard's, whose stream ends without a word where a file was cut."""
+    return contextlib.closing(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
+
+
+def _blocks(reader: ByteReader, shown: str) -> Iterator[bytes]:
+    done = 0
+    with store_errors(shown):
+        try:
+            while block := reader.read(READ_BYTES):
+                done += len(block)
+                yield block
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ConfigError(_broken(shown, done, str(error))) from None
+        except OSError as error:
+            if "ZSTD" in str(error) or "Truncated compressed" in str(error):  # Arrow says both as a plain OSError
+                raise ConfigError(_broken(shown, done, str(error))) from None
+            raise
+
+
+def _broken(shown: str, done: int, why: str) -> str:
+    return f"manifest {shown}: its compression is broken after {done:,} bytes of text ({why}): it is not whole"
+
+
+def lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """The lines of a stream, many at a time: the 1-based number of the first, and the lines without their newline.
+
+    A line longer than `MAX_LINE_BYTES` comes as an `OverLong`; not more of it than that is held.
+    """
+    number, pending = 1, b""
+    over: OverLong | None = None
+    for block in blocks:
+        first, *others = block.split(b"\n")
+        if over is None:
+            pending += first
+            if len(pending) > MAX_LINE_BYTES:
+                over = OverLong(pending[:_HEAD_BYTES])
+        if not others:
+            continue
+        lines = [over if over is not None else pending, *others[:-1]]
+        pending, over = others[-1], None
+        yield number, lines
+        number += len(lines)
+    if over is not None or pending:
+        yield number, [over if over is not None else pending]
+
+
+# ---------------------------------------------------------------------------------------------------- bytes to a form
+
+
+def _form(head: bytes, shown: str) -> Form:
+    """Judge by the first 64 KiB. Raises: ConfigError that says what it looks like instead."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:2] == b"{\0" or head[:2] == b"\0{":
+        raise ConfigError(f"manifest {shown} is UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    binary = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+    for magic, what in _MAGIC.items():  # a header may read `PARENT,audio`: magic that is letters counts before binary
+        if head.startswith(magic) and (not _is_utf8(head[:256]) or binary.search(head[:256])):
+            raise ConfigError(f"manifest {shown} is {what}; {_ACCEPTED}")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    if not text:
+        return Form.EMPTY
+    lines = text.split(b"\n")
+    whole = [line.strip() for line in (lines[:-1] or lines) if line.strip()]
+    objects = sum(line.startswith(b"{") and line.endswith(b"}") for line in whole)
+    if whole[0] == b"{" and not objects and len(whole) > 1:
+        raise ConfigError(f"manifest {shown} is JSON over several lines; write one object a line (jq -c). {_ACCEPTED}")
+    if text[:1] == b"{":
+        return Form.JSONL
+    if text[:1] == b"[" and not (objects and whole[0].endswith(b"]")):
+        raise ConfigError(f"manifest {shown} is a JSON array; write one object a line (jq -c '.[]'). {_ACCEPTED}")
+    if objects * 2 > len(whole):  # the first line is a damaged one
+        return Form.JSONL
+    if text[:1] == b"<":
+        raise ConfigError(f"manifest {shown} is an HTML or XML page, perhaps a log-in or error page; {_ACCEPTED}")
+    if binary.search(lines[0]) or not _is_utf8(lines[0]):
+        raise ConfigError(f"manifest {shown} is binary or not UTF-8 in its first line; {_ACCEPTED}")
+    return Form.CSV
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"  # cut at the end of the head
+    return True

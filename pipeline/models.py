@@ -1,0 +1,189 @@
+"""Which models a job uses: chosen by language and mode, pinned in the plan, loaded once a process.
+
+A plan names its models by slot, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with the spec it was named by, the commit
+it resolved to and the sha256 of its weights. A worker that finds other weights under the same name refuses to use them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from pipeline import weights
+from pipeline.config import JobConfig, primary_language
+from pipeline.emotion import EmotionRecogniser
+from pipeline.errors import ConfigError, JobError
+from pipeline.modes import check, embedding_widths
+from pipeline.plan import Plan
+from pipeline.transcribe import Transcriber, check_model
+
+AUTO_LANGUAGE = "auto"
+_FUSION, _ENCODER, _ASR = "fusion", "sentence_encoder", "asr"
+_OPTION = {_FUSION: "fusion_model", _ENCODER: "sentence_encoder", _ASR: "asr_model"}
+
+
+def emotion_model_for(config: JobConfig, language: str) -> str | None:
+    """The fusion model (in mode text: the text classifier) for a language, or None when nobody named or published one."""
+    return config.model_for("fusion_model", language) or weights.EMOTION_MODELS.get((language, config.mode))
+
+
+def known_languages(config: JobConfig) -> list[str]:
+    """Every language this job has an emotion model for."""
+    named = {language for language in config.fusion_model if language.isalpha()}
+    candidates = {*named, *(code for code, _ in weights.EMOTION_MODELS), primary_language(config.language or "en")}
+    return sorted(language for language in candidates if emotion_model_for(config, language))
+
+
+def choose(config: JobConfig, languages: Iterable[str], *, needs_asr: bool) -> dict[str, str]:
+    """Slot to spec, for the languages a plan holds.
+
+    Raises: ConfigError when a sentence encoder is needed and none is named or published.
+    """
+    chosen: dict[str, str] = {}
+    for language in sorted(set(languages)):
+        model = emotion_model_for(config, language)
+        if model is None:
+            raise ConfigError(
+                f"no emotion model is published for {language!r}; name one with --fusion-model {language}=X"
+            )
+        chosen[f"{_FUSION}/{language}"] = model
+        if config.mode in ("mean", "concat", "multihead"):
+            encoder = config.model_for("sentence_encoder", language) or weights.SENTENCE_ENCODERS.get(language)
+            if encoder is None:
+                option = f"--sentence-encoder {language}=X"
+                raise ConfigError(f"no sentence encoder is published for {language!r}; name one with {option}")
+            chosen[f"{_ENCODER}/{language}"] = encoder
+        if needs_asr:
+            chosen[f"{_ASR}/{language}"] = config.model_for("asr_model", language) or weights.DEFAULT_ASR
+    return chosen
+
+
+def pin(chosen: Mapping[str, str], mode: str) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Resolve every slot, check it strictly, and say what will be loaded.
+
+    Returns: the plan's `models` and its embedding widths. Costs one read of each weight file (its hash).
+    Raises: ConfigError naming the slot's option and what is wrong with it.
+    """
+    pinned: dict[str, dict[str, Any]] = {}
+    widths: dict[str, dict[str, int]] = {}
+    for slot, spec in chosen.items():
+        kind, language = slot.split("/")
+        try:
+            checkpoint = weights.resolve(spec)
+            if kind == _ASR:
+                check_model(checkpoint.directory, language)
+            elif kind == _FUSION:
+                named = chosen.get(f"{_ENCODER}/{language}")
+                encoder = weights.resolve(named) if named else None
+                check(mode, checkpoint, encoder)
+                widths[language] = embedding_widths(mode, checkpoint, encoder)
+        except ConfigError as error:
+            raise ConfigError(f"--{_OPTION[kind].replace('_', '-')} {language}={spec}: {error}") from error
+        pinned[slot] = {
+            "spec": spec,
+            "revision": checkpoint.revision,
+            "sha256": checkpoint.sha256,
+            "bytes": sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file()),
+        }
+    if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
+        raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
+    return pinned, next(iter(widths.values()), {})
+
+
+def needs_asr(plan: Plan) -> bool:
+    """Whether any row of the plan must be heard by Whisper."""
+    return any(slot.startswith(_ASR) for slot in plan.models)
+
+
+def knows_language(models: Mapping[str, Any], language: str) -> bool:
+    """Whether the plan has an emotion model for the language."""
+    return f"{_FUSION}/{language}" in models
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what computes the results, for receipts and reports."""
+    packages = ("torch", "transformers", "faster-whisper", "ctranslate2", "pyarrow", "ray", "soxr", "soundfile", "av")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "speech-emotion-pipeline": importlib.metadata.version(
+        "speech-emotion-pipeline"), **found}  # fmt: skip
+
+
+def pinned_checkpoint(pinned: Mapping[str, Any]) -> weights.Checkpoint:
+    """The very files a plan pinned, on this node. Raises: ConfigError when they differ."""
+    spec, revision = pinned["spec"], pinned["revision"]
+    if revision and "/" in spec:
+        spec = f"{spec.partition('@')[0]}@{revision}"
+    return weights.resolve(spec, expected_sha256=pinned["sha256"])
+
+
+def fingerprint(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> str:
+    """What stands in the output's `model` column: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`."""
+    slots = [models[slot] for slot in (f"{_FUSION}/{language}", f"{_ENCODER}/{language}") if slot in models]
+    hashes = "+".join(slot["sha256"][:12] for slot in slots)
+    return f"{settings['mode']}-{language}:{hashes}@{settings['precision']}"
+
+
+class Loaded:
+    """The models of one process, each loaded at first use and kept.
+
+    Args:
+        models: the plan's `models`.
+        settings: the plan's settings (mode, precision, asr_compute_type, beam_size).
+        device: cpu or cuda.
+        num_threads: CPU threads a model may use; None leaves the library's choice.
+        max_batch_s: padded audio seconds in one batch; None for the device's default.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        *,
+        settings: Mapping[str, Any],
+        device: str,
+        num_threads: int | None = None,
+        max_batch_s: float | None = None,
+    ) -> None:
+        self._models, self._settings = models, settings
+        self._device, self._num_threads, self._max_batch_s = device, num_threads, max_batch_s
+        self._recognisers: dict[str, EmotionRecogniser] = {}
+        self._transcribers: dict[str, Transcriber] = {}
+
+    def _checkpoint(self, slot: str) -> weights.Checkpoint:
+        try:
+            return pinned_checkpoint(self._models[slot])
+        except ConfigError as error:
+            raise JobError(f"{slot}: {error}") from error
+
+    def recogniser_for(self, language: str) -> EmotionRecogniser:
+        """The emotion model of a language."""
+        if language not in self._recognisers:
+            encoder = f"{_ENCODER}/{language}"
+            self._recognisers[language] = EmotionRecogniser(
+                self._settings["mode"],
+                self._checkpoint(f"{_FUSION}/{language}"),
+                self._checkpoint(encoder) if encoder in self._models else None,
+                device=self._device,
+                precision=self._settings["precision"],
+                num_threads=self._num_threads,
+                max_batch_s=self._max_batch_s,
+            )
+        return self._recognisers[language]
+
+    def transcriber_for(self, language: str | None) -> Transcriber:
+        """The speech recogniser of a language; for None, the first the plan names, which then detects it."""
+        slots = sorted(slot for slot in self._models if slot.startswith(_ASR))
+        slot = f"{_ASR}/{language}" if f"{_ASR}/{language}" in slots else slots[0]
+        sha256 = self._models[slot]["sha256"]
+        if sha256 not in self._transcribers:
+            self._transcribers[sha256] = Transcriber(
+                self._checkpoint(slot).directory,
+                device=self._device,
+                compute_type=self._settings["asr_compute_type"],
+                num_threads=self._num_threads or 0,
+                beam_size=self._settings["beam_size"],
+            )
+        return self._transcribers[sha256]

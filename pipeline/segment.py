@@ -1,0 +1,130 @@
+"""Where the utterances of a recording begin and end, and whether it holds speech at all.
+
+Voice activity is Silero VAD v6 as faster-whisper ships it: one ONNX session with one thread, so the same waveform
+always gives the same cuts. It costs about 2 ms of CPU per second of audio and 180 MB however long the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.schema import SAMPLING_RATE
+
+MAX_SEGMENT_S = 30.0
+"""Whisper's window: it hears 30 s at a time (Radford et al. 2022, section 2.2)."""
+
+_MIN_SILENCE_MS = 500
+"""A pause this long ends an utterance. Of 180 RAVDESS sentences end to end, 179 were whole and alone, none merged."""
+
+_PADDING_MS = 200
+"""Kept around speech, so that soft onsets and endings survive; neighbours closer than twice this share the gap."""
+
+_MIN_SPEECH_MS = 250
+"""Shorter is a click or a cough; the default of Silero's own get_speech_timestamps."""
+
+_CUT_THRESHOLD = 0.5
+"""Speech probability where cutting is asked for. Silero's default."""
+
+_PRESENCE_THRESHOLD = 0.3
+_PRESENCE_WINDOWS = 3
+"""`has_speech` is lenient: losing a shout costs more than letting noise through to Whisper's own checks. The weakest of
+143 acted clips (happy and angry, strong) have 4 windows of 32 ms over 0.36, white noise at -10 dBFS none over 0.25."""
+
+_WINDOW = 512
+"""Samples per probability of Silero VAD at 16 kHz."""
+
+_CHUNK = 600 * SAMPLING_RATE // _WINDOW * _WINDOW
+"""Ten minutes at a time: faster-whisper's VAD holds about four copies of what it is given."""
+
+_LEAD_IN = 2 * SAMPLING_RATE
+"""Heard again before each further chunk, from the last cut at most: the model starts with no memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Samples [start, end) of a 16 kHz waveform; samples are exact where seconds round."""
+
+    start: int
+    end: int
+
+    @property
+    def start_s(self) -> float:
+        """Seconds from the beginning of the waveform."""
+        return self.start / SAMPLING_RATE
+
+    @property
+    def end_s(self) -> float:
+        """Seconds from the beginning of the waveform."""
+        return self.end / SAMPLING_RATE
+
+
+def cut(waveform: NDArray[np.float32], *, segmentation: Literal["auto", "none", "vad"], has_text: bool) -> list[Span]:
+    """Cut a recording into utterances.
+
+    Args:
+        waveform: [num_samples] at 16 kHz.
+        segmentation: "none" keeps it whole; "vad" always cuts by voice activity; "auto" does so when it is longer than
+            Whisper's window and there is no text, which would not be known per piece.
+        has_text: the manifest gives a transcript of the whole recording.
+
+    Returns: spans in order, without overlap; by voice activity each is at most 30 s.
+
+    Raises: RejectedRow NO_SPEECH when asked to cut and there is nothing to cut out.
+    """
+    short = len(waveform) <= MAX_SEGMENT_S * SAMPLING_RATE
+    if segmentation == "none" or (segmentation == "auto" and (has_text or short)):
+        return [Span(0, len(waveform))]
+    spans = list(_speech(waveform))
+    if not spans:
+        duration_s = len(waveform) / SAMPLING_RATE
+        raise RejectedRow(Reason.NO_SPEECH, f"no voice activity in {duration_s:.1f} s", Stage.SEGMENT)
+    return spans
+
+
+def has_speech(waveform: NDArray[np.float32]) -> bool:
+    """Whether anyone may be speaking here, leniently; False for silence, DC, hum and noise.
+
+    For the transcriber, because Whisper writes words for silence. waveform: [num_samples] at 16 kHz.
+    """
+    from faster_whisper.vad import get_vad_model
+
+    model = get_vad_model()
+    for start in range(0, len(waveform), _CHUNK):
+        chunk = waveform[start : start + _CHUNK]
+        probabilities = model(np.pad(chunk, (0, -len(chunk) % _WINDOW)))
+        if np.count_nonzero(probabilities >= _PRESENCE_THRESHOLD) >= _PRESENCE_WINDOWS:
+            return True
+    return False
+
+
+def _speech(waveform: NDArray[np.float32]) -> Iterator[Span]:
+    """Spans of speech, chunk by chunk; what touches the end of a chunk is left to the next."""
+    from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+    options = VadOptions(
+        threshold=_CUT_THRESHOLD,
+        min_speech_duration_ms=_MIN_SPEECH_MS,
+        max_speech_duration_s=MAX_SEGMENT_S,
+        min_silence_duration_ms=_MIN_SILENCE_MS,
+        speech_pad_ms=_PADDING_MS,
+    )
+    begin = kept_until = 0
+    while True:
+        chunk = waveform[begin : begin + _CHUNK]
+        found = [Span(begin + each["start"], begin + each["end"]) for each in get_speech_timestamps(chunk, options)]
+        found = [span for span in found if span.start >= kept_until]
+        until = begin + len(chunk)
+        if until == len(waveform):
+            yield from found
+            return
+        if found and found[-1].end == until:
+            until = found.pop().start
+        yield from found
+        kept_until = found[-1].end if found else kept_until
+        begin = -(-max(kept_until, until - _LEAD_IN) // _WINDOW) * _WINDOW

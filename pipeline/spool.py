@@ -1,0 +1,262 @@
+"""Manifests read once, as a stream, onto the driver's disk, with duplicates found on the way.
+
+Costs the driver about 64 bytes of memory a row (16-byte id keys, and their order while duplicates are looked for) and the
+disk one copy of the manifest. Reading once means that a manifest which changes meanwhile cannot contradict itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.manifest import ManifestReject, conform, read_manifest, unify
+from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
+
+_CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
+"""Columns of a row that its reject carries besides those of `REJECT_SCHEMA`."""
+
+Keys = NDArray[np.bytes_]
+_KEY = np.dtype("S16")
+
+Check = Callable[[pa.Table], tuple[pa.Table, dict[int, RejectedRow]]]
+"""Looks at one chunk of rows; gives them back, perhaps completed, and the rejects by position."""
+
+
+def key_of(*parts: str) -> bytes:
+    """16 bytes that stand for an id, or for a rejected line, in the sets of what earlier plans hold."""
+    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def id_keys(ids: Iterable[str]) -> Keys:
+    """One key per recording id."""
+    return np.frombuffer(b"".join(map(key_of, ids)), dtype=_KEY)
+
+
+def reject_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The rejects table: why and where, the row's own columns, the line as it came when it could not be read."""
+    carried = [ROW_SCHEMA.field(name) for name in _CARRIED]
+    return pa.schema([*REJECT_SCHEMA, *carried, pa.field("raw", pa.string()), *extra])
+
+
+@dataclass
+class Spool:
+    """What the manifests hold: accepted rows in chunk files below `folder`, rejects beside them.
+
+    Attributes:
+        rows: accepted rows, duplicates included until `select`.
+        extra: the pass-through columns, one type each over all manifests.
+    """
+
+    folder: Path
+    extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    rows: int = 0
+    chunks: list[Path] = field(default_factory=list)
+    reject_chunks: list[Path] = field(default_factory=list)
+    _keys: bytearray = field(default_factory=bytearray)
+    _reject_keys: bytearray = field(default_factory=bytearray)
+
+    def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
+        """Stream the manifests onto disk."""
+        for manifest in manifests:
+            for chunk in read_manifest(manifest, audio_optional=audio_optional):
+                rows, refused = check(chunk.rows)
+                kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
+                self._add_rows(rows.take(pa.array(kept)))
+                self._add_rejects(_refused_table(rows, refused), _raw_table(chunk.rejects))
+
+    def _add_rows(self, rows: pa.Table) -> None:
+        if not rows.num_rows:
+            return
+        self.extra = unify([self.extra, _extra_schema(rows.schema)])
+        self._keys += id_keys(rows["recording_id"].to_pylist()).tobytes()
+        self.rows += rows.num_rows
+        self.chunks.append(_write(rows, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
+
+    def _add_rejects(self, *tables: pa.Table) -> None:
+        for rejects in tables:
+            if rejects.num_rows:
+                self._reject_keys += b"".join(map(_reject_key, rejects.to_pylist()))
+                self.reject_chunks.append(
+                    _write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
+                )
+
+    def select(self, held_ids: Keys, held_rejects: Keys) -> Selection:
+        """Decide which rows are new: not held by an earlier plan, one of each set of equal rows, none of unequal ones."""
+        keys = np.frombuffer(bytes(self._keys), dtype=_KEY)
+        new = ~np.isin(keys, held_ids) if len(held_ids) else np.ones(len(keys), dtype=bool)
+        held = int(len(keys) - new.sum())
+        # stable sort: equal keys stay in manifest order, so the first of each run is the first seen
+        order = np.argsort(keys, kind="stable")
+        ranked = keys[order]
+        same_as_previous = (
+            np.concatenate([[False], ranked[1:] == ranked[:-1]]) if len(keys) else np.zeros(0, dtype=bool)
+        )
+        repeated_keys = np.unique(ranked[same_as_previous])
+        repeated = np.isin(keys, repeated_keys) & new if len(repeated_keys) else np.zeros(len(keys), dtype=bool)
+        clashing = self._settle(keys, repeated, new)
+        reject_keys = np.frombuffer(bytes(self._reject_keys), dtype=_KEY)
+        return Selection(self, new, clashing, held, ~np.isin(reject_keys, held_rejects), held_rejects)
+
+    def _settle(self, keys: Keys, repeated: NDArray[np.bool_], new: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Among repeated ids: drop equal repeats from `new`, and return the mask of those whose content differs."""
+        clashing = np.zeros(len(keys), dtype=bool)
+        if not repeated.any():
+            return clashing
+        seen: dict[bytes, tuple[int, bytes]] = {}
+        clashes: set[bytes] = set()
+        for start, table in self._tables():
+            for position in np.flatnonzero(repeated[start : start + table.num_rows]):
+                key = keys[start + position].tobytes()
+                content = _content_key(table.slice(position, 1).to_pylist()[0])
+                first, first_content = seen.setdefault(key, (start + int(position), content))
+                if content != first_content:
+                    clashes.add(key)
+                elif first != start + position:
+                    new[start + position] = False
+        if clashes:
+            clashing = repeated & np.isin(keys, np.frombuffer(b"".join(sorted(clashes)), dtype=_KEY))
+            new &= ~clashing
+        return clashing
+
+    def _tables(self) -> Iterator[tuple[int, pa.Table]]:
+        start = 0
+        for path in self.chunks:
+            table = conform(pq.read_table(path), pa.schema([*ROW_SCHEMA, *self.extra]))
+            yield start, table
+            start += table.num_rows
+
+
+@dataclass
+class Selection:
+    """The rows and rejects of a spool that a new plan shall hold."""
+
+    spool: Spool
+    new: NDArray[np.bool_]
+    clashing: NDArray[np.bool_]
+    held: int
+    new_rejects: NDArray[np.bool_]
+    held_rejects: Keys
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to plan."""
+        return bool(self.new.any()) or any(True for _ in self.rejects())
+
+    @property
+    def rows(self) -> int:
+        """How many rows are new."""
+        return int(self.new.sum())
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The new rows, chunk by chunk, with one schema."""
+        for start, table in self.spool._tables():
+            mask = self.new[start : start + table.num_rows]
+            if mask.any():
+                yield table.filter(pa.array(mask))
+
+    def rejects(self) -> Iterator[pa.Table]:
+        """The new rejects, chunk by chunk, with one schema."""
+        schema = reject_schema(self.spool.extra)
+        start = 0
+        for path in self.spool.reject_chunks:
+            table = conform(pq.read_table(path), schema)
+            mask = self.new_rejects[start : start + table.num_rows]
+            start += table.num_rows
+            if mask.any():
+                yield table.filter(pa.array(mask))
+        yield from self._clash_rejects(schema)
+
+    def _clash_rejects(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        for start, table in self.spool._tables():
+            positions = np.flatnonzero(self.clashing[start : start + table.num_rows])
+            refused = {
+                int(p): RejectedRow(
+                    Reason.DUPLICATE_ID, "the id stands on several rows whose contents differ", Stage.MANIFEST
+                )
+                for p in positions
+            }
+            rejects = conform(_refused_table(table, refused), schema)
+            keys = np.frombuffer(b"".join(map(_reject_key, rejects.to_pylist())), dtype=_KEY)
+            mask = ~np.isin(keys, self.held_rejects)
+            if mask.any():
+                yield rejects.filter(pa.array(mask))
+
+
+def _extra_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([f for f in schema if f.name not in ROW_SCHEMA.names])
+
+
+def _refused_table(rows: pa.Table, refused: dict[int, RejectedRow]) -> pa.Table:
+    """The reject rows of rows that were read but may not enter a plan."""
+    positions = sorted(refused)
+    causes = [refused[p] for p in positions]
+    return rejects_table(rows.take(pa.array(positions, pa.int64())), causes)
+
+
+def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str = "", attempts: int = 1) -> pa.Table:
+    """Reject rows for plan rows, each with its cause; pass-through columns stay as they are."""
+    columns = {
+        "recording_id": rows["recording_id"],
+        "audio": rows["audio"],
+        "reason": pa.array([str(c.reason) for c in causes], pa.string()),
+        "detail": pa.array([c.detail for c in causes], pa.string()),
+        "stage": pa.array([str(c.stage) for c in causes], pa.string()),
+        "manifest": rows["manifest"],
+        "line": rows["line"],
+        "attempts": pa.array([attempts] * len(causes), pa.int32()),
+        "run_id": pa.array([run_id] * len(causes), pa.string()),
+        **{name: rows[name] for name in _CARRIED},
+        "raw": pa.nulls(len(causes), pa.string()),
+        **{name: rows[name] for name in rows.schema.names if name not in ROW_SCHEMA.names},
+    }
+    return pa.table(columns, schema=reject_schema(_extra_schema(rows.schema)))
+
+
+def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
+    """The reject rows of lines that could not be read."""
+    records = [
+        {
+            "recording_id": r.recording_id,
+            "audio": r.audio,
+            "reason": str(r.reason),
+            "detail": r.detail,
+            "stage": str(Stage.MANIFEST),
+            "manifest": r.manifest,
+            "line": r.line,
+            "attempts": 1,
+            "run_id": "",
+            "raw": r.raw,
+        }
+        for r in rejects
+    ]
+    return pa.Table.from_pylist(records, schema=reject_schema())
+
+
+def _content_key(row: dict[str, object]) -> bytes:
+    """What two rows of one id must share to be one row: everything but where they stood."""
+    content = {name: value for name, value in row.items() if name not in ("manifest", "line")}
+    return key_of(json.dumps(content, sort_keys=True, default=repr))
+
+
+def _reject_key(reject: dict[str, object]) -> bytes:
+    """The same line rejected for the same reason by a later run is the same reject, and is not logged again."""
+    return key_of("reject", *(str(reject[n]) for n in ("manifest", "line", "recording_id", "reason", "raw")))
+
+
+def _write(table: pa.Table, path: Path) -> Path:
+    pq.write_table(table, path, compression="lz4")
+    return path
+
+
+def reject_keys(rejects: pa.Table) -> Keys:
+    """The keys of rejects a plan holds, for `Spool.select` of a later run."""
+    names = ["manifest", "line", "recording_id", "reason", "raw"]
+    return np.frombuffer(b"".join(map(_reject_key, rejects.select(names).to_pylist())), dtype=_KEY)

@@ -1,0 +1,287 @@
+"""The engine: shards stream through Ray Data. The only file that imports ray.
+
+    shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> finish (CPU tasks)
+
+One shard is one block all the way, and `finish` checks that. Pools are of fixed size: autoscaling GPU pools have hung
+(ray #59144). Each step holds a share of the logical CPUs small enough that all of them fit on a machine with one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import ray.exceptions
+
+from pipeline import models
+from pipeline.annotate import prepare, recognise, transcribe
+from pipeline.config import JobConfig
+from pipeline.errors import ConfigError, JobError
+from pipeline.finish import Finished, finish
+from pipeline.plan import Plan, Shard
+from pipeline.work import Work
+
+_SHARDS_PER_WAVE = 4096
+"""Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
+_POOL_SHARE = 0.6
+"""Share of the logical CPUs that the actor pools may hold; the rest is for the CPU tasks that feed and drain them."""
+_TASK_SHARE = 0.2
+_MODEL_MEMORY_SHARE = 0.6
+"""Share of the memory that copies of the models may fill."""
+_MODEL_OVERHEAD = 1.3
+_CHATTER_SHOWN_BYTES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the cluster has, over all nodes."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """How many actors of each kind, and what each holds."""
+
+    device: str
+    transcribers: int
+    recognisers: int
+    actor_cpus: float
+    task_cpus: float
+    transcriber_gpus: float
+    recogniser_gpus: float
+    num_threads: int
+
+
+@contextmanager
+def cluster() -> Iterator[Resources]:
+    """Join the cluster this driver was submitted to, or start one in this process's machine; leave it at the end."""
+    embedded = not os.environ.get("RAY_ADDRESS")
+    # the job says what it does itself; Ray's logs stay in its session folder
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
+    with _native_chatter_kept_back():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
+        _quiet()
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        cpus, gpus, memory = (sum(node["Resources"].get(n, 0.0) for node in nodes) for n in ("CPU", "GPU", "memory"))
+        try:
+            yield Resources(cpus, gpus, memory, len(nodes))
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _native_chatter_kept_back() -> Iterator[None]:
+    """Send what C++ code writes to file descriptor 2 into a file, and show its end only when the job fails.
+
+    Ray's core writes warnings there that nobody can act on, past Python's logging and in the middle of the progress line.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    ours, theirs = os.fdopen(os.dup(terminal), "w", buffering=1), tempfile.TemporaryFile()
+    previous, sys.stderr = sys.stderr, ours
+    os.dup2(theirs.fileno(), 2)
+    try:
+        yield
+    except JobError:
+        theirs.seek(max(0, theirs.seek(0, os.SEEK_END) - _CHATTER_SHOWN_BYTES))
+        ours.write(theirs.read().decode(errors="replace"))
+        raise
+    finally:
+        sys.stderr = previous
+        ours.close()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        theirs.close()
+
+
+def _quiet() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    context.target_max_block_size = None
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def choose_device(config: JobConfig, resources: Resources) -> str:
+    """cuda when asked for or, under auto, when the cluster has a GPU. Raises: ConfigError."""
+    if config.device == "cuda" and not resources.gpus:
+        raise ConfigError("--device cuda: Ray sees no GPU here; start the workers with GPUs or use --device cpu")
+    if config.device == "auto":
+        return "cuda" if resources.gpus else "cpu"
+    return config.device
+
+
+def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: int) -> Pools:
+    """Pool sizes from the cluster and the models; every number can be set by a flag."""
+    asr = models.needs_asr(plan)
+    device = choose_device(config, resources)
+    cpus = max(1, int(resources.cpus))
+    asr_gpus = emotion_gpus = 0.0
+    if device == "cuda":
+        asr_gpus = (config.asr_gpus or 0.5) if asr else 0.0
+        emotion_gpus = config.emotion_gpus or (0.5 if asr else 1.0)
+        fitting = int(resources.gpus / (asr_gpus + emotion_gpus))
+    else:
+        fitting = cpus // 2 if asr else cpus
+        copies = _MODEL_OVERHEAD * sum(model["bytes"] for model in plan.models.values())
+        fitting = min(fitting, int(_MODEL_MEMORY_SHARE * resources.memory_bytes / max(copies, 1.0)))
+    default = max(1, min(fitting, num_shards))
+    transcribers = (config.asr_actors or default) if asr else 0
+    recognisers = config.emotion_actors or default
+    actors = transcribers + recognisers
+    return Pools(
+        device=device,
+        transcribers=transcribers,
+        recognisers=recognisers,
+        actor_cpus=min(1.0, _POOL_SHARE * resources.cpus / actors),
+        task_cpus=min(1.0, _TASK_SHARE * resources.cpus),
+        transcriber_gpus=asr_gpus,
+        recogniser_gpus=emotion_gpus,
+        num_threads=max(1, cpus // actors) if device == "cpu" else 0,
+    )
+
+
+def run_shards(
+    work: Work, shards: Iterable[Shard], pools: Pools, config: JobConfig, on_finished: Callable[[Finished], None]
+) -> None:
+    """Annotate and commit shards; calls back once for each, in no order.
+
+    Raises: JobError naming what stopped the job. What was committed stays.
+    """
+    remaining = iter(shards)
+    while wave := tuple(islice(remaining, _SHARDS_PER_WAVE)):
+        try:
+            for table in _pipeline(work, wave, pools, config).iter_batches(batch_size=None, batch_format="pyarrow"):
+                for line in pa.table(table)["finished"].to_pylist():
+                    on_finished(Finished(**json.loads(line)))
+        except ray.exceptions.RayError as error:
+            raise JobError(_root_cause(error)) from error
+
+
+def _pipeline(work: Work, wave: tuple[Shard, ...], pools: Pools, config: JobConfig) -> ray.data.Dataset:
+    """The lazy dataset of one wave: one block, one shard."""
+    whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    task: dict[str, Any] = {**whole, "num_cpus": pools.task_cpus, "fn_kwargs": {"work": work}}
+    arguments = (work, pools.device, pools.num_threads, config.max_batch_s)
+    dataset: ray.data.Dataset = ray.data.from_items(
+        [{"shard": json.dumps(asdict(s))} for s in wave], override_num_blocks=len(wave)
+    )
+    dataset = dataset.map_batches(_prepare_block, **task)  # type: ignore[arg-type]
+    if pools.transcribers:
+        dataset = dataset.map_batches(
+            Transcribe,
+            fn_constructor_args=arguments,
+            compute=ray.data.ActorPoolStrategy(size=pools.transcribers),
+            num_cpus=pools.actor_cpus,
+            num_gpus=pools.transcriber_gpus or None,
+            **whole,
+        )
+    dataset = dataset.map_batches(
+        Recognise,
+        fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(size=pools.recognisers),
+        num_cpus=pools.actor_cpus,
+        num_gpus=pools.recogniser_gpus or None,
+        **whole,
+    )
+    return dataset.map_batches(_finish_block, **task)  # type: ignore[arg-type]
+
+
+def _root_cause(error: BaseException) -> str:
+    """The sentence of the exception that started it, without Ray's wrapping."""
+    cause: BaseException = error
+    while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
+        cause = cause.cause
+    while cause.__cause__ is not None and isinstance(cause, ray.exceptions.RayError):
+        cause = cause.__cause__
+    text = str(cause).strip().splitlines()
+    return text[0] if isinstance(cause, JobError) and text else f"{type(cause).__name__}: {text[-1] if text else ''}"
+
+
+# -- blocks: a work table with the shard it is and the seconds it took, the same on every line
+
+_SHARD, _SECONDS = "_shard", "_stage_s"
+
+
+def _pack(table: pa.Table, shard: Shard, stage_s: dict[str, float]) -> pa.Table:
+    for name, value in ((_SHARD, asdict(shard)), (_SECONDS, stage_s)):
+        column = pa.array([json.dumps(value)] * table.num_rows, pa.string())
+        table = table.append_column(name, column)
+    return table
+
+
+def _unpack(block: pa.Table) -> tuple[pa.Table, Shard, dict[str, float]]:
+    if len(block[_SHARD].unique()) != 1:
+        raise JobError(f"a block holds {len(block[_SHARD].unique())} shards instead of one")
+    shard, stage_s = (json.loads(block[name][0].as_py()) for name in (_SHARD, _SECONDS))
+    return block.drop_columns([_SHARD, _SECONDS]), Shard(**shard), stage_s
+
+
+def _prepare_block(block: pa.Table, work: Work) -> pa.Table:
+    if block.num_rows != 1:
+        raise JobError(f"a block holds {block.num_rows} shards instead of one")
+    started = time.perf_counter()
+    shard = Shard(**json.loads(block["shard"][0].as_py()))
+    return _pack(prepare(work, shard), shard, {"prepare": time.perf_counter() - started})
+
+
+def _finish_block(block: pa.Table, work: Work) -> pa.Table:
+    table, shard, stage_s = _unpack(block)
+    return pa.table({"finished": [json.dumps(asdict(finish(work, shard, table, stage_s)))]})
+
+
+class _ModelActor:
+    """Holds the models of one process; they are loaded before the first block so that a failure to load is seen at once."""
+
+    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
+        self._work = work
+        self._models = models.Loaded(
+            work.plan.models,
+            settings=work.plan.settings,
+            device=device,
+            num_threads=num_threads,
+            max_batch_s=max_batch_s,
+        )
+
+
+class Transcribe(_ModelActor):
+    """The transcription pool's actor."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Transcribe one shard."""
+        started = time.perf_counter()
+        table, shard, stage_s = _unpack(block)
+        table = transcribe(self._work, shard, table, self._models.transcriber_for)
+        return _pack(table, shard, {**stage_s, "transcribe": time.perf_counter() - started})
+
+
+class Recognise(_ModelActor):
+    """The recognition pool's actor."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Recognise one shard; its audio ends here."""
+        started = time.perf_counter()
+        table, shard, stage_s = _unpack(block)
+        table = recognise(self._work, shard, table, self._models.recogniser_for)
+        return _pack(table, shard, {**stage_s, "recognise": time.perf_counter() - started})

@@ -1,0 +1,121 @@
+"""What travels through the steps of one shard, and the guard that keeps one row's trouble to that row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.audio import AudioLimits, decode
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.plan import Plan, Shard, read_shard
+from pipeline.schema import SAMPLING_RATE
+from pipeline.storage import Store, fetch, open_store
+
+PCM_BUDGET_BYTES = 512 * 2**20
+"""PCM that one shard may carry between stages: about 2.3 hours."""
+T = TypeVar("T")
+Waveform = NDArray[np.float32]
+
+WORK_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("segment_index", pa.int32(), nullable=False),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("waveform", pa.large_binary()),
+        pa.field("language", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("text_source", pa.string()),
+        pa.field("asr_avg_logprob", pa.float32()),
+        pa.field("asr_no_speech_prob", pa.float32()),
+        pa.field("asr_compression_ratio", pa.float32()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("stage", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every step needs to know, small enough to send to every process."""
+
+    output: str
+    plan: Plan
+
+    @property
+    def store(self) -> Store:
+        """The output."""
+        return open_store(self.output)
+
+    @property
+    def limits(self) -> AudioLimits:
+        """Bounds on one recording."""
+        settings = self.plan.settings
+        return AudioLimits(max_bytes=settings["max_bytes"], max_duration_s=settings["max_duration_s"])
+
+    @property
+    def mode(self) -> str:
+        """The fusion mode, or text."""
+        return str(self.plan.settings["mode"])
+
+
+def guard(work: Callable[[], T], stage: Stage) -> T | RejectedRow:
+    """Run one row's work: its own trouble, foreseen or not, becomes its reject and nobody else's."""
+    try:
+        return work()
+    except RejectedRow as rejected:
+        return rejected
+    except Exception as error:  # noqa: BLE001 - the one row guard; the type is recorded and the rate is bounded in `finish`
+        return RejectedRow(Reason.INTERNAL, f"{type(error).__name__}: {str(error)[:200]}", stage)
+
+
+def cause_columns(rejected: RejectedRow) -> dict[str, object]:
+    """The columns by which a line of a work table says that its row is rejected."""
+    return {"reason": str(rejected.reason), "detail": rejected.detail, "stage": str(rejected.stage)}
+
+
+def load_waveform(work: Work, record: dict[str, Any]) -> Waveform:
+    """Fetch and decode one plan row. Returns: float32 [num_samples]. Raises: RejectedRow."""
+    limits = work.limits
+    content = fetch(str(record["audio"]), max_bytes=limits.max_bytes)
+    return decode(
+        content,
+        offset_s=record["offset_s"] or 0.0,
+        duration_s=record["duration_s"],
+        channel=record["channel"],
+        limits=limits,
+    )
+
+
+class Waveforms:
+    """The audio of a work table: from its lines, or decoded again for recordings that were over the budget."""
+
+    def __init__(self, work: Work, shard: Shard, table: pa.Table) -> None:
+        self._work, self._shard, self._table = work, shard, table
+        self._rows: list[dict[str, Any]] | None = None
+        self._decoded: tuple[int, Waveform] | None = None
+
+    def __getitem__(self, line: int) -> Waveform:
+        """float32 [num_samples]. Raises: RejectedRow when the recording cannot be read a second time."""
+        carried = self._table["waveform"][line]
+        if carried.is_valid:
+            return np.frombuffer(carried.as_buffer(), dtype=np.float32)
+        row = self._table["row"][line].as_py()
+        if self._rows is None:
+            self._rows = read_shard(self._work.store, self._shard).to_pylist()
+        record = self._rows[row]
+        if self._decoded is None or self._decoded[0] != row:
+            self._decoded = (row, load_waveform(self._work, record))
+        start, end = (round((self._table[name][line].as_py() - (record["offset_s"] or 0.0)) * SAMPLING_RATE)
+                      for name in ("start_s", "end_s"))  # fmt: skip
+        return self._decoded[1][start:end]
+
+    def carried(self, line: int) -> bool:
+        """Whether the audio is here without decoding."""
+        return bool(self._table["waveform"][line].is_valid)
