@@ -34,15 +34,18 @@ def options() -> list[str]:
     ]
 
 
-def ensure() -> bool:
-    """Write the checkpoints unless they are there, complete and of today's sources. Returns: whether it wrote them.
+def complete() -> bool:
+    """Whether the checkpoints are there, whole and made from the sources as they are now."""
+    marker = ROOT / MODELS / _MARKER
+    return marker.is_file() and marker.read_text(encoding="utf-8") == _digest()
 
-    Raises: subprocess.CalledProcessError when a writer fails; its own message is on standard error.
+
+def write() -> None:
+    """Write the checkpoints, in place of any that are there.
+
+    Raises: subprocess.CalledProcessError when a writer fails, with what it said in `stderr`.
     """
     target = ROOT / MODELS
-    marker, wanted = target / _MARKER, _digest()
-    if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
-        return False
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".demo-models-") as folder:
         fresh, sources = Path(folder) / "models", Path(folder) / "sources"
@@ -52,19 +55,19 @@ def ensure() -> bool:
             (sources / name).symlink_to(_PARITY / "checkpoints" / name, target_is_directory=True)
         _python(_PARITY / "materialize.py", fresh, "--checkpoints", sources)
         _python(_ASR_TOOL, fresh / "asr")
-        (fresh / _MARKER).write_text(wanted, encoding="utf-8")
+        (fresh / _MARKER).write_text(_digest(), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
-    return True
 
 
 def _python(script: Path, *arguments: object) -> None:
-    """Run a script of this checkout; what it prints is not for the demo's reader, what it complains of is."""
+    """Run a script of this checkout; its progress bars are not for the demo's reader."""
     subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), *map(str, arguments)],
+        [sys.executable, str(script), *map(str, arguments)],
         check=True,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
 
 

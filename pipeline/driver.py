@@ -132,13 +132,13 @@ class Driver:
 
     def run(self) -> Outcome:
         """Plan what is new, finish every unfinished plan, publish."""
-        require_conditional_writes(self.store)
         with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
             selection = self.read(Path(folder))
             unfinished = [plan for plan in self.plans if not is_published(self.store, plan)]
             pinned, widths = self._pin(selection)
             if not selection and not unfinished:
                 return Outcome((), selection.held, self.config.output)
+            require_conditional_writes(self.store)
             with cluster() as resources:
                 device = choose_device(self.config, resources)
                 if selection:
@@ -216,7 +216,8 @@ class Driver:
             pools = size_pools(self.config, resources, plan, len(pending))
             self.say(self._headline(plan, len(pending), pools.device))
             progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending)))
-            run_shards(Work(self.config.output, plan), pending, pools, self.config, progress.add)
+            work = Work(self.config.output, plan, AudioRoots.parse(self.config.audio_root, list(plan.manifests)))
+            run_shards(work, pending, pools, self.config, progress.add)
             progress.close()
             record = {"pools": asdict(pools), "shards_lost_to_another_run": progress.lost}
             parts = committed_parts(self.store, [plan])[plan.plan]

@@ -88,7 +88,10 @@ def _split(table: pa.Table) -> tuple[list[RejectNote], pa.Table]:
 
 
 def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
-    """The part's table: results beside the plan columns of their row."""
+    """The part's table: results beside the plan columns of their row.
+
+    Partition columns stand in the path alone, as Hive has it: pyarrow and pandas refuse a folder that has them twice.
+    """
     schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra)
     theirs = rows.take(kept["row"])
     ids = theirs["recording_id"].to_pylist()
@@ -106,6 +109,7 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
         "run_id": pa.array([plan.plan] * kept.num_rows, pa.string()),
     }
     columns = []
+    schema = pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
     for field in schema:
         if field.name in computed:
             column = computed[field.name]

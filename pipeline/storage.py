@@ -17,18 +17,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
+import aiohttp
+import botocore.exceptions
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
+from pipeline.roots import without_query
 
 RETRY_BUDGET_S = 60.0
 """Longest time one object is tried for: pyarrow's client gives up after about 1.3 s of 503s, a brown-out lasts longer."""
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 8.0
+_TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
 _PROBE_KEY = "_runs/_probe"
 _ROOM_FOR_FOOTER = 64 * 1024
 
@@ -39,27 +42,15 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     Credentials and endpoint come from the usual environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
     Raises: ConfigError for a scheme fsspec does not know or whose package is not installed.
     """
+    # a redirect would lead past the audio roots
+    options = {"allow_redirects": False} if uri[:4].lower() == "http" else {}
     try:
-        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem, path = fsspec.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot open {without_query(uri)!r}: {error}") from error
     # a listing remembered from before would hide what another process has committed since
     filesystem.use_listings_cache = False
     return filesystem, path
-
-
-def without_query(uri: str) -> str:
-    """The URI without user info and, for http, without its query: where secrets live. For logs, receipts and messages.
-
-    In an object key a question mark is a letter like any other, so it stays.
-    """
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    netloc = parts.netloc.rpartition("@")[2]
-    if parts.scheme in ("http", "https"):
-        return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
-    return uri.replace(f"//{parts.netloc}", f"//{netloc}", 1)
 
 
 def fetch(uri: str, *, max_bytes: int) -> bytes:
@@ -78,9 +69,9 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
             return _read_bounded(filesystem, path, max_bytes, shown)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH) from error
-        except PermissionError as error:
+        except (PermissionError, botocore.exceptions.NoCredentialsError) as error:
             raise RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH) from error
-        except (OSError, TimeoutError) as error:
+        except _TRANSIENT as error:
             backoff = random.uniform(0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**attempt))
             if time.monotonic() + backoff > deadline:
                 detail = f"{shown} failed {attempt} times in {RETRY_BUDGET_S:.0f} s, last with {type(error).__name__}"
@@ -89,7 +80,10 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
 
 
 def _read_bounded(filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str) -> bytes:
-    size = filesystem.info(path)["size"]
+    info = filesystem.info(path)
+    size = info["size"]
+    if info["type"] == "other":
+        raise RejectedRow(Reason.NOT_ALLOWED, f"{shown} is no regular file", Stage.FETCH)
     if size is not None and size > max_bytes:
         raise RejectedRow(Reason.TOO_LARGE, f"{shown} holds {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
     content: bytes = filesystem.cat_file(path)
@@ -243,7 +237,7 @@ def require_conditional_writes(store: Store) -> None:
     try:
         store.put_if_absent(_PROBE_KEY, b"")
         second_won = store.put_if_absent(_PROBE_KEY, b"")
-    except (OSError, NotImplementedError) as error:
+    except (*_TRANSIENT, NotImplementedError) as error:
         raise ConfigError(f"cannot write to the output {without_query(store.root)!r}: {error}") from error
     if second_won:
         raise ConfigError(

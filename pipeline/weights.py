@@ -46,8 +46,6 @@ EMOTION_MODELS = {
 SENTENCE_ENCODERS = {"en": "google-bert/bert-base-uncased", "es": "dccuchile/bert-base-spanish-wwm-uncased"}
 """Frozen BERT whose [CLS] the fusion modes take. The model card says RoBERTa; the reference's code loads these."""
 
-PUBLISHED_LANGUAGES = tuple(SENTENCE_ENCODERS)
-
 DEFAULT_ASR = "large-v3-turbo"
 
 ASR_MODELS = {
@@ -100,16 +98,6 @@ class Checkpoint:
         if not isinstance(parsed, dict):
             raise ConfigError(f"{self.directory / name} of model {self.spec} is no JSON object")
         return parsed
-
-
-def published_model(mode: str, language: str) -> str | None:
-    """Hub id of the emotion model of a mode and language, or None."""
-    return EMOTION_MODELS.get((language, mode))
-
-
-def published_encoder(language: str) -> str | None:
-    """Hub id of the sentence encoder that a language's fusion models were trained with, or None."""
-    return SENTENCE_ENCODERS.get(language)
 
 
 def resolve(spec: str, *, cache_dir: Path | None = None, expected_sha256: str | None = None) -> Checkpoint:

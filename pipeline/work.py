@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.audio import AudioLimits, decode
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.plan import Plan, Shard, read_shard
+from pipeline.roots import AudioRoots
 from pipeline.schema import SAMPLING_RATE
 from pipeline.storage import Store, fetch, open_store
 
@@ -47,6 +48,7 @@ class Work:
 
     output: str
     plan: Plan
+    roots: AudioRoots
 
     @property
     def store(self) -> Store:
@@ -81,7 +83,11 @@ def cause_columns(rejected: RejectedRow) -> dict[str, object]:
 
 
 def load_waveform(work: Work, record: dict[str, Any]) -> Waveform:
-    """Fetch and decode one plan row. Returns: float32 [num_samples]. Raises: RejectedRow."""
+    """Fetch and decode one plan row. Returns: float32 [num_samples]. Raises: RejectedRow.
+
+    The roots are asked again: a link may have been turned since the plan was made.
+    """
+    work.roots.check(str(record["audio"]))
     limits = work.limits
     content = fetch(str(record["audio"]), max_bytes=limits.max_bytes)
     return decode(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import materialize
+from tests.corpus import ROOT
 from tests.s3_server import S3Server, s3_server
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,3 +30,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def asr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained Whisper in CTranslate2 form; written by a process of its own, whose warnings are not ours."""
+    target = tmp_path_factory.mktemp("models") / "asr"
+    subprocess.run([sys.executable, "tools/untrained_asr.py", str(target)], cwd=ROOT, check=True, capture_output=True)
+    return target

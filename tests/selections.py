@@ -16,9 +16,17 @@ def selection_of(ids: Sequence[str], folder: Path, **columns: Sequence[object]) 
     """What a manifest with these rows selects at an empty output."""
     spool = Spool(folder)
     count = len(ids)
-    given = {"audio": [f"/audio/{i}.wav" for i in ids], "text": ["hello"] * count, "language": ["en"] * count, **columns}
+    given = {
+        "audio": [f"/audio/{i}.wav" for i in ids],
+        "text": ["hello"] * count,
+        "language": ["en"] * count,
+        **columns,
+    }
     base = {"recording_id": list(ids), "manifest": ["m.jsonl"] * count, "line": list(range(1, count + 1))}
-    core = {name: pa.array({**base, **given}.get(name, [None] * count), ROW_SCHEMA.field(name).type) for name in ROW_SCHEMA.names}
+    core = {
+        name: pa.array({**base, **given}.get(name, [None] * count), ROW_SCHEMA.field(name).type)
+        for name in ROW_SCHEMA.names
+    }
     extra = {name: pa.array(values) for name, values in given.items() if name not in ROW_SCHEMA.names}
     spool._add_rows(pa.table({**core, **extra}))
     nothing = np.zeros(0, dtype="S16")

@@ -27,8 +27,6 @@ from pipeline.weights import (
     check,
     load_state_dict,
     load_strict,
-    published_encoder,
-    published_model,
     resolve,
 )
 from tests.hub_standin import Repository, serve
@@ -63,9 +61,7 @@ def test_tables():
     assert ASR_MODELS == _MODELS
     assert DEFAULT_ASR in ASR_MODELS
     assert len(EMOTION_MODELS) == 10
-    assert published_model("mean", "es") == "UMUTeam/w2v-bert-beto-mean-emotion-es"
-    assert published_model("mean", "fr") is None
-    assert published_encoder("en") == "google-bert/bert-base-uncased"
+    assert EMOTION_MODELS["es", "mean"] == "UMUTeam/w2v-bert-beto-mean-emotion-es"
 
 
 @pytest.mark.parametrize(

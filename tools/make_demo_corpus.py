@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -150,14 +151,14 @@ def silence(duration_s: float, rate_hz: int = _SYNTHESIS_HZ) -> NDArray[np.int16
 
 
 def encode(path: Path, samples: NDArray[np.int16]) -> None:
-    """Write mono samples at 22,050 Hz as MP3, Opus or M4A at a speech bit rate, without dates or serial numbers in it."""
+    """Write mono samples at 22,050 Hz as MP3, Opus or M4A at a speech bit rate, without dates or serial numbers."""
     form, codec, rate_hz, bit_rate = {
         ".mp3": ("mp3", "libmp3lame", 22_050, 32_000),
         ".opus": ("ogg", "libopus", 48_000, 24_000),
         ".m4a": ("ipod", "aac", 22_050, 32_000),
     }[path.suffix]
     with av.open(str(path), "w", format=form, options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        stream = cast(av.AudioStream, container.add_stream(codec, rate=rate_hz, layout="mono"))
         stream.bit_rate = bit_rate
         stream.codec_context.flags |= Flags.bitexact
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")

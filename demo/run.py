@@ -1,0 +1,201 @@
+"""Run the real job on the demo corpus with untrained models, and print what a person wants to see of its output.
+
+usage: python -m demo.run          (or `make demo`)
+
+Exit status: that of the job when it fails; 1 when a manifest line is lost or a sound recording rejected; else 0.
+Takes about a minute on two cores, and 15 s more the first time. Replaces `demo/out`, touches nothing else but
+`build/demo-models`; needs no network.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import wrap
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from demo import models
+from demo.picture import chart, svg, voices
+from demo.table import Column, bar, clean, fill, render
+
+MANIFEST = "demo/corpus/manifest.jsonl"
+OUTPUT = "demo/out"
+PICTURE = f"{OUTPUT}/picture.svg"
+BROKEN = "broken-"
+"""In the id of the rows that are meant to be rejected."""
+HEARD = "≈"
+"""Before a text that the speech recogniser wrote; the others came with the manifest."""
+
+_NARROWEST, _WIDEST = 60, 140
+_UTTERANCE_COLUMNS = [
+    "recording_id",
+    "audio",
+    "channel",
+    "start_s",
+    "speaker",
+    "text",
+    "text_source",
+    "emotion",
+    "confidence",
+    "scores",
+]
+_UNTRAINED = (
+    "UNTRAINED MODELS: random weights in a small copy of the published architecture.",
+    f"Emotions and confidences below mean nothing, and neither do the words marked {HEARD}. "
+    "Reading, decoding, cutting, rejecting and writing are real.",
+)
+_QUERY = (
+    "select speaker, emotion, count(*) as n, round(avg(confidence), 2) as confidence "
+    f"from '{OUTPUT}/utterances/**/*.parquet' group by all order by all"
+)
+
+
+def command(output: str, options: Iterable[str]) -> list[str]:
+    """The job's command line, with this interpreter as seen from the checkout."""
+    python = Path(sys.executable)
+    shown = python.relative_to(models.ROOT) if python.is_relative_to(models.ROOT) else python
+    return [str(shown), "-m", "jobs.annotate", "--manifest", MANIFEST, "--output", output, *options]
+
+
+def shell_lines(words: Sequence[str]) -> str:
+    """A command as it can be pasted: one option a line."""
+    lines, current = [], ""
+    for word in words:
+        if word.startswith("--") and current:
+            lines.append(current)
+            current = ""
+        current += f"{' ' if current else ''}{shlex.quote(word)}"
+    return " \\\n    ".join([*lines, current])
+
+
+def utterance_table(utterances: pa.Table, width: int) -> list[str]:
+    """File, who, text, emotion and confidence of every utterance, as lines of at most `width` cells."""
+    rows = sorted(utterances.to_pylist(), key=lambda row: (*_whole(row), row["start_s"] or 0.0))
+    count = Counter(map(_whole, rows))
+    columns = (
+        Column("file", least=12),
+        Column("who", least=5),
+        Column("text", least=8),
+        Column("emotion"),
+        Column("confidence"),
+    )
+    return render(columns, [_utterance_cells(row, several=count[_whole(row)] > 1) for row in rows], width)
+
+
+def _whole(row: Mapping[str, object]) -> tuple[str, str]:
+    """The file's name and the channel, which may hold several utterances."""
+    channel = row["channel"]
+    return Path(str(row["audio"] or "")).name, "" if channel is None else f" ch {channel}"
+
+
+def _utterance_cells(row: Mapping[str, object], *, several: bool) -> list[str]:
+    text = clean(str(row["text"] or ""))
+    if row["text_source"] == "asr":
+        text = f"{HEARD} {text}" if text else f"{HEARD} (nothing heard)"
+    confidence = float(str(row["confidence"]))
+    file = "".join(_whole(row)) + (f" {row['start_s']:.1f}s" if several and row["start_s"] is not None else "")
+    return [file, str(row["speaker"] or ""), text or "(no text)", str(row["emotion"]),
+            f"{confidence:.2f} {bar(confidence, 6)}"]  # fmt: skip
+
+
+def reject_table(rejects: pa.Table, width: int) -> list[str]:
+    """Line of the manifest, file, reason and the sentence that explains it."""
+    rows = [
+        [str(row["line"]), Path(row["audio"] or "").name or "(the line itself)", row["speaker"] or "", row["reason"],
+         row["detail"].replace(f"{models.ROOT}/", "")]
+        for row in rejects.sort_by("line").to_pylist()
+    ]  # fmt: skip
+    columns = (Column("line"), Column("file", least=8), Column("who", least=4), Column("reason"),
+               Column("detail", least=16, wrap=True))  # fmt: skip
+    return render(columns, rows, width)
+
+
+def banner(width: int) -> list[str]:
+    """The warning in a box."""
+    inner = [line for sentence in _UNTRAINED for line in wrap(sentence, width - 4)]
+    return [f"┏{'━' * (width - 2)}┓", *(f"┃ {fill(line, width - 4)} ┃" for line in inner), f"┗{'━' * (width - 2)}┛"]
+
+
+def _read(folder: str, columns: list[str] | None = None) -> pa.Table:
+    return ds.dataset(models.ROOT / OUTPUT / folder, format="parquet").to_table(columns=columns)
+
+
+def _heading(words: str) -> None:
+    print(f"\n\x1b[1m{words}\x1b[0m\n" if sys.stdout.isatty() else f"\n{words}\n")
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _show(width: int, elapsed_s: float) -> int:
+    """Print tables, picture and where everything lies."""
+    utterances, rejects = _read("utterances", _UTTERANCE_COLUMNS), _read("rejects")
+    recordings = len(utterances["recording_id"].unique())
+    lines = sum(1 for line in (models.ROOT / MANIFEST).read_text(encoding="utf-8").splitlines() if line.strip())
+    _print(banner(width))
+    _heading(f"Who sounded how: {utterances.num_rows} utterances")
+    _print(utterance_table(utterances, width))
+    _print(wrap(f"{HEARD}: written by the speech recogniser; the other texts came with the manifest", width))
+
+    _heading("Mean score per speaker in percent (n: utterances; a full bar would be 100)")
+    shown = voices(utterances)
+    _print(chart(shown, width))
+    print("–: the language's model does not know this emotion")
+    (models.ROOT / PICTURE).write_text(svg(shown, "Untrained models: these numbers mean nothing."), encoding="utf-8")
+
+    surprising = [row for row in rejects.to_pylist() if BROKEN not in f"{row['recording_id']} {row['raw']}"]
+    _heading(f"{rejects.num_rows} rejects and why; {rejects.num_rows - len(surprising)} were broken on purpose")
+    _print(reject_table(rejects, width))
+
+    _heading("Where it lies")
+    print(f"{lines} manifest lines = {recordings} annotated + {rejects.num_rows} rejected, in {elapsed_s:.0f} s\n")
+    _print([f"utterances  {OUTPUT}/utterances/*.parquet", f"rejects     {OUTPUT}/rejects/*.parquet"])
+    print(f"picture     {PICTURE}")
+    print(f'\nQuery it:\n\nduckdb -c "{_QUERY}"\n\nor, without the duckdb program:\n')
+    print(f"{command('', ())[0]} -c \"import duckdb; duckdb.sql('''{_QUERY} ''').show()\"")
+    print("\nReal labels: leave out the model options, and the published models are fetched (several GB):\n")
+    print(shell_lines(command("build/demo-published", ())))
+    if surprising or lines != recordings + rejects.num_rows:
+        print(f"\nThis is a bug: {len(surprising)} sound recordings were rejected, and of {lines} manifest lines "
+              f"{recordings + rejects.num_rows} are accounted for.")  # fmt: skip
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Run the demo; returns its exit status."""
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
+    if not models.complete():
+        print("Making small untrained models, once (70 MB, about 15 s) ...", flush=True)
+        try:
+            models.write()
+        except subprocess.CalledProcessError as error:
+            print(f"The demo's models could not be made: {error}\n{error.stderr}", file=sys.stderr)
+            return 1
+    shutil.rmtree(models.ROOT / OUTPUT, ignore_errors=True)
+    words = command(OUTPUT, models.options())
+    print(f"The job, as you would start it from {models.ROOT}:\n\n{shell_lines(words)}\n", flush=True)
+    started = time.monotonic()
+    status = subprocess.run([sys.executable, *words[1:]], cwd=models.ROOT, check=False).returncode
+    if status != 0:
+        print(f"\nThe job ended with exit status {status}; what it said stands above.", file=sys.stderr)
+        return max(status, 1)
+    print()
+    return _show(width, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
