@@ -57,7 +57,7 @@ def _parser() -> _Parser:
         "--output", metavar="URI", help="where the dataset lies or shall lie: a folder, s3://bucket/prefix, ..."
     )
     data.add_argument("--audio-root", nargs="+", action="extend", metavar="PREFIX",
-                      help="open audio only under these prefixes (default: the store the manifest lies in; http only when named)")  # fmt: skip
+                      help="open audio only under these prefixes (default: the manifest's own store)")  # fmt: skip
     data.add_argument("--partition-by", metavar="COL[,COL]", help="manifest columns, or language, that become folders")
     data.add_argument(
         "--embeddings", metavar="all|none|LIST", help="which of audio, text, fused to write (default: all)"

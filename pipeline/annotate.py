@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import models
+from pipeline.audio.segment import cut
 from pipeline.config import primary_language
-from pipeline.emotion import EmotionRecogniser, Recognised
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.finish import Finished, finish
+from pipeline.models import slots
+from pipeline.models.emotion import EmotionRecogniser, Recognised
+from pipeline.models.transcribe import Transcriber, Transcript
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.schema import EMOTIONS
-from pipeline.segment import cut
-from pipeline.transcribe import Transcriber, Transcript
 from pipeline.work import PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_waveform
 
 
@@ -100,7 +100,7 @@ def _hear(
 
 def _heard(work: Work, line: dict[str, Any], transcript: Transcript) -> dict[str, Any]:
     language = line["language"] or transcript.language
-    if language is None or not models.knows_language(work.plan.models, primary_language(str(language))):
+    if language is None or not slots.knows_language(work.plan.models, primary_language(str(language))):
         detail = f"detected language {language!r} has no emotion model; name one with --fusion-model {language}=X"
         return cause_columns(RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE))
     if line["text"] is not None or work.mode == "audio":
@@ -224,8 +224,8 @@ class _Recognised:
 
 def annotate_shard(work: Work, shard: Shard) -> Finished:
     """One shard, start to end, in this process: models are loaded, used and dropped."""
-    loaded = models.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
+    loaded = slots.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
     table = prepare(work, shard)
-    if models.needs_asr(work.plan):
+    if slots.needs_asr(work.plan):
         table = transcribe(work, shard, table, loaded.transcriber_for)
     return finish(work, shard, recognise(work, shard, table, loaded.recogniser_for), {})

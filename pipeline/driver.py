@@ -16,12 +16,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import models
 from pipeline.commit import committed_parts, is_published, partition_folder, publish
 from pipeline.config import JobConfig, primary_language
 from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
-from pipeline.manifest import expand
+from pipeline.manifest.read import expand
+from pipeline.models import slots
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.progress import Progress
 from pipeline.roots import AudioRoots
@@ -85,7 +85,7 @@ class Driver:
         """Read the manifests and find what is new."""
         spool = Spool(folder)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
-        known = set(models.known_languages(self.config))
+        known = set(slots.known_languages(self.config))
         spool.read(
             self.manifests, lambda rows: self._check(rows, roots, known), audio_optional=self.config.mode == "text"
         )
@@ -95,7 +95,7 @@ class Driver:
     def _check(self, rows: pa.Table, roots: AudioRoots, known: set[str]) -> tuple[pa.Table, dict[int, RejectedRow]]:
         """Settle the language of each row and refuse rows that may not be opened or that no model speaks."""
         language = self.config.language
-        if language == models.AUTO_LANGUAGE:
+        if language == slots.AUTO_LANGUAGE:
             languages = rows["language"]
         elif language is not None:
             languages = pa.array([language] * rows.num_rows, pa.string())
@@ -117,7 +117,7 @@ class Driver:
     def _check_partition_columns(self, extra: pa.Schema) -> None:
         for column in self.config.partition_by:
             if column == "language":
-                if self.config.language == models.AUTO_LANGUAGE:
+                if self.config.language == slots.AUTO_LANGUAGE:
                     raise ConfigError("--partition-by language: a detected language is a model's output")
                 continue
             if column not in extra.names:
@@ -150,13 +150,13 @@ class Driver:
         """Resolve and check the models of what is new, and hold them against those of earlier plans."""
         languages = self._languages(selection)
         held = {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
-        asr = self._needs_asr(selection) or any(models.needs_asr(plan) for plan in self.plans)
-        chosen = models.choose(self.config, languages | held, needs_asr=asr)
+        asr = self._needs_asr(selection) or any(slots.needs_asr(plan) for plan in self.plans)
+        chosen = slots.choose(self.config, languages | held, needs_asr=asr)
         if not languages | held:
             return {}, {}
-        pinned, widths = models.pin(chosen, self.config.mode)
+        pinned, widths = slots.pin(chosen, self.config.mode)
         compare_models(self.plans, pinned)
-        fresh = models.choose(self.config, languages, needs_asr=self._needs_asr(selection))
+        fresh = slots.choose(self.config, languages, needs_asr=self._needs_asr(selection))
         return {slot: pinned[slot] for slot in fresh}, self._kept(widths)
 
     def _kept(self, widths: dict[str, int]) -> dict[str, int]:
@@ -166,7 +166,7 @@ class Driver:
         languages: set[str] = set()
         for table in selection.tables():
             for tag in table["language"].unique().to_pylist():
-                languages |= set(models.known_languages(self.config)) if tag is None else {primary_language(tag)}
+                languages |= set(slots.known_languages(self.config)) if tag is None else {primary_language(tag)}
         return languages
 
     def _needs_asr(self, selection: Selection) -> bool:
@@ -233,7 +233,7 @@ class Driver:
             "settings": plan.settings,
             "models": plan.models,
             "config_hash": plan.config_hash,
-            "versions": models.versions(),
+            "versions": slots.versions(),
             "resources": asdict(resources),
             **record,
         }
@@ -270,7 +270,7 @@ class Driver:
                 "rows_without_text": without_text,
                 "audio_hours_known": round(audio_s / 3600, 4),
                 "rows_without_duration": without_duration,
-                "models": models.choose(self.config, languages, needs_asr=self._needs_asr(selection)),
+                "models": slots.choose(self.config, languages, needs_asr=self._needs_asr(selection)),
                 "resources": _visible_resources(),
             }
 

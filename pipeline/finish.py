@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import models
 from pipeline.commit import Receipt, RejectNote, ids_sha256, new_attempt, part_key, partition_folder, write_part
 from pipeline.config import primary_language
 from pipeline.errors import JobError, Reason
+from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.schema import emotion_of, utterance_id, utterance_schema
 from pipeline.work import Work
@@ -66,7 +66,7 @@ def finish(work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float])
         audio_s=audio_s,
         stage_s={**stage_s, "build": time.perf_counter() - started},
         rejects=tuple(notes),
-        versions=models.versions(),
+        versions=slots.versions(),
     )
     won = write_part(work.store, part_key(shard, partition), utterances, receipt)
     reasons = tuple(note.reason for note in notes)
@@ -97,7 +97,7 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     ids = theirs["recording_id"].to_pylist()
     labels = kept["label"].to_pylist()
     duration_s = pc.subtract(kept["end_s"], kept["start_s"])
-    fingerprints = {language: models.fingerprint(plan.models, plan.settings, primary_language(language))
+    fingerprints = {language: slots.fingerprint(plan.models, plan.settings, primary_language(language))
                     for language in set(kept["language"].to_pylist())}  # fmt: skip
     computed = {
         "utterance_id": pa.array(

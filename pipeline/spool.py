@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.manifest import ManifestReject, conform, read_manifest, unify
+from pipeline.manifest.read import ManifestReject, conform, read_manifest, unify
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
 
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")

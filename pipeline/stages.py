@@ -25,11 +25,11 @@ import ray
 import ray.data
 import ray.exceptions
 
-from pipeline import models
 from pipeline.annotate import prepare, recognise, transcribe
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.finish import Finished, finish
+from pipeline.models import slots
 from pipeline.plan import Plan, Shard
 from pipeline.work import Work
 
@@ -95,21 +95,20 @@ def _native_chatter_kept_back() -> Iterator[None]:
     """
     sys.stderr.flush()
     terminal = os.dup(2)
-    ours, theirs = os.fdopen(os.dup(terminal), "w", buffering=1), tempfile.TemporaryFile()
-    previous, sys.stderr = sys.stderr, ours
-    os.dup2(theirs.fileno(), 2)
-    try:
-        yield
-    except JobError:
-        theirs.seek(max(0, theirs.seek(0, os.SEEK_END) - _CHATTER_SHOWN_BYTES))
-        ours.write(theirs.read().decode(errors="replace"))
-        raise
-    finally:
-        sys.stderr = previous
-        ours.close()
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        theirs.close()
+    previous = sys.stderr
+    with os.fdopen(os.dup(terminal), "w", buffering=1) as ours, tempfile.TemporaryFile() as theirs:
+        sys.stderr = ours
+        os.dup2(theirs.fileno(), 2)
+        try:
+            yield
+        except JobError:
+            theirs.seek(max(0, theirs.seek(0, os.SEEK_END) - _CHATTER_SHOWN_BYTES))
+            ours.write(theirs.read().decode(errors="replace"))
+            raise
+        finally:
+            sys.stderr = previous
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _quiet() -> None:
@@ -134,7 +133,7 @@ def choose_device(config: JobConfig, resources: Resources) -> str:
 
 def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: int) -> Pools:
     """Pool sizes from the cluster and the models; every number can be set by a flag."""
-    asr = models.needs_asr(plan)
+    asr = slots.needs_asr(plan)
     device = choose_device(config, resources)
     cpus = max(1, int(resources.cpus))
     asr_gpus = emotion_gpus = 0.0
@@ -256,7 +255,7 @@ class _ModelActor:
 
     def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
         self._work = work
-        self._models = models.Loaded(
+        self._models = slots.Loaded(
             work.plan.models,
             settings=work.plan.settings,
             device=device,

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.audio import AudioLimits, decode
+from pipeline.audio.decode import AudioLimits, decode
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.roots import AudioRoots

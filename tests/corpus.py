@@ -91,9 +91,14 @@ def annotate(
 ) -> subprocess.CompletedProcess[str]:
     """Run the job to its end; fails with what it printed when the status is another than expected."""
     done = subprocess.run(
-        command(manifest, output, *options), cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=240,
+        command(manifest, output, *options),
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=240,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.manifest import ManifestChunk, ManifestReject, conform, read_manifest, unify
+from pipeline.manifest.read import ManifestChunk, ManifestReject, conform, read_manifest, unify
 from pipeline.schema import ROW_SCHEMA
 
 

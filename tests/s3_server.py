@@ -63,7 +63,8 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     weed = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
                f"-s3.port={ports['s3']}", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
-               f"-filer.port={ports['filer']}", f"-s3.config={config}", "-volume.max=50", "-master.volumeSizeLimitMB=64"]  # fmt: skip
+               f"-filer.port={ports['filer']}", f"-s3.config={config}", "-volume.max=50",
+               "-master.volumeSizeLimitMB=64"]  # fmt: skip
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     endpoint = f"http://127.0.0.1:{ports['s3']}"

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import decoders
-from pipeline.audio import AudioLimits, decode, probe
-from pipeline.container import Container
+from pipeline.audio import decoders
+from pipeline.audio.container import Container
+from pipeline.audio.decode import AudioLimits, decode, probe
 from pipeline.errors import Reason, RejectedRow, Stage
 from tests.hostile import make_audio as make
 
@@ -400,7 +400,7 @@ def test_decoding_without_a_stated_length_is_bounded(tmp_path):
     bomb.write_bytes(make.flac_of_unknown_length(make.silent_flac(1)))
     script = (
         "import resource, sys\n"
-        "from pipeline.audio import AudioLimits, decode\n"
+        "from pipeline.audio.decode import AudioLimits, decode\n"
         "from pipeline.errors import RejectedRow\n"
         "content = open(sys.argv[1], 'rb').read()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, Reason
-from pipeline.manifest import conform, read_manifest, unify
+from pipeline.manifest.read import conform, read_manifest, unify
 from pipeline.schema import ROW_SCHEMA
 from tests.manifests import jsonl, read
 

@@ -212,17 +212,14 @@ def test_two_runs_in_every_order_with_a_crash_at_every_point(planned: tuple[Call
 
 def _orders(steps: int, limit: int) -> Iterator[tuple[int, ...]]:
     """Interleavings of two runs: all switch patterns with at most three changes of turn, which covers every pair of calls."""
-    made = 0
-    for cuts in itertools.chain.from_iterable(itertools.combinations(range(1, 2 * steps), n) for n in range(4)):
+    patterns = itertools.chain.from_iterable(itertools.combinations(range(1, 2 * steps), n) for n in range(4))
+    for cuts in itertools.islice(patterns, limit):
         bounds = [0, *cuts, 2 * steps]
         yield tuple(
             itertools.chain.from_iterable(
                 [turn % 2] * (b - a) for turn, (a, b) in enumerate(itertools.pairwise(bounds))
             )
         )
-        made += 1
-        if made >= limit:
-            return
 
 
 def _disturbances(length: int) -> Iterator[tuple[int, str]]:

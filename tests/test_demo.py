@@ -12,11 +12,11 @@ import pytest
 from demo.picture import chart, svg, voices
 from demo.run import BROKEN, HEARD, banner, command, reject_table, shell_lines, utterance_table
 from demo.table import Column, bar, cells, clean, cut, render
-from pipeline.audio import decode
+from pipeline.audio.decode import decode
+from pipeline.audio.segment import MAX_SEGMENT_S
+from pipeline.audio.segment import cut as cut_by_voice
 from pipeline.errors import RejectedRow
 from pipeline.schema import EMOTIONS, SAMPLING_RATE
-from pipeline.segment import MAX_SEGMENT_S
-from pipeline.segment import cut as cut_by_voice
 
 CORPUS = Path(__file__).parents[1] / "demo" / "corpus"
 LINES = (CORPUS / "manifest.jsonl").read_text(encoding="utf-8").splitlines()

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import emotion
-from pipeline.emotion import MIN_SAMPLES, EmotionRecogniser, batches, check, embedding_widths, labels_of
 from pipeline.errors import ConfigError
-from pipeline.fusion import FusionModel
-from pipeline.modes import build_fusion
-from pipeline.sentence import _batches
-from pipeline.weights import Checkpoint, resolve
+from pipeline.models import emotion
+from pipeline.models.emotion import MIN_SAMPLES, EmotionRecogniser, batches, check, embedding_widths, labels_of
+from pipeline.models.fusion import FusionModel
+from pipeline.models.modes import build_fusion
+from pipeline.models.sentence import _batches
+from pipeline.models.weights import Checkpoint, resolve
 
 
 def noise(num_samples: int, seed: int = 0) -> np.ndarray:
@@ -219,8 +219,8 @@ def refuse(*arguments, **options):
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = refuse
 import numpy as np
-from pipeline.emotion import EmotionRecogniser, check
-from pipeline.weights import resolve
+from pipeline.models.emotion import EmotionRecogniser, check
+from pipeline.models.weights import resolve
 root = {str(checkpoints)!r}
 models = resolve(root + "/mean-en"), resolve(root + "/bert-en")
 check("mean", *models)

@@ -10,9 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
-from pipeline.attention import QUERY_BLOCK, RelativeKeyAttention, build_encoder
 from pipeline.errors import ConfigError
-from pipeline.fusion import CrossAttentionHead, FusionModel, fused_width
+from pipeline.models.attention import QUERY_BLOCK, RelativeKeyAttention, build_encoder
+from pipeline.models.fusion import CrossAttentionHead, FusionModel, fused_width
 
 
 def small_config(**changes: object) -> Wav2Vec2BertConfig:

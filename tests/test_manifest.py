@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason
-from pipeline.manifest import derived_id, read_manifest
-from pipeline.manifest_source import MAX_LINE_BYTES, lines_of
+from pipeline.manifest.read import derived_id, read_manifest
+from pipeline.manifest.source import MAX_LINE_BYTES, lines_of
 from tests.hostile import make_manifests
 from tests.manifests import jsonl, put, read
 
@@ -166,7 +166,7 @@ def test_missing_ids_are_derived(tmp_path) -> None:
 
 MEASURE = """
 import pathlib, re, sys
-from pipeline.manifest import read_manifest
+from pipeline.manifest.read import read_manifest
 rows = sum(chunk.rows.num_rows for chunk in read_manifest(sys.argv[1], chunk_rows=5_000))
 # not ru_maxrss, which begins at what the parent had when it forked
 print(rows, int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024)
@@ -197,7 +197,7 @@ def test_memory_is_flat(tmp_path, form) -> None:
 
 def test_no_ray_no_torch() -> None:
     """Fails if reading a manifest drags in Ray or PyTorch."""
-    code = "import sys, pipeline.manifest, pipeline.roots; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys, pipeline.manifest.read, pipeline.roots; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

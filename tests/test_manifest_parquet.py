@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, Reason
-from pipeline.manifest import derived_id
+from pipeline.manifest.read import derived_id
 from tests.manifests import read
 
 

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from pipeline.errors import ConfigError, JobError
-from pipeline.manifest import expand
+from pipeline.manifest.read import expand
 from tests.manifests import put, read
 
 

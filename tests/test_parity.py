@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.audio import decode
-from pipeline.emotion import EmotionRecogniser, Recognised, check
-from pipeline.fusion import FusionModel
-from pipeline.weights import resolve
+from pipeline.audio.decode import decode
+from pipeline.models.emotion import EmotionRecogniser, Recognised, check
+from pipeline.models.fusion import FusionModel
+from pipeline.models.weights import resolve
 
 PARITY = Path(__file__).parent / "parity"
 CASES = [json.loads(line) for line in (PARITY / "golden.jsonl").read_text(encoding="utf-8").splitlines()]

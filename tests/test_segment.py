@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import segment
-from pipeline.audio import decode
+from pipeline.audio import segment
+from pipeline.audio.decode import decode
+from pipeline.audio.segment import Span, cut, has_speech
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.segment import Span, cut, has_speech
 
 CLIPS = Path(__file__).parent / "parity" / "audio"
 RATE = 16_000
@@ -134,6 +134,8 @@ def test_silence_and_noise_are_not_speech():
 
 def test_importing_costs_nothing():
     """Fails when onnxruntime is loaded at import: the driver, and every worker that cuts nothing, would pay for it."""
-    script = "import sys, pipeline.segment; sys.exit('onnxruntime' in sys.modules or 'faster_whisper' in sys.modules)"
+    script = (
+        "import sys, pipeline.audio.segment; sys.exit('onnxruntime' in sys.modules or 'faster_whisper' in sys.modules)"
+    )
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True)

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import hub
 from pipeline.errors import ConfigError
-from pipeline.hub import select_files
-from pipeline.weights import (
+from pipeline.models import hub
+from pipeline.models.hub import select_files
+from pipeline.models.weights import (
     ASR_MODELS,
     DEFAULT_ASR,
     EMOTION_MODELS,
@@ -254,7 +254,7 @@ def test_a_long_list_is_cut(tmp_path):
 
 def test_a_bert_as_the_hub_has_it(checkpoints, tmp_path):
     """Fails on google-bert's spelling: `bert.` before every name, LayerNorm.gamma and .beta, heads, an index buffer."""
-    from pipeline.sentence import check_text_model, text_width
+    from pipeline.models.sentence import check_text_model, text_width
 
     folder = tmp_path / "m"
     shutil.copytree(checkpoints / "bert-en", folder)
@@ -360,7 +360,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from pipeline.errors import ConfigError
-from pipeline.weights import resolve
+from pipeline.models.weights import resolve
 found = []
 for spec in sys.argv[2:]:
     try:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.fusion import skip_init
-from pipeline.weights import Checkpoint, check, load_state_dict, load_strict
+from pipeline.models.fusion import skip_init
+from pipeline.models.weights import Checkpoint, check, load_state_dict, load_strict
 
 MAX_TOKENS = 512
 """The reference truncates the encoder's text here; a model with fewer positions truncates sooner."""

@@ -17,7 +17,7 @@ import soundfile
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from pipeline.container import Container
+from pipeline.audio.container import Container
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _MPEG_SLACK_FRAMES = 5
@@ -82,7 +82,7 @@ def open_container(content: bytes, container: Container) -> Source:
         raise reject(Reason.DAMAGED, f"the {container.name} header cannot be read: {error.error_string}") from error
     frames, known = container.frames, source.header.num_frames
     if frames and known is not None and known < frames.num_samples - _MPEG_SLACK_FRAMES * frames.frame_samples:
-        source.close()  # it would stop there: see pipeline/mpeg.py
+        source.close()  # it would stop there: see pipeline/audio/mpeg.py
         return AvSource(content, container)
     return source
 

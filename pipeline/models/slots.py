@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from pipeline import weights
 from pipeline.config import JobConfig, primary_language
-from pipeline.emotion import EmotionRecogniser
 from pipeline.errors import ConfigError, JobError
-from pipeline.modes import check, embedding_widths
+from pipeline.models import weights
+from pipeline.models.emotion import EmotionRecogniser
+from pipeline.models.modes import check, embedding_widths
+from pipeline.models.transcribe import Transcriber, check_model
 from pipeline.plan import Plan
-from pipeline.transcribe import Transcriber, check_model
 
 AUTO_LANGUAGE = "auto"
 _FUSION, _ENCODER, _ASR = "fusion", "sentence_encoder", "asr"
@@ -115,7 +115,7 @@ def versions() -> dict[str, str]:
 def pinned_checkpoint(pinned: Mapping[str, Any]) -> weights.Checkpoint:
     """The very files a plan pinned, on this node. Raises: ConfigError when they differ."""
     spec, revision = pinned["spec"], pinned["revision"]
-    if revision and "/" in spec:
+    if revision:
         spec = f"{spec.partition('@')[0]}@{revision}"
     return weights.resolve(spec, expected_sha256=pinned["sha256"])
 

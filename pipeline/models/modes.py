@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.fusion import MISSING_ALLOWED, MODES, UNEXPECTED_ALLOWED, FusionModel, fused_width
+from pipeline.models.fusion import MISSING_ALLOWED, MODES, UNEXPECTED_ALLOWED, FusionModel, fused_width
+from pipeline.models.sentence import check_text_model, text_width
+from pipeline.models.weights import EMOTION_MODELS, Checkpoint
+from pipeline.models.weights import check as check_weights
 from pipeline.schema import SAMPLING_RATE, emotion_of
-from pipeline.sentence import check_text_model, text_width
-from pipeline.weights import EMOTION_MODELS, Checkpoint
-from pipeline.weights import check as check_weights
 
 _PUBLISHED_LABELS = {
     "en": ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"),

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig
 
-from pipeline.attention import build_encoder
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.models.attention import build_encoder
 
 AUDIO_MODES = ("audio", "mean", "concat", "multihead")
 MODES = (*AUDIO_MODES, "text")

@@ -12,10 +12,10 @@ from typing import NoReturn
 
 import pyarrow as pa
 
-from pipeline.columns import array_of
 from pipeline.errors import Reason
-from pipeline.manifest_records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names, raw_text
-from pipeline.manifest_source import MAX_LINE_BYTES, OverLong, lines_of
+from pipeline.manifest.columns import array_of
+from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names, raw_text
+from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
 
 _MAX_DEPTH = 32  # of nested lists and objects; Parquet readers give up not far above
 

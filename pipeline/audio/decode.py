@@ -1,7 +1,7 @@
 """Bytes of one audio file in, mono 16 kHz float32 out, or the reason why not.
 
 Only bytes are handed to a decoder, never a name, and the container is chosen here from their content
-(`pipeline.container`), so a renamed playlist opens no file and no socket. Headers are judged before decoding,
+(`pipeline.audio.container`), so a renamed playlist opens no file and no socket. Headers are judged before decoding,
 and decoding is a bounded stream: block by block through the channel mean and soxr, so a lying header costs no memory
 either. The result is bit for bit that of `librosa.load(path, sr=16000)`, which the published models saw, for whatever
 libsndfile reads; the rest (M4A, MP4, WebM, AAC, WMA, ...) comes through FFmpeg by PyAV.
@@ -20,8 +20,8 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from pipeline.container import after_id3, identify
-from pipeline.decoders import AudioHeader, Source, open_container, reject
+from pipeline.audio.container import after_id3, identify
+from pipeline.audio.decoders import AudioHeader, Source, open_container, reject
 from pipeline.errors import Reason, RejectedRow
 from pipeline.schema import SAMPLING_RATE
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audio.segment import has_speech
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
 from pipeline.schema import SAMPLING_RATE
-from pipeline.segment import has_speech
 
 WINDOW_S = 30
 """Length of Whisper's window. Source: Radford et al. 2022, section 2.2."""

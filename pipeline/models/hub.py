@@ -2,7 +2,7 @@
 
 Only the files that a model is a function of are fetched, once per node, and one form of the weights only.
 Costs one small request to find out what a branch points at (none for a commit that lies complete in the cache) and the
-download. Weights are looked at in `pipeline.weights`, not here.
+download. Weights are looked at in `pipeline.models.weights`, not here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.roots import without_query
 from pipeline.storage import resolve as resolve_uri
-from pipeline.storage import without_query
 
 _log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.columns import plain_type, to_python
 from pipeline.errors import ConfigError, Reason
-from pipeline.manifest_fields import KNOWN
-from pipeline.manifest_records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names
-from pipeline.manifest_source import READ_BYTES, store_errors
+from pipeline.manifest.columns import plain_type, to_python
+from pipeline.manifest.fields import KNOWN
+from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names
+from pipeline.manifest.source import READ_BYTES, store_errors
 
 _TEXT = ("a string", (pa.types.is_string,))
 _NUMBER = ("a number", (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, Reason
-from pipeline.manifest_fields import KNOWN
-from pipeline.manifest_records import CHUNK_BYTES, BadLine, BadName, Names, raw_text
-from pipeline.manifest_source import MAX_LINE_BYTES, OverLong, lines_of
+from pipeline.manifest.fields import KNOWN
+from pipeline.manifest.records import CHUNK_BYTES, BadLine, BadName, Names, raw_text
+from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
 
 
 class CsvRecords:

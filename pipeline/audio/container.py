@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.mpeg import Frames, count_adts, count_mpeg
+from pipeline.audio.mpeg import Frames, count_adts, count_mpeg
 
 _SLACK_BYTES = 64
 """A length field may be this much too big: writers that count their own 44-byte header into `data` are common."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.hub import fetch_from_hub, fetch_from_store, select_files
+from pipeline.models.hub import fetch_from_hub, fetch_from_store, select_files
 
 EMOTION_MODELS = {
     ("en", "text"): "UMUTeam/roberta-emotion-en",

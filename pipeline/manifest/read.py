@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.columns import array_of, conform, field_of, unify
 from pipeline.errors import ConfigError, Reason, did_you_mean
-from pipeline.manifest_csv import read_csv
-from pipeline.manifest_fields import ALIASES, KNOWN, Fields, check_fields, derived_id
-from pipeline.manifest_jsonl import read_jsonl
-from pipeline.manifest_parquet import read_parquet
-from pipeline.manifest_records import RAW_CHARACTERS, Records
-from pipeline.manifest_source import Form, Source, expand, open_manifest
+from pipeline.manifest.columns import array_of, conform, field_of, unify
+from pipeline.manifest.delimited import read_csv
+from pipeline.manifest.fields import ALIASES, KNOWN, Fields, check_fields, derived_id
+from pipeline.manifest.jsonl import read_jsonl
+from pipeline.manifest.parquet import read_parquet
+from pipeline.manifest.records import RAW_CHARACTERS, Records
+from pipeline.manifest.source import Form, Source, expand, open_manifest
 from pipeline.schema import ROW_SCHEMA, passthrough_name
 
 __all__ = ["ManifestChunk", "ManifestReject", "conform", "derived_id", "expand", "read_manifest", "unify"]

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.fusion import MISSING_ALLOWED, UNEXPECTED_ALLOWED, FusionModel, FusionOutput, skip_init
-from pipeline.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
+from pipeline.models.fusion import MISSING_ALLOWED, UNEXPECTED_ALLOWED, FusionModel, FusionOutput, skip_init
+from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
+from pipeline.models.sentence import TextModel
+from pipeline.models.weights import Checkpoint, load_state_dict, load_strict
 from pipeline.schema import SAMPLING_RATE, emotion_of
-from pipeline.sentence import TextModel
-from pipeline.weights import Checkpoint, load_state_dict, load_strict
 
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
 

@@ -1,0 +1,1 @@
+"""Manifests in any form we read, as streams of rows and rejects."""

@@ -1,0 +1,1 @@
+"""The models and what loads them. Nothing below here imports ray."""
