@@ -157,7 +157,8 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
         task_cpus=min(1.0, _TASK_SHARE * resources.cpus),
         transcriber_gpus=asr_gpus,
         recogniser_gpus=emotion_gpus,
-        num_threads=max(1, cpus // actors) if device == "cpu" else 0,
+        # from the machine alone: another number of threads could change the last bits of a resumed run's scores
+        num_threads=max(1, cpus // (fitting * (2 if asr else 1) or 1)) if device == "cpu" else 0,
     )
 
 

@@ -2,8 +2,8 @@
 
 usage: python tools/untrained_asr.py OUT_DIR
 
-It has Whisper's special tokens, window and mel filters, and hears nothing: it says the same syllables to everything. For tests and for a demo
-that says so; quality is not its business. Weights depend on `_SEED` alone. Takes about 5 s.
+It has Whisper's special tokens, window and mel filters, and hears nothing: it says the same syllables to everything. For
+tests and for a demo that says so; quality is not its business. Weights depend on `_SEED` alone. Takes about 5 s.
 """
 
 from __future__ import annotations

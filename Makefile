@@ -1,0 +1,34 @@
+# make demo   the main job on a small corpus, from a bare machine with Python 3.11+
+# make test   everything the README promises, about ten minutes on 2 cores
+# make check  lint, format, types
+# make lock   write requirements.lock anew from what pyproject.toml allows
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test check lock clean
+
+$(VENV)/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade 'pip>=24'
+	$(RUN) -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) -m demo.run
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+check: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+lock: $(VENV)/installed
+	$(RUN) -m pip freeze --exclude-editable | sed 's/^torch==\([0-9.]*\).*/torch==\1/' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build demo/out .mypy_cache .ruff_cache .pytest_cache
