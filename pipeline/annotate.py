@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,13 @@ from pipeline.config import primary_language
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.finish import Finished, finish
 from pipeline.models import slots
-from pipeline.models.emotion import EmotionRecogniser, Recognised
-from pipeline.models.transcribe import Transcriber, Transcript
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.schema import EMOTIONS
 from pipeline.work import PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_waveform
+
+if TYPE_CHECKING:
+    from pipeline.models.emotion import EmotionRecogniser, Recognised
+    from pipeline.models.transcribe import Transcriber, Transcript
 
 
 def prepare(work: Work, shard: Shard) -> pa.Table:

@@ -252,7 +252,7 @@ def _finish_block(block: pa.Table, work: Work) -> pa.Table:
 
 
 class _ModelActor:
-    """Holds the models of one process; they are loaded before the first block so that a failure to load is seen at once."""
+    """Holds the models of one process; subclasses load theirs before the first block, so a failure is seen at once."""
 
     def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
         self._work = work
@@ -268,6 +268,10 @@ class _ModelActor:
 class Transcribe(_ModelActor):
     """The transcription pool's actor."""
 
+    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
+        super().__init__(work, device, num_threads, max_batch_s)
+        self._models.load_transcribers()
+
     def __call__(self, block: pa.Table) -> pa.Table:
         """Transcribe one shard."""
         started = time.perf_counter()
@@ -278,6 +282,10 @@ class Transcribe(_ModelActor):
 
 class Recognise(_ModelActor):
     """The recognition pool's actor."""
+
+    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
+        super().__init__(work, device, num_threads, max_batch_s)
+        self._models.load_recognisers()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Recognise one shard; its audio ends here."""

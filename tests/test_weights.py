@@ -19,10 +19,8 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.models import hub
 from pipeline.models.hub import select_files
+from pipeline.models.published import ASR_MODELS, DEFAULT_ASR, EMOTION_MODELS
 from pipeline.models.weights import (
-    ASR_MODELS,
-    DEFAULT_ASR,
-    EMOTION_MODELS,
     Checkpoint,
     check,
     load_state_dict,

@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.models.fusion import MISSING_ALLOWED, MODES, UNEXPECTED_ALLOWED, FusionModel, fused_width
+from pipeline.models.published import EMOTION_MODELS
 from pipeline.models.sentence import check_text_model, text_width
-from pipeline.models.weights import EMOTION_MODELS, Checkpoint
+from pipeline.models.weights import Checkpoint
 from pipeline.models.weights import check as check_weights
 from pipeline.schema import SAMPLING_RATE, emotion_of
 

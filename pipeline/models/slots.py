@@ -2,6 +2,8 @@
 
 A plan names its models by slot, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with the spec it was named by, the commit
 it resolved to and the sha256 of its weights. A worker that finds other weights under the same name refuses to use them.
+
+torch and transformers (4 s of a core) are imported where a model is checked or loaded, so that the CPU tasks never pay.
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import JobConfig, primary_language
 from pipeline.errors import ConfigError, JobError
-from pipeline.models import weights
-from pipeline.models.emotion import EmotionRecogniser
-from pipeline.models.modes import check, embedding_widths
+from pipeline.models import published
 from pipeline.models.transcribe import Transcriber, check_model
 from pipeline.plan import Plan
+
+if TYPE_CHECKING:
+    from pipeline.models.emotion import EmotionRecogniser
+    from pipeline.models.weights import Checkpoint
 
 AUTO_LANGUAGE = "auto"
 _FUSION, _ENCODER, _ASR = "fusion", "sentence_encoder", "asr"
@@ -27,13 +31,13 @@ _OPTION = {_FUSION: "fusion_model", _ENCODER: "sentence_encoder", _ASR: "asr_mod
 
 def emotion_model_for(config: JobConfig, language: str) -> str | None:
     """The fusion model (in mode text: the text classifier) for a language, or None when nobody named or published one."""
-    return config.model_for("fusion_model", language) or weights.EMOTION_MODELS.get((language, config.mode))
+    return config.model_for("fusion_model", language) or published.EMOTION_MODELS.get((language, config.mode))
 
 
 def known_languages(config: JobConfig) -> list[str]:
     """Every language this job has an emotion model for."""
     named = {language for language in config.fusion_model if language.isalpha()}
-    candidates = {*named, *(code for code, _ in weights.EMOTION_MODELS), primary_language(config.language or "en")}
+    candidates = {*named, *(code for code, _ in published.EMOTION_MODELS), primary_language(config.language or "en")}
     return sorted(language for language in candidates if emotion_model_for(config, language))
 
 
@@ -51,13 +55,13 @@ def choose(config: JobConfig, languages: Iterable[str], *, needs_asr: bool) -> d
             )
         chosen[f"{_FUSION}/{language}"] = model
         if config.mode in ("mean", "concat", "multihead"):
-            encoder = config.model_for("sentence_encoder", language) or weights.SENTENCE_ENCODERS.get(language)
+            encoder = config.model_for("sentence_encoder", language) or published.SENTENCE_ENCODERS.get(language)
             if encoder is None:
                 option = f"--sentence-encoder {language}=X"
                 raise ConfigError(f"no sentence encoder is published for {language!r}; name one with {option}")
             chosen[f"{_ENCODER}/{language}"] = encoder
         if needs_asr:
-            chosen[f"{_ASR}/{language}"] = config.model_for("asr_model", language) or weights.DEFAULT_ASR
+            chosen[f"{_ASR}/{language}"] = config.model_for("asr_model", language) or published.DEFAULT_ASR
     return chosen
 
 
@@ -67,6 +71,9 @@ def pin(chosen: Mapping[str, str], mode: str) -> tuple[dict[str, dict[str, Any]]
     Returns: the plan's `models` and its embedding widths. Costs one read of each weight file (its hash).
     Raises: ConfigError naming the slot's option and what is wrong with it.
     """
+    from pipeline.models import weights
+    from pipeline.models.modes import check, embedding_widths
+
     pinned: dict[str, dict[str, Any]] = {}
     widths: dict[str, dict[str, int]] = {}
     for slot, spec in chosen.items():
@@ -112,8 +119,10 @@ def versions() -> dict[str, str]:
         "speech-emotion-pipeline"), **found}  # fmt: skip
 
 
-def pinned_checkpoint(pinned: Mapping[str, Any]) -> weights.Checkpoint:
+def pinned_checkpoint(pinned: Mapping[str, Any]) -> Checkpoint:
     """The very files a plan pinned, on this node. Raises: ConfigError when they differ."""
+    from pipeline.models import weights
+
     spec, revision = pinned["spec"], pinned["revision"]
     if revision:
         spec = f"{spec.partition('@')[0]}@{revision}"
@@ -152,7 +161,19 @@ class Loaded:
         self._recognisers: dict[str, EmotionRecogniser] = {}
         self._transcribers: dict[str, Transcriber] = {}
 
-    def _checkpoint(self, slot: str) -> weights.Checkpoint:
+    def load_recognisers(self) -> None:
+        """Load every emotion model of the plan now."""
+        for slot in self._models:
+            if slot.startswith(_FUSION):
+                self.recogniser_for(slot.partition("/")[2])
+
+    def load_transcribers(self) -> None:
+        """Load every speech recogniser of the plan now."""
+        for slot in self._models:
+            if slot.startswith(_ASR):
+                self.transcriber_for(slot.partition("/")[2])
+
+    def _checkpoint(self, slot: str) -> Checkpoint:
         try:
             return pinned_checkpoint(self._models[slot])
         except ConfigError as error:
@@ -161,6 +182,8 @@ class Loaded:
     def recogniser_for(self, language: str) -> EmotionRecogniser:
         """The emotion model of a language."""
         if language not in self._recognisers:
+            from pipeline.models.emotion import EmotionRecogniser
+
             encoder = f"{_ENCODER}/{language}"
             self._recognisers[language] = EmotionRecogniser(
                 self._settings["mode"],
