@@ -77,7 +77,11 @@ def cluster() -> Iterator[Resources]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
     with _native_chatter_kept_back():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
+            raise JobError(f"cannot {where}: {error}") from error
         _quiet()
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         cpus, gpus, memory = (sum(node["Resources"].get(n, 0.0) for node in nodes) for n in ("CPU", "GPU", "memory"))

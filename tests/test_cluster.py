@@ -1,0 +1,108 @@
+"""The same job on a cluster: submitted with `ray job submit`, and on 1 and 16 logical CPUs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import ROOT, annotate, model_options, rows, utterances, write_manifest
+from tests.processes import started, wait_until
+
+_BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    dashboard: str
+    environment: dict[str, str]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def head(folder: Path, cpus: int) -> Iterator[Head]:
+    """A one-node cluster on loopback with a number of logical CPUs of its own choosing."""
+    port, dashboard = _free_port(), _free_port()
+    command = [
+        str(_BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
+        f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
+        "--disable-usage-stats",
+    ]  # fmt: skip
+    log = folder / "head.log"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with started(command, log, {"PATH": f"{_BIN}:{os.environ['PATH']}", **token}) as process:
+        wait_until(lambda: _listens(port) and _listens(dashboard), process, log)
+        yield Head(f"http://127.0.0.1:{dashboard}", {"RAY_ADDRESS": f"127.0.0.1:{port}", **token})
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("cpus", [1, 16])
+def test_it_runs_on_any_number_of_logical_cpus(cpus: int, tmp_path: Path, checkpoints: Path, asr: Path) -> None:
+    """Fails, by running out of time, if the steps together ask for more CPUs than there are: a deadlock."""
+    manifest = write_manifest(tmp_path / "m.jsonl", [*rows(6), *rows(2, with_text=False, prefix="heard")])
+    with head(tmp_path, cpus) as cluster:
+        options = [*model_options(checkpoints, asr), "--shard-rows", "4"]
+        annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
+    assert utterances(tmp_path / "out").num_rows == 8
+
+
+def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
+    """Fails if `ray job submit --working-dir .` cannot run the job, or hides that it failed."""
+    manifest = write_manifest(tmp_path / "m.jsonl", rows(4))
+    options = [*model_options(checkpoints, asr), "--shard-rows", "2"]
+    with head(tmp_path, 2) as cluster:
+
+        def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
+            job = [
+                "python",
+                "-m",
+                "jobs.annotate",
+                "--manifest",
+                str(manifest),
+                "--output",
+                str(tmp_path / "out"),
+                *arguments,
+            ]
+            command = [
+                str(_BIN / "ray"),
+                "job",
+                "submit",
+                "--address",
+                cluster.dashboard,
+                "--working-dir",
+                ".",
+                "--",
+                *job,
+            ]
+            environment = {**os.environ, **cluster.environment, "RAY_ADDRESS": ""}
+            return subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+            )
+
+        done = submit(*options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "run 000001: 4 rows = 4 annotated + 0 rejected" in done.stdout
+        refused = submit("--modee", "mean")
+        assert refused.returncode != 0 and "--mode" in refused.stdout + refused.stderr
+    assert utterances(tmp_path / "out").num_rows == 4
