@@ -5,6 +5,7 @@ The driver holds ids (64 bytes a row while planning) and counts; audio and rows 
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -33,6 +34,8 @@ from pipeline.work import Work
 
 _CPU_SHARD = ShardSize(rows=64, audio_s=600.0)
 _GPU_SHARD = ShardSize(rows=1024, audio_s=3600.0)
+_SMALLEST_SHARD_ROWS = 8
+_SHARDS_PER_WORKER = 4
 _LONGEST_PARTITION_BYTES = 200
 """Of one `column=value` folder name; file systems allow 255."""
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
@@ -142,7 +145,8 @@ class Driver:
             with cluster() as resources:
                 device = choose_device(self.config, resources)
                 if selection:
-                    unfinished.extend(self._plan(selection, device, pinned, widths))
+                    size = self._shard_size(selection.rows, device, resources)
+                    unfinished.extend(self._plan(selection, device, size, pinned, widths))
                 reports = [self._finish(plan, resources) for plan in unfinished]
             return Outcome(tuple(reports), selection.held, self.config.output)
 
@@ -177,12 +181,18 @@ class Driver:
             for table in selection.tables()
         )
 
-    def _plan(self, selection: Selection, device: str, pinned: dict[str, Any], widths: dict[str, int]) -> list[Plan]:
+    def _shard_size(self, rows: int, device: str, resources: Resources) -> ShardSize:
+        """Usual shards, or smaller ones when a small corpus would leave workers idle."""
+        usual, workers = (_GPU_SHARD, resources.gpus) if device == "cuda" else (_CPU_SHARD, resources.cpus)
+        spread = max(_SMALLEST_SHARD_ROWS, math.ceil(rows / (_SHARDS_PER_WORKER * max(workers, 1.0))))
+        return ShardSize(self.config.shard_rows or min(usual.rows, spread), self.config.shard_audio_s or usual.audio_s)
+
+    def _plan(
+        self, selection: Selection, device: str, size: ShardSize, pinned: dict[str, Any], widths: dict[str, int]
+    ) -> list[Plan]:
         """Write the new plan; after losing a race for its number, drop what the winner holds and try the next."""
         settings = self._settings(dataset_settings(self.store), device)
         claim_dataset(self.store, settings)
-        usual = _GPU_SHARD if device == "cuda" else _CPU_SHARD
-        size = ShardSize(self.config.shard_rows or usual.rows, self.config.shard_audio_s or usual.audio_s)
         others: list[Plan] = []
         while selection:
             plan = write_plan(

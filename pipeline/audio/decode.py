@@ -6,7 +6,7 @@ and decoding is a bounded stream: block by block through the channel mean and so
 either. The result is bit for bit that of `librosa.load(path, sr=16000)`, which the published models saw, for whatever
 libsndfile reads; the rest (M4A, MP4, WebM, AAC, WMA, ...) comes through FFmpeg by PyAV.
 
-Costs: 4 s of 16 kHz WAV 0.1 ms, of 48 kHz FLAC about 2 ms; memory is the content, a few MB, and twice the result.
+Costs: 4 s of 16 kHz 16-bit WAV 0.24 ms, of 48 kHz FLAC 3.7 ms; memory is the content, a few MB, and twice the result.
 """
 
 from __future__ import annotations
