@@ -9,11 +9,11 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test check lock clean
 
-$(VENV)/installed: pyproject.toml requirements.lock
+$(VENV)/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade 'pip>=24'
-	$(RUN) -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(RUN) -m pip install --quiet --requirement requirements.lock
 	touch $@
 
 demo: $(VENV)/installed

@@ -37,12 +37,17 @@ def test_m1_jsonl(tmp_path, chunk_rows) -> None:
     assert all(len(reject.raw) <= 2048 and reject.detail and len(reject.detail) < 300 for reject in rejects)
 
 
-@pytest.mark.parametrize("way", [*make_manifests.BAD_JSON, *make_manifests.HARMLESS_JSON])
-@pytest.mark.parametrize("place", ["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("way", "place"),
+    [
+        (way, place)
+        for way in [*make_manifests.BAD_JSON, *make_manifests.HARMLESS_JSON]
+        for place in ["first", "middle", "last"]
+        if (way, place) != ("BOM mid-file", "first")  # there it is allowed
+    ],
+)
 def test_m1_jsonl_each_way(tmp_path, way, place) -> None:
     """Fails if one way of being malformed is missed, or a damaged first line changes what the file is taken for."""
-    if (way, place) == ("BOM mid-file", "first"):
-        pytest.skip("there it is allowed")
     lines = [json.dumps(make_manifests.good(i)).encode() for i in range(4)]
     number = {"first": 1, "middle": 3, "last": 5}[place]
     make = (make_manifests.BAD_JSON | make_manifests.HARMLESS_JSON)[way]

@@ -17,6 +17,8 @@ GOOD_FIELDS = [
     ("offset", 0, "offset_s", 0.0),
     ("offset", 1e-7, "offset_s", 1e-7),
     ("duration", 3, "duration_s", 3.0),
+    ("duration", 0, "duration_s", None),
+    ("duration", 0.0, "duration_s", None),
     ("duration", 2**60, "duration_s", float(2**60)),
     ("channel", 1, "channel", 1),
     ("channel", 1.0, "channel", 1),
@@ -34,7 +36,7 @@ GOOD_FIELDS = [
 BAD_FIELDS = [
     ("id", 1.5), ("id", True), ("id", ["a"]), ("id", ""), ("id", "a\0"), ("id", "x" * 4097), ("id", "é" * 2049),
     ("offset", -1), ("offset", "1.5"), ("offset", True), ("offset", [1]), ("offset", 10**400),
-    ("duration", 0), ("duration", -0.5), ("duration", "3"), ("duration", False),
+    ("duration", -0.5), ("duration", "3"), ("duration", False),
     ("channel", -1), ("channel", 0.5), ("channel", "0"), ("channel", 2**31), ("channel", True),
     ("language", "es mx"), ("language", "x" * 36), ("language", 5), ("language", "español"), ("language", "-es"),
     ("text", 5), ("text", ["a"]), ("text", {"a": "b"}),

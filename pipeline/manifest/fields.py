@@ -74,13 +74,15 @@ def check_fields(
         return [value or None for value in values_of(name)] if from_csv else values_of(name)
 
     def numbers(name: str) -> list[float | None]:
-        return _numbers(column(name), name, bad, from_csv=from_csv, above_zero=name == "duration")
+        return _numbers(column(name), name, bad, from_csv=from_csv)
 
     audio = _strings(column("audio"), "audio", _audio, bad)
     ids = _strings(column("id"), "id", _id, bad)
     text = _strings(column("text"), "text", _text, bad)
     language = _languages(column("language"), bad)
-    fields = Fields(audio, ids, text, language, numbers("offset"), numbers("duration"), [], bad)
+    # tools write 0 for a duration they do not know; the audio itself will say
+    durations = [value or None for value in numbers("duration")]
+    fields = Fields(audio, ids, text, language, numbers("offset"), durations, [], bad)
     fields.channel = _channels(numbers("channel"), bad)
     _resolve(fields, manifest, audio_optional=audio_optional)
     for position, recording_id in enumerate(fields.recording_id):
@@ -221,27 +223,25 @@ def _language(value: object) -> str | None:
 
 
 def _numbers(
-    values: Sequence[object], name: str, bad: dict[int, tuple[Reason, str]], *, from_csv: bool, above_zero: bool
+    values: Sequence[object], name: str, bad: dict[int, tuple[Reason, str]], *, from_csv: bool
 ) -> list[float | None]:
     given = [value for value in values if value is not None]
     if not given:
         return [None] * len(values)
-    quick = _quick_numbers(values, given, from_csv=from_csv, above_zero=above_zero)
+    quick = _quick_numbers(values, given, from_csv=from_csv)
     if quick is not None:
         return quick
     out: list[float | None] = []
     for position, value in enumerate(values):
         try:
-            out.append(None if value is None else _number(value, from_csv=from_csv, above_zero=above_zero))
+            out.append(None if value is None else _number(value, from_csv=from_csv))
         except BadValue as error:
             _blame(position, name, error, bad)
             out.append(None)
     return out
 
 
-def _quick_numbers(
-    values: Sequence[object], given: list[object], *, from_csv: bool, above_zero: bool
-) -> list[float | None] | None:
+def _quick_numbers(values: Sequence[object], given: list[object], *, from_csv: bool) -> list[float | None] | None:
     """The column when every value is plainly right, None when each must be looked at."""
     if from_csv:
         if not frozenset("".join(map(str, given))) <= _NUMBER_LETTERS:
@@ -256,12 +256,12 @@ def _quick_numbers(
         return None
     least = min(number for number in numbers if number is not None)
     most = max(number for number in numbers if number is not None)
-    within = (least > 0 if above_zero else least >= 0) and most < 2**53
+    within = least >= 0 and most < 2**53
     return [None if number is None else float(number) for number in numbers] if within else None
 
 
-def _number(value: object, *, from_csv: bool, above_zero: bool) -> float:
-    expected = "a number above 0" if above_zero else "a number from 0"
+def _number(value: object, *, from_csv: bool) -> float:
+    expected = "a number from 0"
     if isinstance(value, bool) or not isinstance(value, str if from_csv else int | float):
         raise BadValue(f"is {_kind(value)}; {expected} is expected")
     shown = str(value)[:_SHOWN] if isinstance(value, str | float) or abs(value) < 2**64 else "a huge number"
@@ -271,7 +271,7 @@ def _number(value: object, *, from_csv: bool, above_zero: bool) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number) or number < 0 or (above_zero and number == 0):
+    if not math.isfinite(number) or number < 0:
         raise BadValue(f"is {shown}; {expected} is expected")
     return number
 

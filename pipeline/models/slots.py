@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pipeline import __version__
 from pipeline.config import JobConfig, primary_language
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import published
@@ -115,8 +116,7 @@ def versions() -> dict[str, str]:
     """Versions of what computes the results, for receipts and reports."""
     packages = ("torch", "transformers", "faster-whisper", "ctranslate2", "pyarrow", "ray", "soxr", "soundfile", "av")
     found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "speech-emotion-pipeline": importlib.metadata.version(
-        "speech-emotion-pipeline"), **found}  # fmt: skip
+    return {"python": platform.python_version(), "speech-emotion-pipeline": __version__, **found}
 
 
 def pinned_checkpoint(pinned: Mapping[str, Any]) -> Checkpoint:
