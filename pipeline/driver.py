@@ -225,10 +225,12 @@ class Driver:
         if pending:
             pools = size_pools(self.config, resources, plan, len(pending))
             self.say(self._headline(plan, len(pending), pools.device))
-            progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending)))
+            progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending))).start()
             work = Work(self.config.output, plan, AudioRoots.parse(self.config.audio_root, list(plan.manifests)))
-            run_shards(work, pending, pools, self.config, progress.add)
-            progress.close()
+            try:
+                run_shards(work, pending, pools, self.config, progress.add)
+            finally:
+                progress.close()
             record = {"pools": asdict(pools), "shards_lost_to_another_run": progress.lost}
             parts = committed_parts(self.store, [plan])[plan.plan]
         report = {

@@ -14,6 +14,7 @@ from pipeline.config import primary_language
 from pipeline.errors import JobError, Reason
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
+from pipeline.roots import without_query
 from pipeline.schema import emotion_of, utterance_id, utterance_schema
 from pipeline.work import Work
 
@@ -100,6 +101,8 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     fingerprints = {language: slots.fingerprint(plan.models, plan.settings, primary_language(language))
                     for language in set(kept["language"].to_pylist())}  # fmt: skip
     computed = {
+        # the plan keeps a pre-signed URI whole to fetch it; the table must not
+        "audio": pa.array([uri and without_query(uri) for uri in theirs["audio"].to_pylist()], pa.string()),
         "utterance_id": pa.array(
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
         ),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
 from pipeline.finish import Finished
 
-_LIVE_EVERY_S = 0.2
+_LIVE_EVERY_S = 0.5
 _PLAIN_EVERY_S = 30.0
 
 
@@ -31,28 +33,43 @@ class Progress:
     audio_s: float = 0.0
     lost: int = 0
     _started: float = field(default_factory=time.monotonic)
-    _shown: float = field(default_factory=time.monotonic)
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _ticker: threading.Thread | None = None
+
+    def start(self) -> Progress:
+        """Show the line from now on, every so often, until `close`."""
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+        self._ticker.start()
+        return self
+
+    def _tick(self) -> None:
+        every = _LIVE_EVERY_S if self.out.isatty() else _PLAIN_EVERY_S
+        while not self._ended.wait(every):
+            self.show()
 
     def add(self, shard: Finished) -> None:
-        """Count one shard, and show the line when it is time."""
+        """Count one shard."""
         self.finished += shard.rows
         self.utterances += shard.utterances
         self.rejects += len(shard.rejects)
         self.audio_s += shard.audio_s
         self.lost += not shard.won
-        every = _LIVE_EVERY_S if self.out.isatty() else _PLAIN_EVERY_S
-        if time.monotonic() - self._shown >= every:
-            self.show()
 
     def show(self) -> None:
         """Write the line."""
-        self._shown = time.monotonic()
         line = self.line()
-        self.out.write(f"\r\x1b[2K{line}" if self.out.isatty() else f"{line}\n")
+        if self.out.isatty():
+            columns = shutil.get_terminal_size().columns
+            self.out.write(f"\r\x1b[2K{line[: columns - 1]}")
+        else:
+            self.out.write(f"{line}\n")
         self.out.flush()
 
     def close(self) -> None:
         """Write the last line and end it."""
+        self._ended.set()
+        if self._ticker is not None:
+            self._ticker.join()
         self.show()
         if self.out.isatty():
             self.out.write("\n")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.manifest.read import ManifestReject, conform, read_manifest, unify
+from pipeline.roots import without_query
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
 
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
@@ -205,7 +206,7 @@ def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str 
     """Reject rows for plan rows, each with its cause; pass-through columns stay as they are."""
     columns = {
         "recording_id": rows["recording_id"],
-        "audio": rows["audio"],
+        "audio": pa.array([uri and without_query(uri) for uri in rows["audio"].to_pylist()], pa.string()),
         "reason": pa.array([str(c.reason) for c in causes], pa.string()),
         "detail": pa.array([c.detail for c in causes], pa.string()),
         "stage": pa.array([str(c.stage) for c in causes], pa.string()),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from tests.corpus import annotate, command, model_options, rejects, rows, utterances, write_manifest
+from tests.corpus import AUDIO, annotate, command, model_options, rejects, rows, utterances, write_manifest
 from tests.processes import kill_hard, kill_role, started, wait_until
 from tests.s3_server import S3Server
 
@@ -79,9 +79,13 @@ def test_an_interrupt_then_a_kill_then_a_resume(tmp_path: Path, options: list[st
 
 
 def test_kills_of_the_driver_on_s3(tmp_path: Path, s3: S3Server, options: list[str], undisturbed: pa.Table) -> None:
-    """Fails if the protocol depends on something that only a disk gives."""
-    manifest, log = write_manifest(tmp_path / "m.jsonl", _records()), tmp_path / "log"
-    files, output = s3.filesystem(), f"s3://{s3.bucket}/{tmp_path.name}"
+    """Fails if the protocol depends on something that only a disk gives, or a bucket's manifest and audio read otherwise."""
+    files, home, log = s3.filesystem(), f"{s3.bucket}/{tmp_path.name}", tmp_path / "log"
+    records = [{**row, "audio": f"audio/{Path(str(row['audio'])).name}"} for row in _records()]
+    for name in {str(row["audio"]) for row in records} - {"audio/all.wav"}:
+        files.put(str(AUDIO / Path(name).name), f"{home}/{name}")
+    files.put(str(write_manifest(tmp_path / "m.jsonl", records)), f"{home}/m.jsonl")
+    manifest, output = f"s3://{home}/m.jsonl", f"s3://{home}/out"
     start = command(manifest, output, *options)
 
     def parts() -> int:
@@ -92,9 +96,12 @@ def test_kills_of_the_driver_on_s3(tmp_path: Path, s3: S3Server, options: list[s
             wait_until(lambda at_least=committed: parts() >= at_least, process, log)
             kill_hard(process)
     annotate(manifest, output, *options)
-    found = ds.dataset(f"{s3.bucket}/{tmp_path.name}/utterances", filesystem=files, partitioning="hive").to_table()
-    _same(found.sort_by("utterance_id"), undisturbed)
-    refused = ds.dataset(f"{s3.bucket}/{tmp_path.name}/rejects", filesystem=files).to_table()
+    found = (
+        ds.dataset(f"{home}/out/utterances", filesystem=files, partitioning="hive").to_table().sort_by("utterance_id")
+    )
+    assert set(found["audio"].to_pylist()) == {f"s3://{home}/{row['audio']}" for row in records[: GIVEN + HEARD]}
+    _same(found.drop_columns(["audio"]), undisturbed.drop_columns(["audio"]))
+    refused = ds.dataset(f"{home}/out/rejects", filesystem=files).to_table()
     assert refused["reason"].to_pylist() == ["NOT_FOUND"] * GONE
 
 
