@@ -7,15 +7,19 @@ same command goes on; 2 the command line, the config or a model cannot be used a
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline import __version__
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, JobError, did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.driver import Driver
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"python -m jobs.annotate: {error}", file=sys.stderr)
         return 2
-    except JobError as error:
+    except (JobError, OSError) as error:
         print(
             f"\nThe job failed: {error}\nWhat was committed stays; the same command goes on from there.",
             file=sys.stderr,
@@ -160,7 +164,12 @@ def _run(config: JobConfig) -> int:
     # imported late: a typing error is answered before torch and ray are loaded
     from pipeline.driver import Driver
 
-    driver = Driver(config, say=lambda line: print(line, file=sys.stderr))
+    # a stream of its own: Ray's writing to file descriptor 2 is kept back while the job runs
+    with os.fdopen(os.dup(2), "w", buffering=1) as terminal:
+        return _report(config, Driver(config, terminal))
+
+
+def _report(config: JobConfig, driver: Driver) -> int:
     if config.dry_run:
         for name, value in driver.describe().items():
             print(f"{name.replace('_', ' ')}: {_plain(value)}")

@@ -9,10 +9,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,8 +40,6 @@ _LONGEST_PARTITION_BYTES = 200
 """Of one `column=value` folder name; file systems allow 255."""
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -54,10 +52,10 @@ class Outcome:
 
 @dataclass
 class Driver:
-    """One run of `config`. `say` prints a line for the person who started it."""
+    """One run of `config`. `out` is what the person who started it sees; it must not be file descriptor 2 itself."""
 
     config: JobConfig
-    say: Say
+    out: TextIO
     store: Store = field(init=False)
     manifests: list[str] = field(init=False)
     plans: list[Plan] = field(init=False)
@@ -208,7 +206,7 @@ class Driver:
             )
             if plan is not None:
                 if warning := tiny_shards_warning(plan):
-                    self.say(f"warning: {warning}")
+                    print(f"warning: {warning}", file=self.out)
                 return [*others, plan]
             others += load_plans(self.store)[len(self.plans) :]
             self.plans = load_plans(self.store)
@@ -224,8 +222,8 @@ class Driver:
         record: dict[str, Any] = {}
         if pending:
             pools = size_pools(self.config, resources, plan, len(pending))
-            self.say(self._headline(plan, len(pending), pools.device))
-            progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending))).start()
+            print(self._headline(plan, len(pending), pools.device), file=self.out)
+            progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending)), out=self.out).start()
             work = Work(self.config.output, plan, AudioRoots.parse(self.config.audio_root, list(plan.manifests)))
             try:
                 run_shards(work, pending, pools, self.config, progress.add)

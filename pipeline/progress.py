@@ -26,7 +26,7 @@ class Progress:
 
     rows: int
     done: int = 0
-    out: TextIO = field(default_factory=lambda: sys.stderr)
+    out: TextIO = sys.stderr
     finished: int = 0
     utterances: int = 0
     rejects: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -41,7 +42,7 @@ _TASK_SHARE = 0.2
 _MODEL_MEMORY_SHARE = 0.6
 """Share of the memory that copies of the models may fill."""
 _MODEL_OVERHEAD = 1.3
-_CHATTER_SHOWN_BYTES = 2000
+_OUR_ERROR = re.compile(r"^pipeline\.errors\.(?:JobError|ConfigError): (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +94,18 @@ def cluster() -> Iterator[Resources]:
 
 @contextmanager
 def _native_chatter_kept_back() -> Iterator[None]:
-    """Send what C++ code writes to file descriptor 2 into a file, and show its end only when the job fails.
+    """Send what Ray and C++ code write to file descriptor 2 into a file that goes with the run.
 
-    Ray's core writes warnings there that nobody can act on, past Python's logging and in the middle of the progress line.
+    Ray writes there, past Python's logging, what nobody can act on, and pages of it when an actor fails; what matters of
+    that is in the exception. The driver's own lines go to a stream opened before.
     """
-    sys.stderr.flush()
     terminal = os.dup(2)
-    previous = sys.stderr
-    with os.fdopen(os.dup(terminal), "w", buffering=1) as ours, tempfile.TemporaryFile() as theirs:
-        sys.stderr = ours
-        os.dup2(theirs.fileno(), 2)
+    with tempfile.TemporaryFile() as chatter:
+        sys.stderr.flush()
+        os.dup2(chatter.fileno(), 2)
         try:
             yield
-        except JobError:
-            theirs.seek(max(0, theirs.seek(0, os.SEEK_END) - _CHATTER_SHOWN_BYTES))
-            ours.write(theirs.read().decode(errors="replace"))
-            raise
         finally:
-            sys.stderr = previous
             os.dup2(terminal, 2)
             os.close(terminal)
 
@@ -213,14 +208,15 @@ def _pipeline(work: Work, wave: tuple[Shard, ...], pools: Pools, config: JobConf
 
 
 def _root_cause(error: BaseException) -> str:
-    """The sentence of the exception that started it, without Ray's wrapping."""
+    """The sentence of the exception that started it, without Ray's wrapping: Ray keeps it, at times, only as text."""
+    ours = _OUR_ERROR.findall(str(error))
+    if ours:
+        return str(ours[-1])
     cause: BaseException = error
     while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
         cause = cause.cause
-    while cause.__cause__ is not None and isinstance(cause, ray.exceptions.RayError):
-        cause = cause.__cause__
     text = str(cause).strip().splitlines()
-    return text[0] if isinstance(cause, JobError) and text else f"{type(cause).__name__}: {text[-1] if text else ''}"
+    return f"{type(cause).__name__}: {text[-1] if text else ''}"
 
 
 # -- blocks: a work table with the shard it is and the seconds it took, the same on every line
