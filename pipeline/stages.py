@@ -94,20 +94,25 @@ def cluster() -> Iterator[Resources]:
 
 @contextmanager
 def _native_chatter_kept_back() -> Iterator[None]:
-    """Send what Ray and C++ code write to file descriptor 2 into a file that goes with the run.
+    """Send what Ray and C++ code write to standard output and error into a file that goes with the run.
 
     Ray writes there, past Python's logging, what nobody can act on, and pages of it when an actor fails; what matters of
     that is in the exception. The driver's own lines go to a stream opened before.
     """
-    terminal = os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ours = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     with tempfile.TemporaryFile() as chatter:
-        sys.stderr.flush()
-        os.dup2(chatter.fileno(), 2)
+        for descriptor in ours:
+            os.dup2(chatter.fileno(), descriptor)
         try:
             yield
         finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, kept in ours.items():
+                os.dup2(kept, descriptor)
+                os.close(kept)
 
 
 def _quiet() -> None:
