@@ -102,7 +102,10 @@ def _hear(
 
 def _heard(work: Work, line: dict[str, Any], transcript: Transcript) -> dict[str, Any]:
     language = line["language"] or transcript.language
-    if language is None or not slots.knows_language(work.plan.models, primary_language(str(language))):
+    if language is None:
+        detail = "nobody speaks, so no language could be detected; give the row one, or name one with --language"
+        return cause_columns(RejectedRow(Reason.NO_SPEECH, detail, Stage.TRANSCRIBE))
+    if not slots.knows_language(work.plan.models, primary_language(str(language))):
         detail = f"detected language {language!r} has no emotion model; name one with --fusion-model {language}=X"
         return cause_columns(RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE))
     if line["text"] is not None or work.mode == "audio":
@@ -122,7 +125,7 @@ def recognise(
 ) -> pa.Table:
     """Give label, scores and embeddings to every utterance. Returns: the table without audio, with those columns.
 
-    A batch that fails is halved until the failing utterance is alone; the others give what they would have given.
+    A batch that fails is halved until the failing utterance is alone; the others give what they would have given, to 1e-5.
     """
     waveforms = Waveforms(work, shard, table)
     reasons = table["reason"].to_pylist()

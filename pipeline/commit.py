@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +28,10 @@ from pipeline.storage import Store
 
 UTTERANCES = "utterances"
 _RECEIPT = b"speech_emotion.receipt"
-_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _ROW_GROUP_ROWS = 4096
 _FOOTER_READERS = 16
+_SHARD_NUMBER = re.compile("[0-9]{6,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def ids_sha256(rows: pa.Table) -> str:
 def partition_folder(columns: Sequence[str], values: Sequence[object]) -> str:
     """`col=value/...`, percent-encoded as Hive readers expect, so that no value can leave its folder."""
     parts = [
-        f"{quote(column, safe='')}={_NULL_PARTITION if value is None else quote(str(value), safe='')}"
+        f"{quote(column, safe='')}={NULL_PARTITION if value is None else quote(str(value), safe='')}"
         for column, value in zip(columns, values, strict=True)
     ]
     return "/".join(parts)
@@ -128,7 +130,7 @@ def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, 
     parts: dict[str, dict[int, str]] = {plan.plan: {} for plan in plans}
     for entry in store.list(UTTERANCES):
         plan, dash, shard = entry.key.rpartition("/")[2].removesuffix(".parquet").partition("-")
-        if dash and plan in parts and shard.isdigit():
+        if entry.key.endswith(".parquet") and dash and plan in parts and _SHARD_NUMBER.fullmatch(shard):
             parts[plan][int(shard)] = entry.key
     return parts
 
@@ -161,10 +163,13 @@ def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[
     receipts = list(read_receipts(store, parts))
     counted = sum(r.rows for r in receipts)
     foreign = [r.shard for r in receipts if r.config_hash != plan.config_hash]
-    if len(receipts) != plan.num_shards or counted != plan.rows or foreign:
+    astray = [
+        r.shard for r, shard in zip(receipts, sorted(parts), strict=True) if (r.plan, r.shard) != (plan.plan, shard)
+    ]
+    if len(receipts) != plan.num_shards or counted != plan.rows or foreign or astray:
         raise JobError(
             f"plan {plan.plan} does not add up: {len(receipts)} of {plan.num_shards} parts, {counted} of {plan.rows} rows, "
-            f"{len(foreign)} parts of another configuration"
+            f"{len(foreign)} parts of another configuration, {len(astray)} under another shard's name"
         )
     rejects = _derive_rejects(store, plan, receipts)
     if rejects.num_rows:

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.schema import EMBEDDINGS, utterance_schema
+from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 Mode = Literal["mean", "concat", "multihead", "audio", "text"]
 Segmentation = Literal["auto", "none", "vad"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 MODEL_OPTIONS = ("fusion_model", "sentence_encoder", "asr_model")
+_LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+AUTO_LANGUAGE = "auto"
+"""`--language` that leaves rows without a language to Whisper."""
 ANY_LANGUAGE = "*"
 """Key of a model that was named without a language."""
 
@@ -64,13 +69,16 @@ class JobConfig(BaseModel):
     @classmethod
     def _per_language(cls, value: object) -> object:
         """Accept `X`, `lang=X`, a list of those, or a mapping of languages."""
-        if value is None or isinstance(value, Mapping):
-            return value or {}
-        named: dict[str, str] = {}
-        for text in [value] if isinstance(value, str) else list(_strings(value)):
-            language, equals, model = text.partition("=")
-            key = language.strip().lower() if equals and language.strip().isalpha() else ANY_LANGUAGE
-            model = model if key != ANY_LANGUAGE else text
+        if value is None:
+            return {}
+        if isinstance(value, Mapping):
+            pairs = [(primary_language(str(language).strip()), model) for language, model in value.items()]
+        else:
+            pairs = list(map(_named_model, [value] if isinstance(value, str) else list(_strings(value))))
+        named: dict[str, object] = {}
+        for key, model in pairs:
+            if model == "":
+                raise ValueError(f"names no model{'' if key == ANY_LANGUAGE else f' for {key}'}")
             if key in named:
                 raise ValueError(f"names two models for {'every language' if key == ANY_LANGUAGE else key}")
             named[key] = model
@@ -94,11 +102,17 @@ class JobConfig(BaseModel):
         columns = tuple(name.strip() for column in columns for name in column.split(",") if name.strip())
         ours = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32").names) - {"language"}
         for column in columns:
+            if not _FOLDER_NAME.fullmatch(column):
+                raise ValueError(
+                    f"cannot partition by {column!r}: every reader understands folder names of letters, digits, _ and -, "
+                    "a letter or digit first; rename the column in the manifest"
+                )
             if column in ours:
                 raise ValueError(
                     f"cannot partition by {column!r}: it is an output of this job. A retried shard whose model output "
                     "differs on another machine would leave one row in two partitions. Partition by manifest columns or "
-                    f"language; filters on {column!r} are served by Parquet statistics"
+                    f"language; filters on {column!r} are served by Parquet statistics. A manifest's own column of this "
+                    f"name is written as {passthrough_name(column)!r}"
                 )
         if len(set(columns)) != len(columns):
             raise ValueError("names a column twice")
@@ -119,6 +133,16 @@ class JobConfig(BaseModel):
                 f"unknown embedding {name!r}{did_you_mean(name, EMBEDDINGS)}; known: all, none, {', '.join(EMBEDDINGS)}"
             )
         return tuple(name for name in EMBEDDINGS if name in full)
+
+    @model_validator(mode="after")
+    def _whose_model(self) -> JobConfig:
+        for option in ("fusion_model", "sentence_encoder"):
+            if self.language == AUTO_LANGUAGE and ANY_LANGUAGE in getattr(self, option):
+                flag = "--" + option.replace("_", "-")
+                raise ValueError(
+                    f"{flag}: with --language auto say which language each model is for, as in {flag} en=X es=Y"
+                )
+        return self
 
     def model_for(self, option: str, language: str) -> str | None:
         """The model named for `language` under one of `MODEL_OPTIONS`, or None for the published one.
@@ -166,6 +190,9 @@ def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
 
 def _sentences(error: ValidationError) -> Iterable[str]:
     for fault in error.errors():
+        if not fault["loc"]:
+            yield fault["msg"].removeprefix("Value error, ")
+            continue
         option = "--" + str(fault["loc"][0]).replace("_", "-")
         if fault["type"] == "missing":
             yield f"{option} is required"
@@ -198,6 +225,14 @@ def _flatten(tree: Mapping[str, object], file: str | None, prefix: str = "") -> 
             known = [known for known in JobConfig.model_fields if known.startswith(prefix)]
             raise ConfigError(f"--config {file}: unknown key {name!r}{did_you_mean(name, known)}")
     return flat
+
+
+def _named_model(text: str) -> tuple[str, str]:
+    """`lang=X` or `X`, which may hold an equals sign of its own."""
+    language, equals, model = text.partition("=")
+    if equals and _LANGUAGE_TAG.fullmatch(language.strip()):
+        return primary_language(language.strip()), model
+    return ANY_LANGUAGE, text
 
 
 def _strings(value: object) -> Iterable[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import ConfigError
-from pipeline.plan import FORMAT, Plan, create_json
+from pipeline.plan import FORMAT, Plan, create_json, read_document
 from pipeline.storage import Store
 
 
@@ -20,13 +21,13 @@ def claim_dataset(store: Store, settings: Mapping[str, Any]) -> None:
     token = uuid.uuid4().hex
     document = {"format": FORMAT, "settings": dict(settings), "token": token}
     if not create_json(store, "_dataset.json", document, mine=("token", token)):
-        compare_settings(json.loads(store.read("_dataset.json"))["settings"], settings, what="settings")
+        compare_settings(read_document(store, "_dataset.json")["settings"], settings, what="settings")
 
 
 def dataset_settings(store: Store) -> dict[str, Any] | None:
     """The settings of an existing dataset, or None at a new output."""
     try:
-        settings: dict[str, Any] = json.loads(store.read("_dataset.json"))["settings"]
+        settings: dict[str, Any] = read_document(store, "_dataset.json")["settings"]
     except FileNotFoundError:
         return None
     return settings
@@ -41,6 +42,17 @@ def compare_settings(there: Mapping[str, Any], asked: Mapping[str, Any], *, what
             f"the output holds a dataset made with other {what}; use another --output, or the {what} it has:\n"
             + "\n".join(lines)
         )
+
+
+def settle_types(extra: pa.Schema, plans: Iterable[Plan]) -> pa.Schema:
+    """Give pass-through columns the types they have in earlier plans, so that one column has one type in all files.
+
+    A column without a value anywhere is text: Arrow's null type would clash with whatever comes later. Values that do not
+    fit the earlier type are refused where they are cast (`manifest.columns.conform`).
+    """
+    earlier = {field.name: field.type for plan in reversed(list(plans)) for field in plan.extra}
+    fields = [field.with_type(earlier.get(field.name, field.type)) for field in extra]
+    return pa.schema([field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in fields])
 
 
 def compare_models(plans: Iterable[Plan], models: Mapping[str, Any]) -> None:

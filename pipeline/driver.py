@@ -17,9 +17,9 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit import committed_parts, is_published, partition_folder, publish
-from pipeline.config import JobConfig, primary_language
-from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings
+from pipeline.commit import NULL_PARTITION, committed_parts, is_published, partition_folder, publish
+from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
+from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
 from pipeline.manifest.read import expand
 from pipeline.models import slots
@@ -90,13 +90,14 @@ class Driver:
         spool.read(
             self.manifests, lambda rows: self._check(rows, roots, known), audio_optional=self.config.mode == "text"
         )
+        spool.extra = settle_types(spool.extra, self.plans)
         self._check_partition_columns(spool.extra)
         return spool.select(*held_keys(self.store, self.plans))
 
     def _check(self, rows: pa.Table, roots: AudioRoots, known: set[str]) -> tuple[pa.Table, dict[int, RejectedRow]]:
         """Settle the language of each row and refuse rows that may not be opened or that no model speaks."""
         language = self.config.language
-        if language == slots.AUTO_LANGUAGE:
+        if language == AUTO_LANGUAGE:
             languages = rows["language"]
         elif language is not None:
             languages = pa.array([language] * rows.num_rows, pa.string())
@@ -118,7 +119,7 @@ class Driver:
     def _check_partition_columns(self, extra: pa.Schema) -> None:
         for column in self.config.partition_by:
             if column == "language":
-                if self.config.language == slots.AUTO_LANGUAGE:
+                if self.config.language == AUTO_LANGUAGE:
                     raise ConfigError("--partition-by language: a detected language is a model's output")
                 continue
             if column not in extra.names:
@@ -295,6 +296,12 @@ def _check_language(tag: str | None, known: set[str]) -> None:
 
 def _check_partition_value(columns: Sequence[str], record: dict[str, object]) -> None:
     for column in columns:
+        if record[column] == NULL_PARTITION:
+            raise RejectedRow(
+                Reason.BAD_FIELD,
+                f"column {column!r} holds {NULL_PARTITION}, which readers take for null",
+                Stage.MANIFEST,
+            )
         if len(partition_folder([column], [record[column]]).encode()) > _LONGEST_PARTITION_BYTES:
             detail = f"column {column!r} names a folder of more than {_LONGEST_PARTITION_BYTES} bytes"
             raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)

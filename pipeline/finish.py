@@ -47,6 +47,9 @@ def finish(work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float])
     rows = read_shard(work.store, shard)
     if set(table["row"].to_pylist()) != set(range(rows.num_rows)):
         raise JobError(f"shard {shard.name} arrived with {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows")
+    lines = set(zip(table["row"].to_pylist(), table["segment_index"].to_pylist(), strict=True))
+    if len(lines) != table.num_rows:
+        raise JobError(f"shard {shard.name} arrived with {table.num_rows - len(lines)} utterances twice")
     notes, kept = _split(table)
     internal = [note for note in notes if note.reason == Reason.INTERNAL]
     if len(internal) > max(_MANY_INTERNAL, _INTERNAL_SHARE * rows.num_rows):
@@ -114,7 +117,9 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     columns = []
     schema = pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
     for field in schema:
-        if field.name in computed:
+        if field.name in plan.extra.names:
+            column = theirs[field.name]
+        elif field.name in computed:
             column = computed[field.name]
         elif field.name in kept.schema.names:
             column = kept[field.name]

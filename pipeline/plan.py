@@ -16,10 +16,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,6 +42,7 @@ _OPEN_ROWS = 200_000
 _ASSUMED_DURATION_S = 15.0
 """What a row without a duration counts for when shards are filled."""
 _TINY_SHARD_ROWS = 8
+_NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +122,36 @@ def load_plans(store: Store) -> list[Plan]:
     plans: list[Plan] = []
     while True:
         try:
-            content = json.loads(store.read(plan_key(_plan_name(len(plans) + 1))))
+            content = read_document(store, plan_key(_plan_name(len(plans) + 1)))
         except FileNotFoundError:
             return plans
-        if content["format"] != FORMAT:
-            raise ConfigError(f"plan {content['plan']} has format {content['format']}, this version reads {FORMAT}")
-        content["files"] = tuple((file, count) for file, count in content["files"])
-        content["manifests"] = tuple(content["manifests"])
-        plans.append(Plan(**content))
+        try:
+            content["files"] = tuple((file, count) for file, count in content["files"])
+            content["manifests"] = tuple(content["manifests"])
+            plans.append(Plan(**content))
+        except (KeyError, TypeError, ValueError) as error:
+            key = plan_key(_plan_name(len(plans) + 1))
+            raise ConfigError(f"{store.root}/{key} cannot be read: {type(error).__name__} {error}") from error
 
 
 def read_shard(store: Store, shard: Shard) -> pa.Table:
     """The rows of one shard: `ROW_SCHEMA` and the pass-through columns."""
-    return _open_parquet(store, shard.file).read_row_group(shard.row_group)
+    with _open_parquet(store, shard.file) as file:
+        return file.read_row_group(shard.row_group)
 
 
 def read_rejects(store: Store, plan: Plan) -> pa.Table | None:
     """The rows refused while planning."""
-    return _open_parquet(store, plan.rejects_file).read() if plan.rejects_file else None
+    if not plan.rejects_file:
+        return None
+    with _open_parquet(store, plan.rejects_file) as file:
+        return file.read()
 
 
-def _open_parquet(store: Store, key: str) -> pq.ParquetFile:
-    return pq.ParquetFile(store.open(key), pre_buffer=True)
+@contextmanager
+def _open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
+    with store.open(key) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        yield parquet
 
 
 def held_keys(store: Store, plans: Iterable[Plan]) -> tuple[Keys, Keys]:
@@ -149,7 +160,8 @@ def held_keys(store: Store, plans: Iterable[Plan]) -> tuple[Keys, Keys]:
     rejects: list[Keys] = [id_keys([])]
     for plan in plans:
         for file, _ in plan.files:
-            column = _open_parquet(store, file).read(columns=["recording_id"])["recording_id"]
+            with _open_parquet(store, file) as parquet:
+                column = parquet.read(columns=["recording_id"])["recording_id"]
             ids.extend(id_keys(chunk.to_pylist()) for chunk in column.chunks)
         refused = read_rejects(store, plan)
         if refused is not None:
@@ -234,7 +246,11 @@ class _Packer:
 
 def _groups(rows: pa.Table, names: tuple[str, ...]) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
     """Split rows by the values of `names`, keeping their order inside a group."""
-    keys = list(zip(*(rows[name].to_pylist() for name in names), strict=True))
+    # NaN is not equal to itself: one stands for all
+    keys = [
+        tuple(_NAN if isinstance(value, float) and math.isnan(value) else value for value in values)
+        for values in zip(*(rows[name].to_pylist() for name in names), strict=True)
+    ]
     positions: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for position, key in enumerate(keys):
         positions[key].append(position)
@@ -294,6 +310,20 @@ def write_plan(
         extra_schema=base64.b64encode(extra.serialize().to_pybytes()).decode(),
     )
     return plan if create_json(store, plan_key(name), asdict(plan), mine=("token", token)) else None
+
+
+def read_document(store: Store, key: str) -> dict[str, Any]:
+    """One of our JSON documents. Raises: FileNotFoundError; ConfigError naming one that is damaged or of another format."""
+    content = store.read(key)
+    try:
+        parsed = json.loads(content)
+        written = parsed["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{store.root}/{key} cannot be read: {type(error).__name__} {error}") from error
+    if written != FORMAT:
+        raise ConfigError(f"{store.root}/{key} has format {written}, this version reads {FORMAT}")
+    found: dict[str, Any] = parsed
+    return found
 
 
 def create_json(store: Store, key: str, content: Mapping[str, Any], *, mine: tuple[str, str]) -> bool:

@@ -77,7 +77,7 @@ class Progress:
     def line(self) -> str:
         """Rows, audio hours, rejects, speed against real time, time left."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        done = self.done + self.finished
+        done = min(self.done + self.finished, self.rows)  # `done` is an estimate
         speed = self.audio_s / elapsed
         left = (self.rows - done) / (self.finished / elapsed) if self.finished else None
         return (

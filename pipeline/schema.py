@@ -113,7 +113,7 @@ def utterance_schema(
 
 
 _OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA)
-_TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS)}
+_TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS, "raw")}
 
 
 def passthrough_name(column: str) -> str:

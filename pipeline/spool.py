@@ -64,13 +64,17 @@ class Spool:
     reject_chunks: list[Path] = field(default_factory=list)
     _keys: bytearray = field(default_factory=bytearray)
     _reject_keys: bytearray = field(default_factory=bytearray)
+    _refused_ids: bytearray = field(default_factory=bytearray)
 
     def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
         """Stream the manifests onto disk."""
         for manifest in manifests:
             for chunk in read_manifest(manifest, audio_optional=audio_optional):
                 rows, refused = check(chunk.rows)
+                # of refused rows too: their rejects carry these columns
+                self.extra = unify([self.extra, _extra_schema(rows.schema)])
                 kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
+                self._refused_ids += b"".join(key_of(rows["recording_id"][row].as_py()) for row in refused)
                 self._add_rows(rows.take(pa.array(kept)))
                 self._add_rejects(_refused_table(rows, refused), _raw_table(chunk.rejects))
 
@@ -104,6 +108,10 @@ class Spool:
         repeated_keys = np.unique(ranked[same_as_previous])
         repeated = np.isin(keys, repeated_keys) & new if len(repeated_keys) else np.zeros(len(keys), dtype=bool)
         clashing = self._settle(keys, repeated, new)
+        # another row of the id was read and refused: whatever the order, neither may stand for it
+        beside_refused = np.isin(keys, np.frombuffer(bytes(self._refused_ids), dtype=_KEY)) & new
+        clashing |= beside_refused
+        new &= ~beside_refused
         reject_keys = np.frombuffer(bytes(self._reject_keys), dtype=_KEY)
         return Selection(self, new, clashing, held, ~np.isin(reject_keys, held_rejects), held_rejects)
 
@@ -116,7 +124,7 @@ class Spool:
         clashes: set[bytes] = set()
         for start, table in self._tables():
             for position in np.flatnonzero(repeated[start : start + table.num_rows]):
-                key = keys[start + position].tobytes()
+                key = keys[start + position : start + position + 1].tobytes()  # a scalar would lose its trailing zeros
                 content = _content_key(table.slice(position, 1).to_pylist()[0])
                 first, first_content = seen.setdefault(key, (start + int(position), content))
                 if content != first_content:

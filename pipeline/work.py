@@ -87,6 +87,11 @@ def load_waveform(work: Work, record: dict[str, Any]) -> Waveform:
 
     The roots are asked again: a link may have been turned since the plan was made.
     """
+    if record["audio"] is None:
+        detail = (
+            "the row has no audio, and its language is to be heard; give it a language, or name one with --language"
+        )
+        raise RejectedRow(Reason.BAD_FIELD, detail, Stage.FETCH)
     work.roots.check(str(record["audio"]))
     limits = work.limits
     content = fetch(str(record["audio"]), max_bytes=limits.max_bytes)

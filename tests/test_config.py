@@ -322,3 +322,18 @@ def test_options_that_repeat_add_up():
     found = load_config(None, vars(_parser().parse_all(given)))
     assert found.manifest == ("a", "b", "c") and found.fusion_model == {"en": "E", "es": "S"}
     assert found == load_config(None, {"manifest": ["a", "b", "c"], "output": "o", "fusion_model": ["en=E", "es=S"]})
+
+
+@pytest.mark.parametrize("option", ["fusion_model", "sentence_encoder"])
+def test_a_model_for_no_language_under_auto_is_refused(option):
+    """Fails if a model named alone belongs to no language and is silently left out."""
+    with pytest.raises(ConfigError, match="en=X"):
+        load_config(None, {"manifest": ["m"], "output": "o", "language": "auto", option: ["X"]})
+
+
+def test_a_regional_tag_names_its_language_and_a_longer_word_a_path():
+    """Fails if `en-GB=X` is taken for a path, or `english=1/x` for a language."""
+    found = load_config(
+        None, {"manifest": ["m"], "output": "o", "fusion_model": ["en-GB=X", "english=1/x"]}
+    ).fusion_model
+    assert found == {"en": "X", "*": "english=1/x"}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import load_config
-from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings
+from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
 from pipeline.errors import ConfigError
-from pipeline.plan import Plan
+from pipeline.plan import Plan, ShardSize, write_plan
 from pipeline.storage import LocalStore
+from tests import selections
 from tests.memory_store import MemoryStore
 
 SETTINGS = load_config(None, {"manifest": ["m"], "output": "o", "partition_by": "speaker"}).settings(
@@ -122,3 +124,15 @@ def test_the_same_weights_under_another_name_pass():
     compare_models(earlier, {"fusion/en": {"spec": "/new/place", "sha256": "a" * 64}})
     compare_models(earlier, {"fusion/es": {"spec": "x", "sha256": "b" * 64}})
     compare_models([], {"fusion/es": {"spec": "x", "sha256": "b" * 64}})
+
+
+def test_a_column_has_one_type_in_all_plans_of_a_dataset(tmp_path):
+    """Fails if a grown manifest changes a column's type, or a column without values gets Arrow's null type."""
+    store = MemoryStore()
+    plan = write_plan(
+        store, 1, selections.selection_of(["a"], tmp_path, take=[1.5]), settings={"partition_by": []}, models={},
+        embedding_widths={}, manifests=["m"], size=ShardSize(8, 1e9), needs_text=True,
+    )  # fmt: skip
+    now = pa.schema([pa.field("take", pa.int64()), pa.field("note", pa.null()), pa.field("fresh", pa.int64())])
+    settled = settle_types(now, [plan])
+    assert [field.type for field in settled] == [pa.float64(), pa.string(), pa.int64()]

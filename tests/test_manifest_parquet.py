@@ -26,7 +26,7 @@ def test_parquet_types_pass_through(tmp_path) -> None:
         "tags": pa.array([["a", None]], pa.list_(pa.string())),
         "box": pa.array([{"x": 1, "y": [1.5]}], pa.struct([("x", pa.int16()), ("y", pa.list_(pa.float32()))])),
         "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())),
-        "raw": pa.array([b"\xff\0"], pa.binary()),
+        "binary": pa.array([b"\xff\0"], pa.binary()),
         "small": pa.array([7], pa.uint8()),
         "kind": pa.array(["x"]).dictionary_encode(),
         "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),

@@ -70,7 +70,7 @@ def test_a_named_model_wins_over_the_published_one():
         ({"language": "fr"}, ["en", "es"]),
         ({"language": "fr-CA", "fusion_model": ["F"]}, ["en", "es", "fr"]),
         ({"language": "auto"}, ["en", "es"]),
-        ({"language": "auto", "fusion_model": ["X"]}, ["en", "es"]),
+        ({"language": "auto", "fusion_model": ["fr=F"]}, ["en", "es", "fr"]),
     ],
 )
 def test_known_languages(flags, known):

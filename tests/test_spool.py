@@ -314,3 +314,23 @@ def test_memory_is_keys_not_rows(tmp_path):
     assert len(spool._keys) == 16 * count * rounds
     assert pa.total_allocated_bytes() - before < 2_000 * count
     assert sum(pc.count(table["recording_id"]).as_py() for table in select(spool).tables()) == count * rounds
+
+
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_an_id_is_not_both_a_refused_row_and_a_new_one(tmp_path, refused_first):
+    """Fails if one id ends as an utterance and as a reject, or which of them depends on the order."""
+    good, refused = {"id": "x", "audio": "good.wav"}, {"id": "x", "audio": "refused.wav"}
+    manifest = tmp_path / "m.jsonl"
+    lines = [refused, good] if refused_first else [good, refused]
+    manifest.write_text("\n".join(json.dumps(line) for line in [*lines, {"id": "y", "audio": "other.wav"}]))
+
+    def check(rows):
+        cause = RejectedRow(Reason.NOT_ALLOWED, "no", Stage.MANIFEST)
+        return rows, {i: cause for i, audio in enumerate(rows["audio"].to_pylist()) if audio.endswith("refused.wav")}
+
+    spool = Spool(tmp_path / "spool")
+    spool.folder.mkdir()
+    spool.read([str(manifest)], check)
+    selection = spool.select(id_keys([]), id_keys([]))
+    assert [i for t in selection.tables() for i in t["recording_id"].to_pylist()] == ["y"]
+    assert sorted(r for t in selection.rejects() for r in t["reason"].to_pylist()) == ["DUPLICATE_ID", "NOT_ALLOWED"]

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.config import JobConfig, primary_language
+from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import published
 from pipeline.models.transcribe import Transcriber, check_model
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser
     from pipeline.models.weights import Checkpoint
 
-AUTO_LANGUAGE = "auto"
 _FUSION, _ENCODER, _ASR = "fusion", "sentence_encoder", "asr"
 _OPTION = {_FUSION: "fusion_model", _ENCODER: "sentence_encoder", _ASR: "asr_model"}
 
@@ -39,7 +38,7 @@ def known_languages(config: JobConfig) -> list[str]:
     """Every language this job has an emotion model for."""
     named = {language for language in config.fusion_model if language.isalpha()}
     candidates = {*named, *(code for code, _ in published.EMOTION_MODELS), primary_language(config.language or "en")}
-    return sorted(language for language in candidates if emotion_model_for(config, language))
+    return sorted(language for language in candidates - {AUTO_LANGUAGE} if emotion_model_for(config, language))
 
 
 def choose(config: JobConfig, languages: Iterable[str], *, needs_asr: bool) -> dict[str, str]:
@@ -77,15 +76,20 @@ def pin(chosen: Mapping[str, str], mode: str) -> tuple[dict[str, dict[str, Any]]
 
     pinned: dict[str, dict[str, Any]] = {}
     widths: dict[str, dict[str, int]] = {}
-    for slot, spec in chosen.items():
+    encoders: dict[str, Checkpoint] = {}
+    # encoders first: the fusion models are checked against them
+    for slot, spec in sorted(chosen.items(), key=lambda item: not item[0].startswith(_ENCODER)):
         kind, language = slot.split("/")
         try:
             checkpoint = weights.resolve(spec)
             if kind == _ASR:
+                if spec.endswith(".en") and language != "en":
+                    raise ConfigError("an English-only model; name a multilingual one for this language")
                 check_model(checkpoint.directory, language)
+            elif kind == _ENCODER:
+                encoders[language] = checkpoint
             elif kind == _FUSION:
-                named = chosen.get(f"{_ENCODER}/{language}")
-                encoder = weights.resolve(named) if named else None
+                encoder = encoders.get(language)
                 check(mode, checkpoint, encoder)
                 widths[language] = embedding_widths(mode, checkpoint, encoder)
         except ConfigError as error:

@@ -77,6 +77,12 @@ class Transcriber:
             return self._transcribe_window(waveform, language)
         return self._transcribe_long(waveform, language)
 
+    def _require_language(self, language: str) -> None:
+        known = self._model.hf_tokenizer.token_to_id(f"<|{language}|>") is not None
+        if not (known and (self._model.model.is_multilingual or language == "en")):
+            detail = f"the speech recognition model knows no language {language!r}"
+            raise RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
+
     def _transcribe_window(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
         """At most 30 s, in one window.
 
@@ -91,9 +97,7 @@ class Transcriber:
         if language is None:
             token, _ = self._model.model.detect_language(encoded)[0][0]
             language = token.strip("<|>")
-        if self._model.hf_tokenizer.token_to_id(f"<|{language}|>") is None:
-            detail = f"the speech recognition model knows no language {language!r}"
-            raise RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
+        self._require_language(language)
         tokenizer = Tokenizer(
             self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
         )
@@ -115,6 +119,8 @@ class Transcriber:
 
     def _transcribe_long(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
         """A recording that was not cut: faster-whisper's own sliding window."""
+        if language is not None:
+            self._require_language(language)
         segments, info = self._model.transcribe(
             waveform,
             language=language,
@@ -146,8 +152,13 @@ def check_model(directory: Path, language: str) -> None:
     for name in ("model.bin", "config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             raise ConfigError(f"{directory} has no {name}; a faster-whisper model (CTranslate2 form) is needed")
-    tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
-    names = {token["content"] for token in tokens}
+    if not any(directory.glob("vocabulary.*")):
+        raise ConfigError(f"{directory} has no vocabulary.json or vocabulary.txt; a faster-whisper model is needed")
+    try:
+        tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+        names = {token["content"] for token in tokens}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
     if "<|transcribe|>" in names and f"<|{language}|>" not in names:
         raise ConfigError(f"{directory} knows no language {language!r}")
 
