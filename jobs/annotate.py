@@ -46,6 +46,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="python -m jobs.annotate",
+        usage="%(prog)s --manifest URI [URI ...] --output URI [options]",
         description="Read audio manifests, transcribe what has no text, recognise emotion, write Parquet. "
         "Run the same command again to go on after an interruption, or after the manifest has grown.",
         epilog="Emotion labels are a model's estimates of acted speech; do not base decisions about people on them alone.",

@@ -105,9 +105,18 @@ def test_kills_of_the_driver_on_s3(tmp_path: Path, s3: S3Server, options: list[s
     assert refused["reason"].to_pylist() == ["NOT_FOUND"] * GONE
 
 
-def test_kills_of_every_role_cost_no_row(tmp_path: Path, options: list[str], undisturbed: pa.Table) -> None:
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_kills_of_every_role_cost_no_row(
+    where: str, tmp_path: Path, options: list[str], undisturbed: pa.Table, request: pytest.FixtureRequest
+) -> None:
     """Fails if the death of a transcriber, a recogniser or a task worker ends the job, or changes a row."""
-    manifest, output, log = write_manifest(tmp_path / "m.jsonl", _records()), tmp_path / "out", tmp_path / "log"
+    manifest, log = write_manifest(tmp_path / "m.jsonl", _records()), tmp_path / "log"
+    output, files, folder = str(tmp_path / "out"), None, str(tmp_path / "out")
+    if where == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        files, folder = server.filesystem(), f"{server.bucket}/{tmp_path.name}"
+        # rows that are utterances on this machine's disk, written to a bucket
+        output = f"s3://{folder}"
     killed: list[str] = []
 
     def try_kill(pid: int, role: str) -> Callable[[], bool]:
@@ -125,4 +134,4 @@ def test_kills_of_every_role_cost_no_row(tmp_path: Path, options: list[str], und
             time.sleep(0.5)
         assert process.wait(200) == 0, log.read_text()
     assert [any(role in name for name in killed) for role in ("prepare_block", "Transcribe", "Recognise")] == [True] * 3
-    _same(utterances(output), undisturbed)
+    _same(utterances(folder, files), undisturbed)
