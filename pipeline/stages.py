@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import tempfile
 import time
@@ -42,6 +43,7 @@ _TASK_SHARE = 0.2
 _MODEL_MEMORY_SHARE = 0.6
 """Share of the memory that copies of the models may fill."""
 _MODEL_OVERHEAD = 1.3
+_HEAD_ANSWERS_WITHIN_S = 20.0
 _OUR_ERROR = re.compile(r"^pipeline\.errors\.(?:JobError|ConfigError): (.*)$", re.MULTILINE)
 
 
@@ -77,6 +79,8 @@ def cluster() -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
+    if not embedded:
+        _require_head(os.environ["RAY_ADDRESS"])
     with _native_chatter_kept_back():
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
@@ -90,6 +94,16 @@ def cluster() -> Iterator[Resources]:
             yield Resources(cpus, gpus, memory, len(nodes))
         finally:
             ray.shutdown()
+
+
+def _require_head(address: str) -> None:
+    """Knock before `ray.init` does: at an address where nobody listens it waits for more than eight minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=_HEAD_ANSWERS_WITHIN_S).close()
+        except OSError as error:
+            raise JobError(f"no Ray head answers at RAY_ADDRESS={address}: {error}") from error
 
 
 @contextmanager

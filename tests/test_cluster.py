@@ -105,3 +105,11 @@ def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path,
         refused = submit("--modee", "mean")
         assert refused.returncode != 0 and "--mode" in refused.stdout + refused.stderr
     assert utterances(tmp_path / "out").num_rows == 4
+
+
+def test_a_cluster_that_does_not_answer_ends_the_job(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
+    """Fails if a wrong RAY_ADDRESS hangs, as ray.init does, or ends with anything but status 1 and a sentence."""
+    manifest = write_manifest(tmp_path / "m.jsonl", rows(1))
+    nobody = {"RAY_ADDRESS": f"127.0.0.1:{_free_port()}"}
+    done = annotate(manifest, tmp_path / "out", *model_options(checkpoints, asr), env=nobody, expect=1)
+    assert nobody["RAY_ADDRESS"] in done.stderr and "the same command goes on" in done.stderr

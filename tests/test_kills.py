@@ -135,3 +135,20 @@ def test_kills_of_every_role_cost_no_row(
         assert process.wait(200) == 0, log.read_text()
     assert [any(role in name for name in killed) for role in ("prepare_block", "Transcribe", "Recognise")] == [True] * 3
     _same(utterances(folder, files), undisturbed)
+
+
+def test_two_runs_at_once_on_one_output(tmp_path: Path, options: list[str]) -> None:
+    """Fails if two drivers that plan at the same moment give one id two owners, lose a row, or refuse each other."""
+    everything, output = rows(18), tmp_path / "out"
+    manifests = [
+        write_manifest(tmp_path / "a.jsonl", everything[:12]),
+        write_manifest(tmp_path / "b.jsonl", everything[6:]),
+    ]
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    with (
+        started(command(manifests[0], output, *options), logs[0]) as first,
+        started(command(manifests[1], output, *options), logs[1]) as second,
+    ):
+        assert [first.wait(200), second.wait(200)] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    assert utterances(output)["recording_id"].to_pylist() == [row["id"] for row in everything]
+    assert len(list(output.glob("_runs/*/_SUCCESS"))) == len(list(output.glob("_runs/*/plan.json")))
