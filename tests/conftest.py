@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.checkpoints import materialize
 from tests.corpus import ROOT
@@ -38,3 +39,12 @@ def asr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("models") / "asr"
     subprocess.run([sys.executable, "tools/untrained_asr.py", str(target)], cwd=ROOT, check=True, capture_output=True)
     return target
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread, as an actor runs it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

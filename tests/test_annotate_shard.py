@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,6 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 import soundfile
-import torch
 
 from pipeline import annotate as annotate_module
 from pipeline.annotate import annotate_shard, prepare, recognise, transcribe
@@ -29,22 +27,12 @@ from pipeline.roots import AudioRoots
 from pipeline.spool import Spool, id_keys
 from pipeline.storage import LocalStore
 from pipeline.work import Work
+from tests.golden import CASES, LONG, PARITY, SCORES, SCORES_RESAMPLED
 from tests.manifests import jsonl
 
-PARITY = Path(__file__).parent / "parity"
-CASES = [json.loads(line) for line in (PARITY / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
-LONG = "audio/en_16k_long.flac"
-SCORES, SCORES_RESAMPLED = 1e-4, 5e-3
+pytestmark = pytest.mark.usefixtures("one_thread")
 EMOTION = {"angry": "anger", "happy": "joy", "sad": "sadness"}
 CLIP = str(PARITY / "audio" / "en_16k_pcm16.wav")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -1,7 +1,10 @@
 """Every schedule of the commit protocol, run on the real code over a store in memory.
 
-Runs are greenlets that yield at each storage call, so a schedule is a list of choices: who moves next, or who crashes.
-All schedules are enumerated depth first; after each, an undisturbed run resumes, and the promise is checked.
+Runs are greenlets that yield at each listing and each write, so a schedule is a list of choices: who moves next, who crashes,
+whose answer is lost. Other reads need no turn of their own: an object never changes once it is there, so a read commutes
+with everything but the write that made it, and comes after the listing or write that told of it. All interleavings of
+two runs are enumerated, with a crash or a lost answer at every turn; after each, an undisturbed run resumes, and the promise is
+checked.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from tests.memory_store import MemoryStore
 from tests.selections import selection_of
 
 IDS = ["a", "b", "c"]
+_TURNS = ("list", "put_if_absent")
 
 
 class _Yielding:
@@ -43,6 +47,9 @@ class _Yielding:
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         call = getattr(self.inner, name)
+
+        if name not in _TURNS:
+            return call
 
         def step(*arguments: object) -> object:
             how = greenlet.getcurrent().parent.switch(name)
@@ -58,9 +65,9 @@ def _planned(store: MemoryStore, tmp_path_factory: pytest.TempPathFactory) -> Pl
     selection = selection_of(IDS, tmp_path_factory.mktemp("spool"))
     plan = write_plan(
         store, 1, selection, settings={"partition_by": [], "embedding_dtype": "float32"}, models={}, embedding_widths={},
-        manifests=["m"], size=ShardSize(2, 1e9), needs_text=True,
+        manifests=["m"], size=ShardSize(3, 1e9), needs_text=True,
     )  # fmt: skip
-    assert plan is not None and plan.num_shards == 2
+    assert plan is not None and plan.num_shards == 1
     return plan
 
 
@@ -199,7 +206,7 @@ def test_two_runs_in_every_order_with_a_crash_at_every_point(planned: tuple[Call
     fresh, plan = planned
     steps = _steps_of_one_run(fresh)
     schedules = 0
-    for order in _orders(steps, limit=900):
+    for order in _orders(steps):
         for crash_at, how in _disturbances(len(order)):
             store = fresh()
             moves = ((who, how if step == crash_at else "go") for step, who in enumerate(order))
@@ -210,23 +217,17 @@ def test_two_runs_in_every_order_with_a_crash_at_every_point(planned: tuple[Call
     print(f"{schedules} schedules, 0 violations")
 
 
-def _orders(steps: int, limit: int) -> Iterator[tuple[int, ...]]:
-    """Interleavings of two runs: all switch patterns with at most three changes of turn, which covers every pair of calls."""
-    patterns = itertools.chain.from_iterable(itertools.combinations(range(1, 2 * steps), n) for n in range(4))
-    for cuts in itertools.islice(patterns, limit):
-        bounds = [0, *cuts, 2 * steps]
-        yield tuple(
-            itertools.chain.from_iterable(
-                [turn % 2] * (b - a) for turn, (a, b) in enumerate(itertools.pairwise(bounds))
-            )
-        )
+def _orders(steps: int) -> Iterator[tuple[int, ...]]:
+    """Every interleaving of two runs of so many turns."""
+    for second in itertools.combinations(range(2 * steps), steps):
+        yield tuple(int(turn in second) for turn in range(2 * steps))
 
 
 def _disturbances(length: int) -> Iterator[tuple[int, str]]:
     yield -1, "go"
-    for step in range(0, length, 4):
+    for step in range(length):
         yield step, "crash"
-        yield step + 1, "lost answer"
+        yield step, "lost answer"
 
 
 def test_a_third_run_after_two_crashes(planned: tuple[Callable[[], MemoryStore], Plan]) -> None:
@@ -246,7 +247,7 @@ def test_the_checker_sees_a_store_without_conditional_writes(planned: tuple[Call
     fresh, plan = planned
     steps = _steps_of_one_run(fresh)
     broken = 0
-    for order in _orders(steps, limit=300):
+    for order in itertools.islice(_orders(steps), 300):
         store = fresh()
         store.conditional = False
         _play(store, ((who, "go") for who in order), runs=2)

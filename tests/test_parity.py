@@ -17,21 +17,11 @@ from pipeline.audio.decode import decode
 from pipeline.models.emotion import EmotionRecogniser, Recognised, check
 from pipeline.models.fusion import FusionModel
 from pipeline.models.weights import resolve
+from tests.golden import CASES, EMBEDDINGS, LONG, PARITY, SCORES, SCORES_RESAMPLED
 
-PARITY = Path(__file__).parent / "parity"
-CASES = [json.loads(line) for line in (PARITY / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
-SCORES, SCORES_RESAMPLED, EMBEDDINGS = 1e-4, 5e-3, 1e-3
-LONG = "audio/en_16k_long.flac"
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODES = ("audio", "mean", "concat", "multihead", "text")
 each_model = pytest.mark.parametrize(("mode", "language"), [(m, lang) for m in MODES for lang in ("en", "es")])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache
