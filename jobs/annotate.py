@@ -175,18 +175,18 @@ def _report(config: JobConfig, driver: Driver) -> int:
         for name, value in driver.describe().items():
             print(f"{name.replace('_', ' ')}: {_plain(value)}")
         return 0
-    outcome = driver.run()
-    if not outcome.reports:
-        print(f"Nothing new: all {outcome.held:,} rows are in {outcome.output} or in its rejects.")
-    for report in outcome.reports:
+    reports = driver.run()
+    if not reports:
+        print(f"Nothing new: every row of the manifest is in {config.output} already, or in its rejects.")
+    for report in reports:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["rejects_by_reason"].items())
         print(
             f"run {report['run_id']}: {report['rows']:,} rows = {report['recordings_annotated']:,} annotated + "
             f"{report['rejected']:,} rejected{f' ({reasons})' if reasons else ''}\n"
             f"{report['utterances']:,} utterances, {report['audio_hours']:.2f} hours of audio, "
-            f"{report['parts']:,} files in {outcome.output}/utterances"
-            + (f"\nrejects in {outcome.output}/rejects/{report['run_id']}.parquet" if report["rejected"] else "")
-            + f"\nreport in {outcome.output}/_runs/{report['run_id']}/report.json"
+            f"{report['parts']:,} files in {config.output}/utterances"
+            + (f"\nrejects in {config.output}/rejects/{report['run_id']}.parquet" if report["rejected"] else "")
+            + f"\nreport in {config.output}/_runs/{report['run_id']}/report.json"
         )
     return 0
 

@@ -41,15 +41,6 @@ _LONGEST_PARTITION_BYTES = 200
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run leaves: the reports of the plans it finished, and how many rows earlier runs had done."""
-
-    reports: tuple[dict[str, Any], ...]
-    held: int
-    output: str
-
-
 @dataclass
 class Driver:
     """One run of `config`. `out` is what the person who started it sees; it must not be file descriptor 2 itself."""
@@ -132,22 +123,21 @@ class Driver:
 
     # -- running
 
-    def run(self) -> Outcome:
-        """Plan what is new, finish every unfinished plan, publish."""
+    def run(self) -> list[dict[str, Any]]:
+        """Plan what is new, finish every unfinished plan, publish. Returns: their reports; none when nothing was new."""
         with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
             selection = self.read(Path(folder))
             unfinished = [plan for plan in self.plans if not is_published(self.store, plan)]
             pinned, widths = self._pin(selection)
             if not selection and not unfinished:
-                return Outcome((), selection.held, self.config.output)
+                return []
             require_conditional_writes(self.store)
             with cluster() as resources:
                 device = choose_device(self.config, resources)
                 if selection:
                     size = self._shard_size(selection.rows, device, resources)
                     unfinished.extend(self._plan(selection, device, size, pinned, widths))
-                reports = [self._finish(plan, resources) for plan in unfinished]
-            return Outcome(tuple(reports), selection.held, self.config.output)
+                return [self._finish(plan, resources) for plan in unfinished]
 
     def _pin(self, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
         """Resolve and check the models of what is new, and hold them against those of earlier plans."""
