@@ -32,7 +32,7 @@ RETRY_BUDGET_S = 60.0
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 8.0
 _TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
-_PROBE_KEY = "_runs/_probe"
+PROBE_KEY = "_runs/_probe"
 _ROOM_FOR_FOOTER = 64 * 1024
 
 
@@ -45,11 +45,10 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     # a redirect would lead past the audio roots
     options = {"allow_redirects": False} if uri[:4].lower() == "http" else {}
     try:
-        filesystem, path = fsspec.url_to_fs(uri, **options)
+        # a listing remembered from before would hide what another process has committed since
+        filesystem, path = fsspec.url_to_fs(uri, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot open {without_query(uri)!r}: {error}") from error
-    # a listing remembered from before would hide what another process has committed since
-    filesystem.use_listings_cache = False
     return filesystem, path
 
 
@@ -235,8 +234,8 @@ def require_conditional_writes(store: Store) -> None:
     Leaves one empty object at `_runs/_probe`. Raises: ConfigError naming what the store did.
     """
     try:
-        store.put_if_absent(_PROBE_KEY, b"")
-        second_won = store.put_if_absent(_PROBE_KEY, b"")
+        store.put_if_absent(PROBE_KEY, b"")
+        second_won = store.put_if_absent(PROBE_KEY, b"")
     except (*_TRANSIENT, NotImplementedError) as error:
         raise ConfigError(f"cannot write to the output {without_query(store.root)!r}: {error}") from error
     if second_won:

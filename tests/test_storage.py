@@ -70,6 +70,19 @@ def test_a_listing_shows_what_another_process_wrote_since(store: Store) -> None:
     assert [entry.key for entry in store.list("late")] == ["late/part"]
 
 
+def test_what_another_process_wrote_after_a_listing_is_there(s3: S3Server, tmp_path: Path) -> None:
+    """Fails if fsspec answers from a listing it remembers: an object written since would be absent to `open`, and to the
+    look that settles a lost answer, so that losing a race failed the job.
+    """
+    store = open_store(f"s3://{s3.bucket}/{tmp_path.name}")
+    store.put_if_absent("late/one", b"x")
+    assert len(list(store.list("late"))) == 1
+    s3.filesystem().pipe_file(f"{s3.bucket}/{tmp_path.name}/late/two", b"theirs")
+    assert not store.put_if_absent("late/two", b"ours")
+    with store.open("late/two") as file:
+        assert file.read() == b"theirs"
+
+
 def test_a_kill_between_write_and_link_leaves_nothing_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a reader could see a half-written file, or the temporary shows up in a listing."""
     store = LocalStore(tmp_path)
