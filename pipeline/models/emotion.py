@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
 from pipeline.models.fusion import MISSING_ALLOWED, UNEXPECTED_ALLOWED, FusionModel, FusionOutput, skip_init
 from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
 from pipeline.models.sentence import TextModel
@@ -29,8 +30,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 MAX_MEL_FRAMES = 16_000
 """The reference's `max_length`: 160 s of 10 ms frames are heard, the rest is cut. Flagged here, never silent."""
 
-_WINDOW, _HOP = 400, 160  # samples: Kaldi's 25 ms window and 10 ms step, without padding at the edges
-MIN_SAMPLES = _WINDOW + _HOP
+MIN_SAMPLES = WINDOW + HOP
 """Two mel frames: fewer make no model frame, and no variance to normalise by."""
 
 _GPU_BATCH = 32
@@ -114,7 +114,7 @@ class EmotionRecogniser:
             return
         if mode != "audio" and sentence_encoder is not None:
             self._text = TextModel(sentence_encoder, classify=False, device=self._device)
-        self._extractor = feature_extractor(fusion)
+        self._features = FilterBanks(feature_extractor(fusion), max_frames=MAX_MEL_FRAMES, device=self._device)
         self._fusion = _load_fusion(mode, fusion, sentence_encoder, dtype).to(self._device)
 
     def recognise(
@@ -141,7 +141,7 @@ class EmotionRecogniser:
             embeddings |= {"audio_embedding": audio, "fused_embedding": fused}
         elif read is not None and read.logits is not None:
             logits = read.logits
-        frames = np.array([_mel_frames(len(waveform)) for waveform in heard or ()])
+        frames = np.array([num_frames(len(waveform)) for waveform in heard or ()])
         none = np.zeros(len(logits), np.bool_)
         return self._columns(
             logits,
@@ -165,27 +165,11 @@ class EmotionRecogniser:
         for batch in batches(heard_s, max_batch=self._max_batch, max_batch_s=self._max_batch_s):
             features, mask = self._features([waveforms[i] for i in batch])
             embedding = None if text is None else torch.from_numpy(text[batch]).to(self._device)
-            output: FusionOutput = model(features.to(self._device), mask.to(self._device), embedding)
+            output: FusionOutput = model(features, mask, embedding)
             logits[batch] = output.logits.cpu().numpy()
             audio[batch] = output.audio_embedding.cpu().numpy()
             fused[batch] = output.fused_embedding.cpu().numpy()
         return logits, audio, fused
-
-    def _features(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Filter banks [B, T, 160] and mask [B, T], by the checkpoint's own extractor.
-
-        It normalises each clip over the whole of it before it cuts at 160 s, as the reference does: what is not heard
-        still shifts what is. A clip with an odd number of mel frames ends in half a frame of padding, masked out.
-        """
-        extracted = self._extractor(
-            list(waveforms),
-            sampling_rate=SAMPLING_RATE,
-            max_length=MAX_MEL_FRAMES,
-            truncation=True,
-            return_tensors="np",
-        )
-        features = torch.from_numpy(np.ascontiguousarray(extracted["input_features"], np.float32))
-        return features, torch.from_numpy(np.ascontiguousarray(extracted["attention_mask"], np.int64))
 
     def _columns(
         self,
@@ -240,10 +224,6 @@ def _load_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | N
     )
     model.set_precision(dtype)
     return model.eval()
-
-
-def _mel_frames(num_samples: int) -> int:
-    return 1 + (num_samples - _WINDOW) // _HOP
 
 
 def _checked_texts(texts: Sequence[str | None] | None, mode: str) -> list[str]:

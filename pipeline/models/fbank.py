@@ -1,0 +1,86 @@
+"""Kaldi filter banks in torch: what `SeamlessM4TFeatureExtractor` computes, whole clips at a time and on any device.
+
+In double precision, as the reference is up to the logarithm; it sums means in single precision, which shows in bands that
+hardly vary: 2e-4 for noise, 0.013 for a pure tone. Of speech the features are equal within 1e-5 (tests/test_fbank.py), at
+about a fifth of the time on one CPU thread (2.5 ms for a clip of 2.9 s, not 12).
+
+Source: transformers 5.23, `models/seamless_m4t/feature_extraction_seamless_m4t.py` and `audio_utils.spectrogram`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+WINDOW, HOP = 400, 160
+"""Samples: Kaldi's 25 ms window and 10 ms step, without padding at the edges."""
+_FFT = 512
+_SCALE = 2.0**15
+_PREEMPHASIS = 0.97
+_MEL_FLOOR = 1.192092955078125e-07
+_VARIANCE_FLOOR = 1e-7
+_FRAMES_AT_ONCE = 4_096
+"""Bounds memory: 25 MB of spectra."""
+
+
+def num_frames(num_samples: int) -> int:
+    """Mel frames of 10 ms of a clip."""
+    return 1 + (num_samples - WINDOW) // HOP
+
+
+class FilterBanks:
+    """A checkpoint's feature extraction.
+
+    Args:
+        extractor: its `SeamlessM4TFeatureExtractor`, whose filters, window, stride and padding are taken.
+        max_frames: mel frames of a clip that are kept, a multiple of the stride, after it was normalised over the whole of it as the reference does:
+            what is not heard still shifts what is.
+    """
+
+    def __init__(self, extractor: Any, *, max_frames: int, device: torch.device | str = "cpu") -> None:  # noqa: ANN401 - transformers ships no types
+        self._filters = torch.from_numpy(np.asarray(extractor.mel_filters, np.float64)).to(device)
+        self._window = torch.from_numpy(np.asarray(extractor.window, np.float64)).to(device)
+        self._stride = int(extractor.stride)
+        self._padding_value = float(extractor.padding_value)
+        self._max_frames = max_frames
+        self._device = torch.device(device)
+
+    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+        """Features of a batch, padded to its longest.
+
+        Args:
+            waveforms: float32 [num_samples] at 16 kHz, each of at least two frames.
+        Returns: float32 [B, T, num_mels * stride], and int64 [B, T] that is 1 on whole frames of the clip and 0 on the
+            rest: a clip with an odd number of mel frames ends in half a frame of padding, masked out.
+        """
+        banks = [self._normalised(waveform)[: self._max_frames] for waveform in waveforms]
+        steps = max(-(-len(bank) // self._stride) for bank in banks)
+        mels = self._filters.shape[1]
+        shape = (len(banks), steps * self._stride, mels)
+        features = torch.full(shape, self._padding_value, dtype=torch.float32, device=self._device)
+        mask = torch.zeros((len(banks), steps), dtype=torch.long, device=self._device)
+        for row, bank in enumerate(banks):
+            features[row, : len(bank)] = bank
+            mask[row, : len(bank) // self._stride] = 1
+        return features.reshape(len(banks), steps, mels * self._stride), mask
+
+    def _normalised(self, waveform: NDArray[np.float32]) -> Tensor:
+        """Log filter banks [frames, mels] of zero mean and unit variance in each mel bin."""
+        samples = torch.from_numpy(waveform).to(self._device, torch.float64) * _SCALE
+        frames = samples.unfold(0, WINDOW, HOP)
+        logs = torch.cat([self._log_mels(some) for some in torch.split(frames, _FRAMES_AT_ONCE)])
+        variance, mean = torch.var_mean(logs, dim=0, correction=1)
+        return ((logs - mean) / torch.sqrt(variance + _VARIANCE_FLOOR)).float()
+
+    def _log_mels(self, frames: Tensor) -> Tensor:
+        centred = frames - frames.mean(dim=1, keepdim=True)
+        before = torch.cat((centred[:, :1], centred[:, :-1]), dim=1)
+        spectrum = torch.fft.rfft((centred - _PREEMPHASIS * before) * self._window, n=_FFT)
+        power = spectrum.real.square() + spectrum.imag.square()
+        logs: Tensor = (power @ self._filters).clamp(min=_MEL_FLOOR).log()
+        return logs
