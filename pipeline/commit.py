@@ -114,13 +114,18 @@ def read_receipt(store: Store, key: str) -> Receipt:
         tail = store.read_tail(key, length)
     try:
         return parse_receipt(tail)
-    except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(f"{store.root}/{key} is not a part of this pipeline: its footer holds no receipt") from error
 
 
 def parse_receipt(tail: bytes) -> Receipt:
     """The receipt in the last bytes of a part."""
-    content = json.loads(pq.read_metadata(pa.BufferReader(tail)).metadata[_RECEIPT])
+    return receipt_of(pq.read_metadata(pa.BufferReader(tail)).metadata)
+
+
+def receipt_of(metadata: Mapping[bytes, bytes] | None) -> Receipt:
+    """The receipt among the key-value metadata of a footer. Raises: what `read_receipt` catches."""
+    content = json.loads((metadata or {})[_RECEIPT])
     rejects = tuple(RejectNote(**note) for note in content.pop("rejects"))
     return Receipt(**content, rejects=rejects)
 

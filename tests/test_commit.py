@@ -146,6 +146,8 @@ FOREIGN = {
     "receipt is no JSON": lambda: _parquet({"speech_emotion.receipt": "}{"}),
     "receipt is not UTF-8": lambda: _parquet({"speech_emotion.receipt": b"\xff\xfe\x00"}),
     "receipt is a list": lambda: _parquet({"speech_emotion.receipt": "[]"}),
+    "receipt is a text": lambda: _parquet({"speech_emotion.receipt": '"rejects"'}),
+    "receipt breaks off in a letter": lambda: _parquet({"speech_emotion.receipt": b'{"plan": "\xc3"}'}),
     "receipt of another version": lambda: _parquet({"speech_emotion.receipt": '{"plan": "000001", "rejects": []}'}),
     "unknown fields": lambda: _parquet(
         {"speech_emotion.receipt": json.dumps({**asdict(receipt()), "novelty": 1})}
@@ -157,13 +159,16 @@ FOREIGN = {
     "short": lambda: b"PAR1",
     "text": lambda: b"this is no Parquet at all, whatever the name says\n" * 3,
     "cut off": lambda: _parquet({})[:-20],
+    "footer is garbage": lambda: _parquet({})[:-108] + b"\xff" * 100 + _parquet({})[-8:],
     "length beyond the file": lambda: b"x" * 50 + (2**31).to_bytes(4, "little") + b"PAR1",
 }  # fmt: skip
 
 
 def _parquet(metadata: dict[str, str | bytes]) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(one_column("a").replace_schema_metadata(metadata or None), buffer, store_schema=False)
+    with pq.ParquetWriter(buffer, one_column("a").schema) as writer:
+        writer.write_table(one_column("a"))
+        writer.add_key_value_metadata(metadata)
     return buffer.getvalue()
 
 
