@@ -12,39 +12,19 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from jobs.parser import Parser
 from pipeline import __version__
 from pipeline.config import JobConfig, load_config
-from pipeline.errors import ConfigError, JobError, did_you_mean
+from pipeline.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
     from pipeline.driver import Driver
 
 
-class _Parser(argparse.ArgumentParser):
-    """Names the nearest known option for one it does not know."""
-
-    def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Parse, or end with status 2."""
-        parsed, unknown = self.parse_known_args(arguments)
-        for word in unknown:
-            options = [option for action in self._actions for option in action.option_strings]
-            name = word.partition("=")[0]
-            self.error(
-                f"unknown option {name!r}{did_you_mean(name, options)}"
-                if word.startswith("-")
-                else f"what is {word!r}?"
-            )
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """One clear line instead of the whole usage."""
-        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m jobs.annotate",
         usage="%(prog)s --manifest URI [URI ...] --output URI [options]",
         description="Read audio manifests, transcribe what has no text, recognise emotion, write Parquet. "

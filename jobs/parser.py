@@ -1,0 +1,30 @@
+"""The command-line parser all jobs share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pipeline.errors import did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest known option for one it does not know."""
+
+    def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Parse, or end with status 2."""
+        parsed, unknown = self.parse_known_args(arguments)
+        for word in unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            name = word.partition("=")[0]
+            self.error(
+                f"unknown option {name!r}{did_you_mean(name, options)}"
+                if word.startswith("-")
+                else f"what is {word!r}?"
+            )
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """One clear line instead of the whole usage."""
+        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
