@@ -122,16 +122,24 @@ def load_plans(store: Store) -> list[Plan]:
     plans: list[Plan] = []
     while True:
         try:
-            content = read_document(store, plan_key(_plan_name(len(plans) + 1)))
+            plans.append(load_plan(store, plan_name(len(plans) + 1)))
         except FileNotFoundError:
             return plans
-        try:
-            content["files"] = tuple((file, count) for file, count in content["files"])
-            content["manifests"] = tuple(content["manifests"])
-            plans.append(Plan(**content))
-        except (KeyError, TypeError, ValueError) as error:
-            key = plan_key(_plan_name(len(plans) + 1))
-            raise ConfigError(f"{store.root}/{key} cannot be read: {type(error).__name__} {error}") from error
+
+
+def load_plan(store: Store, name: str) -> Plan:
+    """One plan by its number. Raises: FileNotFoundError; ConfigError naming a `plan.json` that cannot be read."""
+    content = read_document(store, plan_key(name))
+    try:
+        return plan_of(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{store.root}/{plan_key(name)} cannot be read: {type(error).__name__} {error}") from error
+
+
+def plan_of(document: Mapping[str, Any]) -> Plan:
+    """The plan that a `plan.json` holds. Raises: KeyError, TypeError or ValueError when it holds none."""
+    files = tuple((file, count) for file, count in document["files"])
+    return Plan(**{**document, "files": files, "manifests": tuple(document["manifests"])})
 
 
 def read_shard(store: Store, shard: Shard) -> pa.Table:
@@ -277,7 +285,7 @@ def write_plan(
 
     Memory: the rows of open shards, at most `_OPEN_ROWS`, and one plan file.
     """
-    name, token = _plan_name(number), uuid.uuid4().hex[:12]
+    name, token = plan_name(number), uuid.uuid4().hex[:12]
     folder = f"_runs/{name}/shards"
     extra = selection.spool.extra
     files = _ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
@@ -337,7 +345,8 @@ def create_json(store: Store, key: str, content: Mapping[str, Any], *, mine: tup
     return bool(json.loads(store.read(key)).get(mine[0]) == mine[1])
 
 
-def _plan_name(number: int) -> str:
+def plan_name(number: int) -> str:
+    """How a plan's number stands in names."""
     return f"{number:06d}"
 
 
