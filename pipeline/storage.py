@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
-import random
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
-import aiohttp
-import botocore.exceptions
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
+from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
+from pipeline.retrying import (
+    ABSENT,
+    CONNECT_TIMEOUT_S,
+    DENIED,
+    READ_TIMEOUT_S,
+    TRANSIENT,
+    GaveUp,
+    refuse_credentials,
+    retried,
+)
 from pipeline.roots import without_query
 
-RETRY_BUDGET_S = 60.0
-"""Longest time one object is tried for: pyarrow's client gives up after about 1.3 s of 503s, a brown-out lasts longer."""
-_FIRST_BACKOFF_S = 0.2
-_LONGEST_BACKOFF_S = 8.0
-_TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
+_LIBRARY_TRIES = 3
+"""Of s3fs itself, for what reads a file bit by bit; five of 20 s each would let one stalled object take minutes."""
+_SLOWEST_BYTES_PER_S = 256 * 1024
+"""A transfer that drips more slowly than this, after a minute's grace, is broken off and tried again."""
+_TRANSFER_GRACE_S = 60.0
 PROBE_KEY = "_runs/_probe"
 _ROOM_FOR_FOOTER = 64 * 1024
 
@@ -42,40 +50,52 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     Credentials and endpoint come from the usual environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
     Raises: ConfigError for a scheme fsspec does not know or whose package is not installed.
     """
-    # a redirect would lead past the audio roots
-    options = {"allow_redirects": False} if uri[:4].lower() == "http" else {}
+    scheme = uri.partition("://")[0].lower()
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        options = {"allow_redirects": False}  # a redirect would lead past the audio roots
+    elif scheme in ("s3", "s3a"):
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+        options = {"config_kwargs": {**timeouts, "retries": {"max_attempts": 0}}}
     try:
         # a listing remembered from before would hide what another process has committed since
         filesystem, path = fsspec.url_to_fs(uri, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot open {without_query(uri)!r}: {error}") from error
+    if scheme in ("s3", "s3a"):
+        filesystem.retries = _LIBRARY_TRIES
     return filesystem, path
 
 
 def fetch(uri: str, *, max_bytes: int) -> bytes:
     """Read one object whole.
 
-    5xx answers, resets and time-outs are tried again with full jitter for `RETRY_BUDGET_S`; 403 and 404 are not.
-    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | TOO_LARGE | FETCH_FAILED).
+    5xx answers, resets, stalls and short bodies are tried again (`pipeline.retrying`); 403 and 404 are not.
+    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | TOO_LARGE | FETCH_FAILED); JobError for credentials that do not count.
     """
     shown = without_query(uri)
     filesystem, path = resolve(uri)
-    deadline = time.monotonic() + RETRY_BUDGET_S
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            return _read_bounded(filesystem, path, max_bytes, shown)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH) from error
-        except (PermissionError, botocore.exceptions.NoCredentialsError) as error:
-            raise RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH) from error
-        except _TRANSIENT as error:
-            backoff = random.uniform(0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**attempt))
-            if time.monotonic() + backoff > deadline:
-                detail = f"{shown} failed {attempt} times in {RETRY_BUDGET_S:.0f} s, last with {type(error).__name__}"
-                raise RejectedRow(Reason.FETCH_FAILED, detail, Stage.FETCH) from error
-            time.sleep(backoff)
+    try:
+        return retried(lambda: _read_bounded(filesystem, path, max_bytes, shown), what=shown)
+    except ABSENT as error:
+        raise RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH) from error
+    except DENIED as error:
+        _look_closer(filesystem, path, shown)
+        raise RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH) from error
+    except TRANSIENT as error:
+        _look_closer(filesystem, path, shown)  # an expired token answers a HEAD with a bare 400
+        said = str(error) if isinstance(error, GaveUp) else f"{shown} failed with {type(error).__name__}"
+        raise RejectedRow(Reason.FETCH_FAILED, said.removeprefix("[Errno 5] "), Stage.FETCH) from error
+
+
+def _look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> None:
+    """A HEAD that is refused does not say why, a GET does. Raises: JobError when it is the credentials."""
+    if isinstance(filesystem, LocalFileSystem):
+        return
+    try:
+        filesystem.cat_file(path, start=0, end=1)
+    except (*DENIED, *TRANSIENT) as error:
+        refuse_credentials(error, shown)
 
 
 def _read_bounded(filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str) -> bytes:
@@ -85,9 +105,20 @@ def _read_bounded(filesystem: AbstractFileSystem, path: str, max_bytes: int, sho
         raise RejectedRow(Reason.NOT_ALLOWED, f"{shown} is no regular file", Stage.FETCH)
     if size is not None and size > max_bytes:
         raise RejectedRow(Reason.TOO_LARGE, f"{shown} holds {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
-    content: bytes = filesystem.cat_file(path)
+    content = _transfer(filesystem, path, size or 0)
     if size is not None and len(content) != size:
         raise OSError(errno.EIO, f"{len(content)} of {size} bytes arrived")
+    return content
+
+
+def _transfer(filesystem: AbstractFileSystem, path: str, size_bytes: int) -> bytes:
+    """The whole object, or TimeoutError when it drips."""
+    content: bytes
+    if isinstance(filesystem, AsyncFileSystem):
+        limit_s = _TRANSFER_GRACE_S + size_bytes / _SLOWEST_BYTES_PER_S
+        content = sync(filesystem.loop, filesystem._cat_file, path, timeout=limit_s)
+    else:
+        content = filesystem.cat_file(path)
     return content
 
 
@@ -179,6 +210,37 @@ class LocalStore:
                     yield StoredObject(path.relative_to(self._root).as_posix(), path.stat().st_size)
 
 
+class _RangedFile(io.RawIOBase):
+    """An object as a seekable file: each read is one ranged GET with retries of ours, and nothing is read ahead."""
+
+    def __init__(self, filesystem: AbstractFileSystem, path: str, *, what: str) -> None:
+        self._filesystem, self._path, self._what = filesystem, path, what
+        self._size: int = retried(lambda: filesystem.info(path)["size"], what=what)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - as io.RawIOBase has it
+        start, end = self._at, min(self._at + len(buffer), self._size)
+        if end <= start:
+            return 0
+        content = retried(lambda: self._filesystem.cat_file(self._path, start=start, end=end), what=self._what)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
 class ObjectStore:
     """A `Store` in a bucket, through fsspec. Needs conditional writes; `open_store` makes sure of them."""
 
@@ -188,38 +250,45 @@ class ObjectStore:
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         """See `Store`. One PUT with `If-None-Match: *` (a conditional multipart completion for large contents)."""
-        path = f"{self._path}/{key}"
+        path, what = f"{self._path}/{key}", f"writing {self.root}/{key}"
         try:
-            self._filesystem.pipe_file(path, content, mode="create")
+            retried(lambda: self._filesystem.pipe_file(path, content, mode="create"), what=what)
         except FileExistsError:
             return False
         except OSError as error:
             # SeaweedFS through s3fs answers an existing key with EINVAL (412), AWS with FileExistsError
-            if self._filesystem.exists(path):
+            if retried(lambda: self._filesystem.exists(path), what=what):
                 return False
             raise error
         return True
 
     def read(self, key: str) -> bytes:
         """See `Store`."""
-        content: bytes = self._filesystem.cat_file(f"{self._path}/{key}")
+        path = f"{self._path}/{key}"
+        content: bytes = retried(lambda: self._filesystem.cat_file(path), what=f"reading {self.root}/{key}")
         return content
 
     def open(self, key: str) -> BinaryIO:
         """See `Store`."""
-        file: BinaryIO = self._filesystem.open(f"{self._path}/{key}", "rb", block_size=2**20)
-        return file
+        file = _RangedFile(self._filesystem, f"{self._path}/{key}", what=f"reading {self.root}/{key}")
+        return cast(BinaryIO, file)
 
     def read_tail(self, key: str, size_bytes: int = _ROOM_FOR_FOOTER) -> bytes:
         """See `Store`."""
-        content: bytes = self._filesystem.cat_file(f"{self._path}/{key}", start=-size_bytes)
+        path = f"{self._path}/{key}"
+        content: bytes = retried(
+            lambda: self._filesystem.cat_file(path, start=-size_bytes), what=f"reading {self.root}/{key}"
+        )
         return content
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """See `Store`."""
-        found: dict[str, dict[str, Any]] = self._filesystem.find(f"{self._path}/{prefix}", detail=True)
-        for path, info in found.items():
-            yield StoredObject(path[len(self._path) + 1 :], info["size"])
+        path = f"{self._path}/{prefix}"
+        found: dict[str, dict[str, Any]] = retried(
+            lambda: self._filesystem.find(path, detail=True), what=f"listing {self.root}/{prefix}"
+        )
+        for name, info in found.items():
+            yield StoredObject(name[len(self._path) + 1 :], info["size"])
 
 
 def open_store(uri: str) -> Store:
@@ -236,7 +305,7 @@ def require_conditional_writes(store: Store) -> None:
     try:
         store.put_if_absent(PROBE_KEY, b"")
         second_won = store.put_if_absent(PROBE_KEY, b"")
-    except (*_TRANSIENT, NotImplementedError) as error:
+    except (*TRANSIENT, JobError, NotImplementedError) as error:
         raise ConfigError(f"cannot write to the output {without_query(store.root)!r}: {error}") from error
     if second_won:
         raise ConfigError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import ConfigError, Reason, RejectedRow
+from pipeline.errors import ConfigError, JobError, Reason, RejectedRow
 from pipeline.roots import without_query
 from pipeline.storage import LocalStore, Store, fetch, open_store, require_conditional_writes, resolve
 from tests.memory_store import MemoryStore
@@ -141,15 +141,14 @@ def test_fetch_from_s3(s3: S3Server) -> None:
     assert rejected.value.reason == Reason.NOT_FOUND
 
 
-def test_wrong_credentials_are_forbidden_not_retried(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a 403 is tried for a minute, or is taken for a missing object."""
+def test_wrong_credentials_stop_the_job(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if credentials that do not count cost every row that is left, or the message does not say whose they are."""
     s3.filesystem().pipe_file(f"{s3.bucket}/secret.wav", b"x")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody-WXYZ")
     fsspec.filesystem("s3").clear_instance_cache()
-    with pytest.raises(RejectedRow) as rejected:
+    with pytest.raises(JobError, match=r"secret\.wav.*access key …WXYZ.*InvalidAccessKeyId"):
         fetch(f"s3://{s3.bucket}/secret.wav", max_bytes=10)
     fsspec.filesystem("s3").clear_instance_cache()
-    assert rejected.value.reason == Reason.FORBIDDEN
 
 
 def test_a_brown_out_is_ridden_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,125 @@
+"""Trying again what a store refused for the moment, and knowing what it refused for good.
+
+One budget of time and full jitter (Brooker, AWS Architecture Blog 2015) for 5xx answers, resets, stalls and short bodies. The
+client libraries below are told not to retry themselves: five tries of theirs inside each of ours would turn one stalled
+object into minutes. Credentials that no longer count stop the job, which can then be resumed with better ones, instead of
+turning every row that is left into a reject.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import aiohttp
+import botocore.exceptions
+
+from pipeline.errors import JobError
+
+T = TypeVar("T")
+
+BUDGET_S = 60.0
+"""Longest time one call is tried for: pyarrow's client gives up after about 1.3 s of 503s, a brown-out lasts longer."""
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
+"""A server that says nothing for this long is asked again."""
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.2, 8.0
+
+TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+DENIED = (PermissionError, botocore.exceptions.NoCredentialsError)
+_FINAL = (*ABSENT, FileExistsError)
+_FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG}
+"""No waiting helps against a full or read-only disk."""
+_FINAL_CODES = {"PreconditionFailed", "412", "NotImplemented", "InvalidRange", "416", "InvalidBucketName", "301", "400"}
+_CREDENTIAL_CODES = {
+    *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"),
+    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"),
+}
+"""S3's error codes that speak of who asks, not of what is asked for."""
+
+
+class GaveUp(OSError):
+    """A call kept failing past its budget: `attempts` tries, the last with `cause`."""
+
+    def __init__(self, what: str, attempts: int, budget_s: float, cause: BaseException) -> None:
+        super().__init__(errno.EIO, f"{what} failed {attempts} times in {budget_s:.0f} s, last with {_named(cause)}")
+        self.attempts = attempts
+
+
+def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) -> T:
+    """The result of `call`, tried again while it fails in a way that may pass.
+
+    Args:
+        what: names the call in messages; no query string, no secret.
+        budget_s: from the first try to the beginning of the last; `BUDGET_S` by default.
+    Raises: GaveUp past the budget; JobError for credentials that do not count; at once, whatever is final: not there, not
+        allowed, there already, disk full.
+    """
+    budget_s = BUDGET_S if budget_s is None else budget_s
+    deadline = time.monotonic() + budget_s
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            return call()
+        except DENIED as error:
+            refuse_credentials(error, what)
+            raise
+        except TRANSIENT as error:
+            refuse_credentials(error, what)
+            if is_final(error):
+                raise
+            backoff = random.uniform(0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**attempts))
+            if time.monotonic() + backoff > deadline:
+                raise GaveUp(what, attempts, budget_s, error) from error
+            time.sleep(backoff)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether trying again cannot help."""
+    if isinstance(error, _FINAL) or error_code(error) in _FINAL_CODES:
+        return True
+    return isinstance(error, OSError) and error.errno in _FINAL_ERRNO
+
+
+def refuse_credentials(error: BaseException, what: str) -> None:
+    """Raises: JobError when the store said that the credentials, or the clock they are signed with, are wrong."""
+    code = error_code(error)
+    if code in _CREDENTIAL_CODES:
+        hint = (
+            "set this machine's clock"
+            if code == "RequestTimeTooSkewed"
+            else "renew them and start the same command again"
+        )
+        raise JobError(
+            f"{what}: the store does not accept the credentials of {principal()} ({code}); {hint}"
+        ) from error
+    if isinstance(error, botocore.exceptions.NoCredentialsError):
+        raise JobError(f"{what}: there are no credentials; set AWS_ACCESS_KEY_ID and its secret, or a role") from error
+
+
+def error_code(error: BaseException) -> str | None:
+    """The S3 error code behind an exception of s3fs, which keeps it as the cause."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code"))
+        seen = seen.__cause__
+    return None
+
+
+def principal() -> str:
+    """Who asks, by the end of the access key id; never the whole of it, and nothing of the secret."""
+    from botocore.session import get_session
+
+    found = get_session().get_credentials()
+    return f"access key …{found.access_key[-4:]} (from {found.method})" if found else "nobody"
+
+
+def _named(error: BaseException) -> str:
+    code = error_code(error)
+    return f"{type(error).__name__} {code}" if code else type(error).__name__
