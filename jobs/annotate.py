@@ -112,6 +112,9 @@ def _parser() -> Parser:
 
     run = parser.add_argument_group("run")
     run.add_argument("--config", metavar="FILE", help="YAML or TOML with the same names, nested or not; flags win")
+    run.add_argument("--max-reject-rate", type=float, metavar="SHARE",
+                     help="stop when more of the rows are rejected, for whatever reason (default: never for the data's own "
+                     "faults; for forbidden or unreachable audio half of a shard; 1: never)")  # fmt: skip
     run.add_argument("--dry-run", action="store_true", help="print what would be done; decode nothing, write nothing")
     run.add_argument("--version", action="version", version=__version__)
     return parser

@@ -9,17 +9,20 @@ past that budget travel without it and are decoded again, one at a time, where t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.attempts import MOST_DEATHS, Unwatched, Watch, lethal
 from pipeline.audio.segment import cut
+from pipeline.commit import is_committed
 from pipeline.config import primary_language
-from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.finish import Finished, finish
+from pipeline.errors import JobError, Reason, RejectedRow, Stage
+from pipeline.finish import DONE_ELSEWHERE, Finished, finish, key_of
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.schema import EMOTIONS
@@ -29,14 +32,34 @@ if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser, Recognised
     from pipeline.models.transcribe import Transcriber, Transcript
 
+UNWATCHED = Unwatched()
+_UNREACHABLE = 5
+T = TypeVar("T")
 
-def prepare(work: Work, shard: Shard) -> pa.Table:
-    """Fetch, decode and cut every row of a shard. Returns: `WORK_SCHEMA`, at least one line a row."""
+
+def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE) -> pa.Table:
+    """Fetch, decode and cut every row of a shard. Returns: `WORK_SCHEMA`, at least one line a row.
+
+    A shard that another run has committed meanwhile is one line of row `DONE_ELSEWHERE`.
+
+    Args:
+        unreachable: rows in succession, each tried for a minute, after which the store counts as gone; None for never.
+    Raises: JobError for a store that is gone.
+    """
+    rows = read_shard(work.store, shard)
+    if is_committed(work.store, key_of(work.plan, shard, rows)):
+        done = {"row": DONE_ELSEWHERE, "segment_index": 0, "reason": "", "detail": "", "stage": ""}
+        return pa.Table.from_pylist([done], schema=WORK_SCHEMA)
     lines: list[dict[str, Any]] = []
-    pcm_bytes = 0
-    for row, record in enumerate(read_shard(work.store, shard).to_pylist()):
+    pcm_bytes = failed = 0
+    for row, record in enumerate(rows.to_pylist()):
         outcome = guard(partial(_prepare_row, work, record), Stage.DECODE)
+        failed = failed + 1 if isinstance(outcome, RejectedRow) and outcome.reason == Reason.FETCH_FAILED else 0
         if isinstance(outcome, RejectedRow):
+            if failed == unreachable:
+                raise JobError(
+                    f"the audio's store has failed {failed} objects in succession, the last so: {outcome.detail}"
+                )
             lines.append({"row": row, "segment_index": 0, **cause_columns(outcome)})
             continue
         for line in outcome:
@@ -73,23 +96,43 @@ def _prepare_row(work: Work, record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def transcribe(
-    work: Work, shard: Shard, table: pa.Table, transcriber_for: Callable[[str | None], Transcriber]
+    work: Work,
+    shard: Shard,
+    table: pa.Table,
+    transcriber_for: Callable[[str | None], Transcriber],
+    watch: Watch = UNWATCHED,
 ) -> pa.Table:
     """Give a text to every utterance that has none, and a language where it is to be detected.
 
     Args:
         transcriber_for: the model for a language, loaded once by the caller.
+        watch: by which an utterance that kills this process is found out.
     """
+    deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
     lines = table.select([name for name in WORK_SCHEMA.names if name != "waveform"]).to_pylist()
     for index, line in enumerate(lines):
         wants_text = line["text"] is None and work.mode != "audio"
         if line["reason"] is None and (wants_text or line["language"] is None):
-            outcome = guard(partial(_hear, waveforms, index, line, transcriber_for), Stage.TRANSCRIBE)
+            outcome = _carefully(
+                partial(_hear, waveforms, index, line, transcriber_for), index, Stage.TRANSCRIBE, deaths, watch
+            )
             line.update(cause_columns(outcome) if isinstance(outcome, RejectedRow) else _heard(work, line, outcome))
+    watch.end()
     audio = table["waveform"]
     texts = pa.Table.from_pylist(lines, schema=WORK_SCHEMA.remove(WORK_SCHEMA.get_field_index("waveform")))
     return texts.append_column("waveform", audio).select(WORK_SCHEMA.names)
+
+
+def _carefully(
+    work: Callable[[], T], line: int, stage: Stage, deaths: Mapping[int, int] | None, watch: Watch
+) -> T | RejectedRow:
+    """Guarded work on one line; after a death the line is announced first, and not touched if it is known to kill."""
+    if deaths is not None:
+        if deaths.get(line, 0) >= MOST_DEATHS:
+            return lethal(deaths[line], stage)
+        watch.enter(line)
+    return guard(work, stage)
 
 
 def _hear(
@@ -121,21 +164,29 @@ def _heard(work: Work, line: dict[str, Any], transcript: Transcript) -> dict[str
 
 
 def recognise(
-    work: Work, shard: Shard, table: pa.Table, recogniser_for: Callable[[str], EmotionRecogniser]
+    work: Work,
+    shard: Shard,
+    table: pa.Table,
+    recogniser_for: Callable[[str], EmotionRecogniser],
+    watch: Watch = UNWATCHED,
 ) -> pa.Table:
     """Give label, scores and embeddings to every utterance. Returns: the table without audio, with those columns.
 
     A batch that fails is halved until the failing utterance is alone; the others give what they would have given, to 1e-5.
     """
+    deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
     reasons = table["reason"].to_pylist()
     languages = table["language"].to_pylist()
     texts = table["text"].to_pylist()
     out = _Recognised(table.num_rows, work.plan)
     for language, lines in _by_language_and_load(table, reasons, languages, waveforms, needs_audio=work.mode != "text"):
-        recogniser = recogniser_for(language)
-        for line, cause in _recognise_lines(recogniser, lines, waveforms, texts, out, needs_audio=work.mode != "text"):
-            out.reject(line, cause)
+        batch = _Batch(recogniser_for(language), waveforms, texts, needs_audio=work.mode != "text")
+        for part in [lines] if deaths is None else [[line] for line in lines]:
+            outcome = _carefully(partial(batch.run, part, out), part[0], Stage.RECOGNISE, deaths, watch)
+            if isinstance(outcome, RejectedRow):
+                out.reject(part[0], outcome)
+    watch.end()
     return out.join(table.drop_columns(["waveform"]))
 
 
@@ -158,28 +209,30 @@ def _by_language_and_load(
         yield language, lines
 
 
-def _recognise_lines(
-    recogniser: EmotionRecogniser,
-    lines: list[int],
-    waveforms: Waveforms,
-    texts: Sequence[str | None],
-    out: _Recognised,
-    *,
-    needs_audio: bool,
-) -> Iterator[tuple[int, RejectedRow]]:
-    def batch() -> Recognised:
-        audio = [waveforms[line] for line in lines] if needs_audio else None
-        return recogniser.recognise(audio, [texts[line] or "" for line in lines])
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Lines that go to one model, and what they need."""
 
-    outcome = guard(batch, Stage.RECOGNISE)
-    if not isinstance(outcome, RejectedRow):
-        out.fill(lines, outcome)
-    elif len(lines) == 1:
-        yield lines[0], outcome
-    else:
-        half = len(lines) // 2
-        for part in (lines[:half], lines[half:]):
-            yield from _recognise_lines(recogniser, part, waveforms, texts, out, needs_audio=needs_audio)
+    recogniser: EmotionRecogniser
+    waveforms: Waveforms
+    texts: Sequence[str | None]
+    needs_audio: bool
+
+    def run(self, lines: list[int], out: _Recognised) -> None:
+        """Recognise lines into `out`; what fails is halved until one line is left, which is rejected."""
+        outcome = guard(partial(self._recognise, lines), Stage.RECOGNISE)
+        if not isinstance(outcome, RejectedRow):
+            out.fill(lines, outcome)
+        elif len(lines) == 1:
+            out.reject(lines[0], outcome)
+        else:
+            half = len(lines) // 2
+            for part in (lines[:half], lines[half:]):
+                self.run(part, out)
+
+    def _recognise(self, lines: list[int]) -> Recognised:
+        audio = [self.waveforms[line] for line in lines] if self.needs_audio else None
+        return self.recogniser.recognise(audio, [self.texts[line] or "" for line in lines])
 
 
 class _Recognised:

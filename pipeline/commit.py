@@ -140,6 +140,15 @@ def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, 
     return parts
 
 
+def is_committed(store: Store, key: str) -> bool:
+    """Whether a part is there. Costs one GET of a few bytes."""
+    try:
+        store.read_tail(key, 8)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def is_published(store: Store, plan: Plan) -> bool:
     """Whether the plan is complete and its rejects and report are written."""
     try:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +22,8 @@ import pyarrow.compute as pc
 from pipeline.commit import NULL_PARTITION, committed_parts, is_published, partition_folder, publish
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
 from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
-from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
+from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage, did_you_mean
+from pipeline.finish import Finished
 from pipeline.manifest.read import expand
 from pipeline.models import slots
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
@@ -38,6 +41,8 @@ _SMALLEST_SHARD_ROWS = 8
 _SHARDS_PER_WORKER = 4
 _LONGEST_PARTITION_BYTES = 200
 """Of one `column=value` folder name; file systems allow 255."""
+_RATE_ROWS = 100
+"""Rows before a rate of rejects means something."""
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
 
 
@@ -210,6 +215,7 @@ class Driver:
         started, started_at = time.monotonic(), _now()
         parts = committed_parts(self.store, [plan])[plan.plan]
         pending = [shard for shard in plan.shards() if shard.number not in parts]
+        random.shuffle(pending)  # another run at the same plan then works on other shards, and each skips what is done
         record: dict[str, Any] = {}
         if pending:
             pools = size_pools(self.config, resources, plan, len(pending))
@@ -217,7 +223,7 @@ class Driver:
             progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending)), out=self.out).start()
             work = Work(self.config.output, plan, AudioRoots.parse(self.config.audio_root, list(plan.manifests)))
             try:
-                run_shards(work, pending, pools, self.config, progress.add)
+                run_shards(work, pending, pools, self.config, partial(self._count, progress))
             finally:
                 progress.close()
             record = {"pools": asdict(pools), "shards_lost_to_another_run": progress.lost}
@@ -239,6 +245,16 @@ class Driver:
             **record,
         }
         return publish(self.store, plan, parts, report)
+
+    def _count(self, progress: Progress, shard: Finished) -> None:
+        """Raises: JobError when too many rows of this run are rejected; what is committed stays."""
+        progress.add(shard)
+        limit, rows = self.config.max_reject_rate, progress.finished
+        if limit is not None and rows >= _RATE_ROWS and progress.rejects > limit * rows:
+            raise JobError(
+                f"{progress.rejects:,} of {rows:,} rows are rejected, more than --max-reject-rate {limit:g} allows; "
+                f"the last shard's reasons: {', '.join(sorted(set(shard.rejects))) or 'none'}. What was done is kept"
+            )
 
     @staticmethod
     def _headline(plan: Plan, pending: int, device: str) -> str:

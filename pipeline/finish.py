@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from pipeline.config import primary_language
 from pipeline.errors import JobError, Reason
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
+from pipeline.retrying import principal
 from pipeline.roots import without_query
 from pipeline.schema import emotion_of, utterance_id, utterance_schema
 from pipeline.work import Work
@@ -22,6 +24,15 @@ _MANY_INTERNAL = 3
 _INTERNAL_SHARE = 0.1
 """A shard in which more rows than both of these failed in a way nobody foresaw is not committed: it is a bug or a sick
 machine, not a row."""
+
+_FEW_DENIED = 3
+MAX_DENIED = 0.5
+"""Nor is a shard of which more rows than both of these could not be read for want of rights or of a store that answers: the
+same command, with better credentials, then finds them undone."""
+_NO_ACCESS = (Reason.FORBIDDEN, Reason.FETCH_FAILED)
+
+DONE_ELSEWHERE = -1
+"""The `row` of the one line that stands for a shard which another run has committed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +49,20 @@ class Finished:
     stage_s: dict[str, float]
 
 
-def finish(work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float]) -> Finished:
+def finish(
+    work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float], *, max_denied: float = MAX_DENIED
+) -> Finished:
     """Turn a recognised shard into its part and commit it.
 
-    Raises: JobError when the table is not the whole shard, or when so many rows failed unforeseen that it is no row's fault.
+    Args:
+        max_denied: share of the rows that may be out of reach.
+    Raises: JobError when the table is not the whole shard, or when so many rows failed unforeseen, or are out of reach, that
+        it is no row's fault.
     """
     started = time.perf_counter()
     rows = read_shard(work.store, shard)
+    if table["row"][0].as_py() == DONE_ELSEWHERE:
+        return Finished(shard.plan, shard.number, False, rows.num_rows, 0, (), 0.0, stage_s)
     if set(table["row"].to_pylist()) != set(range(rows.num_rows)):
         raise JobError(f"shard {shard.name} arrived with {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows")
     lines = set(zip(table["row"].to_pylist(), table["segment_index"].to_pylist(), strict=True))
@@ -54,9 +72,8 @@ def finish(work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float])
     internal = [note for note in notes if note.reason == Reason.INTERNAL]
     if len(internal) > max(_MANY_INTERNAL, _INTERNAL_SHARE * rows.num_rows):
         raise JobError(f"{len(internal)} of {rows.num_rows} rows of shard {shard.name} failed: {internal[0].detail}")
+    _refuse_denied(shard, rows, notes, max_denied)
     utterances = _output_table(work.plan, rows, kept)
-    columns = work.plan.settings["partition_by"]
-    partition = partition_folder(columns, [rows[name][0].as_py() for name in columns])
     audio_s = float(np.nansum(utterances["duration_s"].fill_null(float("nan")).to_numpy()))
     receipt = Receipt(
         plan=shard.plan,
@@ -72,10 +89,29 @@ def finish(work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float])
         rejects=tuple(notes),
         versions=slots.versions(),
     )
-    won = write_part(work.store, part_key(shard, partition), utterances, receipt)
+    won = write_part(work.store, key_of(work.plan, shard, rows), utterances, receipt)
     reasons = tuple(note.reason for note in notes)
     stage_s = {**stage_s, "commit": time.perf_counter() - started}
     return Finished(shard.plan, shard.number, won, rows.num_rows, utterances.num_rows, reasons, audio_s, stage_s)
+
+
+def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
+    """Where the part of a shard with these rows lies, or will."""
+    columns = plan.settings["partition_by"]
+    return part_key(shard, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
+
+
+def _refuse_denied(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_denied: float) -> None:
+    denied = [note for note in notes if note.reason in _NO_ACCESS]
+    if len(denied) <= max(_FEW_DENIED, max_denied * rows.num_rows):
+        return
+    uris = [without_query(rows["audio"][note.row].as_py()) for note in denied]
+    below = commonprefix(uris).rpartition("/")[0]  # noqa: RUF071 - of URIs, cut at the last slash
+    raise JobError(
+        f"{len(denied)} of {rows.num_rows} rows of shard {shard.name} cannot be read below {below}/ by "
+        f"{principal()}: {denied[0].reason}, {denied[0].detail}. Nothing of the shard is committed; put it right and start "
+        "the same command again, or take them for rejects with --max-reject-rate 1"
+    )
 
 
 def _split(table: pa.Table) -> tuple[list[RejectNote], pa.Table]:

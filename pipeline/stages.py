@@ -26,11 +26,13 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.annotate import prepare, recognise, transcribe
+from pipeline.attempts import Ledger
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, JobError
-from pipeline.finish import Finished, finish
+from pipeline.finish import MAX_DENIED, Finished, finish
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard
 from pipeline.work import Work
@@ -188,20 +190,32 @@ def run_shards(
     Raises: JobError naming what stopped the job. What was committed stays.
     """
     remaining = iter(shards)
+    # on the driver's node: what outlives the actors must not die with one of theirs
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
     while wave := tuple(islice(remaining, _SHARDS_PER_WAVE)):
         try:
-            for table in _pipeline(work, wave, pools, config).iter_batches(batch_size=None, batch_format="pyarrow"):
+            for table in _pipeline(work, wave, pools, config, ledger).iter_batches(
+                batch_size=None, batch_format="pyarrow"
+            ):
                 for line in pa.table(table)["finished"].to_pylist():
                     on_finished(Finished(**json.loads(line)))
         except ray.exceptions.RayError as error:
             raise JobError(_root_cause(error)) from error
 
 
-def _pipeline(work: Work, wave: tuple[Shard, ...], pools: Pools, config: JobConfig) -> ray.data.Dataset:
+def _pipeline(
+    work: Work,
+    wave: tuple[Shard, ...],
+    pools: Pools,
+    config: JobConfig,
+    ledger: Any,  # noqa: ANN401 - Ray's handles are untyped
+) -> ray.data.Dataset:
     """The lazy dataset of one wave: one block, one shard."""
+    max_denied = MAX_DENIED if config.max_reject_rate is None else config.max_reject_rate
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    task: dict[str, Any] = {**whole, "num_cpus": pools.task_cpus, "fn_kwargs": {"work": work}}
-    arguments = (work, pools.device, pools.num_threads, config.max_batch_s)
+    task: dict[str, Any] = {**whole, "num_cpus": pools.task_cpus, "fn_kwargs": {"work": work, "max_denied": max_denied}}
+    arguments = (work, pools.device, pools.num_threads, config.max_batch_s, ledger)
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": json.dumps(asdict(s))} for s in wave], override_num_blocks=len(wave)
     )
@@ -257,24 +271,27 @@ def _unpack(block: pa.Table) -> tuple[pa.Table, Shard, dict[str, float]]:
     return block.drop_columns([_SHARD, _SECONDS]), Shard(**shard), stage_s
 
 
-def _prepare_block(block: pa.Table, work: Work) -> pa.Table:
+def _prepare_block(block: pa.Table, work: Work, max_denied: float) -> pa.Table:
     if block.num_rows != 1:
         raise JobError(f"a block holds {block.num_rows} shards instead of one")
     started = time.perf_counter()
     shard = Shard(**json.loads(block["shard"][0].as_py()))
-    return _pack(prepare(work, shard), shard, {"prepare": time.perf_counter() - started})
+    table = prepare(work, shard) if max_denied < 1 else prepare(work, shard, unreachable=None)
+    return _pack(table, shard, {"prepare": time.perf_counter() - started})
 
 
-def _finish_block(block: pa.Table, work: Work) -> pa.Table:
+def _finish_block(block: pa.Table, work: Work, max_denied: float) -> pa.Table:
     table, shard, stage_s = _unpack(block)
-    return pa.table({"finished": [json.dumps(asdict(finish(work, shard, table, stage_s)))]})
+    finished = finish(work, shard, table, stage_s, max_denied=max_denied)
+    return pa.table({"finished": [json.dumps(asdict(finished))]})
 
 
 class _ModelActor:
     """Holds the models of one process; subclasses load theirs before the first block, so a failure is seen at once."""
 
-    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
+    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None, ledger: Any) -> None:  # noqa: ANN401 - as above
         self._work = work
+        self._ledger = ledger
         self._models = slots.Loaded(
             work.plan.models,
             settings=work.plan.settings,
@@ -283,32 +300,54 @@ class _ModelActor:
             max_batch_s=max_batch_s,
         )
 
+    def watch(self, step: str, shard: Shard) -> _RayWatch:
+        """Where this process says what it works on."""
+        return _RayWatch(self._ledger, f"{step} {shard.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class _RayWatch:
+    """A watch on the run's one ledger, an actor."""
+
+    ledger: Any
+    step: str
+
+    def begin(self) -> dict[int, int] | None:
+        found: dict[int, int] | None = ray.get(self.ledger.begin.remote(self.step))
+        return found
+
+    def enter(self, line: int) -> None:
+        ray.get(self.ledger.enter.remote(self.step, line))
+
+    def end(self) -> None:
+        self.ledger.end.remote(self.step)
+
 
 class Transcribe(_ModelActor):
     """The transcription pool's actor."""
 
-    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
-        super().__init__(work, device, num_threads, max_batch_s)
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as above
+        super().__init__(*arguments)
         self._models.load_transcribers()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Transcribe one shard."""
         started = time.perf_counter()
         table, shard, stage_s = _unpack(block)
-        table = transcribe(self._work, shard, table, self._models.transcriber_for)
+        table = transcribe(self._work, shard, table, self._models.transcriber_for, self.watch("transcribe", shard))
         return _pack(table, shard, {**stage_s, "transcribe": time.perf_counter() - started})
 
 
 class Recognise(_ModelActor):
     """The recognition pool's actor."""
 
-    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None) -> None:
-        super().__init__(work, device, num_threads, max_batch_s)
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as above
+        super().__init__(*arguments)
         self._models.load_recognisers()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Recognise one shard; its audio ends here."""
         started = time.perf_counter()
         table, shard, stage_s = _unpack(block)
-        table = recognise(self._work, shard, table, self._models.recogniser_for)
+        table = recognise(self._work, shard, table, self._models.recogniser_for, self.watch("recognise", shard))
         return _pack(table, shard, {**stage_s, "recognise": time.perf_counter() - started})
