@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.errors import ConfigError
 from pipeline.models import emotion
@@ -234,3 +235,45 @@ assert "ray" not in sys.modules
         cwd=Path(__file__).parents[1], timeout=120,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")],
+)
+def test_a_batch_that_finds_no_memory_is_halved_for_good(checkpoints, monkeypatch, shortage):
+    """Fails if a shortage costs a row that fits alone, changes a score, or has to be found out again by every shard."""
+    models = resolve(str(checkpoints / "mean-en")), resolve(str(checkpoints / "bert-en"))
+    recogniser = EmotionRecogniser("mean", *models, max_batch=8)
+    clips, texts = [noise(8_000 + 800 * n, n) for n in range(9)], [f"text {n}" for n in range(9)]
+    expected = recogniser.recognise(clips, texts)
+    sizes, whole = [], recogniser._fusion.forward
+
+    def forward(features, mask, text):
+        sizes.append(len(features))
+        if len(features) > 2:
+            raise shortage
+        return whole(features, mask, text)
+
+    monkeypatch.setattr(recogniser._fusion, "forward", forward)
+    found = recogniser.recognise(clips, texts)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.fused_embedding, expected.fused_embedding, atol=1e-4)
+    assert sizes[:2] == [8, 4]
+    sizes.clear()
+    recogniser.recognise(clips, texts)
+    assert max(sizes) <= 2
+
+
+def test_a_clip_that_finds_no_memory_alone_says_so(mean, monkeypatch):
+    """Fails if a shortage that halving cannot help ends in a loop, or as something other than a shortage."""
+
+    def forward(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(mean._fusion, "forward", forward)
+    with pytest.raises(MemoryError, match="CUDA out of memory"):
+        mean.recognise([noise(16_000)], ["a"])
+    monkeypatch.setattr(mean._fusion, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        mean.recognise([noise(16_000)], ["a"])

@@ -8,20 +8,27 @@ encoder.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
 from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
 from pipeline.models.fusion import MISSING_ALLOWED, UNEXPECTED_ALLOWED, FusionModel, FusionOutput, skip_init
+from pipeline.models.memory import shortage_as_memory_error
 from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
 from pipeline.models.sentence import TextModel
 from pipeline.models.weights import Checkpoint, load_state_dict, load_strict
-from pipeline.schema import SAMPLING_RATE, emotion_of
+from pipeline.schema import emotion_of
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
 
@@ -162,14 +169,46 @@ class EmotionRecogniser:
         )
         logits, audio, fused = (np.empty((len(waveforms), width), np.float32) for width in widths)
         heard_s = [min(len(waveform) / SAMPLING_RATE, MAX_MEL_FRAMES / 100) for waveform in waveforms]
-        for batch in batches(heard_s, max_batch=self._max_batch, max_batch_s=self._max_batch_s):
-            features, mask = self._features([waveforms[i] for i in batch])
-            embedding = None if text is None else torch.from_numpy(text[batch]).to(self._device)
-            output: FusionOutput = model(features, mask, embedding)
+        planned = self._plan(range(len(waveforms)), heard_s)
+        while planned:
+            batch = planned.popleft()
+            output = self._forward(model, [waveforms[i] for i in batch], None if text is None else text[batch])
+            if output is None:
+                self._shrink(len(batch), heard_s[batch[0]])
+                planned = self._plan([*batch, *chain.from_iterable(planned)], heard_s)
+                continue
             logits[batch] = output.logits.cpu().numpy()
             audio[batch] = output.audio_embedding.cpu().numpy()
             fused[batch] = output.fused_embedding.cpu().numpy()
         return logits, audio, fused
+
+    def _plan(self, waiting: Sequence[int], lengths_s: Sequence[float]) -> deque[list[int]]:
+        made = batches([lengths_s[i] for i in waiting], max_batch=self._max_batch, max_batch_s=self._max_batch_s)
+        return deque([waiting[i] for i in batch] for batch in made)
+
+    def _forward(
+        self, model: FusionModel, waveforms: Sequence[NDArray[np.float32]], text: NDArray[np.float32] | None
+    ) -> FusionOutput | None:
+        """One pass; None when there is no memory for so many. Raises: MemoryError when there is none for one."""
+        try:
+            with shortage_as_memory_error():
+                features, mask = self._features(waveforms)
+                texts = None if text is None else torch.from_numpy(text).to(self._device)
+                output: FusionOutput = model(features, mask, texts)
+                return output
+        except MemoryError:
+            if len(waveforms) == 1:
+                raise
+            return None  # with it the traceback goes, which holds on to the memory
+
+    def _shrink(self, size: int, longest_s: float) -> None:
+        """Half of what found no memory, from now on and for good."""
+        self._max_batch_s = longest_s * (size // 2)
+        _log.warning(
+            "no memory for %d clips of %.1f s: batches of %.0f s from now on", size, longest_s, self._max_batch_s
+        )
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _columns(
         self,

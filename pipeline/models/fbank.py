@@ -38,8 +38,8 @@ class FilterBanks:
 
     Args:
         extractor: its `SeamlessM4TFeatureExtractor`, whose filters, window, stride and padding are taken.
-        max_frames: mel frames of a clip that are kept, a multiple of the stride, after it was normalised over the whole of it as the reference does:
-            what is not heard still shifts what is.
+        max_frames: mel frames of a clip that are kept, a multiple of the stride, after it was normalised over the whole of
+            it as the reference does: what is not heard still shifts what is.
     """
 
     def __init__(self, extractor: Any, *, max_frames: int, device: torch.device | str = "cpu") -> None:  # noqa: ANN401 - transformers ships no types

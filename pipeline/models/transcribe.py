@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import SAMPLING_RATE
 from pipeline.audio.segment import has_speech
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
-from pipeline.schema import SAMPLING_RATE
+from pipeline.models.memory import shortage_as_memory_error
 
 WINDOW_S = 30
 """Length of Whisper's window. Source: Radford et al. 2022, section 2.2."""
@@ -73,9 +74,10 @@ class Transcriber:
         """
         if not has_speech(waveform):
             return Transcript("", language)
-        if len(waveform) <= WINDOW_S * SAMPLING_RATE:
-            return self._transcribe_window(waveform, language)
-        return self._transcribe_long(waveform, language)
+        with shortage_as_memory_error():
+            if len(waveform) <= WINDOW_S * SAMPLING_RATE:
+                return self._transcribe_window(waveform, language)
+            return self._transcribe_long(waveform, language)
 
     def _require_language(self, language: str) -> None:
         known = self._model.hf_tokenizer.token_to_id(f"<|{language}|>") is not None
