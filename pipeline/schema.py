@@ -12,9 +12,6 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError
 
-SAMPLING_RATE = 16_000
-"""Hz. What Whisper, Wav2Vec2-BERT and Silero VAD were trained on."""
-
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 """One vocabulary for both languages; Spanish models have no surprise, whose score is then null."""
 

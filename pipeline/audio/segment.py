@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import SAMPLING_RATE
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.schema import SAMPLING_RATE
 
 MAX_SEGMENT_S = 30.0
 """Whisper's window: it hears 30 s at a time (Radford et al. 2022, section 2.2)."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.models.fusion import MISSING_ALLOWED, MODES, UNEXPECTED_ALLOWED, FusionModel, fused_width
 from pipeline.models.published import EMOTION_MODELS
 from pipeline.models.sentence import check_text_model, text_width
 from pipeline.models.weights import Checkpoint
 from pipeline.models.weights import check as check_weights
-from pipeline.schema import SAMPLING_RATE, emotion_of
+from pipeline.schema import emotion_of
 
 _PUBLISHED_LABELS = {
     "en": ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"),
