@@ -37,6 +37,10 @@ class Reason(StrEnum):
     TOO_LONG = "TOO_LONG"
     BAD_SPAN = "BAD_SPAN"  # offset or duration outside the recording
     BAD_CHANNEL = "BAD_CHANNEL"
+    DECODER_CRASH = "DECODER_CRASH"  # the decoder died of the file: a signal, an exit, an answer that is none
+    TIMEOUT = "TIMEOUT"  # the decoder did not come to an end
+    # any step
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"  # the row alone needs more memory than there is, or than its limits allow
     # models
     NO_SPEECH = "NO_SPEECH"  # a long recording in which voice activity found nothing to cut
     INTERNAL = "INTERNAL"  # an unexpected exception on this row; its type stands in the detail

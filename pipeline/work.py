@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.audio.decode import AudioLimits, decode
-from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline import SAMPLING_RATE
+from pipeline.audio.limits import AudioLimits
+from pipeline.audio.sandbox import sandbox
+from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.roots import AudioRoots
-from pipeline.schema import SAMPLING_RATE
 from pipeline.storage import Store, fetch, open_store
 
 PCM_BUDGET_BYTES = 512 * 2**20
@@ -68,13 +69,21 @@ class Work:
 
 
 def guard(work: Callable[[], T], stage: Stage) -> T | RejectedRow:
-    """Run one row's work: its own trouble, foreseen or not, becomes its reject and nobody else's."""
+    """Run one row's work: its own trouble, foreseen or not, becomes its reject and nobody else's.
+
+    Raises: JobError, ConfigError: what is wrong there is no row's fault.
+    """
     try:
         return work()
     except RejectedRow as rejected:
         return rejected
+    except (JobError, ConfigError):
+        raise
     except Exception as error:  # noqa: BLE001 - the one row guard; the type is recorded and the rate is bounded in `finish`
-        return RejectedRow(Reason.INTERNAL, f"{type(error).__name__}: {str(error)[:200]}", stage)
+        name = type(error).__name__
+        # by its name: torch's own comes under two modules, and none is to be loaded for it
+        memory = isinstance(error, MemoryError) or name == "OutOfMemoryError"
+        return RejectedRow(Reason.OUT_OF_MEMORY if memory else Reason.INTERNAL, f"{name}: {str(error)[:200]}", stage)
 
 
 def cause_columns(rejected: RejectedRow) -> dict[str, object]:
@@ -85,7 +94,8 @@ def cause_columns(rejected: RejectedRow) -> dict[str, object]:
 def load_waveform(work: Work, record: dict[str, Any]) -> Waveform:
     """Fetch and decode one plan row. Returns: float32 [num_samples]. Raises: RejectedRow.
 
-    The roots are asked again: a link may have been turned since the plan was made.
+    The roots are asked again: a link may have been turned since the plan was made. A process of its own decodes, so
+    that the file cannot take this one down.
     """
     if record["audio"] is None:
         detail = (
@@ -95,7 +105,7 @@ def load_waveform(work: Work, record: dict[str, Any]) -> Waveform:
     work.roots.check(str(record["audio"]))
     limits = work.limits
     content = fetch(str(record["audio"]), max_bytes=limits.max_bytes)
-    return decode(
+    return sandbox().decode(
         content,
         offset_s=record["offset_s"] or 0.0,
         duration_s=record["duration_s"],

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from pipeline import SAMPLING_RATE
 from pipeline.audio.container import after_id3, identify
 from pipeline.audio.decoders import AudioHeader, Source, open_container, reject
+from pipeline.audio.limits import DEFAULT_LIMITS, AudioLimits
 from pipeline.errors import Reason, RejectedRow
-from pipeline.schema import SAMPLING_RATE
 
 _SPAN_SLACK_S = 0.5
 """A manifest may name an end this far past the file's: durations are rounded, and re-encoding moves them."""
@@ -36,31 +36,6 @@ _MAX_PEAK = 4.0
 
 _ABSURD_PEAK = 1e6
 """Past any integer format read as float by mistake below 24 bit: these are not samples."""
-
-
-@dataclass(frozen=True, slots=True)
-class AudioLimits:
-    """What one file may cost.
-
-    Attributes:
-        max_bytes: 2 GiB, the content is held in memory; an hour of CD audio is 0.6 GB.
-        max_duration_s: 4 h, past most meetings, hearings and podcasts; 0.9 GB of waveform, 1.8 GB at the peak.
-        min_duration_s: 560 samples. SeamlessM4TFeatureExtractor gives no frame below 400 samples and NaN at 400; 560
-            is the first length found fine. Checked here because one short clip spoils its whole batch.
-        min_sampling_rate, max_sampling_rate: in Hz. Below 1 kHz there is no speech, and a "1 Hz" WAV would grow
-            16,000-fold; above 768 kHz no converter exists.
-        max_channels: 64, a seventh-order ambisonic array.
-    """
-
-    max_bytes: int = 2 * 1024**3
-    max_duration_s: float = 4 * 3600.0
-    min_duration_s: float = 560 / SAMPLING_RATE
-    min_sampling_rate: int = 1_000
-    max_sampling_rate: int = 768_000
-    max_channels: int = 64
-
-
-DEFAULT_LIMITS = AudioLimits()
 
 
 def probe(content: bytes, *, limits: AudioLimits = DEFAULT_LIMITS) -> AudioHeader:
@@ -93,7 +68,9 @@ def decode(
 
     Raises: RejectedRow with EMPTY, TOO_LARGE, NOT_AUDIO, BAD_HEADER, TOO_LONG, TOO_SHORT, BAD_CHANNEL; TRUNCATED when
         the file ends before its header, its last page or (for a duration without an offset) its manifest says;
-        DAMAGED when samples are lost or wrong inside; NOT_FINITE; BAD_SPAN when the span is not in the file.
+        DAMAGED when samples are lost or wrong inside; NOT_FINITE; BAD_SPAN when the span is not in the file;
+        OUT_OF_MEMORY when a decoder says so (numpy raises its MemoryError). A decoder may also crash or never return:
+        what is not trusted goes through `pipeline.audio.sandbox`.
     """
     _check_request(offset_s, duration_s, channel)
     with closing(_open(content, limits)) as source:

@@ -79,7 +79,8 @@ def open_container(content: bytes, container: Container) -> Source:
     except soundfile.LibsndfileError as error:
         if error.code in (_UNRECOGNISED, _UNSUPPORTED) and container.demuxer:
             return AvSource(content, container)
-        raise reject(Reason.DAMAGED, f"the {container.name} header cannot be read: {error.error_string}") from error
+        why = Reason.OUT_OF_MEMORY if error.code == _NO_MEMORY else Reason.DAMAGED
+        raise reject(why, f"the {container.name} header cannot be read: {error.error_string}") from error
     frames, known = container.frames, source.header.num_frames
     if frames and known is not None and known < frames.num_samples - _MPEG_SLACK_FRAMES * frames.frame_samples:
         source.close()  # it would stop there: see pipeline/audio/mpeg.py
@@ -89,6 +90,9 @@ def open_container(content: bytes, container: Container) -> Source:
 
 _UNRECOGNISED, _UNSUPPORTED = 1, 4
 """SF_ERR_UNRECOGNISED_FORMAT and SF_ERR_UNSUPPORTED_ENCODING of sndfile.h."""
+
+_NO_MEMORY = 17
+"""SFE_MALLOC_FAILED of libsndfile's common.h: "Internal malloc () failed"."""
 
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile says SF_COUNT_MAX, 2^63 - 1, for a FLAC whose encoder did not know its length."""
@@ -138,9 +142,9 @@ class SoundfileSource:
                 position += len(block)
                 yield block.T
         except soundfile.LibsndfileError as error:
-            at_end = self._stream.tell() >= self._content_bytes
-            detail = f"{error.error_string} after {position / header.sampling_rate:.2f} s"
-            raise reject(Reason.TRUNCATED if at_end else Reason.DAMAGED, detail) from error
+            why = Reason.TRUNCATED if self._stream.tell() >= self._content_bytes else Reason.DAMAGED
+            why = Reason.OUT_OF_MEMORY if error.code == _NO_MEMORY else why
+            raise reject(why, f"{error.error_string} after {position / header.sampling_rate:.2f} s") from error
 
     def close(self) -> None:
         """Let go of the decoder."""
@@ -178,7 +182,7 @@ class AvSource:
             self.header = self._begin()
         except (av.FFmpegError, PermissionError, ValueError, OverflowError) as error:
             self.close()
-            raise reject(Reason.DAMAGED, f"the {container.name} file cannot be read: {_said(error)}") from error
+            raise reject(_why(error), f"the {container.name} file cannot be read: {_said(error)}") from error
         except RejectedRow:
             self.close()
             raise
@@ -224,7 +228,7 @@ class AvSource:
                     pieces, held = [], 0
         except (av.FFmpegError, PermissionError, ValueError, OverflowError) as error:
             detail = f"{_said(error)} after {decoded / self.header.sampling_rate:.2f} s"
-            raise reject(Reason.DAMAGED, detail) from error
+            raise reject(_why(error), detail) from error
         if pieces:
             yield np.concatenate(pieces, axis=1)
 
@@ -232,6 +236,11 @@ class AvSource:
         """Let go of the decoder."""
         if self._input is not None:
             self._input.close()
+
+
+def _why(error: Exception) -> Reason:
+    """FFmpeg's lack of memory is one of its errors too. A damaged table that asks for gigabytes also comes to this."""
+    return Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else Reason.DAMAGED
 
 
 def _said(error: Exception) -> str:

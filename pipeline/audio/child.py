@@ -1,0 +1,162 @@
+"""The process that decodes, one file at a time, until its standard input ends. Started by `pipeline.audio.sandbox` alone.
+
+It loads numpy, soxr, soundfile and av, and nothing of ours but the decoding: 0.15 s. What it was given is little: no
+credentials, standard input and output as pipes, and once its libraries are loaded no way to open another file or
+socket, whatever a file makes a decoder try: it may hold no more descriptors than it has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import av.subtitles.codeccontext  # PyAV would load these two with the first file, when no file can be opened any more
+import av.subtitles.stream  # noqa: F401
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import SAMPLING_RATE
+from pipeline.audio.decode import decode
+from pipeline.audio.wire import (
+    ANSWER,
+    FAILED,
+    MAX_WORDS_BYTES,
+    READY,
+    REJECTED,
+    REQUEST,
+    WAVEFORM,
+    Request,
+    pack_rejected,
+)
+from pipeline.errors import Reason, RejectedRow, Stage
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_BUFFER_BYTES = 1 << 20
+"""A clip is then written at once; what is longer goes past the buffers, uncopied."""
+
+_OVERTIME_S = 30.0
+"""So long after its parent lost patience the child ends by itself, where the parent is gone and the system does not say so."""
+
+_SPARE_BYTES = 512 << 20
+"""Address space for a decoder's own tables, whatever the file."""
+
+_CONTENT_COPIES = 4
+"""The content, one without its ID3 tag, and as much again for an index of it: MP4 and Matroska hold theirs in memory."""
+
+_WAVEFORM_COPIES = 3
+"""The pieces, the whole they are joined to, and room for an allocator that does not give back."""
+
+Decode = Callable[..., NDArray[np.float32]]
+
+
+def serve(decode: Decode) -> None:
+    """Answer requests until there are none. `decode`: as `pipeline.audio.decode.decode`; tests bring their own."""
+    requests, answers = _take_pipes()
+    sys.excepthook = _telling(answers)
+    _die_with_parent(int(sys.argv[1]))
+    at_rest_bytes = _address_space_bytes()
+    _lock_down()
+    _answer(answers, READY)
+    while length := requests.read(REQUEST.size):
+        request = Request.parse(requests.read(REQUEST.unpack(length)[0]))
+        if at_rest_bytes:
+            _bound_memory(at_rest_bytes + _allowance_bytes(request))
+        content = requests.read(request.content_bytes)
+        if len(content) < request.content_bytes:
+            return  # the parent is gone
+        signal.setitimer(signal.ITIMER_REAL, request.limits.patience_s(len(content)) + _OVERTIME_S)
+        kind, body = _outcome(decode, request, content)
+        del content
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _answer(answers, kind, body)
+        del body
+
+
+def _outcome(decode: Decode, request: Request, content: bytes) -> tuple[bytes, memoryview | bytes]:
+    try:
+        waveform = decode(
+            content,
+            offset_s=request.offset_s,
+            duration_s=request.duration_s,
+            channel=request.channel,
+            limits=request.limits,
+        )
+    except RejectedRow as rejected:
+        return REJECTED, pack_rejected(rejected)
+    except MemoryError:
+        allowed = f"{_allowance_bytes(request) / 2**30:.1f} GiB"
+        detail = f"decoding {len(content):,} bytes takes more than the {allowed} that its limits allow"
+        return REJECTED, pack_rejected(RejectedRow(Reason.OUT_OF_MEMORY, detail, Stage.DECODE))
+    return WAVEFORM, waveform.data.cast("B")
+
+
+def _allowance_bytes(request: Request) -> int:
+    """What decoding may take beyond what the process takes at rest."""
+    waveform = round(request.limits.max_duration_s * SAMPLING_RATE) * np.dtype(np.float32).itemsize
+    return _SPARE_BYTES + _CONTENT_COPIES * request.content_bytes + _WAVEFORM_COPIES * waveform
+
+
+def _answer(answers: BinaryIO, kind: bytes, body: memoryview | bytes = b"") -> None:
+    answers.write(ANSWER.pack(kind, len(body)))
+    answers.write(body)
+    answers.flush()
+
+
+def _telling(answers: BinaryIO) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
+    """What is done about an exception that ends the process: the parent, not standard error, hears of it."""
+
+    def tell(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+        _answer(answers, FAILED, f"{kind.__name__}: {error}".encode("utf-8", "replace")[:MAX_WORDS_BYTES])
+
+    return tell
+
+
+def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Put the pipes where no library looks, and /dev/null where libraries print."""
+    requests = os.fdopen(os.dup(0), "rb", buffering=_BUFFER_BYTES)
+    answers = os.fdopen(os.dup(1), "wb", buffering=_BUFFER_BYTES)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return requests, answers
+
+
+def _die_with_parent(parent: int) -> None:
+    """End when the parent ends, even in the middle of a file. Linux; elsewhere the end of standard input must do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before it could be watched
+        sys.exit()
+
+
+def _lock_down() -> None:
+    """No core dumps, no files, no further descriptors; a descriptor that is open stays so."""
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+        resource.setrlimit(kind, (0, 0))
+
+
+def _address_space_bytes() -> int | None:
+    """What the process takes now, or None where the system does not say so: there is no such limit either (macOS)."""
+    with suppress(FileNotFoundError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return None
+
+
+def _bound_memory(address_space_bytes: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = address_space_bytes if most == resource.RLIM_INFINITY else min(address_space_bytes, most)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, most))
+
+
+if __name__ == "__main__":
+    serve(decode)
