@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import botocore.exceptions
 import s3fs
 
 _PORTS = ("master", "volume", "filer", "s3")
@@ -93,7 +94,7 @@ def _make_bucket(server: S3Server, process: subprocess.Popen[bytes]) -> None:
             # volumes are assigned a little after the gateway answers
             server.filesystem().pipe_file(f"{server.bucket}/ready", b"yes")
             return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, botocore.exceptions.BotoCoreError) as error:  # the last: nobody listens yet
             if time.monotonic() > deadline:
                 raise RuntimeError("weed did not start") from error
             time.sleep(0.25)
