@@ -1,0 +1,92 @@
+"""Audit an output: does every row of every plan stand once among the utterances or the rejects, and is every file whole?
+
+Reads only, also beside a running job. Exit status: 0 complete and sound; 1 a promise is broken; 2 the command line is
+wrong, or there is no output, or it cannot be read; 3 sound so far, but unfinished; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from jobs.parser import Parser
+from pipeline import __version__
+from pipeline.errors import ConfigError
+from pipeline.storage import open_store
+from pipeline.verify.audit import audit
+from pipeline.verify.promises import Audit, Violation
+
+_STATUS = {"sound": 0, "violated": 1, "unfinished": 3}
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.verify",
+        usage="%(prog)s OUT [--deep] [--json]",
+        description="Audit an output of jobs.annotate, finished, broken or still being written. Reads only.",
+        epilog="Exit status: 0 complete and sound, 1 a promise is broken, 2 usage or access, 3 sound but unfinished.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
+    parser.add_argument(
+        "--deep", action="store_true", help="read every page and check every value, not footers and ids alone"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the audit; returns its exit status."""
+    flags = _parser().parse_all(arguments)
+    try:
+        found = audit(open_store(flags.output), deep=flags.deep, tell=_quiet if flags.json else _tell)
+    except ConfigError as error:
+        print(f"python -m jobs.verify: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    status = _STATUS[found.status]
+    if flags.json:
+        print(json.dumps({"exit_status": status, **found.as_dict()}, indent=1))
+    else:
+        _summarise(found)
+    return status
+
+
+def _tell(violation: Violation) -> None:
+    print(violation.line(), flush=True)
+
+
+def _quiet(_: Violation) -> None:
+    pass
+
+
+def _summarise(found: Audit) -> None:
+    if found.violations:
+        print()
+    for plan in found.plans:
+        print(plan.line())
+    if found.unreadable_plans:
+        print(f"{found.unreadable_plans:,} plans cannot be read")
+    if found.leftovers:
+        print(
+            f"{found.leftovers:,} leftovers, {found.leftover_bytes:,} bytes, of writers at work or killed; harmless, "
+            "see python -m jobs.prune"
+        )
+    how = "every value was read" if found.deep else "footers and ids were read; --deep reads every value"
+    if found.violations:
+        print(f"violated: {len(found.violations):,} broken promises ({how})")
+    elif found.status == "sound":
+        rows = sum(plan.rows for plan in found.plans)
+        print(f"sound: each of {rows:,} rows is annotated once or rejected once ({how})")
+    else:
+        print(f"unfinished: what is there is sound ({how})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

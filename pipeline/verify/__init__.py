@@ -1,0 +1,1 @@
+"""Audits an output against what this pipeline promises of it; reads only."""
