@@ -20,6 +20,7 @@ LIGHT = [
     "pipeline.schema", "pipeline.errors", "pipeline.config", "pipeline.storage", "pipeline.roots", "pipeline.spool",
     "pipeline.plan", "pipeline.commit", "pipeline.dataset", "pipeline.work", "pipeline.annotate", "pipeline.finish",
     "pipeline.progress", "pipeline.stages", "pipeline.models.slots", "pipeline.models.transcribe", "jobs.annotate",
+    "pipeline.leftovers", "pipeline.prune", "pipeline.verify.audit", "jobs.verify", "jobs.prune",
 ]  # fmt: skip
 """What CPU tasks and a quick refusal load."""
 
@@ -36,7 +37,9 @@ def trees() -> list[tuple[Path, ast.Module]]:
     return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES]
 
 
-@pytest.mark.parametrize("group", ["pipeline.models", "pipeline.audio", "pipeline.manifest", "product"])
+@pytest.mark.parametrize(
+    "group", ["pipeline.models", "pipeline.audio", "pipeline.manifest", "pipeline.verify", "product"]
+)
 def test_only_the_engine_knows_ray(group):
     """Fails if a model, an edge or the product layer loads ray, so that a notebook cannot use it without a cluster."""
     of_group = {

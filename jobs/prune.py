@@ -1,0 +1,106 @@
+"""Remove what killed and beaten writers left in an output and no plan names. Without --delete it only says what would go.
+
+Safe beside a running job as long as no writer of it pauses for longer than --older-than. Exit status: 0 done, or nothing
+to do; 2 the command line is wrong, or the output cannot be read, or does not let itself be deleted from; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+from jobs.parser import Parser
+from pipeline import __version__
+from pipeline.errors import ConfigError
+from pipeline.prune import Leftover, find_leftovers, remove_leftover
+from pipeline.storage import Store, open_store
+from pipeline.verify.promises import printable
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
+
+
+def _seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 30m, 24h or 7d")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.prune",
+        usage="%(prog)s OUT [--delete] [--older-than 24h]",
+        description="Remove leftovers from an output of jobs.annotate: shard files of planners that were beaten or killed, "
+        "hidden temporaries, probes, multipart uploads nobody completed. Parts, plans and rejects are never touched.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
+    parser.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
+    parser.add_argument("--older-than", type=_seconds, default="24h", metavar="AGE",
+                        help="leave what is younger, as 90s, 30m, 24h or 7d (default: 24h)")  # fmt: skip
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prune; returns the exit status."""
+    flags = _parser().parse_all(arguments)
+    try:
+        _prune(open_store(flags.output), delete=flags.delete, older_than_s=flags.older_than)
+    except ConfigError as error:
+        print(f"python -m jobs.prune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _prune(store: Store, *, delete: bool, older_than_s: float) -> None:
+    found = sorted(find_leftovers(store, now_s=time.time()), key=lambda leftover: leftover.key)
+    old = [leftover for leftover in found if leftover.age_s >= older_than_s]
+    gone = []
+    for leftover in old:
+        if delete and not remove_leftover(store, leftover):
+            print(f"kept, a plan names it by now  {printable(leftover.key)}")
+            continue
+        gone.append(leftover)
+        print(f"{'removed' if delete else 'would remove'}  {_line(leftover)}", flush=True)
+    size = _size(sum(leftover.size_bytes or 0 for leftover in gone))
+    kept = f"; {len(found) - len(old):,} younger than {_age(older_than_s)} stay" if len(found) > len(old) else ""
+    if not gone:
+        print(f"nothing to remove{kept}")
+    elif delete:
+        print(f"removed {len(gone):,} leftovers, {size}{kept}")
+    else:
+        print(f"would remove {len(gone):,} leftovers, {size}{kept}; --delete does it")
+
+
+def _line(leftover: Leftover) -> str:
+    size = "unknown size" if leftover.size_bytes is None else _size(leftover.size_bytes)
+    return f"{printable(leftover.key)}  {size}  {_age(leftover.age_s)} old  {leftover.kind}"
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _age(age_s: float) -> str:
+    for unit, seconds in reversed(_UNITS_S.items()):
+        if age_s >= seconds:
+            return f"{age_s / seconds:.3g}{unit}"
+    return "0s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
