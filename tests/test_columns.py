@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,14 +121,42 @@ def test_conform_refuses_what_it_would_lose(tmp_path) -> None:
 
 
 def test_columns_that_differ_in_case(tmp_path) -> None:
-    """Fails if two columns come out that DuckDB and Spark cannot tell apart; a JSON row that adds one is rejected."""
-    path = jsonl(tmp_path / "a.jsonl", {"audio": "a.wav", "Take": 1}, {"audio": "a.wav", "take": 2}, {"AUDIO": "a.wav"},
+    """Fails if two columns come out that DuckDB and Spark cannot tell apart, or a row that has both loses one."""
+    path = jsonl(tmp_path / "a.jsonl", {"audio": "a.wav", "Take": 1}, {"audio": "b.wav", "take": 2}, {"AUDIO": "c.wav"},
+                 {"audio": "a.wav", "take": 1, "TAKE": 2}, {"audio": "a.wav", "AUDIO": "b.wav"},
+                 {"audio": "a.wav", "line": 1, "manifest_line": 2},
                  {"audio": "a.wav", "": 1}, {"audio": "a.wav", "x\n": 1}, {"audio": "a.wav", "n" * 300: 1})  # fmt: skip
     rows, rejects = read(path)
-    assert rows["Take"].to_pylist() == [1]
-    assert [(reject.line, reject.reason) for reject in rejects] == [(n, Reason.BAD_FIELD) for n in range(2, 7)]
-    with pytest.raises(ConfigError, match="differ only in case"):
-        unify([rows.schema, pa.schema([pa.field("TAKE", pa.int64())])])
+    assert rows["Take"].to_pylist() == [1, 2, None]
+    assert [Path(audio).name for audio in rows["audio"].to_pylist()] == ["a.wav", "b.wav", "c.wav"]
+    assert [(reject.line, reject.reason) for reject in rejects] == [(n, Reason.BAD_FIELD) for n in range(4, 10)]
+
+
+@pytest.mark.parametrize("first", [
+    {"ID": "x", "AUDIO": "x.wav", "TAKE": 3}, {"id": "x", "audio": "x.wav", "Take": [1]},
+    {"id": "x", "audio": "x.wav", "manifest_line": 7}, {"ID": 1.5}, {"TAKE": 1},
+])  # fmt: skip
+def test_one_line_that_spells_its_columns_otherwise_costs_no_other(tmp_path, first) -> None:
+    """Fails if all rows after such a line are rejected for spelling theirs unlike it, as they were."""
+    good = [{"id": f"r{n}", "audio": f"{n}.wav", "take": n, "line": n} for n in range(3)]
+    rows, rejects = read(jsonl(tmp_path / "m.jsonl", first, *good))
+    assert not {reject.line for reject in rejects} & {2, 3, 4}
+    kept = [{name.lower(): value for name, value in row.items()} for row in rows.to_pylist() if row["line"] > 1]
+    assert [row["recording_id"] for row in kept] == ["r0", "r1", "r2"]
+    assert [row["take"] for row in kept] in ([0, 1, 2], ["0", "1", "2"])
+    assert [row["manifest_line"] for row in kept] == [0, 1, 2]
+
+
+def test_manifests_may_spell_their_columns_otherwise(tmp_path) -> None:
+    """Fails if a second manifest's `TAKE` is refused, lost or a second column beside the first one's `take`."""
+    tables = [
+        next(read_manifest(str(jsonl(tmp_path / f"{name}.jsonl", {"audio": "a.wav", name: value})))).rows
+        for name, value in (("take", 1), ("TAKE", 2.5))
+    ]
+    schema = unify(table.schema for table in tables)
+    assert [name for name in schema.names if name.lower() == "take"] == ["take"]
+    whole = pa.concat_tables([conform(table, schema) for table in tables])
+    assert whole["take"].to_pylist() == [1.0, 2.5]
 
 
 def test_too_many_columns(tmp_path) -> None:

@@ -212,3 +212,10 @@ def test_long_text_lines_close_a_chunk_early(tmp_path) -> None:
     assert [chunk.rows.num_rows for chunk in read_manifest(str(path))] == [34, 34, 2]
     over = jsonl(tmp_path / "n.jsonl", {"audio": "a.wav", "text": "x" * MAX_LINE_BYTES}, {"audio": "b.wav"})
     assert [reject.line for reject in read(over)[1]] == [1]
+
+
+def test_csv_a_line_of_two_quotes_is_no_blank_line(tmp_path) -> None:
+    """Fails if a record of one empty cell under a header of several disappears without a reject, as it did."""
+    rows, rejects = read(put(tmp_path / "m.csv", 'audio,text\na.wav,x\n""\n\n  \nb.wav,y\n'))
+    assert rows["line"].to_pylist() == [2, 6]
+    assert [(reject.line, reject.reason) for reject in rejects] == [(3, Reason.MALFORMED)]

@@ -133,21 +133,16 @@ def plain_type(kind: pa.DataType, *, readable: bool = False) -> pa.DataType:  # 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """One schema for chunks of one or many manifests: every column any of them has, in first-seen order.
 
+    Columns whose names differ only in case are one, under the first: DuckDB and Spark cannot tell them apart.
     null + T is T, whole numbers + fractions are float64, structs take each other's fields, and what does not go
     together is string (see `conform`). Can be fed its own result again. A column without any value stays null.
-
-    Raises: ConfigError for two columns whose names differ only in case, which DuckDB and Spark cannot tell apart.
     """
     fields: dict[str, pa.Field] = {}
     spelling: dict[str, str] = {}
     for schema in schemas:
         for field in schema:
-            first = spelling.setdefault(field.name.lower(), field.name)
-            if first != field.name:
-                raise ConfigError(
-                    f"the manifests' columns {first!r} and {field.name!r} differ only in case: rename one"
-                )
-            fields[field.name] = _merge_fields(fields[field.name], field) if field.name in fields else field
+            name = spelling.setdefault(field.name.lower(), field.name)
+            fields[name] = _merge_fields(fields[name], field.with_name(name)) if name in fields else field
     return pa.schema(list(fields.values()))
 
 
@@ -201,6 +196,8 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     Raises: ConfigError when the schema does not come from a `unify` that saw this table: a column it lacks, or a type
     that cannot hold a value exactly.
     """
+    spelling = {name.lower(): name for name in schema.names}
+    table = table.rename_columns([spelling.get(name.lower(), name) for name in table.column_names])
     lost = sorted(set(table.column_names) - set(schema.names))
     if lost:
         raise ConfigError(f"columns {', '.join(map(repr, lost))} are not in the schema to conform to")

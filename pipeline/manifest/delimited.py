@@ -114,8 +114,8 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
         except (csv.Error, _TooLong) as error:
             records.bad.append(_stray(feed, error))
         else:
-            if not cells or (len(cells) == 1 < len(header) and not cells[0].strip()):
-                continue  # a blank line
+            if not feed.taken[0][1].strip() and len(cells) <= 1:
+                continue  # a blank line; `""` is a record of one empty cell
             if len(cells) != len(header):
                 _reject_count(feed, records, len(cells), len(header), delimiter)
             elif not feed.clean:

@@ -61,7 +61,7 @@ def read_jsonl(blocks: Iterator[bytes], chunk_rows: int) -> Iterator[JsonRecords
             try:
                 row, text = _row(stripped, type(line) is OverLong)
                 if not row.keys() <= records.names.keys():
-                    _note_names(row, records, names)
+                    row = _by_column(row, records, names)
             except BadName as error:
                 records.bad.append(BadLine(number, Reason.BAD_FIELD, str(error), raw_text(line)))
             except (ValueError, RecursionError, StopIteration) as error:
@@ -78,11 +78,11 @@ def read_jsonl(blocks: Iterator[bytes], chunk_rows: int) -> Iterator[JsonRecords
         yield records
 
 
-def _note_names(row: dict[str, object], records: JsonRecords, names: Names) -> None:
-    new = [name for name in row if name not in names.names]
-    if new:
-        names.add(new)
-    records.names.update(dict.fromkeys(row))
+def _by_column(row: dict[str, object], records: JsonRecords, names: Names) -> dict[str, object]:
+    """The row under the names its columns have, which are noted. Raises: BadName."""
+    columns = names.add(list(row))
+    records.names.update(dict.fromkeys(columns))
+    return dict(zip(columns, row.values(), strict=True))
 
 
 def _row(line: bytes, over_long: bool) -> tuple[dict[str, object], str]:

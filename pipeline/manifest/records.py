@@ -41,28 +41,37 @@ class BadName(Exception):
 
 @dataclass
 class Names:
-    """The columns of one manifest, in first-seen order, no two of them alike but for case."""
+    """The columns of one manifest, in first-seen order.
 
-    spelling: dict[str, str] = field(default_factory=dict)  # output name in lower case -> name
-    names: set[str] = field(default_factory=set)
+    Names that would be one column in the output are one here, under the name seen first: DuckDB and Spark do not tell
+    them apart, and if a row that spells one otherwise made the others wrong, one odd line would cost a manifest.
+    """
 
-    def add(self, new: Sequence[str]) -> None:
-        """Take the new names of a record, all or none. Raises: BadName."""
+    spelling: dict[str, str] = field(default_factory=dict)  # output name in lower case -> column
+    columns: set[str] = field(default_factory=set)
+
+    def add(self, names: Sequence[str]) -> list[str]:
+        """Take the names of one record, all or none. Returns: the column of each. Raises: BadName; two of one column."""
         added: dict[str, str] = {}
-        for name in new:
-            if not name.strip():
-                raise BadName("a column has no name (pandas: write with index=False)")
-            if _CONTROL.search(name) or len(name.encode()) > _MAX_NAME_BYTES:
-                raise BadName(f"column name {name[:80]!r} is too long or holds a control character")
-            key = passthrough_name(name).lower()
-            other = self.spelling.get(key) or added.get(key)
-            if other is not None:
-                raise BadName(f"columns {other!r} and {name!r} would be one column in the output; rename one")
-            added[key] = name
-        if len(self.names) + len(added) > MAX_COLUMNS:
+        taken: dict[str, str] = {}
+        for name in names:
+            column = name if name in self.columns else self._column(name, added)
+            if column in taken:
+                raise BadName(f"columns {taken[column]!r} and {name!r} would be one column in the output; rename one")
+            taken[column] = name
+        if len(self.columns) + len(added) > MAX_COLUMNS:
             raise BadName(f"with this row the manifest has more than {MAX_COLUMNS} columns")
         self.spelling |= added
-        self.names |= set(new)
+        self.columns |= set(added.values())
+        return list(taken)
+
+    def _column(self, name: str, added: dict[str, str]) -> str:
+        if not name.strip():
+            raise BadName("a column has no name (pandas: write with index=False)")
+        if _CONTROL.search(name) or len(name.encode()) > _MAX_NAME_BYTES:
+            raise BadName(f"column name {name[:80]!r} is too long or holds a control character")
+        key = passthrough_name(name).lower()
+        return self.spelling.get(key) or added.setdefault(key, name)
 
 
 class Records(Protocol):
