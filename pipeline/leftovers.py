@@ -15,15 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import botocore.exceptions
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, JobError
+from pipeline.retrying import TRANSIENT, retried
 from pipeline.roots import without_query
 from pipeline.storage import LocalStore, Store, resolve
 
-STORE_ERRORS = (OSError, aiohttp.ClientError, botocore.exceptions.BotoCoreError, JobError)
+STORE_ERRORS = (*TRANSIENT, JobError)
 """What a store raises when it is not there, does not answer, does not allow, or does not know us."""
 _LONGEST_CAUSE = 200
 
@@ -98,7 +97,7 @@ def _walk_bucket(store: Store, prefix: str) -> Iterator[StoredFile]:
     filesystem, root = resolve(store.root)
     try:
         place = f"{root}/{prefix}".rstrip("/")
-        found: dict[str, dict[str, Any]] = filesystem.find(place, detail=True)
+        found: dict[str, dict[str, Any]] = retried(lambda: filesystem.find(place, detail=True), what=f"listing {place}")
     except ValueError as error:  # s3fs: no bucket is named
         raise ConfigError(f"cannot list {without_query(store.root)!r}: {error}") from error
     for path, info in found.items():
@@ -135,7 +134,7 @@ def uploads(store: Store) -> Iterator[Upload]:
     while True:
         ask = partial(filesystem.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **after)
         with reaching(store):
-            page = ask()
+            page = retried(ask, what=f"listing uploads to {root}")
         for upload in page.get("Uploads", ()):
             # some servers ignore the prefix
             if upload["Key"].startswith(prefix):
@@ -151,7 +150,7 @@ def _sent_bytes(filesystem: AbstractFileSystem, bucket: str, upload: dict[str, A
     """Of the first thousand parts, which is 5 GB at least."""
     ask = partial(filesystem.call_s3, "list_parts", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
     try:
-        page = ask()
+        page = retried(ask, what=f"listing parts of {upload['Key']}")
     except STORE_ERRORS:
         return None
     return sum(int(part["Size"]) for part in page.get("Parts", ()))
@@ -164,7 +163,7 @@ def remove(store: Store, key: str) -> None:
             (Path(store.root) / key).unlink()
         else:
             filesystem, root = resolve(store.root)
-            filesystem.rm_file(f"{root}/{key}")
+            retried(lambda: filesystem.rm_file(f"{root}/{key}"), what=f"deleting {root}/{key}")
 
 
 def abort(store: Store, upload: Upload) -> None:
@@ -173,4 +172,4 @@ def abort(store: Store, upload: Upload) -> None:
     bucket, key, _ = filesystem.split_path(f"{root}/{upload.key}")
     ask = partial(filesystem.call_s3, "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.upload_id)
     with reaching(store, upload.key), suppress(FileNotFoundError):
-        ask()
+        retried(ask, what=f"aborting an upload to {root}/{upload.key}")
