@@ -26,7 +26,7 @@ from pipeline.finish import DONE_ELSEWHERE, Finished, finish, key_of
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.schema import EMOTIONS
-from pipeline.work import PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_waveform
+from pipeline.work import PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_recording
 
 if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser, Recognised
@@ -79,7 +79,8 @@ def _prepare_row(work: Work, record: dict[str, Any]) -> list[dict[str, Any]]:
         duration_s = record["duration_s"]
         end_s = None if duration_s is None else offset_s + duration_s
         return [{**common, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
-    waveform = load_waveform(work, record)
+    recording = load_recording(work, record)
+    waveform = recording.waveform
     spans = cut(waveform, segmentation=work.plan.settings["segmentation"], has_text=text is not None)
     if len(spans) > 1:
         common = {**common, "text": None, "text_source": "none"}
@@ -90,6 +91,7 @@ def _prepare_row(work: Work, record: dict[str, Any]) -> list[dict[str, Any]]:
             "start_s": offset_s + span.start_s,
             "end_s": offset_s + span.end_s,
             "waveform": waveform[span.start : span.end].tobytes(),
+            "identity": recording.identity,
         }
         for index, span in enumerate(spans)
     ]
@@ -187,7 +189,7 @@ def recognise(
             if isinstance(outcome, RejectedRow):
                 out.reject(part[0], outcome)
     watch.end()
-    return out.join(table.drop_columns(["waveform"]))
+    return out.join(table.drop_columns(["waveform", "identity"]))
 
 
 def _by_language_and_load(

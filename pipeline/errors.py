@@ -25,6 +25,8 @@ class Reason(StrEnum):
     NOT_FOUND = "NOT_FOUND"
     FORBIDDEN = "FORBIDDEN"
     FETCH_FAILED = "FETCH_FAILED"  # the store kept failing past the retry budget
+    CHECKSUM = "CHECKSUM"  # the bytes are not those of the manifest's `sha256` or `md5`
+    CHANGED = "CHANGED"  # the object was another when it was read a second time
     TOO_LARGE = "TOO_LARGE"  # more bytes than `max_bytes`
     # decode
     EMPTY = "EMPTY"  # zero bytes, or a container without a sample

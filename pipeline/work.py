@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pipeline import SAMPLING_RATE
 from pipeline.audio.limits import AudioLimits
 from pipeline.audio.sandbox import sandbox
+from pipeline.checksums import check_content, identity
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
 from pipeline.plan import Plan, Shard, read_shard
-from pipeline.roots import AudioRoots
+from pipeline.roots import AudioRoots, without_query
 from pipeline.storage import Store, fetch, open_store
 
 PCM_BUDGET_BYTES = 512 * 2**20
@@ -30,6 +31,7 @@ WORK_SCHEMA = pa.schema(
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
         pa.field("waveform", pa.large_binary()),
+        pa.field("identity", pa.binary()),
         pa.field("language", pa.string()),
         pa.field("text", pa.string()),
         pa.field("text_source", pa.string()),
@@ -91,8 +93,16 @@ def cause_columns(rejected: RejectedRow) -> dict[str, object]:
     return {"reason": str(rejected.reason), "detail": rejected.detail, "stage": str(rejected.stage)}
 
 
-def load_waveform(work: Work, record: dict[str, Any]) -> Waveform:
-    """Fetch and decode one plan row. Returns: float32 [num_samples]. Raises: RejectedRow.
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One recording, decoded: float32 [num_samples] at 16 kHz, and by what its object is known again."""
+
+    waveform: Waveform
+    identity: bytes
+
+
+def load_recording(work: Work, record: dict[str, Any]) -> Recording:
+    """Fetch and decode one plan row. Raises: RejectedRow.
 
     The roots are asked again: a link may have been turned since the plan was made. A process of its own decodes, so
     that the file cannot take this one down.
@@ -105,13 +115,15 @@ def load_waveform(work: Work, record: dict[str, Any]) -> Waveform:
     work.roots.check(str(record["audio"]))
     limits = work.limits
     content = fetch(str(record["audio"]), max_bytes=limits.max_bytes)
-    return sandbox().decode(
+    check_content(content, record, without_query(str(record["audio"])))
+    waveform = sandbox().decode(
         content,
         offset_s=record["offset_s"] or 0.0,
         duration_s=record["duration_s"],
         channel=record["channel"],
         limits=limits,
     )
+    return Recording(waveform, identity(content))
 
 
 class Waveforms:
@@ -132,7 +144,11 @@ class Waveforms:
             self._rows = read_shard(self._work.store, self._shard).to_pylist()
         record = self._rows[row]
         if self._decoded is None or self._decoded[0] != row:
-            self._decoded = (row, load_waveform(self._work, record))
+            again = load_recording(self._work, record)
+            if again.identity != self._table["identity"][line].as_py():
+                detail = f"{without_query(str(record['audio']))} was another object when it was read a second time"
+                raise RejectedRow(Reason.CHANGED, detail, Stage.FETCH)
+            self._decoded = (row, again.waveform)
         start, end = (round((self._table[name][line].as_py() - (record["offset_s"] or 0.0)) * SAMPLING_RATE)
                       for name in ("start_s", "end_s"))  # fmt: skip
         return self._decoded[1][start:end]

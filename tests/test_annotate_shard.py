@@ -11,10 +11,10 @@ import pytest
 import soundfile
 
 from pipeline import annotate as annotate_module
-from pipeline.annotate import annotate_shard, prepare, recognise
+from pipeline.annotate import annotate_shard, prepare, recognise, transcribe
 from pipeline.audio.decode import decode
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
-from pipeline.finish import finish
+from pipeline.finish import DONE_ELSEWHERE, finish
 from tests.golden import CASES, LONG, PARITY, SCORES, SCORES_RESAMPLED
 from tests.shards import (
     CLIP,
@@ -143,9 +143,25 @@ def test_of_two_attempts_one_wins(tmp_path, checkpoints):
 # -- what is opened
 
 
+def test_a_shard_that_another_run_committed_is_not_done_again(tmp_path, checkpoints):
+    """Fails if a run fetches, decodes and recognises what is there already, or takes the shard for its own."""
+    work = work_of(tmp_path, [row(0), row(1)], models_of(checkpoints, "mean", ["en"]))
+    (shard,) = work.plan.shards()
+    annotate_shard(work, shard)
+    (before,) = committed(work)
+    content = before.read_bytes()
+    table = prepare(work, shard)
+    assert table["row"].to_pylist() == [DONE_ELSEWHERE]
+    table = transcribe(work, shard, table, lambda _: pytest.fail("nothing to hear"))
+    table = recognise(work, shard, table, lambda _: pytest.fail("nothing to recognise"))
+    finished = finish(work, shard, table, {})
+    assert (finished.won, finished.rows, finished.utterances, finished.rejects) == (False, 2, 0, ())
+    assert [path.read_bytes() for path in committed(work)] == [content]
+
+
 def test_mode_text_opens_no_audio(tmp_path, checkpoints, monkeypatch):
     """Fails if a text run with texts needs its audio, so that a bucket that is gone or a slow disk matters."""
-    monkeypatch.setattr(annotate_module, "load_waveform", lambda *_: pytest.fail("audio was opened"))
+    monkeypatch.setattr(annotate_module, "load_recording", lambda *_: pytest.fail("audio was opened"))
     records = [
         row(0, audio="/gone/a.wav"),
         row(1, offset=2.0, duration=3.5),
@@ -219,6 +235,21 @@ def test_a_recording_that_is_gone_the_second_time(tmp_path, checkpoints, monkeyp
     clip.unlink()
     finished = finish(work, shard, recognise(work, shard, table, lambda _: real_recogniser(checkpoints)), {})
     assert finished.rejects == ("NOT_FOUND",) and finished.utterances == 1
+
+
+def test_a_recording_that_is_another_the_second_time(tmp_path, checkpoints, monkeypatch):
+    """Fails if the words of one object and the emotion of another can stand in one row."""
+    clip = tmp_path / "a.wav"
+    clip.write_bytes(Path(CLIP).read_bytes())
+    monkeypatch.setattr(annotate_module, "PCM_BUDGET_BYTES", 0)
+    work = work_of(tmp_path, [row(0), row(1, audio=str(clip))], models_of(checkpoints, "mean", ["en"]))
+    (shard,) = work.plan.shards()
+    table = prepare(work, shard)
+    content = bytearray(clip.read_bytes())
+    content[-7] ^= 1
+    clip.write_bytes(content)
+    finished = finish(work, shard, recognise(work, shard, table, lambda _: real_recogniser(checkpoints)), {})
+    assert finished.rejects == ("CHANGED",) and finished.utterances == 1
 
 
 # -- spans and channels
