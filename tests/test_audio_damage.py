@@ -119,6 +119,14 @@ def test_peaks():
     assert np.abs(decode(make.float_wav(np.full(8_000, 1e-40)))).max() < 1e-30, "denormals are audio"
 
 
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_the_bound_on_samples_holds_after_resampling(rate):
+    """Fails if noise within the bound leaves the resampler far outside it: up to 9.5 from 4, as it did."""
+    swing = np.where(np.random.default_rng(1).random(rate) > 0.5, 1, -1).astype(np.float32)[:, None]
+    assert reason(make.snd(3.99 * swing, rate, subtype="FLOAT")) is Reason.DAMAGED
+    assert np.abs(decode(make.snd(swing, rate, subtype="FLOAT"))).max() < 4
+
+
 @pytest.mark.parametrize("num_samples", [1, 159, 160, 399, 400, 559, 560, 561])
 def test_the_shortest_clip(num_samples):
     """Fails when a clip the feature extractor turns into NaN gets past, or one of 560 samples does not."""
