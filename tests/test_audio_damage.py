@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.audio import decoders
@@ -277,6 +277,7 @@ def test_decoding_leaks_nothing():
 # Anything at all
 
 
+@settings(deadline=None)  # a loaded machine is no bug
 @given(name=st.sampled_from(sorted(SOUND)), place=st.floats(0, 1), junk=st.binary(max_size=64), drop=st.integers(0, 64))
 def test_any_mutation_is_a_waveform_or_a_reason(name, place, junk, drop):
     """Fails when an exception of libsndfile, FFmpeg, soxr or our own parsing escapes as anything but a RejectedRow."""
@@ -285,6 +286,7 @@ def test_any_mutation_is_a_waveform_or_a_reason(name, place, junk, drop):
     outcome(content[:at] + junk + content[at + drop :])
 
 
+@settings(deadline=None)  # a loaded machine is no bug
 @given(
     magic=st.sampled_from([content[:length] for content in SOUND.values() for length in (4, 12, 40)]),
     rest=st.binary(max_size=300),
