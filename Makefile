@@ -1,13 +1,16 @@
 # make demo   the main job on a small corpus, from a bare machine with Python 3.11+
 # make test   everything the README promises, about ten minutes on 2 cores
 # make check  lint, format, types
+# make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
+# make demo-models   the small models and recordings in demo/ anew, under an hour on 2 cores; needs espeak-ng
 # make lock   write requirements.lock anew from what pyproject.toml allows
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check chaos demo-models lock clean
 
 $(VENV)/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -26,6 +29,13 @@ check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+chaos: $(VENV)/installed
+	$(RUN) -m tests.chaos
+
+demo-models: $(VENV)/installed
+	@ldconfig -p | grep -q libespeak-ng || $(SUDO) apt-get install --yes espeak-ng
+	$(RUN) -m tools.demo_models
 
 lock: $(VENV)/installed
 	$(RUN) -m pip freeze --exclude-editable | sed 's/^torch==\([0-9.]*\).*/torch==\1/' > requirements.lock

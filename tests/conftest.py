@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from demo.models import MODELS
 from tests.checkpoints import materialize
 from tests.corpus import ROOT
 from tests.s3_server import S3Server, s3_server
@@ -34,11 +33,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def asr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny untrained Whisper in CTranslate2 form; written by a process of its own, whose warnings are not ours."""
-    target = tmp_path_factory.mktemp("models") / "asr"
-    subprocess.run([sys.executable, "tools/untrained_asr.py", str(target)], cwd=ROOT, check=True, capture_output=True)
-    return target
+def asr() -> Path:
+    """The small Whisper of the demo, in CTranslate2 form."""
+    return ROOT / MODELS / "whisper"
 
 
 @pytest.fixture

@@ -10,13 +10,17 @@ import pyarrow as pa
 import pytest
 
 from demo.picture import chart, svg, voices
-from demo.run import BROKEN, HEARD, banner, command, reject_table, shell_lines, utterance_table
+from demo.run import BROKEN, HEARD, banner, command, reject_table, shell_lines, utterance_table, verdict
 from demo.table import Column, bar, cells, clean, cut, render
+from pipeline import SAMPLING_RATE
 from pipeline.audio.decode import decode
 from pipeline.audio.segment import MAX_SEGMENT_S
 from pipeline.audio.segment import cut as cut_by_voice
 from pipeline.errors import RejectedRow
-from pipeline.schema import EMOTIONS, SAMPLING_RATE
+from pipeline.schema import EMOTIONS
+from tools.demo_models import demo_corpus
+from tools.demo_models.acting import VARIANTS
+from tools.demo_models.grammar import split_of
 
 CORPUS = Path(__file__).parents[1] / "demo" / "corpus"
 LINES = (CORPUS / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
@@ -74,9 +78,47 @@ def test_corpus_shows_what_it_should():
     }
 
 
-def test_letter_is_cut_by_voice_activity():
+def test_nobody_was_trained_on_the_demo():
+    """Fails when the demo shows what its models learnt by heart."""
+    assert {split_of(text) for text in demo_corpus.sentences()} == {"test"}
+    people = {value for value in vars(demo_corpus).values() if isinstance(value, demo_corpus.Person)}
+    assert {person.speaker.voice.partition("+")[2] for person in people} <= set(VARIANTS["test"])
+
+
+def test_verdict_counts_what_is_wrong():
+    """Fails when the demo praises models that heard other words or emotions."""
+    rows = [
+        {
+            "recording_id": "a",
+            "start_s": 0.0,
+            "text": "the key",
+            "reference": "The key!",
+            "emotion": "joy",
+            "manifest_label": "joy",
+        },
+        {
+            "recording_id": "b",
+            "start_s": 9.0,
+            "text": "is red",
+            "reference": "Is it red?",
+            "emotion": "joy",
+            "manifest_label": None,
+        },
+        {
+            "recording_id": "c",
+            "start_s": 0.0,
+            "text": "x",
+            "reference": None,
+            "emotion": "joy",
+            "manifest_label": "fear",
+        },
+    ]
+    assert verdict(pa.Table.from_pylist(rows)) == "1 of 2 acted emotions recognised; 20 % of 5 words heard wrong."
+
+
+def test_meeting_is_cut_by_voice_activity():
     """Fails when the long recording no longer shows how one row becomes several utterances."""
-    (row,) = [row for row in SOUND if row["id"] == "ada-letter"]
+    (row,) = [row for row in SOUND if row["id"] == "meeting"]
     waveform = decoded(row)
     assert len(waveform) > MAX_SEGMENT_S * SAMPLING_RATE
     assert len(cut_by_voice(waveform, segmentation="auto", has_text=False)) >= 6

@@ -1,4 +1,4 @@
-"""Speech to text on an untrained Whisper: what it is given, and what is kept of what it says."""
+"""Speech to text on the small Whisper: what it is given, and what is kept of what it says; test_listening asks if it is right."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_compression_ratio():
 
 def test_check_model(asr):
     """Fails if a usable model is refused."""
-    for language in ("en", "es", "fr", "de"):
+    for language in ("en", "es"):
         check_model(asr, language)
 
 
