@@ -239,7 +239,10 @@ assert "ray" not in sys.modules
 
 @pytest.mark.parametrize(
     "shortage",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
 )
 def test_a_batch_that_finds_no_memory_is_halved_for_good(checkpoints, monkeypatch, shortage):
     """Fails if a shortage costs a row that fits alone, changes a score, or has to be found out again by every shard."""
