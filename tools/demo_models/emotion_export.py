@@ -28,28 +28,38 @@ _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 
 
 def write_sentences(model: BertForSequenceClassification, target: Path) -> None:
-    """The sentence encoder, and the text mode of each language."""
+    """The sentence encoder, and the text mode of each language: the same encoder, and a head."""
     tokens = sentences_train.tokenizer()
-    encoder = target / "sentence-encoder"
-    bert = {name.removeprefix("bert."): t for name, t in model.state_dict().items() if name.startswith("bert.")}
-    bert = {name: tensor for name, tensor in bert.items() if not name.startswith("pooler.")}
+    state = model.state_dict()
+    encoder = {name: tensor for name, tensor in state.items() if name.startswith("bert.")}
     described = model.config.to_dict()
-    for absent in ("id2label", "label2id", "problem_type"):
-        described.pop(absent, None)
-    _write_json(encoder / "config.json", {**described, "architectures": ["BertModel"], "dtype": "float32"})
-    _save(bert, encoder / "model.safetensors")
-    tokens.save_pretrained(encoder)
+    bare = {name: value for name, value in described.items() if name not in ("id2label", "label2id", "problem_type")}
+    folder = target / "sentence-encoder"
+    _write_json(folder / "config.json", {**bare, "architectures": ["BertModel"], "dtype": "float32"})
+    _save(encoder, folder / "model.safetensors")
+    tokens.save_pretrained(folder)
     for language in LANGUAGES:
         folder = target / f"text-{language}"
         kept = [index for index, emotion in enumerate(EMOTIONS) if language == "en" or emotion != "surprise"]
-        state = dict(model.state_dict())
-        state |= {name: state[name][kept] for name in ("classifier.weight", "classifier.bias")}
-        labels = {str(index): label for index, label in enumerate(LABELS[language])}
-        config_ = {**model.config.to_dict(), "architectures": ["BertForSequenceClassification"], "dtype": "float32"}
-        config_ |= {"id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}
+        head = {name: state[name][kept] for name in ("classifier.weight", "classifier.bias")}
+        labels = dict(enumerate(LABELS[language]))
+        named = {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
+        config_ = {**described, **named, "architectures": ["BertForSequenceClassification"], "dtype": "float32"}
         _write_json(folder / "config.json", config_)
-        _save(state, folder / "model.safetensors")
+        _write_shards(folder, encoder, head, Path("..") / "sentence-encoder" / "model.safetensors")
         tokens.save_pretrained(folder)
+
+
+def _write_shards(folder: Path, shared: Mapping[str, Tensor], own: Mapping[str, Tensor], shared_file: Path) -> None:
+    """A sharded checkpoint whose first shard is a link to `shared_file`, relative to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _SHARDS[0]).unlink(missing_ok=True)
+    (folder / _SHARDS[0]).symlink_to(shared_file)
+    _save(own, folder / _SHARDS[1])
+    weight_map = {**dict.fromkeys(shared, _SHARDS[0]), **dict.fromkeys(own, _SHARDS[1])}
+    size = sum(tensor.numel() * 2 for tensor in (*shared.values(), *own.values()))
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
 
 
 def write_speech(feeler: Feeler, target: Path) -> None:
@@ -63,14 +73,7 @@ def write_speech(feeler: Feeler, target: Path) -> None:
             described = config(language).to_dict()
             _write_json(folder / "config.json", {**described, "architectures": ["Wav2Vec2BertForEmotion"]})
             SeamlessM4TFeatureExtractor().save_pretrained(folder)
-            (folder / _SHARDS[0]).unlink(missing_ok=True)
-            (folder / _SHARDS[0]).symlink_to(Path("..") / ENCODER)
-            _save(own, folder / _SHARDS[1])
-            weight_map = {**dict.fromkeys(encoder, _SHARDS[0]), **dict.fromkeys(own, _SHARDS[1])}
-            size = sum(t.numel() * 2 for t in (*encoder.values(), *own.values()))
-            _write_json(
-                folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-            )
+            _write_shards(folder, encoder, own, Path("..") / ENCODER)
 
 
 def _save(state: Mapping[str, Tensor], path: Path) -> None:

@@ -29,8 +29,8 @@ _SUFFIXES = (".opus", ".mp3", ".m4a", ".opus", ".wav", ".mp3", ".opus", ".mp3", 
 _FLAC_EVERY = 30
 """One clip in so many; they are large."""
 _NOISY_SHARE = 0.5
-_LONG_TURNS, _LONG_SPEAKERS = 16, 3
-_CALL_TURNS = 12
+_LONG_TURNS, _LONG_SPEAKERS = 18, 3
+_CALL_TURNS = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,8 +154,8 @@ They know a few hundred English and Spanish words in the synthetic voices of esp
 they are worth nothing. Leave out the model options of `jobs.annotate` and the published models are used.
 
 `whisper/` is Whisper's architecture in CTranslate2 form; `<mode>-<language>/` are Wav2Vec2-BERT + BERT in the published
-layout, with `acoustic-encoder.safetensors` shared through links; `sentence-encoder/` is the frozen BERT,
-`text-<language>/` the text mode. All fp16.
+layout, `text-<language>/` the text mode; they share `acoustic-encoder.safetensors` and `sentence-encoder/`, the frozen BERT,
+through links. All fp16.
 
 `make demo-models` makes all of it, and the recordings in `../heldout` and `../corpus`, from Debian's espeak-ng and fixed
 seeds: {minutes:.0f} minutes on 2 cores when this was made. `python -m tools.demo_models --help` has the steps one by one.
