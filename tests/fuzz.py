@@ -113,6 +113,8 @@ def audio_seeds() -> dict[str, bytes]:
     seeds["stereo vorbis"] = make.snd(wave, 44_100, "OGG", "VORBIS")
     seeds["mp3 without header"] = make.mp3_without_header(seeds["mp3"])
     seeds["two tracks"] = make.ffmpeg(make.voice(), "mp4", "aac", tracks=2)
+    seeds["7.1 aac"] = make.many_channels(8, "mp4", "aac")
+    seeds["12 channels"] = make.many_channels(12, "matroska", "pcm_s16le")
     seeds["mkv pcm"] = make.ffmpeg(make.voice(1.0), "matroska", "pcm_s16le")
     for clip in sorted((Path(__file__).parent / "parity" / "audio").iterdir()):
         if clip.stat().st_size < 1 << 18:

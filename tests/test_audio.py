@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from pipeline.audio import decoders
 from pipeline.audio.decode import decode, probe
+from pipeline.audio.sandbox import Sandbox
 from pipeline.errors import Reason
 from tests.hostile import make_audio as make
 from tests.sounds import CLIPS, SOUND, librosa_load, reason
 
 RATES = (4_000, 8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000)
+
+
+@pytest.fixture(scope="module")
+def sandboxed():
+    """For what may kill its process."""
+    with Sandbox() as sandbox:
+        yield sandbox
 
 
 # The same samples as librosa
@@ -64,6 +72,22 @@ def test_channels_are_averaged_or_picked(channels):
         np.testing.assert_array_equal(decode(content, channel=channel), wave[:, channel])
     assert reason(content, channel=channels) is Reason.BAD_CHANNEL
     assert reason(content, channel=-1) is Reason.BAD_CHANNEL
+
+
+@pytest.mark.parametrize(("channels", "muxer", "codec"), [
+    (1, "matroska", "pcm_s16le"), (2, "matroska", "pcm_s16le"), (6, "wv", "wavpack"), (6, "mov", "alac"),
+    (8, "matroska", "pcm_s16le"), (8, "wv", "wavpack"), (12, "matroska", "pcm_s16le"), (16, "matroska", "pcm_s16le"),
+    (24, "matroska", "pcm_s16le"),
+])  # fmt: skip
+def test_eight_channels_and_more_through_ffmpeg(sandboxed, channels, muxer, codec):
+    """Fails if PyAV is asked for the planes of such a frame: every film with 7.1 sound killed the process."""
+    content = make.many_channels(channels, muxer, codec)
+    wave = make.voice(1.0, 16_000, channels)
+    np.testing.assert_allclose(
+        sandboxed.decode(content), wave.mean(axis=1), atol=0.01
+    )  # 8 bit, as FFmpeg writes WavPack
+    for channel in (0, channels - 1):
+        np.testing.assert_allclose(sandboxed.decode(content, channel=channel), wave[:, channel], atol=0.01)
 
 
 def test_out_of_phase_stereo_is_silence_not_an_error():

@@ -212,18 +212,23 @@ class AvSource:
         return AudioHeader(name, codec, rate, first.layout.nb_channels, num_frames)
 
     def blocks(self, start: int, stop: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Decode it all; `start` is 0, `stop` the caller's. Raises: RejectedRow DAMAGED where FFmpeg gives up."""
-        to_float = av.AudioResampler(format="fltp")
+        """Decode it all; `start` is 0, `stop` the caller's. Raises: RejectedRow DAMAGED where FFmpeg gives up.
+
+        Samples are taken interleaved: of a planar frame with eight channels or more PyAV 18.1 reads planes that are not
+        there (`AudioFrame.planes` counts up to a null pointer that FFmpeg does not promise), and the process dies.
+        """
+        to_float = av.AudioResampler(format="flt")
+        channels = self.header.channels
         pieces: list[NDArray[np.float32]] = []
         held = decoded = 0
         try:
             for frame in self._frames:
-                if (frame.sample_rate, frame.layout.nb_channels) != (self.header.sampling_rate, self.header.channels):
+                if (frame.sample_rate, frame.layout.nb_channels) != (self.header.sampling_rate, channels):
                     raise reject(Reason.DAMAGED, "the sampling rate or the channels change inside the file")
                 for floats in to_float.resample(frame):
-                    pieces.append(cast("NDArray[np.float32]", floats.to_ndarray()))
+                    pieces.append(cast("NDArray[np.float32]", floats.to_ndarray()).reshape(-1, channels).T)
                     held, decoded = held + floats.samples, decoded + floats.samples
-                if held * self.header.channels >= _BLOCK_VALUES:
+                if held * channels >= _BLOCK_VALUES:
                     yield np.concatenate(pieces, axis=1)
                     pieces, held = [], 0
         except (av.FFmpegError, PermissionError, ValueError, OverflowError) as error:

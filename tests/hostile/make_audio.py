@@ -47,6 +47,24 @@ def snd(
     return bytes(content)
 
 
+def many_channels(channels: int, muxer: str, codec: str, rate: int = 16_000) -> bytes:
+    """Another voice in each channel, encoded with FFmpeg."""
+    out = io.BytesIO()
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1", 12: "7.1.4", 16: "hexadecagonal", 24: "22.2"}[channels]
+    with av.open(out, "w", format=muxer, options={"fflags": "bitexact"}) as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        stream.codec_context.open()
+        packed = (voice(1.0, rate, channels) * 32767).astype(np.int16).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
+        frame.sample_rate = rate
+        context = stream.codec_context
+        fitted = av.AudioResampler(context.format.name, layout, rate, frame_size=context.frame_size or 0)
+        for piece in [*fitted.resample(frame), *fitted.resample(None)]:
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))
+    return out.getvalue()
+
+
 def ffmpeg(wave: np.ndarray, muxer: str, codec: str, *, rate: int = 16_000, tracks: int = 1) -> bytes:
     """Encode with FFmpeg, mono, at 48 kHz for Opus; track n is the wave times 1 / (n + 1)."""
     out = io.BytesIO()
