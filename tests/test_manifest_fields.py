@@ -137,3 +137,13 @@ def test_audio_optional_needs_text(tmp_path) -> None:
     assert [r.line for r in read(path)[1]] == [2, 3, 4, 5]
     rows, rejects = read(path, audio_optional=True)
     assert ([r.line for r in rejects], rows["line"].to_pylist()) == ([3, 4, 5], [1, 2])
+
+
+@pytest.mark.parametrize("separator", ["\x1c", "\x1d", "\x1e", "\x1f", "\x0b", "\x85", "\u00a0", "\u2003"])
+def test_odd_spaces_around_a_number_cost_no_more_than_their_row(tmp_path, separator) -> None:
+    """Fails if what `strip` takes for a space and `float` does not ends the job with a ValueError, as it did."""
+    lines = ["audio,duration", f"a.wav,{separator}1.5", f"b.wav,1.5{separator}", "c.wav,2", f"d.wav,1{separator}5"]
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows, rejects = read(tmp_path / "m.csv")
+    assert rows["duration_s"].to_pylist() == [1.5, 1.5, 2.0]
+    assert [(reject.line, reject.reason) for reject in rejects] == [(5, Reason.BAD_FIELD)]

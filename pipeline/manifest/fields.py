@@ -265,8 +265,10 @@ def _number(value: object, *, from_csv: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, str if from_csv else int | float):
         raise BadValue(f"is {_kind(value)}; {expected} is expected")
     shown = str(value)[:_SHOWN] if isinstance(value, str | float) or abs(value) < 2**64 else "a huge number"
-    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
-        raise BadValue(f"is {shown!r}; {expected} is expected")
+    if isinstance(value, str):
+        value = value.strip()  # takes away more than float() does: the separators 0x1c to 0x1f
+        if not _NUMBER.fullmatch(value):
+            raise BadValue(f"is {shown!r}; {expected} is expected")
     try:
         number = float(value)
     except OverflowError:
