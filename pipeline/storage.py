@@ -30,6 +30,7 @@ from pipeline.retrying import (
     READ_TIMEOUT_S,
     TRANSIENT,
     GaveUp,
+    error_code,
     refuse_credentials,
     retried,
 )
@@ -83,7 +84,8 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
         _look_closer(filesystem, path, shown)
         raise RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH) from error
     except TRANSIENT as error:
-        _look_closer(filesystem, path, shown)  # an expired token answers a HEAD with a bare 400
+        if error_code(error) == "400":  # an expired token answers a HEAD with no more than that
+            _look_closer(filesystem, path, shown)
         said = str(error) if isinstance(error, GaveUp) else f"{shown} failed with {type(error).__name__}"
         raise RejectedRow(Reason.FETCH_FAILED, said.removeprefix("[Errno 5] "), Stage.FETCH) from error
 

@@ -224,32 +224,26 @@ def test_recordings_over_the_budget_are_decoded_again_to_the_same(tmp_path, chec
     assert heard.asked[:half] == heard.asked[half:]
 
 
-def test_a_recording_that_is_gone_the_second_time(tmp_path, checkpoints, monkeypatch):
-    """Fails if a file deleted between two decodings takes the shard down, or leaves half a recording in the output."""
-    clip = tmp_path / "a.wav"
-    clip.write_bytes(Path(CLIP).read_bytes())
-    monkeypatch.setattr(annotate_module, "PCM_BUDGET_BYTES", 0)
-    work = work_of(tmp_path, [row(0), row(1, audio=str(clip))], models_of(checkpoints, "mean", ["en"]))
-    (shard,) = work.plan.shards()
-    table = prepare(work, shard)
-    clip.unlink()
-    finished = finish(work, shard, recognise(work, shard, table, lambda _: real_recogniser(checkpoints)), {})
-    assert finished.rejects == ("NOT_FOUND",) and finished.utterances == 1
-
-
-def test_a_recording_that_is_another_the_second_time(tmp_path, checkpoints, monkeypatch):
-    """Fails if the words of one object and the emotion of another can stand in one row."""
-    clip = tmp_path / "a.wav"
-    clip.write_bytes(Path(CLIP).read_bytes())
-    monkeypatch.setattr(annotate_module, "PCM_BUDGET_BYTES", 0)
-    work = work_of(tmp_path, [row(0), row(1, audio=str(clip))], models_of(checkpoints, "mean", ["en"]))
-    (shard,) = work.plan.shards()
-    table = prepare(work, shard)
-    content = bytearray(clip.read_bytes())
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[-7] ^= 1
-    clip.write_bytes(content)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("happens", "reason"), [(Path.unlink, "NOT_FOUND"), (flip_a_bit, "CHANGED")])
+def test_a_recording_that_is_gone_or_another_the_second_time(tmp_path, checkpoints, monkeypatch, happens, reason):
+    """Fails if what happens to a file between two decodings takes the shard down, leaves half a recording in the output, or
+    brings the words of one object and the emotion of another into one row.
+    """
+    clip = tmp_path / "a.wav"
+    clip.write_bytes(Path(CLIP).read_bytes())
+    monkeypatch.setattr(annotate_module, "PCM_BUDGET_BYTES", 0)
+    work = work_of(tmp_path, [row(0), row(1, audio=str(clip))], models_of(checkpoints, "mean", ["en"]))
+    (shard,) = work.plan.shards()
+    table = prepare(work, shard)
+    happens(clip)
     finished = finish(work, shard, recognise(work, shard, table, lambda _: real_recogniser(checkpoints)), {})
-    assert finished.rejects == ("CHANGED",) and finished.utterances == 1
+    assert finished.rejects == (reason,) and finished.utterances == 1
 
 
 # -- spans and channels

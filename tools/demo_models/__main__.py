@@ -80,6 +80,9 @@ def main() -> None:
     """Run the steps that were asked for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     asked = sys.argv[1:] or list(STEPS)
+    if {"-h", "--help"} & set(asked):
+        print(__doc__)
+        return
     if unknown := [step for step in asked if step not in STEPS]:
         raise SystemExit(f"{__doc__}\nno step is called {unknown[0]!r}")
     started = float(os.environ.get("DEMO_MODELS_STARTED", time.time()))
