@@ -26,7 +26,7 @@ from pipeline.finish import DONE_ELSEWHERE, Finished, finish, key_of
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.schema import EMOTIONS
-from pipeline.work import PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_recording
+from pipeline.work import CAUSE, PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_recording
 
 if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser, Recognised
@@ -265,11 +265,12 @@ class _Recognised:
         self._rejects[line] = cause
 
     def join(self, table: pa.Table) -> pa.Table:
-        for name in ("reason", "detail", "stage"):
+        for name in CAUSE:
             values = table[name].to_pylist()
             for line, cause in self._rejects.items():
                 values[line] = cause_columns(cause)[name]
-            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+            field = WORK_SCHEMA.field(name)
+            table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
         scores = [pa.array(self._scores[:, i], mask=np.isnan(self._scores[:, i])) for i in range(len(EMOTIONS))]
         table = table.append_column("label", pa.array(self._labels, pa.string()))
         table = table.append_column("confidence", pa.array(self._confidence))

@@ -92,4 +92,4 @@ class Unwatched:
 def lethal(deaths: int, stage: Stage) -> RejectedRow:
     """The reject of a line that killed its process too often."""
     detail = f"the process that worked on it died {deaths + 1} times, {deaths} of them with nothing else in hand"
-    return RejectedRow(Reason.INTERNAL, detail, stage)
+    return RejectedRow(Reason.INTERNAL, detail, stage, attempts=deaths + 1)

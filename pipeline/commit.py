@@ -212,7 +212,7 @@ def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa
     for receipt in receipts:
         if receipt.rejects:
             rows = read_shard(store, shards[receipt.shard]).take([note.row for note in receipt.rejects])
-            causes = [RejectedRow(Reason(n.reason), n.detail, Stage(n.stage)) for n in receipt.rejects]
+            causes = [RejectedRow(Reason(n.reason), n.detail, Stage(n.stage), n.attempts) for n in receipt.rejects]
             tables.append(rejects_table(rows, causes, run_id=plan.plan))
     return pa.concat_tables(tables)
 

@@ -23,7 +23,7 @@ from pipeline.commit import NULL_PARTITION, committed_parts, is_published, parti
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
 from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage, did_you_mean
-from pipeline.finish import Finished
+from pipeline.finish import MAX_DENIED, Finished
 from pipeline.manifest.read import expand
 from pipeline.models import slots
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
@@ -249,11 +249,13 @@ class Driver:
     def _count(self, progress: Progress, shard: Finished) -> None:
         """Raises: JobError when too many rows of this run are rejected; what is committed stays."""
         progress.add(shard)
-        limit, rows = self.config.max_reject_rate, progress.finished
-        if limit is not None and rows >= _RATE_ROWS and progress.rejects > limit * rows:
+        limit, rows, rejected, why = self.config.max_reject_rate, progress.finished, progress.rejects, ""
+        if limit is None:
+            limit, rejected, why = MAX_DENIED, progress.denied, " for want of access"
+        if rows >= _RATE_ROWS and rejected > limit * rows:
             raise JobError(
-                f"{progress.rejects:,} of {rows:,} rows are rejected, more than --max-reject-rate {limit:g} allows; "
-                f"the last shard's reasons: {', '.join(sorted(set(shard.rejects))) or 'none'}. What was done is kept"
+                f"{rejected:,} of {rows:,} rows are rejected{why}, more than --max-reject-rate {limit:g} allows; the last "
+                f"shard's reasons: {', '.join(sorted(set(shard.rejects))) or 'none'}. What was done is kept"
             )
 
     @staticmethod

@@ -60,17 +60,18 @@ class Stage(StrEnum):
 
 
 class RejectedRow(Exception):
-    """One row cannot be annotated: `reason` from the closed list, `detail` a sentence for a person."""
+    """One row cannot be annotated: `reason` from the closed list, `detail` a sentence for a person, after `attempts` tries."""
 
-    def __init__(self, reason: Reason, detail: str, stage: Stage) -> None:
+    def __init__(self, reason: Reason, detail: str, stage: Stage, attempts: int = 1) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
         self.stage = stage
+        self.attempts = attempts
 
-    def __reduce__(self) -> tuple[type[RejectedRow], tuple[Reason, str, Stage]]:
+    def __reduce__(self) -> tuple[type[RejectedRow], tuple[Reason, str, Stage, int]]:
         """Survive the pickling between Ray processes, which replays `args` by default."""
-        return RejectedRow, (self.reason, self.detail, self.stage)
+        return RejectedRow, (self.reason, self.detail, self.stage, self.attempts)
 
 
 class ConfigError(Exception):

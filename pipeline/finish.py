@@ -18,19 +18,23 @@ from pipeline.plan import Plan, Shard, read_shard
 from pipeline.retrying import principal
 from pipeline.roots import without_query
 from pipeline.schema import emotion_of, utterance_id, utterance_schema
-from pipeline.work import Work
+from pipeline.work import CAUSE, Work
 
-_MANY_INTERNAL = 3
-_INTERNAL_SHARE = 0.1
-"""A shard in which more rows than both of these failed in a way nobody foresaw is not committed: it is a bug or a sick
-machine, not a row."""
+_FEW = 3
+_MAX_UNFORESEEN = 0.1
+_UNFORESEEN = (Reason.INTERNAL, Reason.DECODER_CRASH, Reason.TIMEOUT, Reason.OUT_OF_MEMORY)
+"""A shard of which more rows than both of these failed in such a way is not committed: it is a bug or a sick machine, not
+a row."""
 
-_FEW_DENIED = 3
 MAX_DENIED = 0.5
 """Nor is a shard of which more rows than both of these could not be read for want of rights or of a store that answers: the
 same command, with better credentials, then finds them undone."""
-_NO_ACCESS = (Reason.FORBIDDEN, Reason.FETCH_FAILED)
+NO_ACCESS = (Reason.FORBIDDEN, Reason.FETCH_FAILED)
 
+_TAKE_THEM = (
+    "Nothing of the shard is committed; put it right and start the same command again, or take them for rejects with "
+    "--max-reject-rate 1"
+)
 DONE_ELSEWHERE = -1
 """The `row` of the one line that stands for a shard which another run has committed meanwhile."""
 
@@ -69,9 +73,7 @@ def finish(
     if len(lines) != table.num_rows:
         raise JobError(f"shard {shard.name} arrived with {table.num_rows - len(lines)} utterances twice")
     notes, kept = _split(table)
-    internal = [note for note in notes if note.reason == Reason.INTERNAL]
-    if len(internal) > max(_MANY_INTERNAL, _INTERNAL_SHARE * rows.num_rows):
-        raise JobError(f"{len(internal)} of {rows.num_rows} rows of shard {shard.name} failed: {internal[0].detail}")
+    _refuse_unforeseen(shard, rows, notes, _MAX_UNFORESEEN if max_denied < 1 else 1.0)
     _refuse_denied(shard, rows, notes, max_denied)
     utterances = _output_table(work.plan, rows, kept)
     audio_s = float(np.nansum(utterances["duration_s"].fill_null(float("nan")).to_numpy()))
@@ -101,16 +103,24 @@ def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
     return part_key(shard, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
 
 
+def _refuse_unforeseen(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_share: float) -> None:
+    failed = [note for note in notes if note.reason in _UNFORESEEN]
+    if len(failed) > max(_FEW, max_share * rows.num_rows):
+        raise JobError(
+            f"{len(failed)} of {rows.num_rows} rows of shard {shard.name} failed as a sick machine or a bug would have it: "
+            f"{failed[0].reason}, {failed[0].detail}. {_TAKE_THEM}"
+        )
+
+
 def _refuse_denied(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_denied: float) -> None:
-    denied = [note for note in notes if note.reason in _NO_ACCESS]
-    if len(denied) <= max(_FEW_DENIED, max_denied * rows.num_rows):
+    denied = [note for note in notes if note.reason in NO_ACCESS]
+    if len(denied) <= max(_FEW, max_denied * rows.num_rows):
         return
     uris = [without_query(rows["audio"][note.row].as_py()) for note in denied]
     below = commonprefix(uris).rpartition("/")[0]  # noqa: RUF071 - of URIs, cut at the last slash
     raise JobError(
         f"{len(denied)} of {rows.num_rows} rows of shard {shard.name} cannot be read below {below}/ by "
-        f"{principal()}: {denied[0].reason}, {denied[0].detail}. Nothing of the shard is committed; put it right and start "
-        "the same command again, or take them for rejects with --max-reject-rate 1"
+        f"{principal()}: {denied[0].reason}, {denied[0].detail}. {_TAKE_THEM}"
     )
 
 
@@ -120,7 +130,7 @@ def _split(table: pa.Table) -> tuple[list[RejectNote], pa.Table]:
     One utterance that failed takes its recording with it: half a recording would look like a whole one.
     """
     notes: dict[int, RejectNote] = {}
-    for line in table.select(["row", "reason", "detail", "stage"]).to_pylist():
+    for line in table.select(["row", *CAUSE]).to_pylist():
         if line["reason"] is not None:
             notes.setdefault(line["row"], RejectNote(**line))
     mask = np.isin(table["row"].to_numpy(), list(notes), invert=True)

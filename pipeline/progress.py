@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from pipeline.finish import Finished
+from pipeline.finish import NO_ACCESS, Finished
 
 _LIVE_EVERY_S = 0.5
 _PLAIN_EVERY_S = 30.0
@@ -30,6 +30,7 @@ class Progress:
     finished: int = 0
     utterances: int = 0
     rejects: int = 0
+    denied: int = 0
     audio_s: float = 0.0
     lost: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -52,6 +53,7 @@ class Progress:
         self.finished += shard.rows
         self.utterances += shard.utterances
         self.rejects += len(shard.rejects)
+        self.denied += sum(reason in NO_ACCESS for reason in shard.rejects)
         self.audio_s += shard.audio_s
         self.lost += not shard.won
 

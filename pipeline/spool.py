@@ -210,7 +210,7 @@ def _refused_table(rows: pa.Table, refused: dict[int, RejectedRow]) -> pa.Table:
     return rejects_table(rows.take(pa.array(positions, pa.int64())), causes)
 
 
-def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str = "", attempts: int = 1) -> pa.Table:
+def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str = "") -> pa.Table:
     """Reject rows for plan rows, each with its cause; pass-through columns stay as they are."""
     columns = {
         "recording_id": rows["recording_id"],
@@ -220,7 +220,7 @@ def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str 
         "stage": pa.array([str(c.stage) for c in causes], pa.string()),
         "manifest": rows["manifest"],
         "line": rows["line"],
-        "attempts": pa.array([attempts] * len(causes), pa.int32()),
+        "attempts": pa.array([c.attempts for c in causes], pa.int32()),
         "run_id": pa.array([run_id] * len(causes), pa.string()),
         **{name: rows[name] for name in _CARRIED},
         "raw": pa.nulls(len(causes), pa.string()),

@@ -86,8 +86,10 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
     except TRANSIENT as error:
         if error_code(error) == "400":  # an expired token answers a HEAD with no more than that
             _look_closer(filesystem, path, shown)
-        said = str(error) if isinstance(error, GaveUp) else f"{shown} failed with {type(error).__name__}"
-        raise RejectedRow(Reason.FETCH_FAILED, said.removeprefix("[Errno 5] "), Stage.FETCH) from error
+        said, tries = f"{shown} failed with {type(error).__name__}", 1
+        if isinstance(error, GaveUp):
+            said, tries = str(error).removeprefix("[Errno 5] "), error.attempts
+        raise RejectedRow(Reason.FETCH_FAILED, said, Stage.FETCH, attempts=tries) from error
 
 
 def _look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> None:

@@ -24,6 +24,7 @@ PCM_BUDGET_BYTES = 512 * 2**20
 T = TypeVar("T")
 Waveform = NDArray[np.float32]
 
+CAUSE = ("reason", "detail", "stage", "attempts")
 WORK_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int32(), nullable=False),
@@ -41,6 +42,7 @@ WORK_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
         pa.field("stage", pa.string()),
+        pa.field("attempts", pa.int32()),
     ]
 )
 
@@ -90,7 +92,8 @@ def guard(work: Callable[[], T], stage: Stage) -> T | RejectedRow:
 
 def cause_columns(rejected: RejectedRow) -> dict[str, object]:
     """The columns by which a line of a work table says that its row is rejected."""
-    return {"reason": str(rejected.reason), "detail": rejected.detail, "stage": str(rejected.stage)}
+    said = (str(rejected.reason), rejected.detail, str(rejected.stage), rejected.attempts)
+    return dict(zip(CAUSE, said, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

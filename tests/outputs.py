@@ -69,7 +69,8 @@ def recognised(rows: pa.Table, seed: int) -> pa.Table:
     records = [
         {
             "row": n, "segment_index": s, "start_s": 1.5 * s, "end_s": 1.5 * s + 1.25, "language": "en", "text": "t",
-            "text_source": "asr", **({"reason": "NOT_FOUND", "detail": f"no {i}", "stage": "fetch"} if i in REJECTED else {}),
+            "text_source": "asr",
+            **({"reason": "NOT_FOUND", "detail": f"no {i}", "stage": "fetch", "attempts": 1} if i in REJECTED else {}),
         }
         for (n, s), i in zip(lines, ids, strict=True)
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import shutil
 import socket
 import subprocess
@@ -40,7 +40,7 @@ class S3Server:
 def _free_ports(count: int) -> list[int]:
     """Ports below 20000 whose gRPC twin, 10000 higher, is free as well."""
     ports: list[int] = []
-    candidate = 10_000 + os.getpid() % 5_000
+    candidate = random.randrange(10_000, 19_000)  # two test runs at once must not pick the same
     while len(ports) < count:
         candidate += 1
         if all(_is_free(port) for port in (candidate, candidate + 10_000)):
@@ -65,7 +65,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
                f"-s3.port={ports['s3']}", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
                f"-filer.port={ports['filer']}", f"-s3.config={config}", "-volume.max=50",
-               "-master.volumeSizeLimitMB=64"]  # fmt: skip
+               "-master.volumeSizeLimitMB=64", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]  # fmt: skip
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     endpoint = f"http://127.0.0.1:{ports['s3']}"

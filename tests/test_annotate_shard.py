@@ -118,7 +118,9 @@ def test_too_many_unforeseen_failures_fail_the_shard(tmp_path, checkpoints):
             real_recogniser(checkpoints), {f"Sentence {n}." for n in range(count)}, RuntimeError("boom")
         )
         if sick:
-            with pytest.raises(JobError, match="4 of 10 rows of shard 000001-000000 failed: RuntimeError: boom"):
+            with pytest.raises(
+                JobError, match=r"4 of 10 rows of shard 000001-000000 failed .*: INTERNAL, RuntimeError: boom"
+            ):
                 by_hand(work, recogniser_for=lambda _, s=spiteful: s)
             assert not committed(work)
         else:

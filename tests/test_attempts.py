@@ -6,10 +6,10 @@ import pytest
 
 from pipeline.annotate import prepare, recognise
 from pipeline.attempts import MOST_DEATHS, Ledger, LedgerWatch
+from tests.corpus import ROOT, annotate, model_options, rejects, rows, utterances, write_manifest
+from tests.lethal_hook import LETHAL, environment
 from tests.shards import models_of, real_recogniser, work_of
 from tests.shards import row as shard_row
-
-LETHAL = "these words kill"
 
 
 def test_the_ledger_remembers_who_was_inside():
@@ -69,3 +69,20 @@ def test_a_lethal_line_is_found_and_its_neighbours_are_done(tmp_path, checkpoint
     assert found["label"].to_pylist()[3:] == expected["label"].to_pylist()[3:]
     for column in ("confidence", "margin"):
         assert found[column].to_pylist()[0] == pytest.approx(expected[column].to_pylist()[0], abs=1e-5)
+
+
+def test_a_lethal_utterance_in_a_real_job(tmp_path, checkpoints, asr):
+    """Fails if Ray gives up on the shard or the job, if the row is tried for ever, or if a neighbour is lost or changed."""
+    records = rows(8)
+    records[2]["text"] = LETHAL
+    manifest, options = write_manifest(tmp_path / "m.jsonl", records), model_options(checkpoints, asr)
+    output = tmp_path / "out"
+    annotate(manifest, output, *options, "--shard-rows", "4", "--emotion-actors", "1", env=environment(str(ROOT)))
+    (refused,) = rejects(output).to_pylist()
+    assert (refused["recording_id"], refused["reason"], refused["stage"]) == ("clip-002", "INTERNAL", "recognise")
+    assert refused["attempts"] == MOST_DEATHS + 1
+    annotate(write_manifest(tmp_path / "n.jsonl", records[:2] + records[3:]), tmp_path / "without", *options)
+    found, expected = utterances(output), utterances(tmp_path / "without")
+    for column in ("utterance_id", "text", "label"):
+        assert found[column].to_pylist() == expected[column].to_pylist()
+    assert found["confidence"].to_pylist() == pytest.approx(expected["confidence"].to_pylist(), abs=1e-5)
