@@ -137,7 +137,7 @@ class Driver:
             if not selection and not unfinished:
                 return []
             require_conditional_writes(self.store)
-            with cluster() as resources:
+            with cluster(self.out) as resources:
                 device = choose_device(self.config, resources)
                 if selection:
                     size = self._shard_size(selection.rows, device, resources)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import aiohttp
@@ -34,6 +35,7 @@ _FINAL = (*ABSENT, FileExistsError)
 _FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG}
 """No waiting helps against a full or read-only disk."""
 _FINAL_CODES = {"PreconditionFailed", "412", "NotImplemented", "InvalidRange", "416", "InvalidBucketName", "301", "400"}
+_HTTP_ABSENT, _HTTP_DENIED = (404, 410), (401, 403)
 _CREDENTIAL_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"),
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"),
@@ -82,7 +84,29 @@ def is_final(error: BaseException) -> bool:
     """Whether trying again cannot help."""
     if isinstance(error, _FINAL) or error_code(error) in _FINAL_CODES:
         return True
+    if isinstance(error, aiohttp.ClientResponseError):
+        return 400 <= error.status < 500 and error.status not in (408, 429)
     return isinstance(error, OSError) and error.errno in _FINAL_ERRNO
+
+
+@contextmanager
+def plain_http_errors() -> Iterator[None]:
+    """Call HTTP failures what they are; fsspec calls whatever keeps it from learning a size FileNotFoundError.
+
+    Raises: FileNotFoundError for 404 and 410, PermissionError for 401 and 403, else the client's own error.
+    """
+    try:
+        yield
+    except (FileNotFoundError, aiohttp.ClientResponseError) as error:
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        status = getattr(cause, "status", None)
+        if status in _HTTP_ABSENT:
+            raise FileNotFoundError(errno.ENOENT, f"HTTP {status}") from cause
+        if status in _HTTP_DENIED:
+            raise PermissionError(errno.EACCES, f"HTTP {status}") from cause
+        if isinstance(cause, aiohttp.ClientError | TimeoutError):
+            raise cause from None
+        raise
 
 
 def refuse_credentials(error: BaseException, what: str) -> None:

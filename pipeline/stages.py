@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import ray
@@ -33,6 +33,7 @@ from pipeline.attempts import Ledger
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.finish import MAX_DENIED, Finished, finish
+from pipeline.heartbeat import heard
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard
 from pipeline.work import Work
@@ -74,8 +75,12 @@ class Pools:
 
 
 @contextmanager
-def cluster() -> Iterator[Resources]:
-    """Join the cluster this driver was submitted to, or start one in this process's machine; leave it at the end."""
+def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
+    """Join the cluster this driver was submitted to, or start one in this process's machine; leave it at the end.
+
+    Args:
+        out: where a cluster that is gone is spoken of.
+    """
     embedded = not os.environ.get("RAY_ADDRESS")
     # the job says what it does itself; Ray's logs stay in its session folder
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -93,9 +98,21 @@ def cluster() -> Iterator[Resources]:
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         cpus, gpus, memory = (sum(node["Resources"].get(n, 0.0) for node in nodes) for n in ("CPU", "GPU", "memory"))
         try:
-            yield Resources(cpus, gpus, memory, len(nodes))
+            with heard(_listeners(nodes), out):
+                yield Resources(cpus, gpus, memory, len(nodes))
         finally:
             ray.shutdown()
+
+
+def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+    """Without whom the driver cannot go on: the head, and Ray on the driver's own node."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    (here,) = (node for node in nodes if node["NodeID"] == context.get_node_id())
+    return {
+        "Ray's head": (host, int(port)),
+        "Ray on this node": (here["NodeManagerAddress"], here["NodeManagerPort"]),
+    }
 
 
 def _require_head(address: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
+import aiohttp
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
@@ -31,6 +32,7 @@ from pipeline.retrying import (
     TRANSIENT,
     GaveUp,
     error_code,
+    plain_http_errors,
     refuse_credentials,
     retried,
 )
@@ -54,7 +56,11 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     scheme = uri.partition("://")[0].lower()
     options: dict[str, Any] = {}
     if scheme in ("http", "https"):
-        options = {"allow_redirects": False}  # a redirect would lead past the audio roots
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        options = {
+            "allow_redirects": False,
+            "client_kwargs": {"timeout": timeout},
+        }  # a redirect would lead past the roots
     elif scheme in ("s3", "s3a"):
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         options = {"config_kwargs": {**timeouts, "retries": {"max_attempts": 0}}}
@@ -103,16 +109,29 @@ def _look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> None:
 
 
 def _read_bounded(filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str) -> bytes:
-    info = filesystem.info(path)
+    with plain_http_errors():
+        info = filesystem.info(path)
     size = info["size"]
     if info["type"] == "other":
         raise RejectedRow(Reason.NOT_ALLOWED, f"{shown} is no regular file", Stage.FETCH)
     if size is not None and size > max_bytes:
         raise RejectedRow(Reason.TOO_LARGE, f"{shown} holds {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
-    content = _transfer(filesystem, path, size or 0)
+    with plain_http_errors():
+        content = _stream(filesystem, path, max_bytes + 1) if size is None else _transfer(filesystem, path, size)
+    if len(content) > max_bytes:
+        raise RejectedRow(Reason.TOO_LARGE, f"{shown} holds more than {max_bytes:,} bytes", Stage.FETCH)
     if size is not None and len(content) != size:
         raise OSError(errno.EIO, f"{len(content)} of {size} bytes arrived")
     return content
+
+
+def _stream(filesystem: AbstractFileSystem, path: str, max_bytes: int) -> bytes:
+    """An object of unknown size, as far as `max_bytes`."""
+    content = bytearray()
+    with filesystem.open(path, "rb", block_size=0) as file:
+        while more := file.read(max_bytes - len(content)):
+            content += more
+    return bytes(content)
 
 
 def _transfer(filesystem: AbstractFileSystem, path: str, size_bytes: int) -> bytes:

@@ -27,7 +27,7 @@ _context.set_forkserver_preload(["tests.noop_job"])
 
 
 @contextmanager
-def _no_cluster() -> Iterator[Resources]:
+def _no_cluster(*_: object) -> Iterator[Resources]:
     yield Resources(cpus=2.0, gpus=0.0, memory_bytes=8e9, nodes=1)
 
 

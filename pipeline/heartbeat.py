@@ -1,0 +1,48 @@
+"""A word when the cluster is gone: Ray's native code then ends the driver with status 1 and without one."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+_EVERY_S = 3.0
+_TIMEOUT_S = 10.0
+_MISSES = 2
+
+
+@contextmanager
+def heard(addresses: Mapping[str, tuple[str, int]], out: TextIO) -> Iterator[None]:
+    """Knock at each address, by the name of what listens there, while the block runs; say once which does not answer."""
+    ended = threading.Event()
+    listener = threading.Thread(target=_listen, args=(addresses, out, ended), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        listener.join()
+
+
+def _listen(addresses: Mapping[str, tuple[str, int]], out: TextIO, ended: threading.Event) -> None:
+    misses = dict.fromkeys(addresses, 0)
+    while not ended.wait(_EVERY_S):
+        for name, address in addresses.items():
+            misses[name] = 0 if _answers(address) else misses[name] + 1
+            if misses[name] == _MISSES and not ended.is_set():
+                print(
+                    f"\n{name} at {address[0]}:{address[1]} does not answer. Unless it comes back the job ends here, with "
+                    "status 1. What was committed stays; the same command goes on from there.",
+                    file=out,
+                    flush=True,
+                )
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
