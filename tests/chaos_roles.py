@@ -242,7 +242,7 @@ def worker_kill(stage: Stage, rng: random.Random) -> str:
 
 
 def head_loss(stage: Stage, rng: random.Random) -> str:
-    """Ray's head or node manager is killed: the job ends, soon and not with 0; the same command finishes it."""
+    """Ray's head or node manager is killed: the job ends soon, with 0 only if all was published; the same command finishes it."""
     expected = stage.expected()
     folder, output = stage.fresh(s3=False)
     words = stage.job(folder, output)
