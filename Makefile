@@ -3,6 +3,7 @@
 # make check  lint, format, types
 # make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
 # make demo-models   the small models and recordings in demo/ anew, under an hour on 2 cores; needs espeak-ng
+# make audit  known vulnerabilities of what is installed; asks the package index
 # make lock   write requirements.lock anew from what pyproject.toml allows
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test check chaos demo-models lock clean
+.PHONY: demo test check chaos demo-models audit lock clean
 
 $(VENV)/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -36,6 +37,11 @@ chaos: $(VENV)/installed
 demo-models: $(VENV)/installed
 	@ldconfig -p | grep -q libespeak-ng || $(SUDO) apt-get install --yes espeak-ng
 	$(RUN) -m tools.demo_models
+
+audit: $(VENV)/installed
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock
 
 lock: $(VENV)/installed
 	$(RUN) -m pip freeze --exclude-editable | sed 's/^torch==\([0-9.]*\).*/torch==\1/' > requirements.lock

@@ -48,6 +48,7 @@ _MODEL_MEMORY_SHARE = 0.6
 _MODEL_OVERHEAD = 1.3
 _HEAD_ANSWERS_WITHIN_S = 20.0
 _OUR_ERROR = re.compile(r"^pipeline\.errors\.(?:JobError|ConfigError): (.*)$", re.MULTILINE)
+_ANY_ERROR = re.compile(r"^((?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception): .*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,14 +260,12 @@ def _pipeline(
 
 def _root_cause(error: BaseException) -> str:
     """The sentence of the exception that started it, without Ray's wrapping: Ray keeps it, at times, only as text."""
-    ours = _OUR_ERROR.findall(str(error))
-    if ours:
+    if ours := _OUR_ERROR.findall(str(error)):
         return str(ours[-1])
-    cause: BaseException = error
-    while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
-        cause = cause.cause
-    text = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {text[-1] if text else ''}"
+    if theirs := _ANY_ERROR.findall(str(error)):
+        return str(theirs[-1])
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1] if text else ''}"
 
 
 # -- blocks: a work table with the shard it is and the seconds it took, the same on every line

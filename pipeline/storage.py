@@ -196,6 +196,9 @@ class LocalStore:
             os.link(temporary, final)
         except FileExistsError:
             return False
+        except OSError as error:
+            error.filename = error.filename or str(final)  # a write that finds no room does not say where
+            raise
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,9 +39,11 @@ def _run_shards(
         on_finished(finish(work, shard, recognised(read_shard(work.store, shard), shard.number), {"prepare": 0.0}))
 
 
-def run(manifest: str, output: str, environment: Mapping[str, str]) -> None:
+def run(manifest: str, output: str, environment: Mapping[str, str], room_bytes: int | None) -> None:
     """Annotate; the process ends with 0, or with 1 and a traceback."""
     os.environ.update(environment)
+    if room_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, room_bytes))
     driver_module.cluster = _no_cluster
     driver_module.run_shards = _run_shards
     slots.choose = lambda *_, **__: {"fusion/en": "m"}
@@ -52,8 +55,10 @@ def run(manifest: str, output: str, environment: Mapping[str, str]) -> None:
     os._exit(0)  # what is not flushed by now was not promised; s3fs would take a second to close its session
 
 
-def start(manifest: str, output: str, environment: Mapping[str, str]) -> ForkServerProcess:
-    """A job in a process of its own."""
-    process = _context.Process(target=run, args=(manifest, output, dict(environment)))
+def start(
+    manifest: str, output: str, environment: Mapping[str, str], *, room_bytes: int | None = None
+) -> ForkServerProcess:
+    """A job in a process of its own; a write past `room_bytes` of one file fails as on a disk that is full."""
+    process = _context.Process(target=run, args=(manifest, output, dict(environment), room_bytes))
     process.start()
     return process

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import retrying, storage
@@ -75,6 +76,7 @@ def test_a_kill_at_every_write_costs_nothing(s3: S3Server, tmp_path: Path) -> No
     manifest = jsonl(tmp_path / "m.jsonl", *ROWS, BAD)
     with fault_proxy(s3.endpoint) as proxy:
         assert job(manifest, f"s3://{s3.bucket}/{tmp_path.name}/undisturbed", proxy.endpoint) == 0
+        assert "DELETE" not in {request.method for request in proxy.requests}  # a job needs no right to delete
         writes = max(request.mutation for request in proxy.requests)
         assert writes >= 10
         deaths = 0
@@ -218,6 +220,24 @@ def test_a_full_disk_is_said_at_once() -> None:
     assert len(calls) == 1
 
 
+def test_a_disk_that_fills_up_costs_nothing(tmp_path: Path) -> None:
+    """Fails if a write that found no room leaves half a file to read, or an output that the same command cannot finish."""
+    manifest, output = jsonl(tmp_path / "m.jsonl", *ROWS, BAD), tmp_path / "out"
+    reached = []
+    for room_bytes in range(0, 12_000, 1_000):
+        process = noop_job.start(str(manifest), str(output), {}, room_bytes=room_bytes)
+        process.join(60)
+        reached.append(len([file for file in output.rglob("*.parquet") if file.stat().st_size]))
+        for file in output.glob("utterances/**/*.parquet"):
+            pq.read_table(file)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == 1
+    assert reached == sorted(reached) and len(set(reached)) > 2
+    assert job(manifest, str(output), "") == 0
+    sound(str(output))
+
+
 def test_retries_spread_out_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if waits do not grow, have no jitter, or go on past the budget."""
     now, waits = [0.0], []
@@ -246,10 +266,8 @@ def test_readers_that_glob_during_a_run_see_whole_files(s3: S3Server, tmp_path: 
     stop, reads, faults = threading.Event(), [], []
 
     def read() -> None:
-        import pyarrow.parquet as pq
-
         while not stop.is_set():
-            ids = [i for file in output.glob("utterances/**/*.parquet") for i in _ids(pq, file)]
+            ids = [i for file in output.glob("utterances/**/*.parquet") for i in _ids(file)]
             reads.append(len(ids))
             if len(set(ids)) != len(ids):
                 faults.append(ids)
@@ -272,7 +290,7 @@ def test_readers_that_glob_during_a_run_see_whole_files(s3: S3Server, tmp_path: 
     sound(str(output))
 
 
-def _ids(pq: object, file: Path) -> list[str]:
+def _ids(file: Path) -> list[str]:
     return pq.read_table(file, columns=["utterance_id"])["utterance_id"].to_pylist()
 
 

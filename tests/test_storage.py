@@ -111,6 +111,19 @@ def test_a_store_that_overwrites_is_refused(conditional: bool) -> None:
             require_conditional_writes(store)
 
 
+def test_a_disk_that_is_full_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if `No space left on device` stands alone, or the half-written temporary stays."""
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = LocalStore(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a/b.parquet'"):
+        store.put_if_absent("a/b.parquet", b"x")
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
 def test_an_output_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     """Fails if the user is told something less than which output failed."""
     (tmp_path / "file").write_text("in the way")
