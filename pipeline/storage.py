@@ -12,10 +12,10 @@ import errno
 import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import aiohttp
 import fsspec
@@ -33,10 +33,13 @@ from pipeline.retrying import (
     GaveUp,
     error_code,
     plain_http_errors,
+    principal,
     refuse_credentials,
     retried,
 )
 from pipeline.roots import without_query
+
+T = TypeVar("T")
 
 _LIBRARY_TRIES = 3
 """Of s3fs itself, for what reads a file bit by bit; five of 20 s each would let one stalled object take minutes."""
@@ -236,12 +239,21 @@ class LocalStore:
                     yield StoredObject(path.relative_to(self._root).as_posix(), path.stat().st_size)
 
 
+def _asked(filesystem: AbstractFileSystem, path: str, call: Callable[[], T], *, what: str) -> T:
+    """What the store answers, after retries. Raises: JobError naming who is not allowed to do this."""
+    try:
+        return retried(call, what=what)
+    except DENIED as error:
+        _look_closer(filesystem, path, what)
+        raise JobError(f"{what}: {principal()} is not allowed to ({error})") from error
+
+
 class _RangedFile(io.RawIOBase):
     """An object as a seekable file: each read is one ranged GET with retries of ours, and nothing is read ahead."""
 
     def __init__(self, filesystem: AbstractFileSystem, path: str, *, what: str) -> None:
         self._filesystem, self._path, self._what = filesystem, path, what
-        self._size: int = retried(lambda: filesystem.info(path)["size"], what=what)
+        self._size: int = _asked(filesystem, path, lambda: filesystem.info(path)["size"], what=what)
         self._at = 0
 
     def readable(self) -> bool:
@@ -261,7 +273,12 @@ class _RangedFile(io.RawIOBase):
         start, end = self._at, min(self._at + len(buffer), self._size)
         if end <= start:
             return 0
-        content = retried(lambda: self._filesystem.cat_file(self._path, start=start, end=end), what=self._what)
+        content = _asked(
+            self._filesystem,
+            self._path,
+            lambda: self._filesystem.cat_file(self._path, start=start, end=end),
+            what=self._what,
+        )
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
@@ -276,22 +293,24 @@ class ObjectStore:
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         """See `Store`. One PUT with `If-None-Match: *` (a conditional multipart completion for large contents)."""
-        path, what = f"{self._path}/{key}", f"writing {self.root}/{key}"
+        path = f"{self._path}/{key}"
         try:
-            retried(lambda: self._filesystem.pipe_file(path, content, mode="create"), what=what)
+            self._asked("writing", key, lambda: self._filesystem.pipe_file(path, content, mode="create"))
         except FileExistsError:
             return False
         except OSError as error:
             # SeaweedFS through s3fs answers an existing key with EINVAL (412), AWS with FileExistsError
-            if retried(lambda: self._filesystem.exists(path), what=what):
+            if self._asked("looking for", key, lambda: self._filesystem.exists(path)):
                 return False
             raise error
         return True
 
+    def _asked(self, doing: str, key: str, call: Callable[[], T]) -> T:
+        return _asked(self._filesystem, f"{self._path}/{key}", call, what=f"{doing} {self.root}/{key}")
+
     def read(self, key: str) -> bytes:
         """See `Store`."""
-        path = f"{self._path}/{key}"
-        content: bytes = retried(lambda: self._filesystem.cat_file(path), what=f"reading {self.root}/{key}")
+        content: bytes = self._asked("reading", key, lambda: self._filesystem.cat_file(f"{self._path}/{key}"))
         return content
 
     def open(self, key: str) -> BinaryIO:
@@ -302,16 +321,14 @@ class ObjectStore:
     def read_tail(self, key: str, size_bytes: int = _ROOM_FOR_FOOTER) -> bytes:
         """See `Store`."""
         path = f"{self._path}/{key}"
-        content: bytes = retried(
-            lambda: self._filesystem.cat_file(path, start=-size_bytes), what=f"reading {self.root}/{key}"
-        )
+        content: bytes = self._asked("reading", key, lambda: self._filesystem.cat_file(path, start=-size_bytes))
         return content
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """See `Store`."""
         path = f"{self._path}/{prefix}"
-        found: dict[str, dict[str, Any]] = retried(
-            lambda: self._filesystem.find(path, detail=True), what=f"listing {self.root}/{prefix}"
+        found: dict[str, dict[str, Any]] = self._asked(
+            "listing", prefix, lambda: self._filesystem.find(path, detail=True)
         )
         for name, info in found.items():
             yield StoredObject(name[len(self._path) + 1 :], info["size"])

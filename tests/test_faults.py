@@ -168,6 +168,15 @@ def test_credentials_that_expire_stop_the_job(s3: S3Server, proxy: FaultProxy) -
     assert "test-access" not in str(stopped.value)
 
 
+def test_an_output_that_is_denied_names_who_asked(s3: S3Server, proxy: FaultProxy) -> None:
+    """Fails if a missing right on the output ends the job with `Forbidden` and nothing else, as it did."""
+    store = open_store(f"s3://{s3.bucket}/denied")
+    proxy.plan = lambda _: Fault.DENIED
+    for call in (lambda: store.read("x"), lambda: list(store.list("x")), lambda: store.put_if_absent("x", b"")):
+        with pytest.raises(JobError, match=r"s3://\w+/denied/x: access key …cess .*not allowed"):
+            call()
+
+
 def test_a_job_that_may_read_nothing_stops_at_its_first_shard(s3: S3Server, proxy: FaultProxy, tmp_path: Path) -> None:
     """Fails if a missing right turns a corpus into rejects, or the message names neither who asked nor for what."""
     output = f"s3://{s3.bucket}/{tmp_path.name}"

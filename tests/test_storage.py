@@ -161,6 +161,10 @@ def test_wrong_credentials_stop_the_job(s3: S3Server, monkeypatch: pytest.Monkey
     fsspec.filesystem("s3").clear_instance_cache()
     with pytest.raises(JobError, match=r"secret\.wav.*access key …WXYZ.*InvalidAccessKeyId"):
         fetch(f"s3://{s3.bucket}/secret.wav", max_bytes=10)
+    store = open_store(f"s3://{s3.bucket}/out")
+    for call in (lambda: store.read("x"), lambda: list(store.list("x")), lambda: store.put_if_absent("x", b"")):
+        with pytest.raises(JobError, match=r"s3://\w+/out/x: .*access key …WXYZ.*InvalidAccessKeyId"):
+            call()
     fsspec.filesystem("s3").clear_instance_cache()
 
 
