@@ -2,6 +2,7 @@
 # make test   everything the README promises, about ten minutes on 2 cores
 # make check  lint, format, types
 # make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
+# make bench  the figures of docs/performance.md; benchmarks/README.md says what it needs
 # make demo-models   the small models and recordings in demo/ anew, under an hour on 2 cores; needs espeak-ng
 # make audit  known vulnerabilities of what is installed; asks the package index
 # make lock   write requirements.lock anew from what pyproject.toml allows
@@ -11,7 +12,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test check chaos demo-models audit lock clean
+.PHONY: demo test check chaos bench demo-models audit lock clean
 
 $(VENV)/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -33,6 +34,9 @@ check: $(VENV)/installed
 
 chaos: $(VENV)/installed
 	$(RUN) -m tests.chaos
+
+bench: $(VENV)/installed
+	$(RUN) -m benchmarks
 
 demo-models: $(VENV)/installed
 	@ldconfig -p | grep -q libespeak-ng || $(SUDO) apt-get install --yes espeak-ng

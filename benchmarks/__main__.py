@@ -1,0 +1,37 @@
+"""Run benchmarks and write what they found into docs/performance.md.
+
+usage: python -m benchmarks [NAME ...] [--quick]      all of them, in about an hour; --quick: small sizes, nothing written
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+
+from benchmarks.harness import publish
+
+NAMES = ("reference", "engines", "efficiency", "levers", "scale", "nodes")
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; nothing is written")
+    asked = parser.parse_args()
+    for name in asked.names or NAMES:
+        if name not in NAMES:
+            parser.error(f"no benchmark is called {name!r}; there are {', '.join(NAMES)}")
+        started = time.perf_counter()
+        result = importlib.import_module(f"benchmarks.{name}").run(quick=asked.quick)
+        print(
+            f"\n{result.title}\n"
+            + "\n".join("  ".join(row) for row in [result.columns, *result.rows, *map(lambda n: [n], result.notes)])
+        )
+        if not asked.quick:
+            publish(name, result, took_s=time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
