@@ -27,7 +27,7 @@ def main() -> None:
         result = importlib.import_module(f"benchmarks.{name}").run(quick=asked.quick)
         print(
             f"\n{result.title}\n"
-            + "\n".join("  ".join(row) for row in [result.columns, *result.rows, *map(lambda n: [n], result.notes)])
+            + "\n".join("  ".join(row) for row in [result.columns, *result.rows, *([note] for note in result.notes)])
         )
         if not asked.quick:
             publish(name, result, took_s=time.perf_counter() - started)

@@ -103,7 +103,8 @@ def machine() -> str:
     )
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "transformers", "faster-whisper"))
     cores = len(os.sched_getaffinity(0))
-    return f"{_processor()}, {cores} cores, {memory:.0f} GiB, no GPU; Python {platform.python_version()}, {packages}; commit {commit.stdout.strip()}"
+    hardware = f"{_processor()}, {cores} cores, {memory:.0f} GiB, no GPU"
+    return f"{hardware}; Python {platform.python_version()}, {packages}; commit {commit.stdout.strip()}"
 
 
 def _processor() -> str:
