@@ -26,7 +26,17 @@ from pipeline.finish import DONE_ELSEWHERE, Finished, finish, key_of
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.schema import EMOTIONS
-from pipeline.work import CAUSE, PCM_BUDGET_BYTES, WORK_SCHEMA, Waveforms, Work, cause_columns, guard, load_recording
+from pipeline.work import (
+    CAUSE,
+    PCM_BUDGET_BYTES,
+    WORK_SCHEMA,
+    Waveforms,
+    Work,
+    cause_columns,
+    guard,
+    load_recording,
+    pack_waveform,
+)
 
 if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser, Recognised
@@ -90,7 +100,7 @@ def _prepare_row(work: Work, record: dict[str, Any]) -> list[dict[str, Any]]:
             "segment_index": index,
             "start_s": offset_s + span.start_s,
             "end_s": offset_s + span.end_s,
-            "waveform": waveform[span.start : span.end].tobytes(),
+            **dict(zip(("waveform", "sample_bytes"), pack_waveform(waveform[span.start : span.end]), strict=True)),
             "identity": recording.identity,
         }
         for index, span in enumerate(spans)
@@ -189,7 +199,7 @@ def recognise(
             if isinstance(outcome, RejectedRow):
                 out.reject(part[0], outcome)
     watch.end()
-    return out.join(table.drop_columns(["waveform", "identity"]))
+    return out.join(table.drop_columns(["waveform", "sample_bytes", "identity"]))
 
 
 def _by_language_and_load(

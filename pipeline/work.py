@@ -21,6 +21,7 @@ from pipeline.storage import Store, fetch, open_store
 
 PCM_BUDGET_BYTES = 512 * 2**20
 """PCM that one shard may carry between stages: about 2.3 hours."""
+_FULL_SCALE = 2**15
 T = TypeVar("T")
 Waveform = NDArray[np.float32]
 
@@ -31,7 +32,8 @@ WORK_SCHEMA = pa.schema(
         pa.field("segment_index", pa.int32(), nullable=False),
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
-        pa.field("waveform", pa.large_binary()),
+        pa.field("waveform", pa.large_binary()),  # as `pack_waveform` makes it
+        pa.field("sample_bytes", pa.int8()),
         pa.field("identity", pa.binary()),
         pa.field("language", pa.string()),
         pa.field("text", pa.string()),
@@ -96,6 +98,27 @@ def cause_columns(rejected: RejectedRow) -> dict[str, object]:
     return dict(zip(CAUSE, said, strict=True))
 
 
+def pack_waveform(waveform: Waveform) -> tuple[bytes, int]:
+    """A waveform for its way between processes, and the bytes of a sample: 2 where 16 bits hold it exactly, else 4.
+
+    What was recorded at 16 kHz and 16 bit travels as such; what was resampled, mixed down or decoded from a lossy codec
+    does not fit.
+    """
+    scaled = waveform * np.float32(_FULL_SCALE)
+    if scaled.max(initial=0.0) < _FULL_SCALE and scaled.min(initial=0.0) >= -_FULL_SCALE:
+        short = scaled.astype(np.int16)
+        if np.array_equal(short, scaled):
+            return short.tobytes(), short.itemsize
+    return waveform.tobytes(), waveform.itemsize
+
+
+def unpack_waveform(content: pa.Buffer, sample_bytes: int) -> Waveform:
+    """float32 [num_samples], bit for bit what was packed."""
+    if sample_bytes == np.dtype(np.int16).itemsize:
+        return np.frombuffer(content, dtype=np.int16).astype(np.float32) / np.float32(_FULL_SCALE)
+    return np.frombuffer(content, dtype=np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """One recording, decoded: float32 [num_samples] at 16 kHz, and by what its object is known again."""
@@ -141,7 +164,7 @@ class Waveforms:
         """float32 [num_samples]. Raises: RejectedRow when the recording cannot be read a second time."""
         carried = self._table["waveform"][line]
         if carried.is_valid:
-            return np.frombuffer(carried.as_buffer(), dtype=np.float32)
+            return unpack_waveform(carried.as_buffer(), self._table["sample_bytes"][line].as_py())
         row = self._table["row"][line].as_py()
         if self._rows is None:
             self._rows = read_shard(self._work.store, self._shard).to_pylist()

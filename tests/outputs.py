@@ -74,7 +74,7 @@ def recognised(rows: pa.Table, seed: int) -> pa.Table:
         }
         for (n, s), i in zip(lines, ids, strict=True)
     ]  # fmt: skip
-    table = pa.Table.from_pylist(records, schema=WORK_SCHEMA).drop_columns(["waveform"])
+    table = pa.Table.from_pylist(records, schema=WORK_SCHEMA).drop_columns(["waveform", "sample_bytes", "identity"])
     random = np.random.default_rng(seed)
     scores = random.dirichlet(np.ones(len(EMOTIONS)), len(lines)).astype(np.float32)
     ranked = np.sort(scores, axis=1)

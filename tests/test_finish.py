@@ -53,7 +53,7 @@ def recognised(*lines: tuple[int, int, str | None]) -> pa.Table:
         }
         for r, s, why in lines
     ]  # fmt: skip
-    table = pa.Table.from_pylist(records, schema=WORK_SCHEMA).drop_columns(["waveform"])
+    table = pa.Table.from_pylist(records, schema=WORK_SCHEMA).drop_columns(["waveform", "sample_bytes", "identity"])
     scores = [pa.array(np.full(count, 1 / 7, np.float32)) for _ in EMOTIONS]
     for name, column in {
         "label": pa.array([None if why else "happy" for *_, why in lines], pa.string()),

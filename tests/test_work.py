@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.audio.decode import decode
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
-from pipeline.work import guard
+from pipeline.work import guard, pack_waveform, unpack_waveform
+from tests.corpus import AUDIO
 
 
 def raising(error: BaseException) -> RejectedRow:
@@ -49,3 +53,32 @@ def test_the_jobs_trouble_is_no_rows(error):
     """Fails if what is wrong with the job or its settings is written down as one row's reject after another."""
     with pytest.raises(type(error)):
         raising(error)
+
+
+@pytest.mark.parametrize(
+    ("values", "sample_bytes"),
+    [
+        ([0.0, -1.0, 32767 / 32768, 1 / 32768], 2),
+        ([], 2),
+        ([0.0, 1.0], 4),
+        ([0.5, 1 / 65536], 4),
+        ([1e-30, 0.0], 4),
+        ([1.5, -3.0], 4),
+        ([np.nan], 4),
+    ],
+)
+def test_a_packed_waveform_comes_out_bit_for_bit(values, sample_bytes):
+    """Fails if 16 bits are taken for enough where they are not, at full scale, below one step, or beyond both."""
+    waveform = np.array(values, np.float32)
+    content, found = pack_waveform(waveform)
+    assert found == sample_bytes and len(content) == sample_bytes * len(waveform)
+    assert unpack_waveform(pa.py_buffer(content), found).tobytes() == waveform.tobytes()
+
+
+@pytest.mark.parametrize(("name", "sample_bytes"), [("en_16k_pcm16.wav", 2), ("en_48k.opus", 4), ("en_22k05.mp3", 4)])
+def test_what_16_bits_hold(name, sample_bytes):
+    """Fails if recordings at 16 kHz and 16 bit cross the object store at twice their size."""
+    waveform = decode((AUDIO / name).read_bytes())
+    content, found = pack_waveform(waveform)
+    assert found == sample_bytes
+    np.testing.assert_array_equal(unpack_waveform(pa.py_buffer(content), found), waveform)
