@@ -2,7 +2,7 @@
 
     shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> finish (CPU tasks)
 
-One shard is one block all the way, and `finish` checks that. Pools are of fixed size: autoscaling GPU pools have hung
+One shard is one row of one block all the way. Pools are of fixed size: autoscaling GPU pools have hung
 (ray #59144). Each step holds a share of the logical CPUs small enough that all of them fit on a machine with one.
 """
 
@@ -231,7 +231,8 @@ def _pipeline(
 ) -> ray.data.Dataset:
     """The lazy dataset of one wave: one block, one shard."""
     max_denied = MAX_DENIED if config.max_reject_rate is None else config.max_reject_rate
-    whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    # one row is one shard; to ask for whole blocks instead is refused where there are GPUs
+    whole: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     task: dict[str, Any] = {**whole, "num_cpus": pools.task_cpus, "fn_kwargs": {"work": work, "max_denied": max_denied}}
     arguments = (work, pools.device, pools.num_threads, config.max_batch_s, ledger)
     dataset: ray.data.Dataset = ray.data.from_items(
@@ -268,30 +269,33 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[-1] if text else ''}"
 
 
-# -- blocks: a work table with the shard it is and the seconds it took, the same on every line
-
-_SHARD, _SECONDS = "_shard", "_stage_s"
+# -- blocks: one row, which nothing can split or merge: the shard, the seconds it took, and its work table
 
 
 def _pack(table: pa.Table, shard: Shard, stage_s: dict[str, float]) -> pa.Table:
-    for name, value in ((_SHARD, asdict(shard)), (_SECONDS, stage_s)):
-        column = pa.array([json.dumps(value)] * table.num_rows, pa.string())
-        table = table.append_column(name, column)
-    return table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue()
+    ends = pa.array([0, content.size], pa.int64()).buffers()[1]
+    packed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, content])  # without a copy
+    return pa.table({"shard": [json.dumps(asdict(shard))], "stage_s": [json.dumps(stage_s)], "table": packed})
 
 
 def _unpack(block: pa.Table) -> tuple[pa.Table, Shard, dict[str, float]]:
-    if len(block[_SHARD].unique()) != 1:
-        raise JobError(f"a block holds {len(block[_SHARD].unique())} shards instead of one")
-    shard, stage_s = (json.loads(block[name][0].as_py()) for name in (_SHARD, _SECONDS))
-    return block.drop_columns([_SHARD, _SECONDS]), Shard(**shard), stage_s
+    shard, stage_s = _shard_of(block), json.loads(block["stage_s"][0].as_py())
+    return pa.ipc.open_stream(block["table"][0].as_buffer()).read_all(), shard, stage_s
+
+
+def _shard_of(block: pa.Table) -> Shard:
+    if block.num_rows != 1:
+        raise JobError(f"a block holds {block.num_rows} shards instead of one")
+    return Shard(**json.loads(block["shard"][0].as_py()))
 
 
 def _prepare_block(block: pa.Table, work: Work, max_denied: float) -> pa.Table:
-    if block.num_rows != 1:
-        raise JobError(f"a block holds {block.num_rows} shards instead of one")
     started = time.perf_counter()
-    shard = Shard(**json.loads(block["shard"][0].as_py()))
+    shard = _shard_of(block)
     table = prepare(work, shard) if max_denied < 1 else prepare(work, shard, unreachable=None)
     return _pack(table, shard, {"prepare": time.perf_counter() - started})
 

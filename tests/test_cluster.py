@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpus import ROOT, annotate, model_options, rows, utterances, write_manifest
+from tests.noop_models import ASR, environment, models_of
 from tests.processes import started, wait_until
 
 _BIN = Path(sys.executable).parent
@@ -33,14 +35,14 @@ def _free_port() -> int:
 
 
 @contextmanager
-def head(folder: Path, cpus: int) -> Iterator[Head]:
-    """A one-node cluster on loopback with a number of logical CPUs of its own choosing; killed at the end, as a graceful
+def head(folder: Path, cpus: int, gpus: int = 0) -> Iterator[Head]:
+    """A one-node cluster on loopback with a number of logical CPUs and GPUs of its own choosing; killed at the end, as a graceful
     stop takes half a minute.
     """
     port, dashboard = _free_port(), _free_port()
     command = [
         str(_BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
         "--disable-usage-stats",
     ]  # fmt: skip
@@ -64,6 +66,21 @@ def test_it_runs_on_any_number_of_logical_cpus(cpus: int, tmp_path: Path, checkp
         options = [*model_options(checkpoints, asr), "--shard-rows", "4"]
         annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
     assert utterances(tmp_path / "out").num_rows == 8
+
+
+def test_it_runs_on_gpus(tmp_path: Path) -> None:
+    """Fails if Ray Data refuses the pipeline where there are GPUs, as it did: it wants a batch size then."""
+    manifest = write_manifest(tmp_path / "m.jsonl", [*rows(6), *rows(2, with_text=False, prefix="heard")])
+    models, widths = models_of("mean")
+    with head(tmp_path, 2, gpus=2) as cluster:
+        armed = {**cluster.environment, **environment(widths)}
+        annotate(manifest, tmp_path / "out", *models, *ASR, "--language", "en", "--shard-rows", "2", env=armed)
+    found = utterances(tmp_path / "out")
+    assert found.num_rows == 8 and set(found["label"].to_pylist()) == {"happy"}
+    assert set(found["text_source"].to_pylist()) == {"manifest", "asr"}
+    pools = json.loads((tmp_path / "out" / "_runs" / "000001" / "report.json").read_text())["pools"]
+    expected = {"device": "cuda", "transcribers": 2, "recognisers": 2, "transcriber_gpus": 0.5, "recogniser_gpus": 0.5}
+    assert {name: pools[name] for name in expected} == expected
 
 
 def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path, checkpoints: Path, asr: Path) -> None:

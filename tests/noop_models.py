@@ -1,0 +1,91 @@
+"""Models that know nothing, for jobs that measure everything else: every Ray worker is given them before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demo.models import MODELS
+from pipeline.models.transcribe import Transcript
+from tests.checkpoints import materialize
+from tests.corpus import ROOT
+
+_DEVICE_SECONDS = "NOOP_DEVICE_S_PER_AUDIO_S"
+_WIDTHS = "NOOP_EMBEDDING_WIDTHS"
+
+
+ASR = ("--asr-model", str(MODELS / "whisper"))
+
+
+class NoOpRecogniser:
+    """Answers at once, or after the time a device would take for the audio it is given."""
+
+    def __init__(self) -> None:
+        self._device_s = float(os.environ[_DEVICE_SECONDS])
+        self._widths: dict[str, int] = json.loads(os.environ[_WIDTHS])
+
+    def recognise(self, waveforms: Sequence[NDArray[np.float32]] | None, texts: Sequence[str | None] | None) -> object:
+        """As `EmotionRecogniser.recognise`; a plain namespace, since the real class would bring torch along."""
+        count = len(texts or waveforms or ())
+        if self._device_s and waveforms is not None:
+            time.sleep(self._device_s * sum(map(len, waveforms)) / 16_000)
+        names = ("angry", "happy", "neutral", "sad")
+        return SimpleNamespace(
+            label_names=names,
+            emotions=("anger", "joy", "neutral", "sadness"),
+            labels=["happy"] * count,
+            scores=np.tile(np.array([0.1, 0.6, 0.2, 0.1], np.float32), (count, 1)),
+            confidence=np.full(count, 0.6, np.float32),
+            margin=np.full(count, 0.4, np.float32),
+            truncated=np.zeros(count, np.bool_),
+            text_truncated=np.zeros(count, np.bool_),
+            **{name: np.zeros((count, width), np.float32) for name, width in self._widths.items()},
+        )
+
+
+class NoOpTranscriber:
+    """Hears the same words everywhere."""
+
+    def transcribe(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
+        """As `Transcriber.transcribe`."""
+        return Transcript("words", language, -0.1, 0.0, 1.0)
+
+
+def arm() -> None:
+    """Replace the models of this process."""
+    from pipeline.models import slots
+
+    slots.Loaded.load_recognisers = lambda _: None
+    slots.Loaded.load_transcribers = lambda _: None
+    slots.Loaded.recogniser_for = lambda *_: NoOpRecogniser()
+    slots.Loaded.transcriber_for = lambda *_: NoOpTranscriber()
+
+
+def models_of(mode: str) -> tuple[list[str], dict[str, int]]:
+    """The options that name the small checkpoints a plan needs to pin, and the widths of their embeddings."""
+    from pipeline.models.modes import embedding_widths
+    from pipeline.models.weights import resolve
+
+    fusion, encoder = materialize() / f"{mode}-en", materialize() / "bert-en"
+    named = ["--mode", mode, "--fusion-model", f"en={fusion}"]
+    if mode in ("audio", "text"):
+        return named, embedding_widths(mode, resolve(str(fusion)), None)
+    widths = embedding_widths(mode, resolve(str(fusion)), resolve(str(encoder)))
+    return [*named, "--sentence-encoder", f"en={encoder}"], widths
+
+
+def environment(widths: Mapping[str, int], *, device_s_per_audio_s: float = 0.0) -> Mapping[str, str]:
+    """With these variables a job's workers are armed."""
+    variables = {
+        "PYTHONPATH": str(ROOT),
+        _DEVICE_SECONDS: str(device_s_per_audio_s),
+        _WIDTHS: json.dumps(widths),
+    }
+    hook = {"worker_process_setup_hook": f"{__name__}.arm", "env_vars": variables}
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": hook})}
