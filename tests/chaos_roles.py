@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -30,6 +31,7 @@ _PROMPT_S = 120.0
 """Within this a job must notice that Ray's head is gone; Ray itself waits a minute for its return."""
 
 
+T = TypeVar("T")
 MISSED = "missed: "
 """Begins the word of a trial that was over before its disturbance came; it counts for nothing."""
 
@@ -227,13 +229,9 @@ def worker_kill(stage: Stage, rng: random.Random) -> str:
     expected = stage.expected()
     folder, output = stage.fresh(s3=False)
     role = rng.choice(["Transcribe", "Recognise", "prepare_block"])
-    killed = None
     with started(stage.job(folder, output), folder / "log") as process:
         time.sleep(rng.uniform(5.0, 20.0))
-        deadline = time.monotonic() + 40
-        while killed is None and process.poll() is None and time.monotonic() < deadline:
-            killed = kill_role(process.pid, role)
-            time.sleep(0.01)
+        killed = _awaited(lambda: kill_role(process.pid, role), process)
         status = process.wait(_DEADLINE_S)
     if status != 0:
         raise Broken(f"the job ended with {status} after the death of {killed}: {(folder / 'log').read_text()[-500:]}")
@@ -248,7 +246,8 @@ def head_loss(stage: Stage, rng: random.Random) -> str:
     words = stage.job(folder, output)
     name = rng.choice(["gcs_server", "raylet"])
     with started(words, folder / "log") as process:
-        time.sleep(rng.uniform(7.0, 18.0))
+        _awaited(lambda: [pid for pid in descendants(process.pid) if _executable(pid) == name], process)
+        time.sleep(rng.uniform(2.0, 15.0))
         victims = [pid for pid in descendants(process.pid) if _executable(pid) == name]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
@@ -290,6 +289,14 @@ def node_loss(stage: Stage, rng: random.Random) -> str:
         raise Broken(f"the job ended with {status} after the loss of a node: {(folder / 'log').read_text()[-500:]}")
     _same(utterances(output), expected, output)
     return ("" if ended is None else MISSED) + f"after {after_s:.1f} s"
+
+
+def _awaited(look: Callable[[], T], process: subprocess.Popen[bytes]) -> T:
+    """What `look` finds as soon as it finds something, or when the process has ended or a minute and a half has passed."""
+    deadline = time.monotonic() + _DEADLINE_S / 2
+    while not (found := look()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
 
 
 def _executable(pid: int) -> str:
