@@ -192,15 +192,15 @@ def agree(theirs: Scored, ours: Scored, *, who: str) -> str:
     """
     require(theirs and set(theirs) <= set(ours), f"{who} did {len(theirs)} clips, of which we lack some")
     flips = [key for key in theirs if theirs[key][0] != ours[key][0]]
-    require(not flips, f"{len(flips)} labels differ from {who}: {flips[:5]}")
+    require(not flips, f"{len(flips)} labels differ from those of {who}: {flips[:5]}")
     worst = max(_distance(theirs[key], ours[key]) for key in theirs)
-    require(worst <= SAME_SCORES, f"scores differ from {who} by {worst:.1e}")
+    require(worst <= SAME_SCORES, f"scores differ from those of {who} by {worst:.1e}")
     keys = sorted(theirs)
     shifted = max(_distance(theirs[a], ours[b]) for a, b in zip(keys, keys[1:] + keys[:1], strict=True))
     require(shifted > SAME_SCORES, "the control failed: the next clip's scores agree too, so agreement proves nothing")
     labels = len({label for label, _ in theirs.values()})
     return (
-        f"{len(theirs):,} labels ({labels} different) equal to {who}, worst score difference {worst:.1e}; "
+        f"{len(theirs):,} labels ({labels} different) equal to those of {who}, worst score difference {worst:.1e}; "
         f"of neighbouring clips {shifted:.1e}"
     )
 
