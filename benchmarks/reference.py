@@ -106,6 +106,7 @@ def run(*, quick: bool) -> Result:
     rows: list[list[str]] = []
     notes = [
         f"Clips of {CLIP_S} s, 16 kHz WAV in the page cache, texts given, mode mean; reference: torch's own number of threads.",
+        "Transcription is not in these figures: both sides are given the texts.",
         "Small: the parity checkpoints. Published: w2v-bert 2.0 and BERT base in their shapes with random weights.",
     ]
     figures: dict[str, float] = {}
