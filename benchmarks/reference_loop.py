@@ -1,0 +1,125 @@
+"""The reference toolkit looping over files, in a process of its own. `benchmarks.reference` starts it.
+
+usage: python -m benchmarks.reference_loop JOB.json
+
+The checkout is imported as it is and stays untouched. Patched from outside: the name of the sentence encoder, which it
+would ask a hub for; two packages that serve its training scripts only, `datasets` and `evaluate`, of which one asks a hub at
+import; and in `kept` its loaders, so that they load once.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+
+
+def main() -> None:
+    """Do one job and write what came of it beside the job file."""
+    path = Path(sys.argv[1])
+    job = json.loads(path.read_text(encoding="utf-8"))
+    loop = {"shipped": _toolkit, "kept": _toolkit, "floor": _floor}[job["kind"]](job)
+    seconds, labels, scores = [], {}, {}
+    for clip in job["clips"]:
+        begun = time.perf_counter()
+        result = loop(clip)
+        seconds.append(time.perf_counter() - begun if not isinstance(result, float) else result)
+        if isinstance(result, dict):
+            labels[clip["id"]], scores[clip["id"]] = result["top_label"], result["scores"]
+    found = {"clip_s": seconds, "labels": labels, "scores": scores}
+    path.with_suffix(".found").write_text(json.dumps(found), encoding="utf-8")
+
+
+def _toolkit(job: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
+    """Its own `predict_emotion`, with as many threads as torch takes by itself."""
+    import transformers  # noqa: F401 - looks for `datasets`, so before there is a stand-in
+
+    for name in ("datasets", "evaluate"):
+        sys.modules[name] = _stand_in(name)
+    sys.path.insert(0, str(Path(job["checkout"]) / "src"))
+    from speech_emotion import inference
+
+    inference.get_default_bert = lambda _language: job["encoder"]
+    if job["kind"] == "kept":
+        _keep_loaded(inference)
+
+    def loop(clip: dict[str, Any]) -> object:
+        return inference.predict_emotion(
+            audio_path=clip["audio"],
+            text=clip["text"],
+            model_id=job["fusion"],
+            mode="mean",
+            language="en",
+            device="cpu",
+        )
+
+    return loop
+
+
+def _stand_in(name: str) -> ModuleType:
+    module = ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.__getattr__ = lambda attribute: MagicMock(name=f"{name}.{attribute}")
+    return module
+
+
+def _keep_loaded(inference: ModuleType) -> None:
+    """Load classifier and feature extractor once, and do not look for other weights again; the toolkit keeps its BERT."""
+    find = inference._lazy_import_multimodal_cls
+    loaded: dict[str, Any] = {}
+
+    def keeping(language: str, variant: str) -> SimpleNamespace:
+        def from_pretrained(model_id: str, **options: Any) -> Any:  # noqa: ANN401 - a torch module
+            if model_id not in loaded:
+                loaded[model_id] = find(language, variant).from_pretrained(model_id, **options)
+            return loaded[model_id]
+
+        return SimpleNamespace(from_pretrained=from_pretrained)
+
+    def no_other_weights(*_: object) -> None:
+        raise FileNotFoundError
+
+    inference._lazy_import_multimodal_cls = keeping
+    inference._load_state_from_hf = no_other_weights
+    inference.AutoFeatureExtractor = SimpleNamespace(
+        from_pretrained=cache(inference.AutoFeatureExtractor.from_pretrained)
+    )
+
+
+def _floor(job: dict[str, Any]) -> Callable[[dict[str, Any]], float]:
+    """Seconds of the two stock encoders' forward passes and nothing else: features and tokens are made off the clock."""
+    import torch
+    from transformers import AutoFeatureExtractor, AutoTokenizer, BertModel, Wav2Vec2BertModel
+
+    from pipeline.audio.decode import decode
+
+    torch.set_num_threads(job["threads"])
+    extractor = AutoFeatureExtractor.from_pretrained(job["fusion"])
+    tokenizer = AutoTokenizer.from_pretrained(job["encoder"])
+    speech = Wav2Vec2BertModel.from_pretrained(job["fusion"], attn_implementation="sdpa").eval()
+    text = BertModel.from_pretrained(job["encoder"], add_pooling_layer=False).eval()
+
+    @torch.inference_mode()
+    def loop(clip: dict[str, Any]) -> float:
+        waveform: np.ndarray = decode(Path(clip["audio"]).read_bytes())
+        heard = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
+        read = tokenizer(clip["text"], return_tensors="pt")
+        begun = time.perf_counter()
+        speech(**heard)
+        text(**read)
+        return time.perf_counter() - begun
+
+    return loop
+
+
+if __name__ == "__main__":
+    main()
