@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
-from benchmarks.clips import write_clips
-from benchmarks.harness import Result
-from benchmarks.watch import watched
+from benchmarks.harness import RESULTS, Result
+from benchmarks.processes import run as ran
+from benchmarks.workload import clips, write_manifest
 from tests.noop_models import environment, models_of
 
 _CLIP_S = 4.0
@@ -20,6 +20,7 @@ _DEVICE_S = 0.5
 """Of a modelled device, for one second of audio: slow enough that two cores decode for sixteen."""
 _CLIPS_PER_GPU = 48
 _TARGET = 0.9
+_TIMEOUT_S = 900.0
 
 
 def run(*, quick: bool) -> Result:
@@ -30,7 +31,10 @@ def run(*, quick: bool) -> Result:
     with tempfile.TemporaryDirectory(prefix="nodes-") as name:
         for nodes in (1, 2) if quick else (1, 2, 4, 8, 16):
             per_gpu = 8 if quick else _CLIPS_PER_GPU
-            manifests = [write_clips(Path(name), count * nodes, duration_s=_CLIP_S) for count in (per_gpu, 3 * per_gpu)]
+            manifests = [
+                write_manifest(Path(name) / f"{count * nodes}.jsonl", clips([_CLIP_S] * count * nodes))
+                for count in (per_gpu, 3 * per_gpu)
+            ]
             extra_s = _extra_s(nodes, manifests, Path(name), models, armed)
             clips_per_s = 2 * per_gpu * nodes / extra_s
             alone = alone or clips_per_s
@@ -62,10 +66,9 @@ def _extra_s(nodes: int, manifests: list[Path], folder: Path, models: list[str],
         for manifest in manifests:
             output = folder / f"out-{time.monotonic_ns()}"
             command = [sys.executable, "-m", "jobs.annotate", "--manifest", str(manifest), "--output", str(output),
-                       "--audio-root", str(folder), "--shard-rows", "4", *models]  # fmt: skip
-            job = watched(command, env)
-            if not any(f"{int(manifest.stem):,} annotated + 0 rejected" in line for _, line in job.lines):
-                raise RuntimeError(f"not every clip was annotated: {job.lines[-5:]}")
+                       "--audio-root", str(RESULTS), "--shard-rows", "4", *models]  # fmt: skip
+            job = ran(command, env=env, timeout_s=_TIMEOUT_S)
+            job.require(f"{int(manifest.stem):,} annotated + 0 rejected")
             walls.append(job.wall_s)
         return walls[1] - walls[0]
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks.harness import ROOT
 
@@ -26,12 +27,30 @@ class Finished:
         wall_s: from its start to its end.
         peak_bytes: the largest sum of resident memory over it and its descendants, looked at five times a second. Pages
             that processes share count once in each.
+        own_peak_bytes: of the process itself.
+        worker_peak_bytes: of the largest of its Ray workers.
+        lines: what it said on both streams, each line with the seconds since the start.
         output: standard output.
     """
 
     wall_s: float
     peak_bytes: int
+    own_peak_bytes: int
+    worker_peak_bytes: int
+    lines: Sequence[tuple[float, str]]
     output: str
+
+    def moment(self, beginning: str) -> float:
+        """Seconds to the first line that begins so. Raises: LookupError."""
+        for at_s, line in self.lines:
+            if line.startswith(beginning):
+                return at_s
+        raise LookupError(f"no line begins with {beginning!r}")
+
+    def require(self, sentence: str) -> None:
+        """Raises: SystemExit when it was not said."""
+        if not any(sentence in line for _, line in self.lines):
+            raise SystemExit(f"{sentence!r} was not said: {self.lines[-5:]}")
 
 
 def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Finished:
@@ -45,21 +64,25 @@ def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | No
         command, cwd=ROOT, env=given, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     watch = _Watch(process.pid)
-    watch.start()
+    streams = [_Reader(stream, begun) for stream in (process.stdout, process.stderr) if stream is not None]
+    for thread in (watch, *streams):
+        thread.start()
     try:
-        output, errors = process.communicate(timeout=timeout_s)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         raise SystemExit(f"{' '.join(command[:4])} ... did not end within {timeout_s:.0f} s") from None
     finally:
         watch.done.set()
         _end(process)
     wall_s = time.perf_counter() - begun
-    watch.join()
+    for thread in (watch, *streams):
+        thread.join(20)
+    lines = sorted(line for stream in streams for line in stream.lines)
     if process.returncode:
-        raise SystemExit(
-            f"{' '.join(command[:4])} ... ended with {process.returncode}:\n{output[-1000:]}{errors[-3000:]}"
-        )
-    return Finished(wall_s, watch.peak_bytes, output)
+        said = "\n".join(line for _, line in lines[-40:])
+        raise SystemExit(f"{' '.join(command[:4])} ... ended with {process.returncode}:\n{said}")
+    output = "".join(f"{line}\n" for _, line in streams[0].lines)
+    return Finished(wall_s, watch.tree, watch.own, watch.worker, lines, output)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -68,23 +91,38 @@ def _end(process: subprocess.Popen[str]) -> None:
         if process.poll() is None:
             os.killpg(process.pid, sent)
             with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=20)
+                process.wait(20)
+
+
+class _Reader(threading.Thread):
+    def __init__(self, stream: TextIO, begun: float) -> None:
+        super().__init__(daemon=True)
+        self.lines: list[tuple[float, str]] = []
+        self._stream, self._begun = stream, begun
+
+    def run(self) -> None:
+        for line in self._stream:
+            self.lines.append((time.perf_counter() - self._begun, line.rstrip("\n")))
 
 
 class _Watch(threading.Thread):
     def __init__(self, root: int) -> None:
         super().__init__(daemon=True)
         self.done = threading.Event()
-        self.peak_bytes = 0
+        self.tree = self.own = self.worker = 0
         self._root = root
 
     def run(self) -> None:
         while not self.done.wait(_EVERY_S):
-            self.peak_bytes = max(self.peak_bytes, tree_bytes(self._root))
+            resident = _resident(self._root)
+            self.tree = max(self.tree, sum(resident.values()))
+            self.own = max(self.own, resident.get(self._root, 0))
+            workers = [size for pid, size in resident.items() if _command(pid).startswith("ray::")]
+            self.worker = max(self.worker, *workers, 0)
 
 
-def tree_bytes(root: int) -> int:
-    """Resident bytes of a process and all its descendants, now."""
+def _resident(root: int) -> dict[int, int]:
+    """Resident bytes of a process and each of its descendants, now."""
     parents: dict[int, int] = {}
     resident: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -96,9 +134,16 @@ def tree_bytes(root: int) -> int:
             continue
         parents[int(entry.name)] = int(fields[1])
         resident[int(entry.name)] = int(fields[21]) * _PAGE
-    total, waiting = 0, [root]
+    found, waiting = {}, [root]
     while waiting:
         pid = waiting.pop()
-        total += resident.get(pid, 0)
+        found[pid] = resident.get(pid, 0)
         waiting.extend(child for child, parent in parents.items() if parent == pid)
-    return total
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.harness import Result
-from benchmarks.watch import Watched, watched
+from benchmarks.processes import run as ran
 from tests.noop_models import environment, models_of
 
 _SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 _SHARD_ROWS = 1024
+_TIMEOUT_S = 3600.0
 
 
 def run(*, quick: bool) -> Result:
@@ -52,14 +53,14 @@ def _measure(folder: Path, size: int, models: list[str], armed: Mapping[str, str
                    "duration": 4.0, "speaker": f"s{number % 1000}"}  # fmt: skip
             file.write(json.dumps(row) + "\n")
     command = [sys.executable, "-m", "jobs.annotate", "--manifest", str(manifest), "--output", str(output),
-               "--audio-root", "/audio", *models, "--shard-rows", str(_SHARD_ROWS)]  # fmt: skip
-    job = watched(command, armed)
+               "--audio-root", "/audio", *models, "--shard-rows", str(_SHARD_ROWS), "--shard-audio-s", "1e9"]  # fmt: skip
+    job = ran(command, env=armed, timeout_s=_TIMEOUT_S)
     planned_s = job.moment("run 000001:")
-    _require(job, f"{size:,} annotated + 0 rejected")
-    resumed = watched(command, armed)
-    _require(resumed, "Nothing new")
-    audit = watched([sys.executable, "-m", "jobs.verify", str(output)])
-    _require(audit, "sound")
+    job.require(f"{size:,} annotated + 0 rejected")
+    resumed = ran(command, env=armed, timeout_s=_TIMEOUT_S)
+    resumed.require("Nothing new")
+    audit = ran([sys.executable, "-m", "jobs.verify", str(output)], timeout_s=_TIMEOUT_S)
+    audit.require("sound")
     files = sum(1 for path in output.rglob("*") if path.is_file())
     shutil.rmtree(output)
     run_s = job.wall_s - planned_s
@@ -72,15 +73,10 @@ def _measure(folder: Path, size: int, models: list[str], armed: Mapping[str, str
         f"{files:,}",
         f"{resumed.wall_s:.0f} s",
         f"{audit.wall_s:.0f} s",
-        _mib(job.peak_bytes["driver"]),
-        _mib(job.peak_bytes["worker"]),
-        _mib(audit.peak_bytes["driver"]),
+        _mib(job.own_peak_bytes),
+        _mib(job.worker_peak_bytes),
+        _mib(audit.own_peak_bytes),
     )
-
-
-def _require(job: Watched, sentence: str) -> None:
-    if not any(sentence in line for _, line in job.lines):
-        raise RuntimeError(f"{sentence!r} is not in {job.lines[-5:]}")
 
 
 def _mib(size_bytes: int) -> str:
