@@ -12,7 +12,7 @@ from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from pipeline.errors import ConfigError
 from pipeline.models.attention import QUERY_BLOCK, RelativeKeyAttention, build_encoder
-from pipeline.models.fusion import CrossAttentionHead, FusionModel, fused_width
+from pipeline.models.fusion import CrossAttentionHead, FusionModel, MultiHeadFusion, fused_width
 
 
 def small_config(**changes: object) -> Wav2Vec2BertConfig:
@@ -153,3 +153,15 @@ def test_low_precision_stays_in_the_encoder():
         output = model(torch.randn(1, 30, 160), torch.ones(1, 30, dtype=torch.long), torch.randn(1, 768))
     assert {output.logits.dtype, output.audio_embedding.dtype, output.fused_embedding.dtype} == {torch.float32}
     assert model.wav2vec2_bert.dtype == torch.bfloat16
+
+
+def test_multihead_is_one_matrix():
+    """Fails if folding loses a head, a bias, the doubling or the side; the last two are shown to be seen."""
+    torch.manual_seed(5)
+    stock, (audio, text) = MultiHeadFusion(96).eval(), torch.randn(2, 16, 96)
+    with torch.inference_mode():
+        expected, folded = stock(audio, text), stock.folded()
+        assert (folded(audio, text) - expected).abs().max() < 2e-6
+        assert (folded(text, audio) - expected).abs().max() > 0.1
+        stock.heads[7].Wv_reverse.bias += 1.0
+        assert (stock(audio, text) - folded(audio, text)).abs().max() > 1e-2

@@ -261,6 +261,7 @@ def _load_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | N
         allow_missing=MISSING_ALLOWED,
         allow_unexpected=UNEXPECTED_ALLOWED,
     )
+    model.fold()
     model.set_precision(dtype)
     return model.eval()
 
