@@ -114,8 +114,8 @@ class MultiHeadFusion(nn.Module):
         weight = torch.zeros(width, 2 * width, dtype=torch.float64)
         bias = self.proj.bias.double()
         heads = cast(list[CrossAttentionHead], self.heads)
-        for head, block in zip(heads, self.proj.weight.double().split(width, dim=1), strict=True):
-            of_audio, of_text = (block @ half for half in head.linear_out.weight.double().split(width, dim=1))
+        for head, block in zip(heads, self.proj.weight.double().chunk(len(heads), dim=1), strict=True):
+            of_audio, of_text = (block @ half for half in head.linear_out.weight.double().chunk(2, dim=1))
             weight[:, :width] += 2 * of_audio @ head.Wv.weight.double()
             weight[:, width:] += 2 * of_text @ head.Wv_reverse.weight.double()
             values = of_audio @ head.Wv.bias.double() + of_text @ head.Wv_reverse.bias.double()
