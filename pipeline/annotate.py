@@ -9,8 +9,7 @@ past that budget travel without it and are decoded again, one at a time, where t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 UNWATCHED = Unwatched()
 _UNREACHABLE = 5
 T = TypeVar("T")
+M = TypeVar("M", bound=Hashable)
 
 
 def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE) -> pa.Table:
@@ -117,42 +117,83 @@ def transcribe(
     """Give a text to every utterance that has none, and a language where it is to be detected.
 
     Args:
-        transcriber_for: the model for a language, loaded once by the caller.
+        transcriber_for: the model for a language, loaded once by the caller; it is given all that it can hear together.
         watch: by which an utterance that kills this process is found out.
     """
     deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
     lines = table.select([name for name in WORK_SCHEMA.names if name != "waveform"]).to_pylist()
-    for index, line in enumerate(lines):
-        wants_text = line["text"] is None and work.mode != "audio"
-        if line["reason"] is None and (wants_text or line["language"] is None):
-            outcome = _carefully(
-                partial(_hear, waveforms, index, line, transcriber_for), index, Stage.TRANSCRIBE, deaths, watch
-            )
-            line.update(cause_columns(outcome) if isinstance(outcome, RejectedRow) else _heard(work, line, outcome))
+    spoken = [None if line["language"] is None else primary_language(str(line["language"])) for line in lines]
+    wanted = {
+        index: transcriber_for(spoken[index])
+        for index, line in enumerate(lines)
+        if line["reason"] is None and ((line["text"] is None and work.mode != "audio") or line["language"] is None)
+    }
+    for transcriber, together in _by_model_and_load(wanted, table, waveforms):
+        hear = partial(_hear, transcriber, waveforms, spoken)
+        for part, outcome in _carefully(hear, together, Stage.TRANSCRIBE, deaths, watch):
+            for index, found in zip(part, [outcome] if isinstance(outcome, RejectedRow) else outcome, strict=True):
+                line = lines[index]
+                line.update(cause_columns(found) if isinstance(found, RejectedRow) else _heard(work, line, found))
     watch.end()
     audio = table["waveform"]
     texts = pa.Table.from_pylist(lines, schema=WORK_SCHEMA.remove(WORK_SCHEMA.get_field_index("waveform")))
     return texts.append_column("waveform", audio).select(WORK_SCHEMA.names)
 
 
+def _by_model_and_load(
+    wanted: Mapping[int, M], table: pa.Table, waveforms: Waveforms, *, needs_audio: bool = True
+) -> Iterator[tuple[M, list[int]]]:
+    """Lines that can go to one model in one call: all that carry audio, then each recording that must be decoded again.
+
+    Args:
+        wanted: lines, in order, with the model of each.
+    """
+    groups: dict[tuple[M, int], list[int]] = {}
+    rows = table["row"].to_pylist()
+    for line, model in wanted.items():
+        carried = not needs_audio or waveforms.carried(line)
+        groups.setdefault((model, -1 if carried else rows[line]), []).append(line)
+    for (model, _), lines in groups.items():
+        yield model, lines
+
+
 def _carefully(
-    work: Callable[[], T], line: int, stage: Stage, deaths: Mapping[int, int] | None, watch: Watch
-) -> T | RejectedRow:
-    """Guarded work on one line; after a death the line is announced first, and not touched if it is known to kill."""
-    if deaths is not None:
+    work: Callable[[list[int]], T], lines: list[int], stage: Stage, deaths: Mapping[int, int] | None, watch: Watch
+) -> Iterator[tuple[list[int], T | RejectedRow]]:
+    """Guarded work on lines: all at once, and what fails in halves until the failing line is alone.
+
+    After a death they are done one at a time, each announced first and not touched if it is known to kill.
+
+    Yields: lines and what came of them, together all of those given; a reject is that of one line.
+    """
+    if deaths is None:
+        yield from _in_halves(work, lines, stage)
+        return
+    for line in lines:
         if deaths.get(line, 0) >= MOST_DEATHS:
-            return lethal(deaths[line], stage)
-        watch.enter(line)
-    return guard(work, stage)
+            yield [line], lethal(deaths[line], stage)
+        else:
+            watch.enter(line)
+            yield from _in_halves(work, [line], stage)
+
+
+def _in_halves(
+    work: Callable[[list[int]], T], lines: list[int], stage: Stage
+) -> Iterator[tuple[list[int], T | RejectedRow]]:
+    outcome = guard(partial(work, lines), stage)
+    if not isinstance(outcome, RejectedRow) or len(lines) == 1:
+        yield lines, outcome
+        return
+    half = len(lines) // 2
+    for part in (lines[:half], lines[half:]):
+        yield from _in_halves(work, part, stage)
 
 
 def _hear(
-    waveforms: Waveforms, index: int, line: dict[str, Any], transcriber_for: Callable[[str | None], Transcriber]
-) -> Transcript:
-    language = line["language"]
-    spoken = None if language is None else primary_language(str(language))
-    return transcriber_for(spoken).transcribe(waveforms[index], spoken)
+    transcriber: Transcriber, waveforms: Waveforms, spoken: Sequence[str | None], lines: list[int]
+) -> list[Transcript | RejectedRow]:
+    return transcriber.transcribe_many([waveforms[line] for line in lines], [spoken[line] for line in lines])
 
 
 def _heard(work: Work, line: dict[str, Any], transcript: Transcript) -> dict[str, Any]:
@@ -188,63 +229,29 @@ def recognise(
     """
     deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
-    reasons = table["reason"].to_pylist()
-    languages = table["language"].to_pylist()
     texts = table["text"].to_pylist()
+    languages = zip(table["reason"].to_pylist(), table["language"].to_pylist(), strict=True)
+    wanted = {
+        line: primary_language(language or "") for line, (reason, language) in enumerate(languages) if reason is None
+    }
+    needs_audio = work.mode != "text"
     out = _Recognised(table.num_rows, work.plan)
-    for language, lines in _by_language_and_load(table, reasons, languages, waveforms, needs_audio=work.mode != "text"):
-        batch = _Batch(recogniser_for(language), waveforms, texts, needs_audio=work.mode != "text")
-        for part in [lines] if deaths is None else [[line] for line in lines]:
-            outcome = _carefully(partial(batch.run, part, out), part[0], Stage.RECOGNISE, deaths, watch)
+    for language, together in _by_model_and_load(wanted, table, waveforms, needs_audio=needs_audio):
+        label = partial(_label, recogniser_for(language), waveforms if needs_audio else None, texts)
+        for part, outcome in _carefully(label, together, Stage.RECOGNISE, deaths, watch):
             if isinstance(outcome, RejectedRow):
                 out.reject(part[0], outcome)
+            else:
+                out.fill(part, outcome)
     watch.end()
     return out.join(table.drop_columns(["waveform", "sample_bytes", "identity"]))
 
 
-def _by_language_and_load(
-    table: pa.Table,
-    reasons: Sequence[str | None],
-    languages: Sequence[str | None],
-    waveforms: Waveforms,
-    *,
-    needs_audio: bool,
-) -> Iterator[tuple[str, list[int]]]:
-    """Lines that can go to one model in one call: all that carry audio, then each recording that must be decoded again."""
-    groups: dict[tuple[str, int], list[int]] = {}
-    rows = table["row"].to_pylist()
-    for line in range(table.num_rows):
-        if reasons[line] is None:
-            carried = not needs_audio or waveforms.carried(line)
-            groups.setdefault((primary_language(languages[line] or ""), -1 if carried else rows[line]), []).append(line)
-    for (language, _), lines in groups.items():
-        yield language, lines
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Lines that go to one model, and what they need."""
-
-    recogniser: EmotionRecogniser
-    waveforms: Waveforms
-    texts: Sequence[str | None]
-    needs_audio: bool
-
-    def run(self, lines: list[int], out: _Recognised) -> None:
-        """Recognise lines into `out`; what fails is halved until one line is left, which is rejected."""
-        outcome = guard(partial(self._recognise, lines), Stage.RECOGNISE)
-        if not isinstance(outcome, RejectedRow):
-            out.fill(lines, outcome)
-        elif len(lines) == 1:
-            out.reject(lines[0], outcome)
-        else:
-            half = len(lines) // 2
-            for part in (lines[:half], lines[half:]):
-                self.run(part, out)
-
-    def _recognise(self, lines: list[int]) -> Recognised:
-        audio = [self.waveforms[line] for line in lines] if self.needs_audio else None
-        return self.recogniser.recognise(audio, [self.texts[line] or "" for line in lines])
+def _label(
+    recogniser: EmotionRecogniser, waveforms: Waveforms | None, texts: Sequence[str | None], lines: list[int]
+) -> Recognised:
+    audio = None if waveforms is None else [waveforms[line] for line in lines]
+    return recogniser.recognise(audio, [texts[line] or "" for line in lines])
 
 
 class _Recognised:

@@ -158,7 +158,7 @@ class Waveforms:
     def __init__(self, work: Work, shard: Shard, table: pa.Table) -> None:
         self._work, self._shard, self._table = work, shard, table
         self._rows: list[dict[str, Any]] | None = None
-        self._decoded: tuple[int, Waveform] | None = None
+        self._decoded: tuple[int, Waveform | RejectedRow] | None = None
 
     def __getitem__(self, line: int) -> Waveform:
         """float32 [num_samples]. Raises: RejectedRow when the recording cannot be read a second time."""
@@ -170,14 +170,24 @@ class Waveforms:
             self._rows = read_shard(self._work.store, self._shard).to_pylist()
         record = self._rows[row]
         if self._decoded is None or self._decoded[0] != row:
-            again = load_recording(self._work, record)
-            if again.identity != self._table["identity"][line].as_py():
-                detail = f"{without_query(str(record['audio']))} was another object when it was read a second time"
-                raise RejectedRow(Reason.CHANGED, detail, Stage.FETCH)
-            self._decoded = (row, again.waveform)
+            self._decoded = (row, self._decode_again(record, self._table["identity"][line].as_py()))
+        decoded = self._decoded[1]
+        if isinstance(decoded, RejectedRow):
+            raise decoded
         start, end = (round((self._table[name][line].as_py() - (record["offset_s"] or 0.0)) * SAMPLING_RATE)
                       for name in ("start_s", "end_s"))  # fmt: skip
-        return self._decoded[1][start:end]
+        return decoded[start:end]
+
+    def _decode_again(self, record: dict[str, Any], identity: bytes) -> Waveform | RejectedRow:
+        """One recording, or why it cannot be had: found out once, whatever the number of its utterances."""
+        try:
+            again = load_recording(self._work, record)
+        except RejectedRow as rejected:
+            return rejected
+        if again.identity != identity:
+            detail = f"{without_query(str(record['audio']))} was another object when it was read a second time"
+            return RejectedRow(Reason.CHANGED, detail, Stage.FETCH)
+        return again.waveform
 
     def carried(self, line: int) -> bool:
         """Whether the audio is here without decoding."""

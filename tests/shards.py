@@ -139,3 +139,6 @@ class FakeTranscriber:
     def transcribe(self, waveform, language):
         self.asked.append((len(waveform), language))
         return Transcript(self.text, language or self.language, -0.5, 0.1, 1.25)
+
+    def transcribe_many(self, waveforms, languages):
+        return [self.transcribe(*each) for each in zip(waveforms, languages, strict=True)]

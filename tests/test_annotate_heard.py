@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pipeline import annotate as annotate_module
+from pipeline import work as work_module
 from pipeline.annotate import prepare, recognise, transcribe
+from pipeline.attempts import MOST_DEATHS, Ledger, LedgerWatch
+from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.finish import finish
 from pipeline.models import slots
+from pipeline.models.transcribe import Transcriber
+from tests.corpus import ROOT
 from tests.golden import LONG, PARITY
 from tests.shards import (
     CLIP,
@@ -17,6 +25,7 @@ from tests.shards import (
     row,
     work_of,
 )
+from tests.test_attempts import Death
 
 # -- language
 
@@ -64,12 +73,11 @@ def test_a_transcriber_that_dies_of_one_row(tmp_path, checkpoints):
 
     class Moody(FakeTranscriber):
         def transcribe(self, waveform, language):
-            if len(self.asked) == 1:
-                self.asked.append((0, None))
-                raise MemoryError("once")
+            if len(waveform) == 16_000:
+                raise MemoryError("this one")
             return super().transcribe(waveform, language)
 
-    records = [row(n, text=None) for n in range(3)]
+    records = [row(0, text=None), row(1, text=None, duration=1.0), row(2, text=None)]
     work = work_of(tmp_path, records, models_of(checkpoints, "mean", ["en"]))
     table, finished = by_hand(work, Moody("en"), lambda _: real_recogniser(checkpoints))
     assert finished.rejects == ("OUT_OF_MEMORY",) and parts(work)["recording_id"].to_pylist() == ["r0", "r2"]
@@ -93,3 +101,112 @@ def test_half_a_recording_is_not_written(tmp_path, checkpoints):
     table, finished = by_hand(work, Second("en"), lambda _: spiteful)
     assert table.num_rows > 2
     assert finished.rejects == ("INTERNAL",) and parts(work)["recording_id"].to_pylist() == ["r1"]
+
+
+# -- several recordings in one pass
+
+
+class Choosy:
+    """The real transcriber, which dies of waveforms of one length; counts what it is given."""
+
+    def __init__(self, asr, num_samples: int = 0, error: BaseException | None = None) -> None:
+        self._real = Transcriber(asr, device="cpu", compute_type="float32", num_threads=1, max_batch=4)
+        self._num_samples, self._error = num_samples, error
+        self.calls: list[list[int]] = []
+
+    def transcribe_many(self, waveforms, languages):
+        self.calls.append([len(waveform) for waveform in waveforms])
+        if self._error is not None and self._num_samples in self.calls[-1]:
+            raise self._error
+        return self._real.transcribe_many(waveforms, languages)
+
+
+HEARD = ["text", "language", "asr_avg_logprob", "asr_no_speech_prob", "asr_compression_ratio"]
+
+
+def spoken_records() -> list[dict[str, object]]:
+    """Six recordings that say different things, of one of them a second."""
+    clips = sorted((ROOT / "demo" / "heldout" / "audio").glob("sentences-*"))[:6]
+    return [{"id": f"r{n}", "audio": str(clip), "duration": 1.0 if n == 3 else None} for n, clip in enumerate(clips)]
+
+
+def assert_heard_alike(found, expected) -> None:
+    """Every line that was not rejected says what it was to say."""
+    kept = [line for line, reason in enumerate(found["reason"].to_pylist()) if reason is None]
+    for name in HEARD:
+        values = [[table[name][line].as_py() for line in kept] for table in (found, expected)]
+        assert values[0] == [pytest.approx(v, abs=1e-5) if isinstance(v, float) else v for v in values[1]]
+
+
+def shard_of_speech(tmp_path, checkpoints):
+    work = work_of(tmp_path, spoken_records(), models_of(checkpoints, "mean", ["en", "es"]), language="auto")
+    (shard,) = work.plan.shards()
+    return work, shard, prepare(work, shard)
+
+
+@pytest.mark.parametrize("error", [MemoryError("too long"), RuntimeError("boom")])
+def test_a_failing_row_leaves_its_neighbours_as_they_are(tmp_path, checkpoints, asr, error):
+    """Fails if a row's failure costs another its text, or changes it by as much as shows."""
+    work, shard, table = shard_of_speech(tmp_path, checkpoints)
+    well, bad = Choosy(asr), Choosy(asr, 16_000, error)
+    expected, found = (transcribe(work, shard, table, lambda _, each=each: each) for each in (well, bad))
+    assert well.calls == [bad.calls[0]] and len(well.calls[0]) == table.num_rows, "one call for all"
+    reason = "OUT_OF_MEMORY" if isinstance(error, MemoryError) else "INTERNAL"
+    assert found["reason"].to_pylist() == [reason if count == 16_000 else None for count in well.calls[0]]
+    assert_heard_alike(found, expected)
+    assert len({text for text in expected["text"].to_pylist() if text}) > 1
+
+
+def test_a_lethal_line_is_found_in_transcription(tmp_path, checkpoints, asr):
+    """Fails if a batch hides who killed the process, the suspect is tried for ever, or a neighbour is lost or changed."""
+    work, shard, table = shard_of_speech(tmp_path, checkpoints)
+    well = Choosy(asr)
+    expected = transcribe(work, shard, table, lambda _: well)
+    deadly, watch, found = Choosy(asr, 16_000, Death()), LedgerWatch(Ledger(), "transcribe x"), None
+    for _ in range(MOST_DEATHS + 2):
+        try:
+            found = transcribe(work, shard, table, lambda _: deadly, watch)
+        except Death:
+            continue
+        break
+    assert found is not None
+    assert len(deadly.calls[0]) == table.num_rows and {len(call) for call in deadly.calls[1:]} == {1}
+    assert sum(16_000 in call for call in deadly.calls) == MOST_DEATHS + 1
+    reasons = found["reason"].to_pylist()
+    assert [reason for reason in reasons if reason] == ["INTERNAL"]
+    assert_heard_alike(found, expected)
+
+
+def test_recordings_over_the_budget_are_heard_one_at_a_time(tmp_path, checkpoints, monkeypatch):
+    """Fails if all that was too much to carry is decoded at once, or a recording that is gone is asked for by each utterance."""
+    monkeypatch.setattr(annotate_module, "PCM_BUDGET_BYTES", 300_000)
+    long = {"audio": str(PARITY / LONG), "text": None, "duration": 31.0}
+    records = [row(0, text=None), row(1, **long), row(2, **long)]
+    work = work_of(tmp_path, records, models_of(checkpoints, "mean", ["en"]))
+    (shard,) = work.plan.shards()
+    table = prepare(work, shard)
+    pieces = [table["row"].to_pylist().count(n) for n in range(3)]
+    assert pieces[0] == 1 and min(pieces[1:]) > 1
+    calls: list[int] = []
+
+    class Counting(FakeTranscriber):
+        def transcribe_many(self, waveforms, languages):
+            calls.append(len(waveforms))
+            return super().transcribe_many(waveforms, languages)
+
+    counting, asked = Counting("en"), []
+    real = work_module.load_recording
+    monkeypatch.setattr(work_module, "load_recording", lambda w, record: asked.append(record) or real(w, record))
+    transcribe(work, shard, table, lambda _: counting)
+    assert sum(calls) == table.num_rows and max(calls[1:]) <= max(pieces)
+    assert len(asked) == 2
+
+    def gone(_work, record):
+        asked.append(record)
+        raise RejectedRow(Reason.NOT_FOUND, "gone", Stage.FETCH)
+
+    asked.clear()
+    monkeypatch.setattr(work_module, "load_recording", gone)
+    reasons = transcribe(work, shard, table, lambda _: counting)["reason"].to_pylist()
+    missing = table["waveform"].null_count
+    assert reasons.count("NOT_FOUND") == missing > 2 and len(asked) == 2

@@ -14,7 +14,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.models import emotion
-from pipeline.models.emotion import MIN_SAMPLES, EmotionRecogniser, batches, check, embedding_widths, labels_of
+from pipeline.models.batching import batches
+from pipeline.models.emotion import MIN_SAMPLES, EmotionRecogniser, check, embedding_widths, labels_of
 from pipeline.models.fusion import FusionModel
 from pipeline.models.modes import build_fusion
 from pipeline.models.sentence import _batches
@@ -71,7 +72,7 @@ def test_what_cannot_be_run_is_named_before_any_work(mean, waveforms, texts, sai
 @pytest.mark.parametrize("num_samples", [MIN_SAMPLES, 720, 880, 16_000, 16_160])
 def test_shortest_and_odd_clips(mean, num_samples):
     """Fails if the shortest clip gives NaN, or half a frame of padding of an odd clip is heard in a batch only."""
-    mean._max_batch = 8
+    mean._batcher.max_batch = 8
     alone = mean.recognise([noise(num_samples)], ["yes"])
     beside = mean.recognise([noise(40_000, 1), noise(num_samples), noise(900, 2)], ["a", "yes", "b"])
     assert np.isfinite(alone.scores).all()

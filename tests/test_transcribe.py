@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,14 +57,14 @@ def test_whisper_hears_the_padded_waveform(transcriber, long_speech, monkeypatch
     given: list[np.ndarray] = []
 
     def encode(features):
-        given.append(features)
+        given.append(np.array(features))
         raise _Seen
 
     monkeypatch.setattr(transcribe_module, "has_speech", lambda _: True)
-    monkeypatch.setattr(transcriber._model, "encode", encode)
+    monkeypatch.setattr(transcriber._model, "model", SimpleNamespace(encode=encode, is_multilingual=True))
     with pytest.raises(_Seen):
         transcriber.transcribe(waveform, "en")
-    (heard,) = given
+    ((heard,),) = given
     reference = WhisperFeatureExtractor(feature_size=80)(waveform, sampling_rate=16_000, return_tensors="np")
     expected = reference["input_features"][0]
     assert heard.shape == expected.shape == (80, 3000)

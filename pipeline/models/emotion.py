@@ -8,11 +8,8 @@ encoder.
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
@@ -20,15 +17,13 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
+from pipeline.models.batching import Batcher
 from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
 from pipeline.models.fusion import MISSING_ALLOWED, UNEXPECTED_ALLOWED, FusionModel, FusionOutput, skip_init
-from pipeline.models.memory import shortage_as_memory_error
 from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
 from pipeline.models.sentence import TextModel
 from pipeline.models.weights import Checkpoint, load_state_dict, load_strict
 from pipeline.schema import emotion_of
-
-_log = logging.getLogger(__name__)
 
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
 
@@ -111,8 +106,11 @@ class EmotionRecogniser:
         self.emotions = tuple(emotion_of(label) for label in self.label_names)
         self.embedding_widths = embedding_widths(mode, fusion, sentence_encoder)
         self._device = torch.device(device)
-        self._max_batch = max_batch or (1 if self._device.type == "cpu" else _GPU_BATCH)
-        self._max_batch_s = max_batch_s or _MAX_BATCH_S
+        self._batcher = Batcher(
+            max_batch=max_batch or (1 if self._device.type == "cpu" else _GPU_BATCH),
+            max_batch_s=max_batch_s or _MAX_BATCH_S,
+            device=device,
+        )
         self._text: TextModel | None = None
         self._fusion: FusionModel | None = None
         dtype = PRECISIONS[precision]
@@ -169,46 +167,18 @@ class EmotionRecogniser:
         )
         logits, audio, fused = (np.empty((len(waveforms), width), np.float32) for width in widths)
         heard_s = [min(len(waveform) / SAMPLING_RATE, MAX_MEL_FRAMES / 100) for waveform in waveforms]
-        planned = self._plan(range(len(waveforms)), heard_s)
-        while planned:
-            batch = planned.popleft()
-            output = self._forward(model, [waveforms[i] for i in batch], None if text is None else text[batch])
-            if output is None:
-                self._shrink(len(batch), heard_s[batch[0]])
-                planned = self._plan([*batch, *chain.from_iterable(planned)], heard_s)
-                continue
+
+        def forward(batch: list[int]) -> FusionOutput:
+            features, mask = self._features([waveforms[i] for i in batch])
+            texts = None if text is None else torch.from_numpy(text[batch]).to(self._device)
+            output: FusionOutput = model(features, mask, texts)
+            return output
+
+        for batch, output in self._batcher.run(heard_s, forward):
             logits[batch] = output.logits.cpu().numpy()
             audio[batch] = output.audio_embedding.cpu().numpy()
             fused[batch] = output.fused_embedding.cpu().numpy()
         return logits, audio, fused
-
-    def _plan(self, waiting: Sequence[int], lengths_s: Sequence[float]) -> deque[list[int]]:
-        made = batches([lengths_s[i] for i in waiting], max_batch=self._max_batch, max_batch_s=self._max_batch_s)
-        return deque([waiting[i] for i in batch] for batch in made)
-
-    def _forward(
-        self, model: FusionModel, waveforms: Sequence[NDArray[np.float32]], text: NDArray[np.float32] | None
-    ) -> FusionOutput | None:
-        """One pass; None when there is no memory for so many. Raises: MemoryError when there is none for one."""
-        try:
-            with shortage_as_memory_error():
-                features, mask = self._features(waveforms)
-                texts = None if text is None else torch.from_numpy(text).to(self._device)
-                output: FusionOutput = model(features, mask, texts)
-                return output
-        except MemoryError:
-            if len(waveforms) == 1:
-                raise
-            return None  # with it the traceback goes, which holds on to the memory
-
-    def _shrink(self, size: int, longest_s: float) -> None:
-        """Half of what found no memory, from now on and for good."""
-        self._max_batch_s = longest_s * (size // 2)
-        _log.warning(
-            "no memory for %d clips of %.1f s: batches of %.0f s from now on", size, longest_s, self._max_batch_s
-        )
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _columns(
         self,
@@ -234,21 +204,6 @@ class EmotionRecogniser:
             text_truncated=text_truncated,
             **embeddings,
         )
-
-
-def batches(lengths_s: Sequence[float], *, max_batch: int, max_batch_s: float) -> list[list[int]]:
-    """Indices by length, longest first, so that padding is small and memory fails at once or not at all.
-
-    A batch has at most `max_batch` members and `max_batch_s` seconds after padding; one alone always fits.
-    """
-    made: list[list[int]] = []
-    for index in sorted(range(len(lengths_s)), key=lambda i: -lengths_s[i]):
-        last = made[-1] if made else []
-        if last and len(last) < max_batch and (len(last) + 1) * lengths_s[last[0]] <= max_batch_s:
-            last.append(index)
-        else:
-            made.append([index])
-    return made
 
 
 def _load_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None, dtype: torch.dtype) -> FusionModel:

@@ -1,0 +1,89 @@
+"""Batches by length, halved where memory runs short: for every model that takes several utterances at once."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
+
+from pipeline.models.memory import shortage_as_memory_error
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Batcher:
+    """How many utterances one loaded model takes at once: what found memory is kept for as long as the model is.
+
+    Args:
+        max_batch: utterances in one batch.
+        max_batch_s: seconds after padding in one batch of more than one utterance.
+        device: cpu or cuda.
+    """
+
+    def __init__(self, *, max_batch: int, max_batch_s: float, device: str) -> None:
+        self.max_batch = max_batch
+        self._max_batch_s = max_batch_s
+        self._on_gpu = device.startswith("cuda")
+
+    def run(self, lengths_s: Sequence[float], forward: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+        """Put every utterance through a model once. A batch that finds no memory is halved, and so are all that follow.
+
+        Args:
+            lengths_s: of each utterance, as long as the model makes it.
+            forward: the model, on a list of indices.
+        Yields: indices, and what the model gave for them.
+        Raises: MemoryError when there is none for one alone; what `forward` raises otherwise.
+        """
+        planned = self._plan(range(len(lengths_s)), lengths_s)
+        while planned:
+            batch = planned.popleft()
+            output = _attempt(forward, batch)
+            if output is None:
+                self._shrink(len(batch), lengths_s[batch[0]])
+                planned = self._plan([*batch, *chain.from_iterable(planned)], lengths_s)
+            else:
+                yield batch, output
+
+    def _plan(self, waiting: Sequence[int], lengths_s: Sequence[float]) -> deque[list[int]]:
+        made = batches([lengths_s[i] for i in waiting], max_batch=self.max_batch, max_batch_s=self._max_batch_s)
+        return deque([waiting[i] for i in batch] for batch in made)
+
+    def _shrink(self, size: int, longest_s: float) -> None:
+        """Half of what found no memory, from now on and for good."""
+        self._max_batch_s = longest_s * (size // 2)
+        _log.warning(
+            "no memory for %d clips of %.1f s: batches of %.0f s from now on", size, longest_s, self._max_batch_s
+        )
+        if self._on_gpu:
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def _attempt(forward: Callable[[list[int]], T], batch: list[int]) -> T | None:
+    """One pass; None when there is no memory for so many. Raises: MemoryError when there is none for one."""
+    try:
+        with shortage_as_memory_error():
+            return forward(batch)
+    except MemoryError:
+        if len(batch) == 1:
+            raise
+        return None  # with it the traceback goes, which holds on to the memory
+
+
+def batches(lengths_s: Sequence[float], *, max_batch: int, max_batch_s: float) -> list[list[int]]:
+    """Indices by length, longest first, so that padding is small and memory fails at once or not at all.
+
+    A batch has at most `max_batch` members and `max_batch_s` seconds after padding; one alone always fits.
+    """
+    made: list[list[int]] = []
+    for index in sorted(range(len(lengths_s)), key=lambda i: -lengths_s[i]):
+        last = made[-1] if made else []
+        if last and len(last) < max_batch and (len(last) + 1) * lengths_s[last[0]] <= max_batch_s:
+            last.append(index)
+        else:
+            made.append([index])
+    return made

@@ -1,0 +1,96 @@
+"""Whisper's log-mel spectrogram in torch: a batch at a time, on any device, only of what is not padding.
+
+What faster-whisper's extractor gives for a waveform that was padded with zeros to the window, within 2e-5 (features lie
+between -1.5 and 2.5): this one is in double precision to the end, that one rounds its spectrum to single. The frames that hold
+nothing but padding all have one value and are filled in: a clip of 4 s costs 2.5 ms of a CPU thread instead of 19, one of
+30 s 11 instead of 16.
+
+Source: Radford et al. 2022, section 2.2; faster-whisper 1.2.1, `feature_extractor.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_FLOOR = 1e-10
+"""Of the power in a mel band, before its logarithm."""
+_DYNAMIC_RANGE = 8.0
+"""Decades below the loudest band of the clip; what is quieter is raised to there."""
+_FRAMES_AT_ONCE = 256
+"""Of each clip: with their spectra, 1.6 MB, they stay in a CPU's cache, which halves the time of a clip of 30 s."""
+
+
+class LogMel:
+    """A Whisper model's features.
+
+    Args:
+        extractor: the loaded model's faster-whisper `FeatureExtractor`, whose mel filters, transform, hop and window are taken.
+        device: where the features are computed and stay.
+    """
+
+    def __init__(self, extractor: Any, *, device: torch.device | str = "cpu") -> None:  # noqa: ANN401 - faster-whisper ships no types
+        self._device = torch.device(device)
+        self._filters = torch.from_numpy(np.asarray(extractor.mel_filters, np.float64).T.copy()).to(self._device)
+        self._num_samples, self._hop, self._fft = (
+            int(extractor.n_samples),
+            int(extractor.hop_length),
+            int(extractor.n_fft),
+        )
+        # single precision, as the reference has it
+        window = np.hanning(self._fft + 1)[:-1].astype(np.float32).astype(np.float64)
+        self._window = torch.from_numpy(window).to(self._device)
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Features of a batch, each as if it came alone.
+
+        Args:
+            waveforms: float32 [num_samples] at the model's sampling rate, none longer than its window.
+        Returns: float32 [B, num_mels, num_frames] of the whole window, contiguous on the device and complete: whatever
+            stream reads it.
+        Raises: ValueError for a waveform longer than the window.
+        """
+        logs = self._log_mels(self._framed(waveforms))
+        floor = logs.amax(dim=(1, 2), keepdim=True) - _DYNAMIC_RANGE
+        heard = _scaled(torch.maximum(logs, floor)).transpose(1, 2)
+        silence = _scaled(floor.clamp(min=math.log10(_FLOOR)))
+        features = silence.repeat(1, heard.shape[1], self._num_samples // self._hop)
+        features[:, :, : heard.shape[2]] = heard
+        if features.is_cuda:
+            torch.cuda.current_stream(features.device).synchronize()
+        return features
+
+    def _framed(self, waveforms: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Frames [B, T, n_fft] around every hop, mirrored at the edges; T ends where the longest is silent or the window ends."""
+        longest = max(len(waveform) for waveform in waveforms)
+        # a transform's length of zeros behind the last sample: its frames, and the mirror's, hold the silence that follows
+        held = max(longest, min(longest + self._fft, self._num_samples))
+        samples = np.zeros((len(waveforms), held), np.float32)
+        if held > self._num_samples:
+            raise ValueError(f"a waveform of {longest} samples does not fit the window of {self._num_samples}")
+        for row, waveform in enumerate(waveforms):
+            samples[row, : len(waveform)] = waveform
+        half = self._fft // 2
+        given = torch.from_numpy(samples).to(self._device).double()
+        mirrored = torch.nn.functional.pad(given, (half, half), mode="reflect")
+        return mirrored.unfold(1, self._fft, self._hop)[:, : self._num_samples // self._hop]
+
+    def _log_mels(self, frames: Tensor) -> Tensor:
+        """Logarithm of the power in each mel band, [B, T, num_mels]."""
+        powers = []
+        for some in torch.split(frames, _FRAMES_AT_ONCE, dim=1):
+            spectrum = torch.fft.rfft(some * self._window)
+            powers.append((spectrum.real.square() + spectrum.imag.square()) @ self._filters)
+        return torch.cat(powers, dim=1).clamp(min=_FLOOR).log10()
+
+
+def _scaled(logs: Tensor) -> Tensor:
+    """What Whisper was trained on, in its single precision."""
+    return ((logs + 4.0) / 4.0).float()
