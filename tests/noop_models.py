@@ -52,9 +52,11 @@ class NoOpRecogniser:
 class NoOpTranscriber:
     """Hears the same words everywhere."""
 
-    def transcribe(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
-        """As `Transcriber.transcribe`."""
-        return Transcript("words", language, -0.1, 0.0, 1.0)
+    def transcribe_many(
+        self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
+    ) -> list[Transcript]:
+        """As `Transcriber.transcribe_many`."""
+        return [Transcript("words", language, -0.1, 0.0, 1.0) for _, language in zip(waveforms, languages, strict=True)]
 
 
 def arm() -> None:
