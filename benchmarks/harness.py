@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
@@ -101,10 +101,23 @@ def machine() -> str:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "transformers", "faster-whisper"))
+    packages = ", ".join(map(_version, ("torch", "ray", "transformers", "faster-whisper")))
     cores = len(os.sched_getaffinity(0))
-    hardware = f"{_processor()}, {cores} cores, {memory:.0f} GiB, no GPU"
+    hardware = f"{_processor()}, {cores} cores, {memory:.0f} GiB, {_gpu()}"
     return f"{hardware}; Python {platform.python_version()}, {packages}; commit {commit.stdout.strip()}"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
 def _processor() -> str:

@@ -1,0 +1,138 @@
+"""The emotion models at their published sizes on a GPU: precision, batch and clip length, against the floor of the device.
+
+usage: python -m benchmarks.gpu [--device cuda] [--quick]      needs torch and transformers; no Ray, no hub, no Whisper
+
+Weights are random in the published shapes, so that speed, memory and exactness are meaningful, and labels are not. The floor
+is arithmetic: 0.24 TFLOP for 4 s and 1.96 for 30 s of Wav2Vec2-BERT, over the rate at which this device multiplies large
+matrices in the same precision, measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.harness import Result, machine
+from benchmarks.workload import published_models, small_models
+from pipeline import SAMPLING_RATE
+from pipeline.models.emotion import PRECISIONS, EmotionRecogniser, Recognised
+from pipeline.models.weights import resolve
+
+_TFLOP = {4.0: 0.24, 30.0: 1.96}
+_ROUNDS = 3
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small models, few clips: does it run?")
+    asked = parser.parse_args()
+    result = run(device=asked.device, quick=asked.quick)
+    for row in (result.columns, *result.rows):
+        print("| " + " | ".join(row) + " |")
+    print("\n".join([*result.notes, machine()]))
+
+
+def run(*, device: str, quick: bool) -> Result:
+    """Every precision, clip length and batch; each against fp32 one clip at a time."""
+    models = small_models() if quick else published_models()
+    rows, notes = [], []
+    for clip_s in (4.0,) if quick else _TFLOP:
+        work = _Work(clip_s, *_utterances(clip_s, 8 if quick else 128))
+        for precision, dtype in PRECISIONS.items():  # fp32 first, batch 1 first: what the others are held against
+            checkpoints = resolve(str(models.fusion)), resolve(str(models.encoder))
+            recogniser = EmotionRecogniser("mean", *checkpoints, device=device, precision=precision, max_batch_s=1e9)
+            tflops = _matrix_tflops(device, dtype)
+            for batch in (1, 4) if quick else (1, 8, 32, 64):
+                rows.append((f"{clip_s:.0f} s", precision, *work.measured(recogniser, batch, tflops=tflops)))
+            notes.append(f"{clip_s:.0f} s, {precision}: 8 clips in one batch, {_stages(recogniser, work)}")
+            del recogniser
+    return Result(
+        title="Emotion models on a GPU",
+        columns=(
+            *("clip", "precision", "batch", "clips/s", "audio h/h"),
+            *("of the floor", "peak GiB", "labels that flip", "score error"),
+        ),
+        rows=rows,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _utterances(clip_s: float, count: int) -> tuple[list[NDArray[np.float32]], list[str]]:
+    random = np.random.default_rng(11)
+    size = round(clip_s * SAMPLING_RATE)
+    envelope = np.abs(np.sin(np.linspace(0, 3 * clip_s, size)))
+    noise = [(0.1 * envelope * random.standard_normal(size)).astype(np.float32) for _ in range(count)]
+    return noise, [f"This is sentence number {number} of a call that goes on." for number in range(count)]
+
+
+@dataclass
+class _Work:
+    """Clips of one length, and what fp32 makes of them one at a time."""
+
+    clip_s: float
+    waveforms: list[NDArray[np.float32]]
+    texts: list[str]
+    exact: Recognised | None = None
+
+    def run(self, recogniser: EmotionRecogniser, batch: int) -> Recognised:
+        recogniser._batcher.max_batch = batch
+        return recogniser.recognise(self.waveforms, self.texts)
+
+    def measured(self, recogniser: EmotionRecogniser, batch: int, *, tflops: float) -> tuple[str, ...]:
+        """Speed, memory and exactness of one batch size."""
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        found = self.run(recogniser, batch)
+        self.exact = self.exact or found
+        seconds = min(_timed(lambda: self.run(recogniser, batch)) for _ in range(_ROUNDS))
+        count, clips_per_s = len(self.waveforms), len(self.waveforms) / seconds
+        flips = sum(a != b for a, b in zip(found.labels, self.exact.labels, strict=True))
+        peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+        return (f"{batch}", f"{clips_per_s:.1f}", f"{clips_per_s * self.clip_s:,.0f}",
+                f"{clips_per_s * _TFLOP[self.clip_s] / tflops:.0%}", f"{peak:.1f}", f"{flips} of {count}",
+                f"{np.abs(found.scores - self.exact.scores).max():.1e}")  # fmt: skip
+
+
+def _stages(recogniser: EmotionRecogniser, work: _Work) -> str:
+    waveforms, texts = work.waveforms[:8], work.texts[:8]
+    with torch.inference_mode():
+        features, mask = recogniser._features(waveforms)
+        read = torch.from_numpy(recogniser._text.run(texts).embedding).to(features.device)
+        steps = {
+            "filter banks": lambda: recogniser._features(waveforms),
+            "text": lambda: recogniser._text.run(texts),
+            "audio and fusion": lambda: recogniser._fusion(features, mask, read),
+        }
+        taken = {name: min(_timed(step) for _ in range(_ROUNDS)) for name, step in steps.items()}
+    return ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in taken.items())
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _matrix_tflops(device: str, dtype: torch.dtype, size: int = 4096) -> float:
+    """TFLOP/s of a large matrix product."""
+    if device == "cpu":
+        size = 512
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a @ b
+    seconds = min(_timed(lambda: [a @ b for _ in range(4)]) for _ in range(_ROUNDS)) / 4
+    return 2 * size**3 / seconds / 1e12
+
+
+if __name__ == "__main__":
+    main()
