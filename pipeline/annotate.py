@@ -24,6 +24,7 @@ from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.finish import DONE_ELSEWHERE, Finished, finish, key_of
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
+from pipeline.readahead import read_ahead
 from pipeline.schema import EMOTIONS
 from pipeline.work import (
     CAUSE,
@@ -32,6 +33,7 @@ from pipeline.work import (
     Waveforms,
     Work,
     cause_columns,
+    fetch_recording,
     guard,
     load_recording,
     pack_waveform,
@@ -62,8 +64,11 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
         return pa.Table.from_pylist([done], schema=WORK_SCHEMA)
     lines: list[dict[str, Any]] = []
     pcm_bytes = failed = 0
-    for row, record in enumerate(rows.to_pylist()):
-        outcome = guard(partial(_prepare_row, work, record), Stage.DECODE)
+    records = rows.to_pylist()
+    contents = read_ahead(partial(fetch_recording, work), [record for record in records if _needs_audio(work, record)])
+    for row, record in enumerate(records):
+        content = next(contents) if _needs_audio(work, record) else None
+        outcome = guard(partial(_prepare_row, work, record, content), Stage.DECODE)
         failed = failed + 1 if isinstance(outcome, RejectedRow) and outcome.reason == Reason.FETCH_FAILED else 0
         if isinstance(outcome, RejectedRow):
             if failed == unreachable:
@@ -80,16 +85,20 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
     return pa.Table.from_pylist(lines, schema=WORK_SCHEMA)
 
 
-def _prepare_row(work: Work, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The utterances of one recording."""
+def _needs_audio(work: Work, record: dict[str, Any]) -> bool:
+    return work.mode != "text" or record["text"] is None or record["language"] is None
+
+
+def _prepare_row(work: Work, record: dict[str, Any], content: Callable[[], bytes] | None) -> list[dict[str, Any]]:
+    """The utterances of one recording; `content` gives its bytes, or is None where nobody listens."""
     text = record["text"]
     common = {"language": record["language"], "text": text, "text_source": "none" if text is None else "manifest"}
     offset_s = record["offset_s"] or 0.0
-    if work.mode == "text" and text is not None and record["language"] is not None:
+    if content is None:
         duration_s = record["duration_s"]
         end_s = None if duration_s is None else offset_s + duration_s
         return [{**common, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
-    recording = load_recording(work, record)
+    recording = load_recording(work, record, content())
     waveform = recording.waveform
     spans = cut(waveform, segmentation=work.plan.settings["segmentation"], has_text=text is not None)
     if len(spans) > 1:

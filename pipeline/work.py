@@ -127,11 +127,10 @@ class Recording:
     identity: bytes
 
 
-def load_recording(work: Work, record: dict[str, Any]) -> Recording:
-    """Fetch and decode one plan row. Raises: RejectedRow.
+def fetch_recording(work: Work, record: dict[str, Any]) -> bytes:
+    """The bytes of one plan row's object, checked against the manifest. Raises: RejectedRow.
 
-    The roots are asked again: a link may have been turned since the plan was made. A process of its own decodes, so
-    that the file cannot take this one down.
+    The roots are asked again: a link may have been turned since the plan was made.
     """
     if record["audio"] is None:
         detail = (
@@ -139,15 +138,23 @@ def load_recording(work: Work, record: dict[str, Any]) -> Recording:
         )
         raise RejectedRow(Reason.BAD_FIELD, detail, Stage.FETCH)
     work.roots.check(str(record["audio"]))
-    limits = work.limits
-    content = fetch(str(record["audio"]), max_bytes=limits.max_bytes)
+    content = fetch(str(record["audio"]), max_bytes=work.limits.max_bytes)
     check_content(content, record, without_query(str(record["audio"])))
+    return content
+
+
+def load_recording(work: Work, record: dict[str, Any], content: bytes | None = None) -> Recording:
+    """Decode one plan row from its content, which is fetched if it is not at hand. Raises: RejectedRow.
+
+    A process of its own decodes, so that the file cannot take this one down.
+    """
+    content = fetch_recording(work, record) if content is None else content
     waveform = sandbox().decode(
         content,
         offset_s=record["offset_s"] or 0.0,
         duration_s=record["duration_s"],
         channel=record["channel"],
-        limits=limits,
+        limits=work.limits,
     )
     return Recording(waveform, identity(content))
 
