@@ -25,7 +25,8 @@ from benchmarks.processes import run as run_process
 from benchmarks.workload import RATE, clips, published_models, require, small_models
 from pipeline.audio.decode import decode
 from pipeline.audio.sandbox import sandbox
-from pipeline.models.emotion import MAX_MEL_FRAMES, EmotionRecogniser, batches
+from pipeline.models.batching import batches
+from pipeline.models.emotion import MAX_MEL_FRAMES, EmotionRecogniser
 from pipeline.models.fbank import FilterBanks, num_frames
 from pipeline.models.fusion import FusionModel, MultiHeadFusion
 from pipeline.models.sentence import TextModel
