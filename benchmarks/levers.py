@@ -226,7 +226,7 @@ def _sorting(table: Table) -> None:
     arrival = [list(range(start, start + BATCH)) for start in range(0, SHARD, BATCH)]
     for mix, lengths in _mixes(8 * SHARD).items():
         shards = [lengths[start : start + SHARD] for start in range(0, len(lengths), SHARD)]
-        ordered = [batches(shard, max_batch=BATCH, max_batch_s=960.0) for shard in shards]
+        ordered = [batches(shard, max_batch=BATCH, max_padded=960.0) for shard in shards]
         stock = float(np.mean([_padded(shard, arrival) for shard in shards]))
         ours = float(np.mean([_padded(shard, made) for shard, made in zip(shards, ordered, strict=True)]))
         name = f"padded / real frames, batches of {BATCH}, {mix}"

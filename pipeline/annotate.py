@@ -33,7 +33,7 @@ from pipeline.work import (
     Waveforms,
     Work,
     cause_columns,
-    fetch_recording,
+    fetch_small,
     guard,
     load_recording,
     pack_waveform,
@@ -65,7 +65,7 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
     lines: list[dict[str, Any]] = []
     pcm_bytes = failed = 0
     records = rows.to_pylist()
-    contents = read_ahead(partial(fetch_recording, work), [record for record in records if _needs_audio(work, record)])
+    contents = read_ahead(partial(fetch_small, work), [record for record in records if _needs_audio(work, record)])
     for row, record in enumerate(records):
         content = next(contents) if _needs_audio(work, record) else None
         outcome = guard(partial(_prepare_row, work, record, content), Stage.DECODE)
@@ -89,8 +89,10 @@ def _needs_audio(work: Work, record: dict[str, Any]) -> bool:
     return work.mode != "text" or record["text"] is None or record["language"] is None
 
 
-def _prepare_row(work: Work, record: dict[str, Any], content: Callable[[], bytes] | None) -> list[dict[str, Any]]:
-    """The utterances of one recording; `content` gives its bytes, or is None where nobody listens."""
+def _prepare_row(
+    work: Work, record: dict[str, Any], content: Callable[[], bytes | None] | None
+) -> list[dict[str, Any]]:
+    """The utterances of one recording; `content` gives its bytes if they are at hand, and is None where nobody listens."""
     text = record["text"]
     common = {"language": record["language"], "text": text, "text_source": "none" if text is None else "manifest"}
     offset_s = record["offset_s"] or 0.0

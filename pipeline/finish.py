@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.commit import Receipt, RejectNote, ids_sha256, new_attempt, part_key, partition_folder, write_part
 from pipeline.config import primary_language
-from pipeline.errors import JobError, Reason
+from pipeline.errors import JobError, Reason, Stage
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.retrying import principal
@@ -22,9 +22,9 @@ from pipeline.work import CAUSE, Work
 
 _FEW = 3
 _MAX_UNFORESEEN = 0.1
-_UNFORESEEN = (Reason.INTERNAL, Reason.DECODER_CRASH, Reason.TIMEOUT, Reason.OUT_OF_MEMORY)
-"""A shard of which more rows than both of these failed in such a way is not committed: it is a bug or a sick machine, not
-a row."""
+"""A shard of which more rows than both of these failed in the models is not committed: it is a bug or a sick machine, not a
+row. What the decoder did in its own process (DECODER_CRASH, TIMEOUT, OUT_OF_MEMORY there) is the file's fault: one that
+cannot start at all is a JobError."""
 
 MAX_DENIED = 0.5
 """Nor is a shard of which more rows than both of these could not be read for want of rights or of a store that answers: the
@@ -104,7 +104,8 @@ def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
 
 
 def _refuse_unforeseen(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_share: float) -> None:
-    failed = [note for note in notes if note.reason in _UNFORESEEN]
+    failed = [note for note in notes if note.reason == Reason.INTERNAL
+              or (note.reason == Reason.OUT_OF_MEMORY and note.stage != Stage.DECODE)]  # fmt: skip
     if len(failed) > max(_FEW, max_share * rows.num_rows):
         raise JobError(
             f"{len(failed)} of {rows.num_rows} rows of shard {shard.name} failed as a sick machine or a bug would have it: "

@@ -8,30 +8,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 MOST_AHEAD = 16
-_BUDGET_BYTES = 256 * 2**20
+SMALL_BYTES = 16 * 2**20
+"""What may be fetched ahead: with it all that is on its way fits into 256 MiB."""
 
 
-def read_ahead(fetch: Callable[[T], bytes], items: Sequence[T]) -> Iterator[Callable[[], bytes]]:
-    """For each item in turn, a call that returns its bytes or raises what `fetch` raised.
+def read_ahead(fetch: Callable[[T], R], items: Sequence[T]) -> Iterator[Callable[[], R]]:
+    """For each item in turn, a call that returns what `fetch` returned or raises what it raised.
 
-    As many are fetched at once as should fit into 256 MiB if all are as large as the largest so far, at most `MOST_AHEAD`; the
-    first alone. Threads: `fetch` must bear being called from several.
+    `MOST_AHEAD` are fetched at once, by threads. How large each may be is for `fetch` to see to.
     """
-    waiting: deque[Future[bytes]] = deque()
-    largest, begun = _BUDGET_BYTES, 0
+    waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(MOST_AHEAD, thread_name_prefix="fetch")
     try:
-        for _ in items:
-            ahead = max(1, min(MOST_AHEAD, _BUDGET_BYTES // largest))
-            while begun < len(items) and len(waiting) < ahead:
-                waiting.append(pool.submit(fetch, items[begun]))
-                begun += 1
-            future = waiting.popleft()
-            yield future.result
-            if future.exception() is None:
-                size = max(len(future.result()), 1)
-                largest = size if largest == _BUDGET_BYTES else max(largest, size)
+        for number in range(len(items)):
+            for item in items[number + len(waiting) : number + MOST_AHEAD]:
+                waiting.append(pool.submit(fetch, item))
+            yield waiting.popleft().result
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -111,7 +111,7 @@ def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
     host, _, port = context.gcs_address.rpartition(":")
     (here,) = (node for node in nodes if node["NodeID"] == context.get_node_id())
     return {
-        "Ray's head": (host, int(port)),
+        "Ray's head": (host.strip("[]"), int(port)),
         "Ray on this node": (here["NodeManagerAddress"], here["NodeManagerPort"]),
     }
 

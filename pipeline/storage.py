@@ -60,10 +60,8 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if scheme in ("http", "https"):
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-        options = {
-            "allow_redirects": False,
-            "client_kwargs": {"timeout": timeout},
-        }  # a redirect would lead past the roots
+        # a redirect would lead past the audio roots
+        options = {"allow_redirects": False, "client_kwargs": {"timeout": timeout}}
     elif scheme in ("s3", "s3a"):
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         options = {"config_kwargs": {**timeouts, "retries": {"max_attempts": 0}}}

@@ -16,6 +16,7 @@ from pipeline.audio.sandbox import sandbox
 from pipeline.checksums import check_content, identity
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
 from pipeline.plan import Plan, Shard, read_shard
+from pipeline.readahead import SMALL_BYTES
 from pipeline.roots import AudioRoots, without_query
 from pipeline.storage import Store, fetch, open_store
 
@@ -127,7 +128,17 @@ class Recording:
     identity: bytes
 
 
-def fetch_recording(work: Work, record: dict[str, Any]) -> bytes:
+def fetch_small(work: Work, record: dict[str, Any]) -> bytes | None:
+    """As `fetch_recording`, ahead of time; None for an object so large that it must wait for its turn."""
+    try:
+        return fetch_recording(work, record, max_bytes=min(SMALL_BYTES, work.limits.max_bytes))
+    except RejectedRow as rejected:
+        if rejected.reason == Reason.TOO_LARGE:
+            return None
+        raise
+
+
+def fetch_recording(work: Work, record: dict[str, Any], *, max_bytes: int | None = None) -> bytes:
     """The bytes of one plan row's object, checked against the manifest. Raises: RejectedRow.
 
     The roots are asked again: a link may have been turned since the plan was made.
@@ -138,7 +149,7 @@ def fetch_recording(work: Work, record: dict[str, Any]) -> bytes:
         )
         raise RejectedRow(Reason.BAD_FIELD, detail, Stage.FETCH)
     work.roots.check(str(record["audio"]))
-    content = fetch(str(record["audio"]), max_bytes=work.limits.max_bytes)
+    content = fetch(str(record["audio"]), max_bytes=max_bytes or work.limits.max_bytes)
     check_content(content, record, without_query(str(record["audio"])))
     return content
 

@@ -18,7 +18,6 @@ from pipeline.models.batching import batches
 from pipeline.models.emotion import MIN_SAMPLES, EmotionRecogniser, check, embedding_widths, labels_of
 from pipeline.models.fusion import FusionModel
 from pipeline.models.modes import build_fusion
-from pipeline.models.sentence import _batches
 from pipeline.models.weights import Checkpoint, resolve
 
 
@@ -42,14 +41,12 @@ def changed(source: Path, target: Path, **config: object) -> Checkpoint:
 def test_batches_hold_their_bounds_and_every_index():
     """Fails if an utterance is lost or doubled, a bound is passed, or one over-long clip can never run."""
     lengths = [*np.random.default_rng(1).uniform(0.1, 40, 500), 900.0]
-    made = batches(lengths, max_batch=16, max_batch_s=100)
+    made = batches(lengths, max_batch=16, max_padded=100)
     assert sorted(i for batch in made for i in batch) == list(range(501))
     assert made[0] == [500]
     for batch in made[1:]:
         assert len(batch) <= 16
         assert max(lengths[i] for i in batch) * len(batch) <= 100
-    tokens = [int(n) for n in np.random.default_rng(2).integers(2, 512, 300)]
-    assert sorted(i for batch in _batches(tokens) for i in batch) == list(range(300))
 
 
 @pytest.mark.parametrize(
@@ -281,3 +278,20 @@ def test_a_clip_that_finds_no_memory_alone_says_so(mean, monkeypatch):
     monkeypatch.setattr(mean._fusion, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         mean.recognise([noise(16_000)], ["a"])
+
+
+def test_texts_that_find_no_memory_together_are_halved(checkpoints, monkeypatch):
+    """Fails if a sentence encoder short of memory costs a row, changes a result, or tries the same size again."""
+    recogniser = EmotionRecogniser("mean", resolve(str(checkpoints / "mean-en")), resolve(str(checkpoints / "bert-en")))
+    texts, real, sizes = [f"Sentence number {n}." for n in range(8)], recogniser._text._forward, []
+    expected = recogniser._text.run(texts).embedding
+
+    def small_memory(ids):
+        sizes.append(len(ids))
+        if len(ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(ids)
+
+    monkeypatch.setattr(recogniser._text, "_forward", small_memory)
+    np.testing.assert_allclose(recogniser._text.run(texts).embedding, expected, atol=1e-5)
+    assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) <= 2

@@ -125,14 +125,11 @@ def test_one_reject_of_a_recording_rejects_it_once(tmp_path):
     assert (finished.utterances, finished.rejects) == (1, ("INTERNAL",))
 
 
-_UNFORESEEN = ["INTERNAL", "DECODER_CRASH", "TIMEOUT", "OUT_OF_MEMORY"]
-
-
 @pytest.mark.parametrize(("rows", "failed", "sick"), [(3, 3, False), (4, 4, True), (50, 5, False), (50, 6, True)])
 def test_how_many_unforeseen_failures_are_too_many(tmp_path, rows, failed, sick):
     """Fails if the bound is not three rows and a tenth of the shard, whichever is more, or nobody can lift it."""
     work = work_of(tmp_path, rows)
-    lines = [(n, 0, _UNFORESEEN[n % 4] if n < failed else None) for n in range(rows)]
+    lines = [(n, 0, "INTERNAL" if n < failed else None) for n in range(rows)]
     if sick:
         with pytest.raises(JobError, match=rf"{failed} of {rows} rows .*INTERNAL, .*--max-reject-rate 1"):
             run(work, *lines)
@@ -142,6 +139,7 @@ def test_how_many_unforeseen_failures_are_too_many(tmp_path, rows, failed, sick)
         assert run(work, *lines).won
 
 
-def test_foreseen_rejects_are_never_too_many(tmp_path):
-    """Fails if a manifest of files that are gone fails the job."""
-    assert run(work_of(tmp_path, 20), *((n, 0, "NOT_FOUND") for n in range(20))).rejects == ("NOT_FOUND",) * 20
+@pytest.mark.parametrize("reason", ["NOT_FOUND", "DECODER_CRASH", "TIMEOUT", "OUT_OF_MEMORY"])
+def test_what_is_the_files_fault_is_never_too_much(tmp_path, reason):
+    """Fails if files that are gone, or that the decoder dies of in its own process, fail the job."""
+    assert run(work_of(tmp_path, 20), *((n, 0, reason) for n in range(20))).rejects == (reason,) * 20

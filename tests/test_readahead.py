@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
+from types import SimpleNamespace
 
-import pytest
-
-from pipeline import readahead
-from pipeline.errors import JobError, Reason, RejectedRow, Stage
+from pipeline import work as work_module
+from pipeline.audio.limits import AudioLimits
+from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.readahead import MOST_AHEAD, read_ahead
+from pipeline.roots import AudioRoots
 
 
 class Store:
-    """Counts what is on its way at once; the second fetch and later ones wait until `together` are."""
+    """Counts what is on its way at once; the first fetches wait until `together` are."""
 
     def __init__(self, together: int, size: int = 1000) -> None:
         self.size, self.at_once, self.most, self.asked = size, 0, 0, []
@@ -23,7 +25,7 @@ class Store:
             self.asked.append(item)
             self.at_once += 1
             self.most = max(self.most, self.at_once)
-        if self.barrier and 1 <= item <= self.barrier.parties:
+        if self.barrier and item < self.barrier.parties:
             self.barrier.wait(20)
         with self.lock:
             self.at_once -= 1
@@ -46,28 +48,17 @@ def test_many_are_fetched_at_once_and_come_in_order():
     assert sorted(store.asked) == list(range(40))
 
 
-def test_large_ones_come_one_by_one(monkeypatch):
-    """Fails if sixteen objects of gigabytes are held at once."""
-    monkeypatch.setattr(readahead, "_BUDGET_BYTES", 3000)
-    store = Store(together=1, size=1200)
-    assert [content()[0] for content in read_ahead(store.fetch, [0, 1, 2, 4, 5, 6])] == [0, 1, 2, 4, 5, 6]
-    assert store.most <= 2
-
-
-def test_nothing_is_read_ahead_of_a_store_that_never_answered():
-    """Fails if a store that is gone is asked for many rows before anybody has heard of the first."""
-    asked = []
-
-    def gone(item: int) -> bytes:
-        asked.append(item)
-        raise JobError("gone")
-
-    contents = read_ahead(gone, range(30))
-    for _ in range(3):
-        with pytest.raises(JobError):
-            next(contents)()
-    contents.close()
-    assert len(asked) == 3
+def test_large_ones_wait_for_their_turn(tmp_path, monkeypatch):
+    """Fails if sixteen recordings of gigabytes are held at once, or a large one is rejected for not being small."""
+    files = [tmp_path / f"{number}.wav" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes(1000 if number == 1 else 10))
+    work = SimpleNamespace(roots=AudioRoots.parse((str(tmp_path),), []), limits=AudioLimits(max_bytes=2000))
+    monkeypatch.setattr(work_module, "SMALL_BYTES", 100)
+    records = [{"audio": str(file), "sha256": None, "md5": None} for file in files]
+    contents = [content() for content in read_ahead(partial(work_module.fetch_small, work), records)]
+    assert contents == [bytes(10), None, bytes(10)]
+    assert work_module.fetch_recording(work, records[1]) == bytes(1000)
 
 
 def test_who_stops_early_leaves_no_queue():

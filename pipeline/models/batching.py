@@ -19,13 +19,13 @@ class Batcher:
 
     Args:
         max_batch: utterances in one batch.
-        max_batch_s: seconds after padding in one batch of more than one utterance.
+        max_padded: seconds (or tokens: the unit of the lengths) after padding in one batch of more than one utterance.
         device: cpu or cuda.
     """
 
-    def __init__(self, *, max_batch: int, max_batch_s: float, device: str) -> None:
+    def __init__(self, *, max_batch: int, max_padded: float, device: str) -> None:
         self.max_batch = max_batch
-        self._max_batch_s = max_batch_s
+        self._max_padded = max_padded
         self._on_gpu = device.startswith("cuda")
 
     def run(self, lengths_s: Sequence[float], forward: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
@@ -48,15 +48,13 @@ class Batcher:
                 yield batch, output
 
     def _plan(self, waiting: Sequence[int], lengths_s: Sequence[float]) -> deque[list[int]]:
-        made = batches([lengths_s[i] for i in waiting], max_batch=self.max_batch, max_batch_s=self._max_batch_s)
+        made = batches([lengths_s[i] for i in waiting], max_batch=self.max_batch, max_padded=self._max_padded)
         return deque([waiting[i] for i in batch] for batch in made)
 
     def _shrink(self, size: int, longest_s: float) -> None:
         """Half of what found no memory, from now on and for good."""
-        self._max_batch_s = longest_s * (size // 2)
-        _log.warning(
-            "no memory for %d clips of %.1f s: batches of %.0f s from now on", size, longest_s, self._max_batch_s
-        )
+        self._max_padded = longest_s * (size // 2)
+        _log.warning("no memory for %d of length %.1f: batches of %.0f from now on", size, longest_s, self._max_padded)
         if self._on_gpu:
             import torch
 
@@ -74,15 +72,15 @@ def _attempt(forward: Callable[[list[int]], T], batch: list[int]) -> T | None:
         return None  # with it the traceback goes, which holds on to the memory
 
 
-def batches(lengths_s: Sequence[float], *, max_batch: int, max_batch_s: float) -> list[list[int]]:
+def batches(lengths_s: Sequence[float], *, max_batch: int, max_padded: float) -> list[list[int]]:
     """Indices by length, longest first, so that padding is small and memory fails at once or not at all.
 
-    A batch has at most `max_batch` members and `max_batch_s` seconds after padding; one alone always fits.
+    A batch has at most `max_batch` members and `max_padded` after padding; one alone always fits.
     """
     made: list[list[int]] = []
     for index in sorted(range(len(lengths_s)), key=lambda i: -lengths_s[i]):
         last = made[-1] if made else []
-        if last and len(last) < max_batch and (len(last) + 1) * lengths_s[last[0]] <= max_batch_s:
+        if last and len(last) < max_batch and (len(last) + 1) * lengths_s[last[0]] <= max_padded:
             last.append(index)
         else:
             made.append([index])

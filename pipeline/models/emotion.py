@@ -108,7 +108,7 @@ class EmotionRecogniser:
         self._device = torch.device(device)
         self._batcher = Batcher(
             max_batch=max_batch or (1 if self._device.type == "cpu" else _GPU_BATCH),
-            max_batch_s=max_batch_s or _MAX_BATCH_S,
+            max_padded=max_batch_s or _MAX_BATCH_S,
             device=device,
         )
         self._text: TextModel | None = None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.models.batching import Batcher
 from pipeline.models.fusion import skip_init
 from pipeline.models.weights import Checkpoint, check, load_state_dict, load_strict
 
@@ -68,6 +69,7 @@ class TextModel:
         self._model = model.eval().to(device)
         self._classify = classify
         self._device = device
+        self._batcher = Batcher(max_batch=_MAX_TEXTS, max_padded=_MAX_PADDED_TOKENS, device=str(device))
         config = model.config
         positions = int(config.max_position_embeddings)
         if config.model_type == "roberta":
@@ -86,8 +88,8 @@ class TextModel:
         truncated = np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
         embedding = np.empty((len(texts), self.width), np.float32)
         logits = np.empty((len(texts), self._model.config.num_labels), np.float32) if self._classify else None
-        for batch in _batches([len(tokens) for tokens in ids]):
-            cls, head = self._forward([ids[i] for i in batch])
+        lengths = [len(tokens) for tokens in ids]
+        for batch, (cls, head) in self._batcher.run(lengths, lambda batch: self._forward([ids[i] for i in batch])):
             embedding[batch] = cls.float().cpu().numpy()
             if logits is not None and head is not None:
                 logits[batch] = head.float().cpu().numpy()
@@ -122,18 +124,6 @@ def text_width(checkpoint: Checkpoint) -> int:
             f"config.json of model {checkpoint.spec} gives hidden_size {width!r}; a positive int is needed"
         )
     return width
-
-
-def _batches(lengths: list[int]) -> list[list[int]]:
-    """Indices by length, longest first, in batches within both bounds."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        last = batches[-1] if batches else []
-        if last and len(last) < _MAX_TEXTS and (len(last) + 1) * lengths[last[0]] <= _MAX_PADDED_TOKENS:
-            last.append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def _model_type(checkpoint: Checkpoint) -> str:

@@ -91,7 +91,7 @@ class Transcriber:
         self._tokenizers: dict[str, Any] = {}
         self._beam_size = beam_size
         self._batcher = Batcher(
-            max_batch=max_batch or (1 if device == "cpu" else _GPU_BATCH), max_batch_s=math.inf, device=device
+            max_batch=max_batch or (1 if device == "cpu" else _GPU_BATCH), max_padded=math.inf, device=device
         )
 
     def transcribe(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
