@@ -114,7 +114,8 @@ def _parser() -> Parser:
     run.add_argument("--config", metavar="FILE", help="YAML or TOML with the same names, nested or not; flags win")
     run.add_argument("--max-reject-rate", type=float, metavar="SHARE",
                      help="stop when, after 100 rows, more are rejected, for whatever reason (default: never for the data's own "
-                     "faults; for forbidden or unreachable audio half of them, for models that fail a tenth of a shard; 1: never)")  # fmt: skip
+                     "faults; for forbidden or unreachable audio half of "
+                     "them, for models that fail a tenth of a shard; 1: never)")  # fmt: skip
     run.add_argument("--dry-run", action="store_true", help="print what would be done; decode nothing, write nothing")
     run.add_argument("--version", action="version", version=__version__)
     return parser
