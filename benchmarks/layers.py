@@ -1,11 +1,10 @@
-"""One conformer layer of Wav2Vec2-BERT 2.0 with stock and with our attention, and what a forward pass of it needs in memory.
+"""One conformer layer of Wav2Vec2-BERT 2.0, stock and ours, and what a forward pass of it needs in memory.
 
 usage: python -m benchmarks.layers stock|ours LENGTH       prints the peak of extra resident bytes of one pass
 """
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertEncoderLayer
 
-from pipeline.models.attention import RelativeKeyAttention
+from pipeline.models.conformer import Layer
 
 WIDTH = 1024
 
@@ -27,9 +26,9 @@ def layer(kind: str) -> nn.Module:
     torch.manual_seed(7)
     made = Wav2Vec2BertEncoderLayer(config).eval().requires_grad_(False)
     if kind == "ours":
-        ours = RelativeKeyAttention(copy.deepcopy(config)).eval().requires_grad_(False)
-        ours.load_state_dict(made.self_attn.state_dict())
-        made.self_attn = ours
+        ours = Layer(config).eval().requires_grad_(False)
+        ours.load_state_dict(made.state_dict())
+        return ours
     return made
 
 
@@ -41,7 +40,7 @@ def states(length: int) -> Tensor:
 def forward(module: nn.Module, given: Tensor) -> Tensor:
     """States after the layer, [1, length, WIDTH]."""
     with torch.inference_mode():
-        return module(given, attention_mask=None)[0]
+        return module(given, None)
 
 
 def _status(field: str) -> int:

@@ -1,100 +1,14 @@
-"""The fusion module: our attention against the stock one, and the arithmetic that a batch must not change."""
+"""The fusion module: the arithmetic that a batch must not change."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from pipeline.errors import ConfigError
-from pipeline.models.attention import QUERY_BLOCK, RelativeKeyAttention, build_encoder
 from pipeline.models.fusion import CrossAttentionHead, FusionModel, MultiHeadFusion, fused_width
-
-
-def small_config(**changes: object) -> Wav2Vec2BertConfig:
-    sizes = {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 2, "num_hidden_layers": 2}
-    return Wav2Vec2BertConfig(**{**sizes, "num_labels": 3, "classifier_proj_size": 768, **changes})
-
-
-@pytest.fixture
-def encoders():
-    """A stock encoder and ours with the same weights."""
-    torch.manual_seed(3)
-    config = small_config()
-    stock_config = copy.deepcopy(config)
-    stock_config._attn_implementation = "sdpa"
-    stock = Wav2Vec2BertModel(stock_config).eval()
-    for parameter in stock.parameters():  # as initialised, attention hardly moves the output
-        torch.nn.init.normal_(parameter, std=0.3)
-    ours = build_encoder(copy.deepcopy(config)).eval()
-    ours.load_state_dict(stock.state_dict())
-    return stock, ours
-
-
-@pytest.mark.parametrize("length", [1, 2, 9, 64, 73, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK + 40])
-@pytest.mark.parametrize("padded", [False, True])
-def test_attention_is_stocks(encoders, length, padded):
-    """Fails when a distance is clamped, spread or masked differently at any block border."""
-    stock, ours = encoders
-    features = torch.randn(2, length, 160)
-    mask = torch.ones(2, length, dtype=torch.long)
-    if padded:
-        mask[1, max(1, length // 3) :] = 0
-    with torch.inference_mode():
-        expected = stock(features, attention_mask=mask).last_hidden_state
-        actual = ours(features, attention_mask=mask).last_hidden_state
-    heard = mask.bool()
-    assert (actual - expected)[heard].abs().max() < 2e-6  # equal bits but where einsum takes another kernel
-
-
-def test_control_attention_without_its_bias_differs(encoders):
-    """Fails if the identity above would hold with the relative positions left out."""
-    stock, ours = encoders
-    for layer in ours.encoder.layers:
-        layer.self_attn.distance_embedding.weight.data.zero_()
-    features = torch.randn(1, 50, 160)
-    with torch.inference_mode():
-        difference = ours(features).last_hidden_state - stock(features).last_hidden_state
-    assert difference.abs().max() > 1e-3
-
-
-def test_attention_memory_is_linear_in_the_clip():
-    """Fails if any tensor of a long clip grows with the square of its length, as stock's (L, L, head_size) does."""
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple) else (result,):
-                if isinstance(tensor, torch.Tensor):
-                    self.numel = max(self.numel, tensor.numel())
-            return result
-
-    length, config = 3000, small_config()
-    attention = RelativeKeyAttention(config).eval()
-    with torch.inference_mode(), Largest() as largest:
-        attention(torch.randn(1, length, config.hidden_size))
-    assert largest.numel <= config.num_attention_heads * QUERY_BLOCK * length
-
-
-def test_other_position_types_stay_stock():
-    """Fails if a checkpoint with rotary positions gets our relative-key layer."""
-    encoder = build_encoder(small_config(position_embeddings_type="rotary"))
-    assert not any(isinstance(module, RelativeKeyAttention) for module in encoder.modules())
-
-
-def test_the_callers_config_is_left_alone():
-    """Fails if the config object is shared: a second model then silently switches the first one's attention."""
-    config = small_config()
-    before = config.to_dict()
-    model = FusionModel(config, "audio")
-    assert model.wav2vec2_bert.config is not config
-    assert config.to_dict() == before
+from tests.test_conformer import small_config
 
 
 def test_multihead_is_the_one_item_attention():
@@ -129,7 +43,7 @@ def test_weighted_layer_sum():
     model.layer_weights.data = torch.tensor([0.5, -1.0, 2.0])
     features, mask = torch.randn(1, 20, 160), torch.ones(1, 20, dtype=torch.long)
     with torch.inference_mode():
-        states = model.wav2vec2_bert(features, attention_mask=mask, output_hidden_states=True).hidden_states
+        states = list(model.wav2vec2_bert.states(features, None))
         summed = sum(w * s for w, s in zip(torch.tensor([0.5, -1.0, 2.0]).softmax(0), states, strict=True))
         assert torch.allclose(model(features, mask).audio_embedding, model.projector(summed).mean(1), atol=1e-5)
 

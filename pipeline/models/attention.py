@@ -13,79 +13,72 @@ runs at 1.0x the stock speed at 1 s, 1.2x at 10 s, 1.8x at 30 s, 6.5x at 80 s.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
-from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
 
 QUERY_BLOCK = 256
 """Queries per block: 64 and 128 were no faster on CPU; memory grows with it."""
 
 
-class RelativeKeyAttention(Wav2Vec2BertSelfAttention):
-    """Drop-in for the stock layer: same parameter names, same result."""
+class RelativeKeyAttention(nn.Module):
+    """One layer's attention, under the published parameter names.
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        relative_position_embeddings: Tensor | None = None,
-        **_: Any,  # noqa: ANN401 - what else the stock encoder hands down, unused by the stock layer in inference
-    ) -> tuple[Tensor, None]:
+    Args:
+        width: of the hidden states.
+        num_heads: divides `width`.
+        left, right: frames beyond which a distance counts as that many.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, left: int, right: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_size = num_heads, width // num_heads
+        self.left, self.right = left, right
+        self.scaling = self.head_size**-0.5
+        self.linear_q = nn.Linear(width, width)
+        self.linear_k = nn.Linear(width, width)
+        self.linear_v = nn.Linear(width, width)
+        self.linear_out = nn.Linear(width, width)
+        self.distance_embedding = nn.Embedding(left + right + 1, self.head_size)
+
+    def forward(self, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
         """Attend over [B, L, D].
 
         Args:
-            attention_mask: as the stock encoder makes it for sdpa: None, or bool [B, 1, L, L], True where it looks.
-            relative_position_embeddings: of other position types; None here.
+            padding: bool [B, L], True on frames nobody may look at; None when there are none.
         """
-        heads = (*hidden_states.shape[:-1], -1, self.head_size)
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
         query = self.linear_q(hidden_states).view(heads).transpose(1, 2)
         key = self.linear_k(hidden_states).view(heads).transpose(1, 2)
         value = self.linear_v(hidden_states).view(heads).transpose(1, 2)
-        table = (query @ self.distance_embedding.weight.to(query.dtype).T) * self.scaling  # [B, H, L, left + right + 1]
+        table = (query @ self.distance_embedding.weight.T) * self.scaling  # [B, H, L, left + right + 1]
         length = query.shape[2]
         buffer = table.new_empty((*table.shape[:2], min(QUERY_BLOCK, length), length))  # one: fresh pages cost more
-        # padding is the same for every query, so one row of the mask says it
-        padding = None if attention_mask is None else ~attention_mask[:, :, :1]
         blocks = []
         for start in range(0, length, QUERY_BLOCK):
             stop = min(start + QUERY_BLOCK, length)
             bias = buffer[:, :, : stop - start]
             self._spread(table, start, stop, bias)
             if padding is not None:
-                bias.masked_fill_(padding, torch.finfo(bias.dtype).min)
+                bias.masked_fill_(padding[:, None, None], torch.finfo(bias.dtype).min)
             blocks.append(
                 scaled_dot_product_attention(
                     query[:, :, start:stop], key, value, attn_mask=bias, scale=self.scaling
                 ).transpose(1, 2)
             )
-        attended = torch.cat(blocks, dim=1).flatten(2)
-        return self.linear_out(attended), None
+        attended: Tensor = self.linear_out(torch.cat(blocks, dim=1).flatten(2))
+        return attended
 
     def _spread(self, table: Tensor, start: int, stop: int, bias: Tensor) -> None:
         """Write the bias [B, H, stop - start, L] of a block of queries, out of the products [B, H, L, columns]."""
-        left, right = self.left_max_position_embeddings, self.right_max_position_embeddings
         length, products = table.shape[2], table[:, :, start:stop]
-        first, last = max(start - left, 0), min(stop + right, length)  # keys beyond are clamped for every query here
+        first, last = (
+            max(start - self.left, 0),
+            min(stop + self.right, length),
+        )  # keys beyond are clamped for every query
         queries = torch.arange(start, stop, device=table.device)
         keys = torch.arange(first, last, device=table.device)
-        column = (keys - queries[:, None]).clamp_(-left, right) + left
+        column = (keys - queries[:, None]).clamp_(-self.left, self.right) + self.left
         bias[..., :first] = products[..., :1]
         bias[..., first:last] = products.gather(-1, column.expand(*products.shape[:2], -1, -1))
         bias[..., last:] = products[..., -1:]
-
-
-def build_encoder(config: Wav2Vec2BertConfig) -> Wav2Vec2BertModel:
-    """The stock model with its `relative_key` layers replaced; other position types (`relative`, `rotary`) stay stock.
-
-    `config` is the encoder's own from here on: pass a copy.
-    """
-    config._attn_implementation = "sdpa"  # also decides the form of the mask the encoder hands to its layers
-    encoder = Wav2Vec2BertModel(config)
-    if config.position_embeddings_type == "relative_key":
-        for layer in encoder.encoder.layers:
-            layer.self_attn = RelativeKeyAttention(config)
-    return encoder

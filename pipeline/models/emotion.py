@@ -19,10 +19,10 @@ from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
 from pipeline.models.batching import Batcher
 from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
-from pipeline.models.fusion import MISSING_ALLOWED, UNEXPECTED_ALLOWED, FusionModel, FusionOutput, skip_init
+from pipeline.models.fusion import UNEXPECTED_ALLOWED, FusionModel, FusionOutput
 from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
 from pipeline.models.sentence import TextModel
-from pipeline.models.weights import Checkpoint, load_state_dict, load_strict
+from pipeline.models.weights import Checkpoint, load_state_dict, load_strict, shapes_only
 from pipeline.schema import emotion_of
 
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
@@ -207,15 +207,9 @@ class EmotionRecogniser:
 
 
 def _load_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None, dtype: torch.dtype) -> FusionModel:
-    with skip_init():
+    with shapes_only():
         model = build_fusion(mode, fusion, sentence_encoder)
-    load_strict(
-        model,
-        load_state_dict(fusion),
-        source=fusion.spec,
-        allow_missing=MISSING_ALLOWED,
-        allow_unexpected=UNEXPECTED_ALLOWED,
-    )
+    load_strict(model, load_state_dict(fusion), source=fusion.spec, allow_unexpected=UNEXPECTED_ALLOWED)
     model.fold()
     model.set_precision(dtype)
     return model.eval()

@@ -9,18 +9,14 @@ Source of names and arithmetic: NLP-UMUTeam/umuteam-speech-emotion at 3859029, r
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Wav2Vec2BertConfig
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.models.attention import build_encoder
+from pipeline.models.conformer import Conformer
 
 AUDIO_MODES = ("audio", "mean", "concat", "multihead")
 MODES = (*AUDIO_MODES, "text")
@@ -28,11 +24,8 @@ MODES = (*AUDIO_MODES, "text")
 _CROSS_ATTENTION_HEADS = 8
 """Fixed in the published model's code; no config states it."""
 
-MISSING_ALLOWED = ("wav2vec2_bert.masked_spec_embed",)
-"""SpecAugment's vector: made when `mask_time_prob` > 0, read only in training."""
-
-UNEXPECTED_ALLOWED = MISSING_ALLOWED
-"""The same vector in a checkpoint whose config says `mask_time_prob` 0."""
+UNEXPECTED_ALLOWED = ("wav2vec2_bert.masked_spec_embed",)
+"""SpecAugment's vector, read only in training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +136,20 @@ class FusionModel(nn.Module):
     """Wav2Vec2-BERT, mean pooling, fusion with a text embedding and the emotion head.
 
     Args:
-        config: of the checkpoint; copied, because transformers shares and edits config objects.
+        config: a `Wav2Vec2BertConfig`; read, not kept.
         mode: one of `AUDIO_MODES`.
         text_width: of the sentence encoder's embedding; None in audio mode.
     Raises: ConfigError for an unknown mode or widths that cannot be fused.
     """
 
-    def __init__(self, config: Wav2Vec2BertConfig, mode: str, text_width: int | None = None) -> None:
+    def __init__(self, config: Any, mode: str, text_width: int | None = None) -> None:  # noqa: ANN401 - transformers ships no types
         super().__init__()
         self.mode = mode
         self.text_width = text_width
         audio_width = config.classifier_proj_size
         head_width = fused_width(mode, audio_width, text_width)
         self.weighted = bool(config.use_weighted_layer_sum)
-        self.wav2vec2_bert = build_encoder(copy.deepcopy(config))
+        self.wav2vec2_bert = Conformer(config)
         self.projector = nn.Linear(config.hidden_size, audio_width)
         self.classifier = EmotionHead(head_width, config.num_labels)
         if self.weighted:
@@ -184,26 +177,25 @@ class FusionModel(nn.Module):
             attention_mask: [B, T], 1 on frames of the clip and 0 on padding, which stands on the right.
             text_embedding: [B, text_width]; None in audio mode, where text is not heard.
         """
-        frames, frame_mask = self._encode(input_features, attention_mask)
-        frames = self.projector(frames).masked_fill(~frame_mask.unsqueeze(-1), 0.0)
-        audio = frames.sum(dim=1) / frame_mask.sum(dim=1, keepdim=True)
+        heard = attention_mask.bool()
+        padding = None if bool(heard.all()) else ~heard
+        frames = self.projector(self._encode(input_features, padding))
+        if padding is not None:
+            frames = frames.masked_fill(padding.unsqueeze(-1), 0.0)
+        audio = frames.sum(dim=1) / heard.sum(dim=1, keepdim=True)
         fused = self._fuse(audio, text_embedding)
         return FusionOutput(logits=self.classifier(fused), audio_embedding=audio, fused_embedding=fused)
 
-    def _encode(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder states [B, T', hidden] in fp32 and which of them are not padding [B, T']."""
-        encoder = self.wav2vec2_bert
-        features = input_features.to(encoder.dtype)
-        if self.weighted:
-            output = encoder(features, attention_mask=attention_mask, output_hidden_states=True)
-            weights = self.layer_weights.softmax(dim=-1)
-            states = torch.zeros_like(output.hidden_states[0], dtype=torch.float32)
-            for weight, layer in zip(weights, output.hidden_states, strict=True):
-                states += weight * layer.float()  # one sum, not a stack of 25 layers
-        else:
-            states = encoder(features, attention_mask=attention_mask).last_hidden_state.float()
-        # an adapter, where the config has one, shortens the sequence; this is transformers' own length arithmetic
-        return states, encoder._get_feature_vector_attention_mask(states.shape[1], attention_mask)
+    def _encode(self, input_features: Tensor, padding: Tensor | None) -> Tensor:
+        """Encoder states [B, T, hidden] in fp32, of all layers where the checkpoint weighs them."""
+        if not self.weighted:
+            last: Tensor = self.wav2vec2_bert(input_features, padding)
+            return last.float()
+        summed = torch.zeros((), device=input_features.device)
+        states = self.wav2vec2_bert.states(input_features, padding)
+        for weight, state in zip(self.layer_weights.softmax(dim=-1), states, strict=True):
+            summed = summed + weight * state.float()  # one sum, not a stack of 25 layers
+        return summed
 
     def _fuse(self, audio: Tensor, text: Tensor | None) -> Tensor:
         """[B, head width] of the audio [B, D] and, except in audio mode, the text embedding."""
@@ -237,13 +229,3 @@ def fused_width(mode: str, audio_width: int, text_width: int | None) -> int:
             f"mode {mode} needs embeddings of one width: audio has {audio_width}, the sentence encoder {text_width}"
         )
     return audio_width
-
-
-@contextmanager
-def skip_init() -> Iterator[None]:
-    """Leave parameters as allocated: random initialisation of 580 M numbers takes longer than reading them."""
-    from transformers.initialization import no_init_weights
-
-    init: Any = no_init_weights
-    with init():
-        yield

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.models.fusion import MISSING_ALLOWED, MODES, UNEXPECTED_ALLOWED, FusionModel, fused_width
+from pipeline.models.fusion import MODES, UNEXPECTED_ALLOWED, FusionModel, fused_width
 from pipeline.models.published import EMOTION_MODELS
 from pipeline.models.sentence import check_text_model, text_width
 from pipeline.models.weights import Checkpoint
@@ -82,12 +82,7 @@ def check(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = N
     if mode != "audio" and sentence_encoder is not None:
         check_text_model(sentence_encoder, classify=False)
     feature_extractor(fusion)
-    check_weights(
-        fusion,
-        lambda: build_fusion(mode, fusion, sentence_encoder),
-        allow_missing=MISSING_ALLOWED,
-        allow_unexpected=UNEXPECTED_ALLOWED,
-    )
+    check_weights(fusion, lambda: build_fusion(mode, fusion, sentence_encoder), allow_unexpected=UNEXPECTED_ALLOWED)
 
 
 def build_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None) -> FusionModel:
@@ -95,7 +90,10 @@ def build_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | N
     width = text_width(sentence_encoder) if mode != "audio" and sentence_encoder is not None else None
     config = fusion_config(fusion)
     config.num_labels = len(labels_of(fusion))
-    return FusionModel(config, mode, width)
+    try:
+        return FusionModel(config, mode, width)
+    except ConfigError as error:
+        raise ConfigError(f"model {fusion.spec} cannot be used: {error}") from error
 
 
 def fusion_config(fusion: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.batching import Batcher
-from pipeline.models.fusion import skip_init
-from pipeline.models.weights import Checkpoint, check, load_state_dict, load_strict
+from pipeline.models.bert import Bert, BertClassifier, RobertaClassifier
+from pipeline.models.weights import Checkpoint, check, load_state_dict, load_strict, shapes_only
 
 MAX_TOKENS = 512
 """The reference truncates the encoder's text here; a model with fewer positions truncates sooner."""
@@ -62,15 +62,16 @@ class TextModel:
     ) -> None:
         prefix = None if classify else f"{_model_type(checkpoint)}."
         self._tokenizer = _tokenizer(checkpoint)
-        with skip_init():
-            model: Any = _build(checkpoint, classify)
+        config = _config(checkpoint)
+        with shapes_only():
+            model = _build(checkpoint, config, classify)
         state = load_state_dict(checkpoint, dtype=dtype)
         load_strict(model, state, source=checkpoint.spec, allow_unexpected=_UNEXPECTED, base_prefix=prefix)
         self._model = model.eval().to(device)
-        self._classify = classify
+        self._padding_id = int(config.pad_token_id or 0)
+        self._num_labels = int(config.num_labels) if classify else None
         self._device = device
         self._batcher = Batcher(max_batch=_MAX_TEXTS, max_padded=_MAX_PADDED_TOKENS, device=str(device))
-        config = model.config
         positions = int(config.max_position_embeddings)
         if config.model_type == "roberta":
             positions -= config.pad_token_id + 1  # RoBERTa counts positions from pad_token_id + 1
@@ -81,13 +82,13 @@ class TextModel:
     def run(self, texts: Sequence[str]) -> TextOutput:
         """Embed, and classify where there is a head. An empty text is the two special tokens. Order is kept."""
         if not texts:
-            empty = np.zeros((0, self._model.config.num_labels), np.float32) if self._classify else None
-            return TextOutput(np.zeros((0, self.width), np.float32), np.zeros(0, np.bool_), empty)
+            none = None if self._num_labels is None else np.zeros((0, self._num_labels), np.float32)
+            return TextOutput(np.zeros((0, self.width), np.float32), np.zeros(0, np.bool_), none)
         encoded = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens, padding=False)
         ids: list[list[int]] = encoded["input_ids"]
         truncated = np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
         embedding = np.empty((len(texts), self.width), np.float32)
-        logits = np.empty((len(texts), self._model.config.num_labels), np.float32) if self._classify else None
+        logits = None if self._num_labels is None else np.empty((len(texts), self._num_labels), np.float32)
         lengths = [len(tokens) for tokens in ids]
         for batch, (cls, head) in self._batcher.run(lengths, lambda batch: self._forward([ids[i] for i in batch])):
             embedding[batch] = cls.float().cpu().numpy()
@@ -97,23 +98,25 @@ class TextModel:
 
     def _forward(self, ids: list[list[int]]) -> tuple[Tensor, Tensor | None]:
         longest = max(len(tokens) for tokens in ids)
-        input_ids = torch.full((len(ids), longest), self._model.config.pad_token_id, dtype=torch.long)
+        input_ids = torch.full((len(ids), longest), self._padding_id)
         attention_mask = torch.zeros((len(ids), longest), dtype=torch.long)
         for row, tokens in enumerate(ids):
             input_ids[row, : len(tokens)] = torch.tensor(tokens)
             attention_mask[row, : len(tokens)] = 1
-        inputs = {"input_ids": input_ids.to(self._device), "attention_mask": attention_mask.to(self._device)}
-        if self._classify:
-            output = self._model(**inputs, output_hidden_states=True)
-            return output.hidden_states[-1][:, 0], output.logits
-        return self._model(**inputs).last_hidden_state[:, 0], None
+        output = self._model(input_ids.to(self._device), attention_mask.to(self._device))
+        return output if self._num_labels is not None else (output[:, 0], None)
 
 
 def check_text_model(checkpoint: Checkpoint, *, classify: bool) -> None:
     """Whether `TextModel` would load, without loading weights. Raises: ConfigError."""
     prefix = None if classify else f"{_model_type(checkpoint)}."
     _tokenizer(checkpoint)
-    check(checkpoint, lambda: _build(checkpoint, classify), allow_unexpected=_UNEXPECTED, base_prefix=prefix)
+    check(
+        checkpoint,
+        lambda: _build(checkpoint, _config(checkpoint), classify),
+        allow_unexpected=_UNEXPECTED,
+        base_prefix=prefix,
+    )
 
 
 def text_width(checkpoint: Checkpoint) -> int:
@@ -135,18 +138,21 @@ def _model_type(checkpoint: Checkpoint) -> str:
     return str(model_type)
 
 
-def _build(checkpoint: Checkpoint, classify: bool) -> nn.Module:
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+def _config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
-        if classify:
-            model: nn.Module = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        else:
-            model = AutoModel.from_config(config, dtype=torch.float32, add_pooling_layer=False)
+        return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ConfigError(f"config.json of text model {checkpoint.spec} makes no model: {error}") from error
-    return model
+
+
+def _build(checkpoint: Checkpoint, config: Any, classify: bool) -> nn.Module:  # noqa: ANN401 - as above
+    kinds = {"bert": BertClassifier, "roberta": RobertaClassifier} if classify else {"bert": Bert, "roberta": Bert}
+    try:
+        return kinds[_model_type(checkpoint)](config)
+    except (ConfigError, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"text model {checkpoint.spec} cannot be used: {error}") from error
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types

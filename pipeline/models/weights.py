@@ -15,7 +15,8 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -25,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.models.hub import fetch_from_hub, fetch_from_store, select_files
@@ -182,12 +184,27 @@ def _read(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return dict(loaded)
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they are made: on the meta device, initialising them would import half of torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's protocol
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules made herein have parameters of the right shapes without memory or values, for `load_strict` to give them."""
+    with torch.device("meta"), _Uninitialised():
+        yield
+
+
 def load_strict(
     module: nn.Module,
     state: Mapping[str, Tensor],
     *,
     source: str,
-    allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     base_prefix: str | None = None,
 ) -> None:
@@ -195,16 +212,14 @@ def load_strict(
 
     Args:
         source: what messages call the checkpoint.
-        allow_missing: patterns (`pooler.*`) of tensors the checkpoint may lack, as nothing reads them; they are zero.
-        allow_unexpected: patterns of tensors it may hold besides.
+        allow_unexpected: patterns (`pooler.*`) of tensors it may hold besides.
         base_prefix: as in `bert.`; stripped from names when the module is the base model of a checkpoint with heads.
     Raises: ConfigError that names every tensor that is missing, extra or of another shape (both shapes).
     """
     expected = module.state_dict()
     renamed = _rename(state, expected, base_prefix, source)
-    _refuse_differences(_shapes(expected), _shapes(renamed), allow_missing, allow_unexpected, source)
-    fitting = {name: renamed[name] if name in renamed else torch.zeros_like(expected[name]) for name in expected}
-    module.load_state_dict(fitting, assign=True)
+    _refuse_differences(_shapes(expected), _shapes(renamed), allow_unexpected, source)
+    module.load_state_dict({name: renamed[name] for name in expected}, assign=True)
     module.requires_grad_(False)
 
 
@@ -212,22 +227,21 @@ def check(
     checkpoint: Checkpoint,
     build: Callable[[], nn.Module],
     *,
-    allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     base_prefix: str | None = None,
 ) -> None:
-    """Whether `load_strict` would succeed, without memory for the weights: `build` runs on the meta device.
+    """Whether `load_strict` would succeed, without memory for the weights.
 
     Reads headers of safetensors and maps pickles, so seconds at most at the published size.
     Raises: ConfigError as `load_strict` and `load_state_dict` do.
     """
-    with torch.device("meta"):
+    with shapes_only():
         expected = build().state_dict()
     found: dict[str, Tensor] = {}
     for path in _weight_files(checkpoint):
         found.update(_read(path, checkpoint))  # mapped: nothing but headers is touched
     renamed = _rename(found, expected, base_prefix, checkpoint.spec)
-    _refuse_differences(_shapes(expected), _shapes(renamed), allow_missing, allow_unexpected, checkpoint.spec)
+    _refuse_differences(_shapes(expected), _shapes(renamed), allow_unexpected, checkpoint.spec)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -255,21 +269,19 @@ def _rename(
 def _refuse_differences(
     expected: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...]],
-    allow_missing: Sequence[str],
     allow_unexpected: Sequence[str],
     source: str,
 ) -> None:
-    def left(names: set[str], allowed: Sequence[str]) -> list[str]:
-        return sorted(name for name in names if not any(fnmatchcase(name, pattern) for pattern in allowed))
-
     misshapen = [
         f"{name} has shape {list(found[name])} where {list(shape)} is needed"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
     problems = {
-        "missing": left(set(expected) - set(found), allow_missing),
-        "unexpected": left(set(found) - set(expected), allow_unexpected),
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(
+            name for name in set(found) - set(expected) if not any(fnmatchcase(name, like) for like in allow_unexpected)
+        ),
         "misshapen": misshapen,
     }
     said = [
