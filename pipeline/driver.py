@@ -133,28 +133,33 @@ class Driver:
         with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
             selection = self.read(Path(folder))
             unfinished = [plan for plan in self.plans if not is_published(self.store, plan)]
-            pinned, widths = self._pin(selection)
+            pinning = self._start_pinning(selection)
             if not selection and not unfinished:
+                self._pinned(pinning, selection)
                 return []
             require_conditional_writes(self.store)
             with cluster(self.out) as resources:
+                pinned, widths = self._pinned(pinning, selection)
                 device = choose_device(self.config, resources)
                 if selection:
                     size = self._shard_size(selection.rows, device, resources)
                     unfinished.extend(self._plan(selection, device, size, pinned, widths))
                 return [self._finish(plan, resources) for plan in unfinished]
 
-    def _pin(self, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
-        """Resolve and check the models of what is new, and hold them against those of earlier plans."""
-        languages = self._languages(selection)
-        held = {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
+    def _start_pinning(self, selection: Selection) -> slots.Pinning | None:
+        """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
+        languages = self._languages(selection) | {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
         asr = self._needs_asr(selection) or any(slots.needs_asr(plan) for plan in self.plans)
-        chosen = slots.choose(self.config, languages | held, needs_asr=asr)
-        if not languages | held:
+        chosen = slots.choose(self.config, languages, needs_asr=asr)
+        return slots.Pinning(chosen, self.config.mode) if chosen else None
+
+    def _pinned(self, pinning: slots.Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
+        """The models of what is new, held against those of earlier plans, and the widths of the embeddings kept."""
+        if pinning is None:
             return {}, {}
-        pinned, widths = slots.pin(chosen, self.config.mode)
+        pinned, widths = pinning.result()
         compare_models(self.plans, pinned)
-        fresh = slots.choose(self.config, languages, needs_asr=self._needs_asr(selection))
+        fresh = slots.choose(self.config, self._languages(selection), needs_asr=self._needs_asr(selection))
         return {slot: pinned[slot] for slot in fresh}, self._kept(widths)
 
     def _kept(self, widths: dict[str, int]) -> dict[str, int]:

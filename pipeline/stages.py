@@ -233,7 +233,14 @@ def _pipeline(
     max_denied = MAX_DENIED if config.max_reject_rate is None else config.max_reject_rate
     # one row is one shard; to ask for whole blocks instead is refused where there are GPUs
     whole: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    task: dict[str, Any] = {**whole, "num_cpus": pools.task_cpus, "fn_kwargs": {"work": work, "max_denied": max_denied}}
+    # a process that is new to these tasks imports for two seconds first: on a small machine, no more of them than cores
+    few = {"concurrency": max(1, round(pools.task_cpus / _TASK_SHARE))} if pools.task_cpus < 1 else {}
+    task: dict[str, Any] = {
+        **whole,
+        **few,
+        "num_cpus": pools.task_cpus,
+        "fn_kwargs": {"work": work, "max_denied": max_denied},
+    }
     arguments = (work, pools.device, pools.num_threads, config.max_batch_s, ledger)
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": json.dumps(asdict(s))} for s in wave], override_num_blocks=len(wave)
