@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.attempts import MOST_DEATHS, Unwatched, Watch, lethal
-from pipeline.audio.segment import cut
+from pipeline.audio.segment import cut, has_speech
 from pipeline.commit import is_committed
 from pipeline.config import primary_language
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.finish import DONE_ELSEWHERE, Finished, finish, key_of
 from pipeline.models import slots
+from pipeline.models.transcribe import Transcript
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.readahead import read_ahead
 from pipeline.schema import EMOTIONS
@@ -41,7 +42,7 @@ from pipeline.work import (
 
 if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser, Recognised
-    from pipeline.models.transcribe import Transcriber, Transcript
+    from pipeline.models.transcribe import Transcriber
 
 UNWATCHED = Unwatched()
 _UNREACHABLE = 5
@@ -89,6 +90,10 @@ def _needs_audio(work: Work, record: dict[str, Any]) -> bool:
     return work.mode != "text" or record["text"] is None or record["language"] is None
 
 
+def _is_to_be_heard(work: Work, line: Mapping[str, Any]) -> bool:
+    return (line["text"] is None and work.mode != "audio") or line["language"] is None
+
+
 def _prepare_row(
     work: Work, record: dict[str, Any], content: Callable[[], bytes | None] | None
 ) -> list[dict[str, Any]]:
@@ -113,6 +118,8 @@ def _prepare_row(
             "end_s": offset_s + span.end_s,
             **dict(zip(("waveform", "sample_bytes"), pack_waveform(waveform[span.start : span.end]), strict=True)),
             "identity": recording.identity,
+            # asked here, where there are cores, and not beside Whisper, whose device would wait for it
+            "speech": has_speech(waveform[span.start : span.end]) if _is_to_be_heard(work, common) else None,
         }
         for index, span in enumerate(spans)
     ]
@@ -127,6 +134,8 @@ def transcribe(
 ) -> pa.Table:
     """Give a text to every utterance that has none, and a language where it is to be detected.
 
+    Where nobody speaks the text is empty, and no model is asked: Whisper writes words for silence.
+
     Args:
         transcriber_for: the model for a language, loaded once by the caller; it is given all that it can hear together.
         watch: by which an utterance that kills this process is found out.
@@ -135,11 +144,14 @@ def transcribe(
     waveforms = Waveforms(work, shard, table)
     lines = table.select([name for name in WORK_SCHEMA.names if name != "waveform"]).to_pylist()
     spoken = [None if line["language"] is None else primary_language(str(line["language"])) for line in lines]
-    wanted = {
-        index: transcriber_for(spoken[index])
-        for index, line in enumerate(lines)
-        if line["reason"] is None and ((line["text"] is None and work.mode != "audio") or line["language"] is None)
-    }
+    wanted: dict[int, Transcriber] = {}
+    for index, line in enumerate(lines):
+        if line["reason"] is not None or not _is_to_be_heard(work, line):
+            continue
+        if line["speech"]:
+            wanted[index] = transcriber_for(spoken[index])
+        else:
+            line.update(_heard(work, line, Transcript("", spoken[index])))
     for transcriber, together in _by_model_and_load(wanted, table, waveforms):
         hear = partial(_hear, transcriber, waveforms, spoken)
         for part, outcome in _carefully(hear, together, Stage.TRANSCRIBE, deaths, watch):
@@ -255,7 +267,7 @@ def recognise(
             else:
                 out.fill(part, outcome)
     watch.end()
-    return out.join(table.drop_columns(["waveform", "sample_bytes", "identity"]))
+    return out.join(table.drop_columns(["waveform", "sample_bytes", "identity", "speech"]))
 
 
 def _label(

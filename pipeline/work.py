@@ -36,6 +36,7 @@ WORK_SCHEMA = pa.schema(
         pa.field("waveform", pa.large_binary()),  # as `pack_waveform` makes it
         pa.field("sample_bytes", pa.int8()),
         pa.field("identity", pa.binary()),
+        pa.field("speech", pa.bool_()),  # whether anybody may be speaking; null where nobody asks
         pa.field("language", pa.string()),
         pa.field("text", pa.string()),
         pa.field("text_source", pa.string()),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
+import soundfile
 
 from pipeline import annotate as annotate_module
 from pipeline import work as work_module
@@ -60,11 +63,32 @@ def test_a_heard_language_without_a_model_is_rejected(tmp_path, checkpoints):
     assert "'fr'" in table["detail"][0].as_py() and "--fusion-model fr=X" in table["detail"][0].as_py()
 
 
+@pytest.mark.parametrize("duration_s", [3, 40])
+def test_silence_is_not_put_to_whisper(tmp_path, checkpoints, duration_s):
+    """Fails if silence, hum or noise reaches Whisper, which would write words for it, or gets confidence figures."""
+    chance, seconds = np.random.default_rng(7), np.arange(16_000 * duration_s) / 16_000
+    nothing = [np.zeros_like(seconds), np.full_like(seconds, 0.3), 0.3 * np.sin(2 * np.pi * 50 * seconds),
+               chance.normal(0, 0.05, len(seconds))]  # fmt: skip
+    records = [row("speech", text=None)]
+    for number, waveform in enumerate(nothing):
+        soundfile.write(tmp_path / f"{number}.wav", waveform, 16_000)
+        records.append(row(number, audio=str(tmp_path / f"{number}.wav"), text=None))
+    work = work_of(tmp_path, records, models_of(checkpoints, "mean", ["en"]), segmentation="none")
+    heard = FakeTranscriber("en")
+    table, _ = by_hand(work, heard, lambda _: real_recogniser(checkpoints))
+    assert len(heard.asked) == 1  # the control: who speaks is heard
+    quiet = table.filter(pc.field("row") > 0).to_pylist()
+    assert len(quiet) == len(nothing)
+    assert {(line["text"], line["text_source"], line["asr_avg_logprob"]) for line in quiet} == {("", "asr", None)}
+
+
 def test_silence_has_no_language(tmp_path, checkpoints):
     """Fails if the reject of a recording in which nobody speaks advises a model for the language `None`."""
-    work = work_of(tmp_path, [{"id": "r0", "audio": CLIP}], models_of(checkpoints, "mean", ["en"]), language="auto")
-    table, finished = by_hand(work, FakeTranscriber(None, ""), lambda _: real_recogniser(checkpoints))
-    assert len(finished.rejects) == 1
+    soundfile.write(tmp_path / "silence.wav", np.zeros(48_000), 16_000)
+    record = {"id": "r0", "audio": str(tmp_path / "silence.wav")}
+    work = work_of(tmp_path, [record], models_of(checkpoints, "mean", ["en"]), language="auto")
+    table, finished = by_hand(work, FakeTranscriber("en"), lambda _: real_recogniser(checkpoints))
+    assert finished.rejects == ("NO_SPEECH",)
     assert "None" not in table["detail"][0].as_py()
 
 

@@ -90,7 +90,7 @@ def cut(waveform: NDArray[np.float32], *, segmentation: Literal["auto", "none", 
 def has_speech(waveform: NDArray[np.float32]) -> bool:
     """Whether anyone may be speaking here, leniently; False for silence, DC, hum and noise.
 
-    For the transcriber, because Whisper writes words for silence. waveform: [num_samples] at 16 kHz.
+    Asked before Whisper is, because that writes words for silence. waveform: [num_samples] at 16 kHz.
     """
     from faster_whisper.vad import get_vad_model
 

@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
-from pipeline.audio.segment import has_speech
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
 from pipeline.models.batching import Batcher
 from pipeline.models.memory import shortage_as_memory_error
@@ -115,9 +114,7 @@ class Transcriber:
         found: dict[int, Transcript | RejectedRow] = {}
         windows: list[int] = []
         for row, (waveform, language) in enumerate(zip(waveforms, languages, strict=True)):
-            if not has_speech(waveform):
-                found[row] = Transcript("", language)
-            elif language is not None and not self._knows(language):
+            if language is not None and not self._knows(language):
                 found[row] = _unsupported(language)
             elif len(waveform) > WINDOW_S * SAMPLING_RATE:
                 with shortage_as_memory_error():
