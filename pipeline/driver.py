@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage, d
 from pipeline.finish import MAX_DENIED, Finished
 from pipeline.manifest.read import expand
 from pipeline.models import slots
+from pipeline.models.pinning import Pinning
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.progress import Progress
 from pipeline.roots import AudioRoots
@@ -146,14 +147,14 @@ class Driver:
                     unfinished.extend(self._plan(selection, device, size, pinned, widths))
                 return [self._finish(plan, resources) for plan in unfinished]
 
-    def _start_pinning(self, selection: Selection) -> slots.Pinning | None:
+    def _start_pinning(self, selection: Selection) -> Pinning | None:
         """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
         languages = self._languages(selection) | {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
         asr = self._needs_asr(selection) or any(slots.needs_asr(plan) for plan in self.plans)
         chosen = slots.choose(self.config, languages, needs_asr=asr)
-        return slots.Pinning(chosen, self.config.mode) if chosen else None
+        return Pinning(chosen, self.config.mode) if chosen else None
 
-    def _pinned(self, pinning: slots.Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
+    def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
         """The models of what is new, held against those of earlier plans, and the widths of the embeddings kept."""
         if pinning is None:
             return {}, {}

@@ -47,6 +47,7 @@ _MODEL_MEMORY_SHARE = 0.6
 """Share of the memory that copies of the models may fill."""
 _MODEL_OVERHEAD = 1.3
 _HEAD_ANSWERS_WITHIN_S = 20.0
+_WORKERS_WAIT_MS = 600_000
 _OUR_ERROR = re.compile(r"^pipeline\.errors\.(?:JobError|ConfigError): (.*)$", re.MULTILINE)
 _ANY_ERROR = re.compile(r"^((?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception): .*)$", re.MULTILINE)
 
@@ -87,6 +88,9 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
+    if embedded:
+        # Ray ends idle processes above one a core after a second; the next stage would import for two seconds again
+        started["_system_config"] = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}
     if not embedded:
         _require_head(os.environ["RAY_ADDRESS"])
     with _native_chatter_kept_back():

@@ -25,7 +25,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -43,6 +42,7 @@ from pipeline.audio.wire import (
     Request,
     parse_rejected,
 )
+from pipeline.children import search_path
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 
 CHILD = "pipeline.audio.child"
@@ -319,8 +319,6 @@ def _environment(ours: Mapping[str, str]) -> dict[str, str]:
 
     glibc's `MALLOC_TOP_PAD_` keeps the heap from being given back after each file and faulted in again for the next: 0.1 ms.
     """
-    root = Path(__file__).parents[2]
-    paths = dict.fromkeys([str(root), *(str(Path(entry).absolute()) for entry in sys.path)])
     kept = {name: value for name, value in ours.items() if name in _KEPT_VARIABLES}
     tuned = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_TOP_PAD_": str(16 << 20)}
-    return {**kept, **tuned, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**kept, **tuned, "PYTHONPATH": search_path()}

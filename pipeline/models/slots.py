@@ -9,12 +9,9 @@ torch and transformers (4 s of a core) are imported where a model is checked or 
 from __future__ import annotations
 
 import importlib.metadata
-import multiprocessing
 import platform
-import signal
 from collections.abc import Iterable, Mapping
 from functools import cache
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
@@ -106,43 +103,6 @@ def pin(chosen: Mapping[str, str], mode: str) -> tuple[dict[str, dict[str, Any]]
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
     return pinned, next(iter(widths.values()), {})
-
-
-class Pinning:
-    """`pin` in a process of its own, while the caller goes on.
-
-    It takes 5 s of a core, nearly all of them imports, and 350 MB that the caller never has to hold.
-    """
-
-    def __init__(self, chosen: Mapping[str, str], mode: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._receiver, sender = context.Pipe(duplex=False)
-        self._process = context.Process(target=_pin_apart, args=(sender, dict(chosen), mode), daemon=True)
-        self._process.start()
-        sender.close()  # the child's end is then the only one, and its death is seen
-
-    def result(self) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-        """Wait for what `pin` returns. Raises: ConfigError as it does; JobError when the process ended without a word."""
-        try:
-            outcome = self._receiver.recv()
-        except EOFError as error:
-            self._process.join()
-            code = self._process.exitcode
-            raise JobError(
-                f"the process that checks the models ended with status {code}, its output is above"
-            ) from error
-        if isinstance(outcome, ConfigError):
-            raise outcome
-        pinned, widths = outcome
-        return pinned, widths
-
-
-def _pin_apart(sender: Connection, chosen: Mapping[str, str], mode: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver speaks for it
-    try:
-        sender.send(pin(chosen, mode))
-    except ConfigError as error:
-        sender.send(error)
 
 
 def needs_asr(plan: Plan) -> bool:
