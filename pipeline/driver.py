@@ -11,6 +11,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,25 +135,23 @@ class Driver:
         with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
             selection = self.read(Path(folder))
             unfinished = [plan for plan in self.plans if not is_published(self.store, plan)]
-            pinning = self._start_pinning(selection)
-            if not selection and not unfinished:
-                self._pinned(pinning, selection)
-                return []
-            require_conditional_writes(self.store)
-            with cluster(self.out) as resources:
-                pinned, widths = self._pinned(pinning, selection)
-                device = choose_device(self.config, resources)
-                if selection:
-                    size = self._shard_size(selection.rows, device, resources)
-                    unfinished.extend(self._plan(selection, device, size, pinned, widths))
-                return [self._finish(plan, resources) for plan in unfinished]
+            with self._start_pinning(selection) as pinning:
+                if not selection and not unfinished:
+                    self._pinned(pinning, selection)
+                    return []
+                require_conditional_writes(self.store)
+                with cluster(self.out) as resources:
+                    models = self._pinned(pinning, selection)
+                    if selection:
+                        unfinished.extend(self._plan(selection, resources, *models))
+                    return [self._finish(plan, resources) for plan in unfinished]
 
-    def _start_pinning(self, selection: Selection) -> Pinning | None:
+    def _start_pinning(self, selection: Selection) -> AbstractContextManager[Pinning | None]:
         """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
         languages = self._languages(selection) | {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
         asr = self._needs_asr(selection) or any(slots.needs_asr(plan) for plan in self.plans)
         chosen = slots.choose(self.config, languages, needs_asr=asr)
-        return Pinning(chosen, self.config.mode) if chosen else None
+        return Pinning(chosen, self.config.mode) if chosen else nullcontext()
 
     def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
         """The models of what is new, held against those of earlier plans, and the widths of the embeddings kept."""
@@ -188,9 +187,11 @@ class Driver:
         return ShardSize(self.config.shard_rows or min(usual.rows, spread), self.config.shard_audio_s or usual.audio_s)
 
     def _plan(
-        self, selection: Selection, device: str, size: ShardSize, pinned: dict[str, Any], widths: dict[str, int]
+        self, selection: Selection, resources: Resources, pinned: dict[str, Any], widths: dict[str, int]
     ) -> list[Plan]:
         """Write the new plan; after losing a race for its number, drop what the winner holds and try the next."""
+        device = choose_device(self.config, resources)
+        size = self._shard_size(selection.rows, device, resources)
         settings = self._settings(dataset_settings(self.store), device)
         claim_dataset(self.store, settings)
         others: list[Plan] = []

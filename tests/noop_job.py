@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.context import ForkServerProcess
 from types import SimpleNamespace
 
@@ -48,7 +48,7 @@ def run(manifest: str, output: str, environment: Mapping[str, str], room_bytes: 
     driver_module.cluster = _no_cluster
     driver_module.run_shards = _run_shards
     slots.choose = lambda *_, **__: {"fusion/en": "m"}
-    driver_module.Pinning = lambda *_: SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
+    driver_module.Pinning = lambda *_: nullcontext(SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4})))
     options = {"partition_by": "speaker", "embeddings": "audio", "shard_rows": 2, "audio_root": "/a"}
     config = load_config(None, {"manifest": [manifest], "output": output, **options})
     driver_module.Driver(config, io.StringIO()).run()

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 from pipeline.children import search_path
 from pipeline.errors import ConfigError, JobError
@@ -21,7 +21,7 @@ from pipeline.models import slots
 
 
 class Pinning:
-    """`slots.pin`, begun at once; the caller goes on and asks for the result when it needs it."""
+    """`slots.pin`, begun at once; the caller goes on and asks for the result when it needs it. A context manager."""
 
     def __init__(self, chosen: Mapping[str, str], mode: str) -> None:
         self._process = subprocess.Popen(
@@ -31,16 +31,24 @@ class Pinning:
             env={**os.environ, "PYTHONPATH": search_path()},
             text=True,
         )
-        if self._process.stdin is not None:
-            self._process.stdin.write(json.dumps({"chosen": dict(chosen), "mode": mode}))
-            self._process.stdin.close()
+        with cast(TextIO, self._process.stdin) as request:
+            json.dump({"chosen": dict(chosen), "mode": mode}, request)
+
+    def __enter__(self) -> Pinning:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind, asked or not."""
+        self._process.kill()
+        cast(TextIO, self._process.stdout).close()
+        self._process.wait()
 
     def result(self) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
         """Wait for what `slots.pin` returns.
 
         Raises: ConfigError as it does; JobError when the process ended without an answer.
         """
-        said = self._process.stdout.read() if self._process.stdout is not None else ""
+        said = cast(TextIO, self._process.stdout).read()
         if status := self._process.wait():
             raise JobError(f"the process that checks the models ended with status {status}; what it wrote is above")
         answer = json.loads(said)

@@ -1,0 +1,65 @@
+"""Models checked in a process of their own: the same answer, the same refusal, and a word when the process dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError, JobError
+from pipeline.models import slots
+from pipeline.models.pinning import Pinning
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_answer_is_pins(checkpoints, tmp_path, monkeypatch):
+    """Fails if a hash, a revision or a width is lost between the processes, or the child depends on the working folder."""
+    chosen = {"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": str(checkpoints / "bert-en")}
+    monkeypatch.chdir(tmp_path)
+    with Pinning(chosen, "mean") as pinning:
+        assert pinning.result() == slots.pin(chosen, "mean")
+
+
+def test_a_refusal_is_the_same(tmp_path):
+    """Fails if a model that cannot be used ends in a traceback of the child, or as a failure of the job."""
+    chosen = {"fusion/en": str(tmp_path / "nothing")}
+    with pytest.raises(ConfigError) as apart, Pinning(chosen, "audio") as pinning:
+        pinning.result()
+    with pytest.raises(ConfigError) as here:
+        slots.pin(chosen, "audio")
+    assert str(apart.value) == str(here.value)
+
+
+def test_a_child_that_dies_is_spoken_of(checkpoints):
+    """Fails if a check that was killed, for want of memory say, is waited for, or taken for an answer."""
+    with Pinning({"fusion/en": str(checkpoints / "audio-en")}, "audio") as pinning:
+        os.kill(pinning._process.pid, signal.SIGKILL)
+        with pytest.raises(JobError, match="status -9"):
+            pinning.result()
+
+
+def test_nobody_asks(checkpoints):
+    """Fails if a check that nobody waits for, since Ray did not start, outlives the run."""
+    with Pinning({"fusion/en": str(checkpoints / "audio-en")}, "audio") as pinning:
+        pass
+    assert pinning._process.returncode == -signal.SIGKILL
+
+
+def test_a_script_without_a_guard_can_run_jobs(checkpoints, tmp_path):
+    """Fails if the child imports the caller's script, as multiprocessing's does: it would start the job again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pipeline.models.pinning import Pinning\n"
+        f"with Pinning({{'fusion/en': {str(checkpoints / 'audio-en')!r}}}, 'audio') as pinning:\n"
+        "    print('once', *pinning.result()[0])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "once fusion/en\n"
