@@ -139,9 +139,9 @@ class Driver:
                 if not selection and not unfinished:
                     self._pinned(pinning, selection)
                     return []
-                require_conditional_writes(self.store)
                 with cluster(self.out) as resources:
                     models = self._pinned(pinning, selection)
+                    require_conditional_writes(self.store)
                     if selection:
                         unfinished.extend(self._plan(selection, resources, *models))
                     return [self._finish(plan, resources) for plan in unfinished]

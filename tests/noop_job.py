@@ -29,7 +29,7 @@ _context.set_forkserver_preload(["tests.noop_job"])
 
 
 @contextmanager
-def _no_cluster(*_: object) -> Iterator[Resources]:
+def no_cluster(*_: object) -> Iterator[Resources]:
     yield Resources(cpus=2.0, gpus=0.0, memory_bytes=8e9, nodes=1)
 
 
@@ -45,7 +45,7 @@ def run(manifest: str, output: str, environment: Mapping[str, str], room_bytes: 
     os.environ.update(environment)
     if room_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, room_bytes))
-    driver_module.cluster = _no_cluster
+    driver_module.cluster = no_cluster
     driver_module.run_shards = _run_shards
     slots.choose = lambda *_, **__: {"fusion/en": "m"}
     driver_module.Pinning = lambda *_: nullcontext(SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4})))

@@ -12,6 +12,7 @@ import pytest
 from jobs.annotate import _parser, main
 from pipeline.config import JobConfig
 from tests.corpus import ROOT, broken_rows, rows, write_manifest
+from tests.noop_job import no_cluster
 
 
 def job(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +38,12 @@ def refused(capsys, monkeypatch):
         return said.err
 
     return run
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Models are checked while Ray starts, which no refusal needs."""
+    monkeypatch.setattr("pipeline.driver.cluster", no_cluster)
 
 
 @pytest.fixture
@@ -153,8 +160,9 @@ def test_a_file_that_is_no_manifest(refused, tmp_path, content):
 
 @pytest.mark.parametrize("option", ["--fusion-model", "--sentence-encoder", "--asr-model"])
 @pytest.mark.parametrize("kind", ["missing", "empty"])
+@pytest.mark.usefixtures("without_ray")
 def test_a_model_that_cannot_be_used(refused, tmp_path, usable_models, option, kind):
-    """Fails if a bad model is found after the start, is not named with its option, or leaves something at the output."""
+    """Fails if a bad model is found after the plan, is not named with its option, or leaves something at the output."""
     manifest = write_manifest(tmp_path / "m.jsonl", [{"audio": row["audio"]} for row in rows(2)])
     bad = tmp_path / "bad"
     if kind == "empty":
