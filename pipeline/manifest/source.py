@@ -115,18 +115,19 @@ def _expand_one(uri: str) -> list[str]:
         filesystem, path = resolve(uri)
         scheme = uri.partition("://")[0] if "://" in uri else "file"
         if filesystem.isfile(path):
-            return [_uri(scheme, path)]
+            return [uri_of(scheme, path)]
         if filesystem.isdir(path):
             found = _manifests_below(filesystem, path)
             if not found:
                 raise ConfigError(f"manifest folder {shown} holds no file named like a manifest ({_endings()})")
-            return [_uri(scheme, name) for name in found]
+            return [uri_of(scheme, name) for name in found]
         if re.search(r"[*?\[]", path) and (files := _matches(filesystem, path)):
-            return [_uri(scheme, name) for name in files]
+            return [uri_of(scheme, name) for name in files]
         raise ConfigError(f"manifest {shown} does not exist{_nearest(filesystem, path)}")
 
 
-def _uri(scheme: str, path: str) -> str:
+def uri_of(scheme: str, path: str) -> str:
+    """What names a path of a listing from outside its filesystem: an absolute local path, or a URI."""
     if scheme.lower() in ("file", "local"):
         return str(Path(path).absolute())
     return f"{scheme}://{path.lstrip('/')}"

@@ -1,0 +1,131 @@
+"""Make a manifest of audio files, of a known corpus, or of another toolkit's manifests.
+
+Exit status: 0 the manifest is written; 1 it cannot be written, or the source's store failed; 2 usage, or nothing there to
+make one of; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from jobs.parser import Parser
+from pipeline import __version__
+from pipeline.corpora.annotated import read_meacorpus, read_meld
+from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.exchange import complete, json_lines, lhotse_lines, nemo_lines, read_lhotse, read_rows
+from pipeline.corpora.files import audio_of, list_files
+from pipeline.corpora.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
+from pipeline.errors import ConfigError, JobError
+from pipeline.manifest.fields import derived_id
+from pipeline.outfile import require_absent, write_file
+from pipeline.roots import without_query
+
+_NAMED = {naming.dataset: naming for naming in (RAVDESS, TESS, SAVEE, CREMA_D, EMO_DB)}
+_TABLED = {"meld": read_meld, "meacorpus": read_meacorpus}
+_LAYOUTS = ("files", *_NAMED, *_TABLED, "nemo", "lhotse", "manifest")
+_SHOWN = 3
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.make_manifest",
+        usage="%(prog)s SOURCE [SOURCE ...] --output FILE [options]",
+        description="Make a manifest of a folder, bucket prefix or glob of audio; of a corpus whose layout is known, with its "
+        "labels put into the models' classes; or of NeMo's and Lhotse's manifests. Also the way back.",
+        epilog="Left out of a corpus is what has no place among the classes (RAVDESS' calm, EMO-DB's boredom), and it is said.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument(
+        "source", nargs="+", metavar="SOURCE", help="folder, prefix, glob or file; local, s3://... and others"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="what to write; for --to lhotse a folder")
+    parser.add_argument("--layout", choices=_LAYOUTS, default="files", help="what the source is (default: audio files)")
+    parser.add_argument("--to", choices=["manifest", "nemo", "lhotse"], default="manifest",
+                        help="what to write (default: a manifest for jobs.annotate, as JSON Lines)")  # fmt: skip
+    parser.add_argument(
+        "--durations", action="store_true", help="read each file, and write the duration its header says"
+    )
+    parser.add_argument("--language", metavar="CODE", help="of rows whose source does not say it")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the manifest; returns the exit status."""
+    flags = _parser().parse_all(arguments)
+    try:
+        return _make(flags)
+    except ConfigError as error:
+        print(f"python -m jobs.make_manifest: {error}", file=sys.stderr)
+        return 2
+    except (JobError, OSError) as error:
+        print(f"python -m jobs.make_manifest: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def _make(flags: argparse.Namespace) -> int:
+    folder = flags.output.rstrip("/")
+    lhotse = [f"{folder}/recordings.jsonl.gz", f"{folder}/supervisions.jsonl.gz"]
+    for uri in lhotse if flags.to == "lhotse" else [flags.output]:
+        require_absent(uri, overwrite=flags.overwrite)
+    corpus = Corpus()
+    for source in flags.source:
+        read = _read(source, flags.layout)
+        corpus.rows += read.rows
+        for why, names in read.left_out.items():
+            corpus.left_out.setdefault(why, []).extend(names)
+    if flags.language:
+        for row in corpus.rows:
+            row.setdefault("language", flags.language)
+    if flags.durations:
+        complete(corpus, need_length=False)
+    if flags.to == "lhotse":
+        for uri, lines in zip(lhotse, lhotse_lines(corpus), strict=True):
+            write_file(uri, json_lines(lines, compressed=True))
+    else:
+        write_file(flags.output, json_lines(nemo_lines(corpus) if flags.to == "nemo" else corpus.rows))
+    _summarise(corpus, without_query(flags.output))
+    if flags.durations and (unsaid := sum("duration" not in row for row in corpus.rows)):
+        print(f"without duration: {unsaid:,}, whose header says none or cannot be read")
+    return 0
+
+
+def _read(source: str, layout: str) -> Corpus:
+    if layout in ("manifest", "nemo"):
+        return read_rows(source)
+    files = list_files(source)
+    if layout == "lhotse":
+        return read_lhotse(files)
+    audio = audio_of(files, source)
+    if layout in _NAMED:
+        return read_named(_NAMED[layout], files, audio)
+    if layout in _TABLED:
+        return _TABLED[layout](files, audio)
+    rows = [{"id": derived_id(uri, None, None, None), "audio": uri} for uri in audio]
+    return Corpus(rows=[dict(row) for row in rows])
+
+
+def _summarise(corpus: Corpus, output: str) -> None:
+    print(f"{len(corpus.rows):,} rows in {output}")
+    for column in ("dataset", "language", "split", "label"):
+        counts = Counter(str(row[column]) for row in corpus.rows if column in row)
+        if counts:
+            print(f"{column}: {', '.join(f'{value} {count:,}' for value, count in sorted(counts.items()))}")
+    unlabelled = sum("label" not in row for row in corpus.rows)
+    if 0 < unlabelled < len(corpus.rows):
+        print(f"without label: {unlabelled:,}")
+    for why, names in sorted(corpus.left_out.items()):
+        more = ", ..." if len(names) > _SHOWN else ""
+        print(f"left out: {len(names):,}, {why}: {', '.join(names[:_SHOWN])}{more}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
