@@ -80,6 +80,11 @@ def _parser() -> Parser:
         "--beam-size", type=int, metavar="N", help="of the transcription (default: 1, greedy as the reference)"
     )
 
+    model.add_argument("--calibration", metavar="FILE", help="divide each model's logits by its temperature, as jobs.evaluate "
+                       "--fit-calibration wrote it; labels stay, scores and confidence are the calibrated ones")  # fmt: skip
+    model.add_argument("--min-confidence", type=float, metavar="SHARE",
+                       help="below it the emotion is null and abstained is true; label and scores stay")  # fmt: skip
+
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: cuda where the cluster has GPUs")
     machine.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -53,6 +54,8 @@ class JobConfig(BaseModel):
     precision: Precision | Literal["auto"] = "auto"
     asr_compute_type: str = "auto"
     beam_size: int = Field(default=1, ge=1, le=20)
+    calibration: Mapping[str, float] = Field(default_factory=dict)
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
     audio_root: tuple[str, ...] = ()
     max_duration_s: float = Field(default=4 * 3600.0, gt=0)
     max_bytes: int = Field(default=2 * 2**30, gt=0)
@@ -89,6 +92,12 @@ class JobConfig(BaseModel):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _temperatures(cls, value: object) -> object:
+        """Accept the file that `jobs.evaluate --fit-calibration` wrote, or temperatures by model fingerprint."""
+        return read_temperatures(value) if isinstance(value, str) else value
 
     @field_validator("language")
     @classmethod
@@ -164,7 +173,29 @@ class JobConfig(BaseModel):
         names += ["max_duration_s", "max_bytes"]
         chosen = {name: getattr(self, name) for name in names}
         chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+        # named only where asked for, so that a dataset made before there were such options is one without them
+        asked = {"calibration": dict(self.calibration), "min_confidence": self.min_confidence}
+        chosen |= {name: value for name, value in asked.items() if value not in ({}, None)}
         return {**chosen, "precision": precision, "asr_compute_type": asr_compute_type}
+
+
+def read_temperatures(file: str) -> dict[str, float]:
+    """Temperatures by model fingerprint, from a calibration file. Raises: ValueError saying what is wrong with it."""
+    try:
+        document = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    try:
+        if document["format"] != 1 or document["method"] != "temperature":
+            raise ValueError(
+                f"{file} holds format {document['format']!r}, method {document['method']!r}, not 1 and 'temperature'"
+            )
+        found = {str(model): float(entry["temperature"]) for model, entry in document["models"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no calibration as jobs.evaluate --fit-calibration writes it") from error
+    if not found or not all(math.isfinite(temperature) and temperature > 0 for temperature in found.values()):
+        raise ValueError(f"{file} holds no temperatures, or such as are not above 0")
+    return found
 
 
 def primary_language(tag: str) -> str:

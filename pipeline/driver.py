@@ -159,6 +159,7 @@ class Driver:
             return {}, {}
         pinned, widths = pinning.result()
         compare_models(self.plans, pinned)
+        slots.require_calibration(pinned, self._settings(dataset_settings(self.store), "cpu"))
         fresh = slots.choose(self.config, self._languages(selection), needs_asr=self._needs_asr(selection))
         return {slot: pinned[slot] for slot in fresh}, self._kept(widths)
 

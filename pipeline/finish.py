@@ -148,6 +148,7 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     ids = theirs["recording_id"].to_pylist()
     labels = kept["label"].to_pylist()
     duration_s = pc.subtract(kept["end_s"], kept["start_s"])
+    abstained = pc.less(kept["confidence"], pa.scalar(plan.settings.get("min_confidence") or 0.0, pa.float32()))
     fingerprints = {language: slots.fingerprint(plan.models, plan.settings, primary_language(language))
                     for language in set(kept["language"].to_pylist())}  # fmt: skip
     computed = {
@@ -157,7 +158,8 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
         ),
         "duration_s": duration_s,
-        "emotion": pa.array([emotion_of(label) for label in labels], pa.string()),
+        "emotion": pc.if_else(abstained, None, pa.array([emotion_of(label) for label in labels], pa.string())),
+        "abstained": abstained,
         "model": pa.array([fingerprints[language] for language in kept["language"].to_pylist()], pa.string()),
         "run_id": pa.array([plan.plan] * kept.num_rows, pa.string()),
     }

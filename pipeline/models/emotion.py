@@ -83,6 +83,7 @@ class EmotionRecogniser:
         max_batch: utterances in one forward pass; by default 32 on a GPU, on CPU 1, or 8 of a model narrower than 512.
         max_batch_s: seconds of audio, after padding, in one forward pass of more than one utterance.
         num_threads: torch's, for this whole process; 0 or None leaves it.
+        temperature: by which logits are divided before the softmax; labels and the order of scores stay.
     Raises: ConfigError when the checkpoints are not what the mode needs, or name a label outside the shared vocabulary.
     """
 
@@ -97,6 +98,7 @@ class EmotionRecogniser:
         max_batch: int | None = None,
         max_batch_s: float | None = None,
         num_threads: int | None = None,
+        temperature: float = 1.0,
     ) -> None:
         require(mode, sentence_encoder)
         if precision not in PRECISIONS:
@@ -104,6 +106,7 @@ class EmotionRecogniser:
         if num_threads:
             torch.set_num_threads(num_threads)
         self.mode = mode
+        self._temperature = temperature
         self.label_names = labels_of(fusion)
         self.emotions = tuple(emotion_of(label) for label in self.label_names)
         self.embedding_widths = embedding_widths(mode, fusion, sentence_encoder)
@@ -192,7 +195,7 @@ class EmotionRecogniser:
         truncated: NDArray[np.bool_],
         text_truncated: NDArray[np.bool_],
     ) -> Recognised:
-        scores = torch.from_numpy(logits).softmax(dim=-1).numpy()
+        scores = torch.from_numpy(logits / np.float32(self._temperature)).softmax(dim=-1).numpy()
         broken = np.flatnonzero(~np.isfinite(scores).all(axis=-1))
         if len(broken):
             raise FloatingPointError(f"the model gives no finite scores for utterances {broken[:10].tolist()}")
@@ -200,7 +203,9 @@ class EmotionRecogniser:
         return Recognised(
             label_names=self.label_names,
             emotions=self.emotions,
-            labels=[self.label_names[best] for best in scores.argmax(axis=-1)],
+            labels=[
+                self.label_names[best] for best in logits.argmax(axis=-1)
+            ],  # scores that a temperature brings near tie
             scores=scores,
             confidence=ranked[:, -1].copy(),
             margin=ranked[:, -1] - ranked[:, -2],

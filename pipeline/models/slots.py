@@ -134,7 +134,35 @@ def pinned_checkpoint(pinned: Mapping[str, Any]) -> Checkpoint:
 
 
 def fingerprint(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> str:
-    """What stands in the output's `model` column: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`."""
+    """What stands in the output's `model` column: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`.
+
+    Where its scores are calibrated, `/T=` and the temperature follow.
+    """
+    model = _uncalibrated(models, settings, language)
+    return f"{model}/T={temperature(models, settings, language):.6g}" if "calibration" in settings else model
+
+
+def temperature(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> float:
+    """By which the logits of a language's model are divided; 1 without a calibration.
+
+    Raises: ConfigError when the job has a calibration, but none for this very model.
+    """
+    if "calibration" not in settings:
+        return 1.0
+    model, known = _uncalibrated(models, settings, language), settings["calibration"]
+    if model not in known:
+        raise ConfigError(f"--calibration: it has no temperature for {model}, only for {', '.join(sorted(known))}")
+    return float(known[model])
+
+
+def require_calibration(models: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse a calibration that lacks a model of the plan. Raises: ConfigError naming it."""
+    for slot in models:
+        if slot.startswith(f"{_FUSION}/"):
+            temperature(models, settings, slot.partition("/")[2])
+
+
+def _uncalibrated(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> str:
     slots = [models[slot] for slot in (f"{_FUSION}/{language}", f"{_ENCODER}/{language}") if slot in models]
     hashes = "+".join(slot["sha256"][:12] for slot in slots)
     return f"{settings['mode']}-{language}:{hashes}@{settings['precision']}"
@@ -197,6 +225,7 @@ class Loaded:
                 precision=self._settings["precision"],
                 num_threads=self._num_threads,
                 max_batch_s=self._max_batch_s,
+                temperature=temperature(self._models, self._settings, language),
             )
         return self._recognisers[language]
 

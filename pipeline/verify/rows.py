@@ -26,7 +26,8 @@ _SENTENCES = {
     Promise.PLAN_COLUMNS: "rows hold other values of the manifest's columns than the plan",
     Promise.SCORES: "rows have scores that are no probabilities adding up to 1",
     Promise.CONFIDENCE: "rows have a confidence that is not the highest score, or a margin that is not its lead",
-    Promise.LABEL: "rows have a label that is unknown, of another emotion, or not the one with the highest score",
+    Promise.LABEL: "rows have a label that is unknown, of another emotion, or not the one with the highest score, or no emotion "
+    "without leave to abstain",
     Promise.EMBEDDING: "rows have an embedding that is missing or not finite",
 }
 
@@ -57,7 +58,7 @@ class RowFaults:
             Promise.PLAN_COLUMNS: self._other_values(rows),
             Promise.SCORES: _bad_scores(scores, known),
             Promise.CONFIDENCE: _bad_confidence(rows, scores),
-            Promise.LABEL: _bad_label(rows, scores),
+            Promise.LABEL: _bad_label(rows, scores) | self._bad_abstention(rows),
             Promise.EMBEDDING: self._bad_embeddings(rows),
         }
         for promise, mask in masks.items():
@@ -86,6 +87,13 @@ class RowFaults:
                 pairs = zip(mine.to_pylist(), planned.to_pylist(), strict=True)
                 differs |= np.array([repr(one) != repr(other) for one, other in pairs])
         return np.asarray(differs & known)
+
+    def _bad_abstention(self, rows: pa.Table) -> Mask:
+        """Rows without an emotion, or with one, against what their confidence and the run's bound say."""
+        bound = np.float32(self._plan.settings.get("min_confidence") or 0.0)
+        expected = rows["confidence"].to_numpy() < bound
+        said = rows["abstained"].to_numpy(zero_copy_only=False)
+        return np.asarray((said != expected) | (np.asarray(rows["emotion"].combine_chunks().is_null()) != expected))
 
     def _bad_embeddings(self, rows: pa.Table) -> Mask:
         bad = np.zeros(rows.num_rows, dtype=bool)
@@ -124,9 +132,9 @@ def _bad_confidence(rows: pa.Table, scores: Scores) -> Mask:
 def _bad_label(rows: pa.Table, scores: Scores) -> Mask:
     emotions = rows["emotion"].to_pylist()
     expected = [_emotion(label) for label in rows["label"].to_pylist()]
-    columns = np.array([EMOTIONS.index(emotion) if emotion in EMOTIONS else -1 for emotion in emotions])
+    columns = np.array([EMOTIONS.index(emotion) if emotion in EMOTIONS else -1 for emotion in expected])
     own = scores[np.arange(len(scores)), np.maximum(columns, 0)]
-    wrong = np.array([one != other for one, other in zip(emotions, expected, strict=True)]) | (columns < 0)
+    wrong = np.array([one not in (None, other) for one, other in zip(emotions, expected, strict=True)]) | (columns < 0)
     return np.asarray(wrong | ~(own >= scores.max(axis=1) - _NEAR))
 
 

@@ -1,0 +1,111 @@
+"""Hold an output against the labels and texts its manifest brought: how good are the models on this data?
+
+Exit status: 0 evaluated; 1 a store failed, or the results cannot be written; 2 usage, or nothing there to compare; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from jobs.parser import Parser
+from pipeline import __version__
+from pipeline.errors import ConfigError, JobError
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.evaluate",
+        usage="%(prog)s OUT [OUT ...] --labels COLUMN [options]",
+        description="Accuracy, F1, confusions, calibration and word error rates of outputs of jobs.annotate whose manifest "
+        "brought labels; of several, each is compared with the first on the utterances they share. Reads only.",
+        epilog="Figures of acted speech do not carry over to calls or meetings: evaluate on the data you mean to annotate.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("output", nargs="+", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
+    parser.add_argument("--labels", required=True, metavar="COLUMN", help="manifest column with the true label")
+    parser.add_argument("--references", metavar="COLUMN",
+                        help="manifest column with what was said (default: reference, where there is one)")  # fmt: skip
+    parser.add_argument("--slices", metavar="COL[,COL]", help="columns to look at apart (default: dataset, language, speaker, "
+                        "sex, duration, text_source, where they are)")  # fmt: skip
+    parser.add_argument("--resamples", type=_count, default=1000, metavar="N", help="of the bootstrap; 0: no intervals "
+                        "(default: 1000)")  # fmt: skip
+    parser.add_argument("--resample-by", default="recording_id", metavar="COLUMN",
+                        help="draw all rows of a value together; speaker says what new speakers would bring "
+                        "(default: recording_id)")  # fmt: skip
+    parser.add_argument("--published-test-set", action="store_true",
+                        help="this is the test set of the published figures; they are shown if its classes agree")  # fmt: skip
+    parser.add_argument("--write", metavar="FOLDER", help="write metrics.json, metrics.parquet, confusion.parquet, "
+                        "reliability.parquet and predictions.parquet there")  # fmt: skip
+    parser.add_argument("--fit-calibration", metavar="FILE", help="fit a temperature for each model and language on these "
+                        "rows, for jobs.annotate --calibration")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate; returns the exit status."""
+    flags = _parser().parse_all(arguments)
+    try:
+        return _evaluate(flags)
+    except ConfigError as error:
+        print(f"python -m jobs.evaluate: {error}", file=sys.stderr)
+        return 2
+    except (JobError, OSError) as error:
+        print(f"python -m jobs.evaluate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def _evaluate(flags: argparse.Namespace) -> int:
+    # imported late: a typing error is answered before scikit-learn is loaded
+    try:
+        from pipeline.evaluate.evaluation import Options, evaluate, read
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed; pip install 'speech-emotion-pipeline[analytics]'") from error
+    from pipeline.evaluate.fitted import fit_outputs
+    from pipeline.evaluate.lines import lines_of
+    from pipeline.evaluate.tables import tables_of
+    from pipeline.outfile import require_absent, write_file
+    from pipeline.roots import without_query
+
+    folder = flags.write and flags.write.rstrip("/")
+    for file in filter(None, [folder and f"{folder}/metrics.json", flags.fit_calibration]):
+        require_absent(file, overwrite=flags.overwrite)
+    slices = None if flags.slices is None else tuple(name.strip() for name in flags.slices.split(",") if name.strip())
+    options = Options(
+        labels=flags.labels, references=flags.references, slices=slices, resamples=flags.resamples,
+        resample_by=flags.resample_by, published_test_set=flags.published_test_set,
+    )  # fmt: skip
+    outputs = read(flags.output, options)
+    fitted = fit_outputs(outputs) if flags.fit_calibration else None
+    evaluation = {**evaluate(outputs, options), "fitted_calibration": fitted}
+    document = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False)
+    print(document if flags.json else "\n".join(lines_of(evaluation)))
+    if folder:
+        for name, content in tables_of(evaluation, outputs).items():
+            write_file(f"{folder}/{name}", content)
+        write_file(f"{folder}/metrics.json", document.encode())  # last: where it is, the tables are
+        print(f"written to {without_query(folder)}", file=sys.stderr)
+    if fitted is not None:
+        write_file(flags.fit_calibration, json.dumps(fitted, indent=1).encode())
+        print(f"calibration written to {without_query(flags.fit_calibration)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The calibration file: a temperature for each model, and so for each language, and what it was fitted on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.evaluate.calibration import fit
+from pipeline.evaluate.compare import groups_of
+from pipeline.evaluate.labelled import Labelled
+
+FORMAT = 1
+CALIBRATED = "/T="
+"""What the fingerprint of a model whose scores are calibrated holds (`slots.fingerprint`)."""
+
+
+def fit_outputs(outputs: Sequence[Labelled]) -> dict[str, Any]:
+    """Fit each model of some outputs on its labelled rows.
+
+    Raises: ConfigError naming the model, when its rows are too few, or calibrated already.
+    """
+    models: dict[str, Any] = {}
+    for labelled in outputs:
+        fingerprints = np.array(labelled.column("model"))
+        for model in sorted(set(fingerprints)):
+            if CALIBRATED in model:
+                raise ConfigError(
+                    f"{labelled.output}: the scores of {model} are calibrated already; fit on an output without"
+                )
+            if model in models:
+                raise ConfigError(
+                    f"{labelled.output}: an output before it has the model {model} too; fit on one of them"
+                )
+            rows = labelled.take(np.flatnonzero(fingerprints == model))
+            try:
+                found = fit(rows.scores, rows.truth, rows.predicted, groups_of(rows, "recording_id"))
+            except ConfigError as error:
+                raise ConfigError(f"{labelled.output}, {model}: {error}") from error
+            models[model] = {**found, "output": labelled.output}
+    made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"format": FORMAT, "method": "temperature", "made_at": made_at, "models": models}

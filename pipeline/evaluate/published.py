@@ -1,0 +1,85 @@
+"""The published figures, and whether an evaluation may stand beside them.
+
+Nobody but the authors has the list of their test clips, so the user must say that a test set is theirs; what can be checked is
+the number of clips of each class, which their published confusion shares and tables give.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.schema import EMOTIONS
+
+CARD_METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1")
+
+PUBLISHED = {
+    ("en", "audio"): (95.1435, 95.2700, 95.1575, 95.1679),
+    ("en", "text"): (76.0842, 75.5723, 75.6852, 68.0266),
+    ("en", "concat"): (96.0462, 96.0880, 96.0257, 96.0462),
+    ("en", "mean"): (90.2870, 90.5162, 90.2334, 90.2589),
+    ("en", "multihead"): (93.1567, 93.2715, 93.1898, 93.2115),
+    ("es", "audio"): (88.12, 88.32, 88.14, 84.48),
+    ("es", "text"): (77.02, 77.04, 76.83, 69.38),
+    ("es", "concat"): (90.06, 90.20, 90.06, 87.74),
+    ("es", "mean"): (88.51, 88.61, 88.50, 84.16),
+    ("es", "multihead"): (82.66, 82.38, 82.46, 75.56),
+}
+"""Percent, in the order of `CARD_METRICS`. Source: the card of UMUTeam/w2v-bert-beto-mean-emotion-en; for Spanish the readme of
+NLP-UMUTeam/umuteam-speech-emotion at 3859029. The accuracy of concat in English is a slip there: 435 of 453 are 96.0265, and
+96.0462 is its macro F1 (tests/test_evaluate_metrics.py)."""
+
+_ENGLISH_SPEECH = {"anger": 65, "disgust": 65, "fear": 66, "joy": 65, "neutral": 62, "sadness": 65, "surprise": 65}
+_SPANISH = {"anger": 134, "disgust": 240, "fear": 8, "joy": 129, "neutral": 399, "sadness": 117}
+TEST_SETS = {
+    **{("en", mode): _ENGLISH_SPEECH for mode in ("audio", "mean", "concat", "multihead")},
+    **{("es", mode): _SPANISH for mode in ("audio", "text", "mean", "concat", "multihead")},
+}
+"""Clips of each class. Source: for English the shares of analysis/figures/confusion_matrices.png of the same repository, which
+one set of 453 clips alone gives; for Spanish the table of NLP-UMUTeam/Spanish-MEACorpus-2023. English texts: not published."""
+
+_SPEECH_CORPORA = {"ravdess", "tess", "savee"}
+_ENGLISH_TEXTS = 11_691
+
+
+def beside_published(
+    language: str, mode: str, truth: NDArray[np.int64], ours: dict[str, float], datasets: set[str], *, declared: bool
+) -> dict[str, Any] | None:
+    """The card's row for a language and mode, and ours if the test set may be the same; None where none is published.
+
+    Args:
+        truth: numbers of `EMOTIONS` of the rows in this language.
+        ours: `metrics.summary` over them.
+        datasets: what their column `dataset` says, empty without one.
+        declared: whether the user says that this is the published test set.
+    """
+    row = PUBLISHED.get((language, mode))
+    if row is None:
+        return None
+    why_not = _why_not(language, mode, truth, datasets, declared=declared)
+    return {
+        "language": language,
+        "mode": mode,
+        "published": {name: figure / 100 for name, figure in zip(CARD_METRICS, row, strict=True)},
+        "same_test_set": not why_not,
+        "why_not": why_not,
+        "ours": None if why_not else {name: ours[name] for name in CARD_METRICS},
+    }
+
+
+def _why_not(language: str, mode: str, truth: NDArray[np.int64], datasets: set[str], *, declared: bool) -> list[str]:
+    reasons = [] if declared else ["nobody said that it is the published test set (--published-test-set)"]
+    sizes = TEST_SETS.get((language, mode))
+    counts = {EMOTIONS[number]: int(count) for number, count in zip(*np.unique(truth, return_counts=True), strict=True)}
+    if sizes is None and len(truth) != _ENGLISH_TEXTS:
+        reasons.append(f"it has {len(truth):,} texts, the published one {_ENGLISH_TEXTS:,}")
+    elif sizes is not None and counts != sizes:
+        differing = [f"{name} {counts.get(name, 0):,} ({sizes.get(name, 0):,})" for name in EMOTIONS
+                     if counts.get(name, 0) != sizes.get(name, 0)]  # fmt: skip
+        reasons.append(f"its classes have other numbers of clips than the published ones: {', '.join(differing)}")
+    strangers = sorted(datasets - (_SPEECH_CORPORA if language == "en" else {"meacorpus"}))
+    if strangers and mode != "text":
+        reasons.append(f"it holds other corpora: {', '.join(strangers)}")
+    return reasons
