@@ -19,7 +19,7 @@ from pipeline.config import primary_language
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.evaluate.calibration import log_loss, reliability
 from pipeline.evaluate.compare import compare, groups_of
-from pipeline.evaluate.labelled import REFERENCE, Labelled, read_labelled
+from pipeline.evaluate.labelled import REFERENCE, SMALL, Labelled, read_labelled
 from pipeline.evaluate.metrics import INTERVAL, confusion, per_class, summary, with_intervals
 from pipeline.evaluate.published import beside_published
 from pipeline.evaluate.words import count_errors, error_rate
@@ -28,8 +28,6 @@ from pipeline.schema import EMOTIONS, passthrough_name
 FORMAT = 1
 SLICES = ("dataset", "language", "speaker", "sex", "duration", "text_source")
 """What is looked at apart where an output has it; `duration` is `duration_s` in steps."""
-SMALL = 30
-"""Rows below which a slice's figures are mostly chance: at 30 an accuracy of 0.8 is known to within 0.14."""
 _MOST_VALUES = 50
 _DURATIONS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _ABSTENTION = tuple(round(0.05 * step, 2) for step in range(6, 20))
@@ -103,7 +101,7 @@ def _of_output(labelled: Labelled, options: Options) -> dict[str, Any]:
     if small:
         shown = ", ".join(small[:10]) + (", ..." if len(small) > 10 else "")
         warnings.append(
-            f"{len(small)} slices have fewer than {SMALL} rows, and their figures are mostly chance: {shown}"
+            f"slices of fewer than {SMALL} rows, {len(small)} of them, whose figures are mostly chance: {shown}"
         )
     if len(labelled) < SMALL:
         warnings.append(f"{len(labelled)} rows are too few for any figure to mean much")

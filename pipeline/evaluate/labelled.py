@@ -27,6 +27,8 @@ from pipeline.storage import open_store, resolve
 
 REFERENCE = "reference"
 """The manifest column that holds what was said, where nobody names another."""
+SMALL = 30
+"""Rows below which figures are mostly chance: at 30 an accuracy of 0.8 is known to within 0.14."""
 _NEEDED = ("utterance_id", "recording_id", "segment_index", "language", "duration_s", "text", "text_source", "label",
            "confidence", "scores", "abstained", "model")  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluate.labelled import SMALL
 from pipeline.evaluate.published import CARD_METRICS
 
 _TITLES = {
@@ -18,6 +20,8 @@ def lines_of(evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield from _output(output)
     for comparison in evaluation["comparisons"]:
         yield from _comparison(comparison)
+    for model, found in (evaluation["fitted_calibration"] or {"models": {}})["models"].items():
+        yield from _fitted(model, found)
 
 
 def _output(output: Mapping[str, Any]) -> Iterator[str]:
@@ -27,7 +31,10 @@ def _output(output: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _table(["", *_TITLES.values()], [["percent", *map(_figure, overall["metrics"].values())]])
     if any(figure["low"] is not None for figure in overall["metrics"].values()):
-        yield from ("", "In brackets: 95 % bootstrap intervals.")
+        yield from (
+            "",
+            "In brackets: 95 % bootstrap intervals. One without width says that the rows are too few to differ.",
+        )
     yield ""
     classes = [[row["class"], *(_percent(row[name]) for name in ("precision", "recall", "f1")), f"{row['support']:,}"]
                for row in overall["per_class"]]  # fmt: skip
@@ -56,15 +63,19 @@ def _slices(output: Mapping[str, Any]) -> Iterator[str]:
     if not output["slices"]:
         return
     rows = [
-        [part["column"], part["value"] + (" *" if part["small"] else ""), f"{part['rows']:,}",
+        [part["column"], part["value"], f"{part['rows']:,}",
          *(_figure(part["metrics"][name]) for name in ("accuracy", "macro_f1", "uar")),
          _percent(part["words"]["word_error_rate"]) if part["words"] else ""]
         for part in output["slices"]
+        if not part["small"]
     ]  # fmt: skip
-    yield ""
-    yield from _table(["slice", "", "rows", "accuracy", "macro F1", "UAR", "WER"], rows)
+    if rows:
+        yield ""
+        yield from _table(["slice", "", "rows", "accuracy", "macro F1", "UAR", "WER"], rows)
+    for name, count in Counter(part["column"] for part in output["slices"] if part["small"]).items():
+        yield f"{name}: {count:,} values with fewer than {SMALL} rows, each by itself mostly chance; metrics.json has them"
     for name, count in output["slices_not_shown"].items():
-        yield f"{name}: {count:,} values with fewer rows are not looked at apart"
+        yield f"{name}: {count:,} values with fewer rows still are not looked at apart"
 
 
 def _published(output: Mapping[str, Any]) -> Iterator[str]:
@@ -103,6 +114,17 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
     yield (f"same label in {_percent(comparison['agreement'])} % of utterances, scores at most "
            f"{comparison['largest_score_difference']:.2g} apart")  # fmt: skip
     yield ""
+
+
+def _fitted(model: str, found: Mapping[str, Any]) -> Iterator[str]:
+    held = found["cross_validated"]
+    yield f"{model}: temperature {found['temperature']:.4f} from {found['rows']:,} rows"
+    for name, stage in (("before", found["before"]), ("after, on the same rows", found["after"]),
+                        ("after, on rows it was not fitted on", held)):  # fmt: skip
+        if stage is not None:
+            yield f"  {name}: log loss {stage['log_loss']:.4f}, expected error {_percent(stage['expected_error'])} %"
+    if held is None or held["log_loss"] >= found["before"]["log_loss"]:
+        yield "  warning: on rows it was not fitted on this temperature is not shown to help; label more rows"
 
 
 def _percent(share: float | None) -> str:

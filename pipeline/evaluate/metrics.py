@@ -49,7 +49,7 @@ def per_class(truth: Counts, predicted: Counts) -> list[dict[str, Any]]:
 def confusion(truth: Counts, predicted: Counts) -> dict[str, Any]:
     """Counts and shares of a class, a row for each true class, a column for each predicted one."""
     classes = np.union1d(truth, predicted)
-    counts = confusion_matrix(truth, predicted, labels=classes)
+    counts = confusion_matrix(truth, predicted, labels=np.arange(CLASSES))[np.ix_(classes, classes)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return {
         "classes": [EMOTIONS[number] for number in classes],
