@@ -21,6 +21,7 @@ LIGHT = [
     "pipeline.plan", "pipeline.commit", "pipeline.dataset", "pipeline.work", "pipeline.annotate", "pipeline.finish",
     "pipeline.progress", "pipeline.stages", "pipeline.models.slots", "pipeline.models.transcribe", "jobs.annotate",
     "pipeline.leftovers", "pipeline.prune", "pipeline.verify.audit", "jobs.verify", "jobs.prune",
+    "jobs.make_manifest", "jobs.evaluate",
 ]  # fmt: skip
 """What CPU tasks and a quick refusal load."""
 
@@ -38,7 +39,16 @@ def trees() -> list[tuple[Path, ast.Module]]:
 
 
 @pytest.mark.parametrize(
-    "group", ["pipeline.models", "pipeline.audio", "pipeline.manifest", "pipeline.verify", "product"]
+    "group",
+    [
+        "pipeline.models",
+        "pipeline.audio",
+        "pipeline.manifest",
+        "pipeline.verify",
+        "pipeline.corpora",
+        "pipeline.evaluate",
+        "product",
+    ],
 )
 def test_only_the_engine_knows_ray(group):
     """Fails if a model, an edge or the product layer loads ray, so that a notebook cannot use it without a cluster."""
@@ -46,7 +56,7 @@ def test_only_the_engine_knows_ray(group):
         name for name in NAMES.values()
         if (name.count(".") < 2 and name.startswith("pipeline.") if group == "product" else name.startswith(group))
     }  # fmt: skip
-    assert len(of_group - ENGINE) > 5 or group == "pipeline.audio"
+    assert len(of_group - ENGINE) > 5 or group in ("pipeline.audio", "pipeline.corpora")
     assert loaded_by(sorted(of_group - ENGINE), {"ray"}) == set()
 
 
