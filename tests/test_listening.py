@@ -21,6 +21,7 @@ from demo.models import MODELS, options
 from demo.run import words
 from pipeline import SAMPLING_RATE
 from pipeline.audio.decode import decode
+from pipeline.evaluate.evaluation import Options, evaluate, read
 from pipeline.models.emotion import EmotionRecogniser
 from pipeline.models.weights import resolve
 from tests.corpus import ROOT, annotate, utterances, write_manifest
@@ -41,10 +42,16 @@ SWAPPED, WRONG_RATE = 120, 40
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of the job in mode mean, every row listened to."""
     output = tmp_path_factory.mktemp("heldout") / "out"
     annotate(HELDOUT / "manifest.jsonl", output, *options())
+    return output
+
+
+@pytest.fixture(scope="module")
+def heard(output: Path) -> pa.Table:
+    """Its rows."""
     return utterances(output)
 
 
@@ -109,6 +116,21 @@ def test_this_is_the_emotion(heard, heldout, language):
         row["heldout"] == heldout and row["language"] in (language or LANGUAGES) for row in ROWS
     )
     assert accuracy(table) >= FUSED[heldout] - (ALONE if language else 0)
+
+
+def test_the_evaluation_says_the_same(heard, output):
+    """Fails if `jobs.evaluate` counts other rows than these tests, or holds words against another recording's reference."""
+    asked = Options(labels="label", slices=("heldout", "language"), resamples=0)
+    (found,) = evaluate(read([str(output)], asked), asked)["outputs"]
+    labelled = heard.filter(pa.compute.is_valid(heard["manifest_label"]))
+    for part in found["slices"]:
+        clips = of(labelled, part["column"], part["value"])
+        assert part["metrics"]["accuracy"]["value"] == pytest.approx(accuracy(clips))
+        ids = list(dict.fromkeys(clips["recording_id"].to_pylist()))
+        # one counts `it's` as a word, the other as two
+        assert part["words"]["word_error_rate"] == pytest.approx(error_rate(heard, ids), abs=0.01)
+    assert {part["value"] for part in found["slices"]} == {*FUSED, *LANGUAGES}
+    assert found["counts"]["compared"] == len(CLIPS)
 
 
 def test_fusion_beats_either_side(heard):
