@@ -73,9 +73,9 @@ def _slices(output: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from _table(["slice", "", "rows", "accuracy", "macro F1", "UAR", "WER"], rows)
     for name, count in Counter(part["column"] for part in output["slices"] if part["small"]).items():
-        yield f"{name}: {count:,} values with fewer than {SMALL} rows, each by itself mostly chance; metrics.json has them"
+        yield f"{name}: values with fewer than {SMALL} rows, each by itself mostly chance: {count:,}; metrics.json has them"
     for name, count in output["slices_not_shown"].items():
-        yield f"{name}: {count:,} values with fewer rows still are not looked at apart"
+        yield f"{name}: values with fewer rows still, not looked at apart: {count:,}"
 
 
 def _published(output: Mapping[str, Any]) -> Iterator[str]:
