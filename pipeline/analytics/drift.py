@@ -13,7 +13,7 @@ utterances of one are alike. Drift is what passes both its limit and the floor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +37,10 @@ _COLUMNS = {
     "confidence": "least(floor(confidence * 1000), 999)::INT",
     "duration_s": "floor(64 * log2(greatest(duration_s, 0.01)))::INT",
 }
-_EDGES = {"confidence": lambda step: step / 1000, "duration_s": lambda step: 2 ** (step / 64)}
+_EDGES: dict[str, Callable[[int], float]] = {
+    "confidence": lambda step: step / 1000,
+    "duration_s": lambda step: float(2 ** (step / 64)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +117,11 @@ def compare(
             raise ConfigError(f"the {name} holds no utterance")
     share = sum(1 / count for count in counts)
     for column, steps in _COLUMNS.items():
-        found = [_histogram(window, steps) for window in windows]
-        measures += _distribution(column, *found, share, limits)
+        measures += _distribution(column, [_histogram(window, steps) for window in windows], share, limits)
     try:
         reasons = [_reasons(window, count) for window, count in zip(windows, counts, strict=True)]
-        measures += _distribution("reject reasons", *reasons, sum(1 / sum(r.values()) for r in reasons), limits)
+        rows = sum(1 / sum(found.values()) for found in reasons)
+        measures += _distribution("reject reasons", reasons, rows, limits)
     except ConfigError as error:
         left_out.append(f"reject reasons: {error}")
     if embeddings:
@@ -154,14 +157,14 @@ def _reasons(window: Window, annotated: int) -> dict[Any, int]:
 
 
 def _distribution(
-    column: str, reference: dict[Any, int], current: dict[Any, int], share: float, limits: Mapping[str, float]
+    column: str, windows: Sequence[dict[Any, int]], share: float, limits: Mapping[str, float]
 ) -> Iterator[Measure]:
     optional("scipy", extra="analytics")
     from scipy.spatial.distance import jensenshannon
     from scipy.special import rel_entr
     from scipy.stats import chi2
 
-    names, counts = _bins(column, reference, current)
+    names, counts = _bins(column, *windows)
     p, q = (_EXACT + counts) / (_EXACT + counts).sum(axis=1, keepdims=True)
     most = int(np.abs(p - q).argmax())
     before, after = (counts / counts.sum(axis=1, keepdims=True))[:, most]

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.analytics.tables import Rows, asking, optional, quoted
+from pipeline.audio.limits import AudioLimits
 from pipeline.audio.sandbox import sandbox
 from pipeline.errors import ConfigError, RejectedRow, did_you_mean
 from pipeline.leftovers import cause
@@ -23,7 +24,6 @@ from pipeline.plan import Plan
 from pipeline.roots import without_query
 from pipeline.schema import EMBEDDINGS
 from pipeline.storage import fetch
-from pipeline.work import AudioLimits
 
 SHOWN = ("utterance_id", "audio", "start_s", "end_s", "emotion", "confidence", "text")
 
@@ -105,7 +105,9 @@ def read(rows: Rows, text: str, language: str | None, column: str | None) -> Que
 def _embedder(rows: Rows, language: str | None, column: str | None, *, option: str, makes: str) -> tuple[Plan, str]:
     """The plan whose record names the model, and the language."""
     if column not in (None, makes):
-        raise ConfigError(f"{option} gives a {makes} alone; for {column} ask with --like and an utterance")
+        raise ConfigError(
+            f"{option} can be compared with the {makes} alone; for {column} ask with --like and an utterance"
+        )
     _require_column(rows, makes)
     plans = {slot.partition("/")[2]: plan for plan in rows.plans for slot in plan.models if slot.startswith("fusion/")}
     if language is None and len(plans) == 1:

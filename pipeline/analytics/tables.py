@@ -75,7 +75,7 @@ class Rows:
         others = [field for field in self.partition_fields if field.name not in written.names]
         return pa.schema([*written, *others])
 
-    def keys(self) -> list[str]:
+    def part_keys(self) -> list[str]:
         """The parts, in the order of plans and shards."""
         return [key for plan in self.plans for _, key in sorted(self.parts[plan.plan].items())]
 
@@ -87,7 +87,7 @@ class Rows:
     def utterances(self) -> ds.Dataset:
         """Every utterance of these plans. Opens nothing yet."""
         partitioning = ds.partitioning(pa.schema(self.partition_fields), flavor="hive")
-        return dataset(self.store, UTTERANCES, self.keys(), self.schema(), partitioning)
+        return dataset(self.store, UTTERANCES, self.part_keys(), self.schema(), partitioning)
 
     def rejects(self) -> ds.Dataset:
         """Every reject of these plans, of planning too."""
