@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.analytics.compact import COMPACTED, compact
-from pipeline.analytics.tables import finished_rows
+from pipeline.analytics.publish import FORMATS, publish
+from pipeline.analytics.tables import Rows, finished_rows
 from pipeline.errors import ConfigError
 from pipeline.storage import open_store
 
@@ -22,7 +23,7 @@ from pipeline.storage import open_store
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m jobs.compact",
-        usage="%(prog)s OUT [--target-mb N]",
+        usage="%(prog)s OUT [--target-mb N] | OUT --publish FORMAT --table TABLE",
         description="Merge the small files of finished runs per partition into OUT/compacted. The small files stay: read one "
         "folder or the other; each holds every row once.",
         allow_abbrev=False,
@@ -30,6 +31,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--target-mb", type=float, default=256, metavar="N", help="size of a large file (default: 256)")
+    parser.add_argument("--publish", choices=FORMATS, help="instead, commit each finished run to a table of this format; "
+                        "lance and iceberg: one publisher at a time")  # fmt: skip
+    parser.add_argument(
+        "--table", metavar="TABLE", help="folder or URI; iceberg: namespace.name in pyiceberg's catalog"
+    )
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 
@@ -43,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compact(flags: argparse.Namespace) -> int:
     if not flags.target_mb > 0:
         raise ConfigError("--target-mb must be more than 0")
+    if bool(flags.publish) != bool(flags.table):
+        raise ConfigError("--publish and --table go together")
     rows = finished_rows(open_store(flags.output))
+    if flags.publish:
+        return _publish(rows, flags)
     done = 0
     for made in compact(rows, target_bytes=int(flags.target_mb * 1e6)):
         done += 1
@@ -55,6 +65,15 @@ def _compact(flags: argparse.Namespace) -> int:
         print(f"nothing new: {len(rows.plans):,} finished runs are compacted")
     if rows.unfinished:
         print(f"left out, since not finished: {', '.join(rows.unfinished)}")
+    return 0
+
+
+def _publish(rows: Rows, flags: argparse.Namespace) -> int:
+    done = 0
+    for plan in publish(rows, flags.publish, flags.table):
+        done += 1
+        print(f"run {plan.plan} is in {flags.table}", flush=True)
+    print(f"{done or 'nothing'} new, {len(rows.plans):,} finished runs in {flags.publish} table {flags.table}")
     return 0
 
 

@@ -24,18 +24,22 @@ PEOPLE = 1200
 def run_of(store: Store, folder: Path, letter: str, *, count: int = PEOPLE, seed: int = 0, joy: float = 0.0,
            shift: float = 0.0, rejected: float = 0.0, confident: bool = False) -> None:  # fmt: skip
     """A finished run of which a share is joyful, a share rejected, and embeddings moved along one axis."""
-    records = [{"id": f"{letter}{n}", "audio": f"/a/{letter}{n}.wav", "text": "t", "speaker": "a"} for n in range(count)]
+    records = [
+        {"id": f"{letter}{n}", "audio": f"/a/{letter}{n}.wav", "text": "t", "speaker": "a"} for n in range(count)
+    ]
     plan = plan_rows(store, folder / letter, records, shard_rows=count)
     work = Work(store.root, plan, AudioRoots.parse(("/a",), []))
     random = np.random.default_rng(seed)
     for shard in plan.shards():
         table = recognised(read_shard(store, shard), seed)
         labels = np.where(random.random(count) < joy, "joy", table["label"].to_pylist())
-        embedding = table["audio_embedding"].combine_chunks().flatten().to_numpy().reshape(-1, 4) + [shift, 0, 0, 0]
+        embedding = np.array(table["audio_embedding"].to_pylist())
+        embedding[:, 0] += shift
         bad = random.random(count) < rejected
         for name, column in {
             "label": pa.array(labels), "reason": pa.array(np.where(bad, "NOT_FOUND", None), pa.string()),
-            "detail": pa.array(["no"] * count), "stage": pa.array(["fetch"] * count), "attempts": pa.array([1] * count, pa.int32()),
+            "detail": pa.array(["no"] * count), "stage": pa.array(["fetch"] * count),
+            "attempts": pa.array([1] * count, pa.int32()),
             "audio_embedding": pa.FixedSizeListArray.from_arrays(pa.array(embedding.astype(np.float32).reshape(-1)), 4),
             **({"confidence": pa.array(np.full(count, 0.999, np.float32))} if confident else {}),
         }.items():  # fmt: skip
@@ -87,7 +91,9 @@ def test_few_rows_are_no_drift(output, tmp_path):
 def test_numbers_are_those_of_the_formulas(output):
     """Fails if an index, a distance or a shift is another than its definition, computed here in the open."""
     _, compared = drifted(output)
-    tables = [w.utterances().to_table().to_pandas() for w in (finished_rows(output).of([n]) for n in ("000001", "000002"))]
+    tables = [
+        w.utterances().to_table().to_pandas() for w in (finished_rows(output).of([n]) for n in ("000001", "000002"))
+    ]
     by_column = {(measure.column, measure.measure): measure for measure in compared.measures}
     names = sorted({*tables[0].emotion, *tables[1].emotion})
     counts = np.array([[(table.emotion == name).sum() + 0.5 for name in names] for table in tables])
@@ -118,7 +124,9 @@ def test_windows_in_sql_and_of_another_output(output, tmp_path):
     """Fails if a condition is not applied, or rejects that cannot be asked it are compared all the same."""
     rows = finished_rows(output)
     found = compare(Window(rows, "emotion <> 'joy'"), Window(rows, "emotion = 'joy'"))
-    assert {m.column for m in found.measures if m.drifted} >= {"emotion"} and found.left_out[0].startswith("reject reasons")
+    assert {m.column for m in found.measures if m.drifted} >= {"emotion"} and found.left_out[0].startswith(
+        "reject reasons"
+    )
     with pytest.raises(ConfigError, match="current window holds no utterance"):
         compare(Window(rows), Window(rows, "false"))
     with pytest.raises(ConfigError, match="nope"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import duckdb
 import pyarrow.dataset as ds
@@ -48,9 +49,11 @@ def test_sums_are_those_of_a_loop_over_the_rows(tmp_path):
         long = any(r["recording_id"] == LONG for r in mine)
         assert row["length_s"] == pytest.approx(1.25 * (row["recordings"] - long) + 4.25 * long)
         told = [r["emotion"] for r in mine if r["recording_id"] == LONG]
-        moves = Counter(zip(told, told[1:], strict=False))
+        moves = Counter(pairwise(told))
         assert {(a, b): n for a in EMOTIONS for b, n in row["transitions"][a].items() if n} == dict(moves)
-        assert row["changes"] == (pytest.approx(sum(a != b for a, b in moves.elements()) / moves.total()) if long else None)
+        assert row["changes"] == (
+            pytest.approx(sum(a != b for a, b in moves.elements()) / moves.total()) if long else None
+        )
 
 
 def test_one_recording_is_told_from_its_first_to_its_last_emotion(tmp_path):
@@ -100,7 +103,9 @@ def test_any_reader_may_add_up_the_files(tmp_path):
     """Fails if a file that is not a summary lies among them, or a group counts one utterance in two files."""
     finished_output(str(tmp_path / "out"), tmp_path / "m")
     summarized(str(tmp_path / "out"), "label")
-    query = f"SELECT label, sum(utterances), sum(by_emotion.joy) FROM '{tmp_path}/out/summaries/label/*.parquet' GROUP BY 1"
+    query = (
+        f"SELECT label, sum(utterances), sum(by_emotion.joy) FROM '{tmp_path}/out/summaries/label/*.parquet' GROUP BY 1"
+    )
     counts = Counter(row["label"] for row in utterances(tmp_path / "out"))
     assert {label: n for label, n, _ in duckdb.sql(query).fetchall()} == counts
     assert sum(joy for _, _, joy in duckdb.sql(query).fetchall()) == counts["joy"]
