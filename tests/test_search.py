@@ -10,10 +10,11 @@ import pytest
 from jobs.search import main
 from pipeline.analytics.search import heard, like, nearest, read
 from pipeline.analytics.tables import finished_rows
+from pipeline.annotate import annotate_shard
 from pipeline.errors import ConfigError
 from pipeline.storage import open_store
 from tests.outputs import finished_output, publish_plan
-from tests.shards import CLIP, by_hand, models_of, row, work_of
+from tests.shards import CLIP, models_of, row, work_of
 
 TEXTS = ("We won two prizes!", "Leave me alone.", "The bus leaves at nine.")
 
@@ -87,7 +88,7 @@ def test_half_precision_is_searched_as_well(tmp_path, monkeypatch):
      (["--text", "words"], "has no text_embedding: it has audio_embedding"),
      (["--like", "r0#0000", "--embedding", "fused_embedding"], "has no fused_embedding"),
      (["--audio", "a.wav", "--embedding", "fused_embedding"], "ask with --like"),
-     (["--audio", "a.wav", "--language", "xx"], "no model for language 'xx'"), (["--like", "r0#0000", "--top", "0"], "--top")],
+     (["--audio", "a.wav", "--language", "xx"], "has a model for language 'xx'"), (["--like", "r0#0000", "--top", "0"], "--top")],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused(output, capsys, words, sentence):
     """Fails if a question without an answer gets one, or the refusal does not say why."""
@@ -114,7 +115,8 @@ def test_the_same_recording_and_the_same_words_find_themselves(checkpoints, tmp_
         if (code == "en") == (n < 2)
     ]
     work = work_of(tmp_path, records, models_of(checkpoints, mode, ["en", "es"]), mode)
-    by_hand(work)
+    for shard in work.plan.shards():
+        annotate_shard(work, shard)
     publish_plan(work.store, work.plan)
     rows = finished_rows(open_store(work.output))
     if mode != "text":
