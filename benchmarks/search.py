@@ -13,6 +13,7 @@ from benchmarks.processes import Finished
 from benchmarks.processes import run as ran
 from tests import outputs
 
+_ROWS = 1_000_000
 _WIDTH = 1024
 _SHARD_ROWS = 1024
 _ROUNDS = 3
@@ -31,7 +32,7 @@ print(*(ids[i] for i in np.argsort(-cosine)[1:11]))
 
 def run(*, quick: bool) -> Result:
     """Make the output, then let the variants take turns, each in a process of its own."""
-    rows = 4_000 if quick else 1_000_000
+    rows = 4_000 if quick else _ROWS
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
         output = _make(Path(folder), rows)
         size_bytes = sum(path.stat().st_size for path in Path(output, "utterances").rglob("*.parquet"))

@@ -38,7 +38,8 @@ def trees() -> list[tuple[Path, ast.Module]]:
 
 
 @pytest.mark.parametrize(
-    "group", ["pipeline.models", "pipeline.audio", "pipeline.manifest", "pipeline.verify", "product"]
+    "group",
+    ["pipeline.models", "pipeline.audio", "pipeline.manifest", "pipeline.verify", "pipeline.analytics", "product"],
 )
 def test_only_the_engine_knows_ray(group):
     """Fails if a model, an edge or the product layer loads ray, so that a notebook cannot use it without a cluster."""
@@ -58,8 +59,9 @@ def test_cpu_tasks_do_not_load_torch():
 
 
 def test_a_command_line_is_refused_before_anything_heavy_is_loaded():
-    """Fails if `jobs.annotate` loads ray, torch or pyarrow's dataset to say that an option is unknown."""
-    assert loaded_by(["jobs.annotate"], {"ray", "torch", "transformers", "faster_whisper"}) == set()
+    """Fails if a job loads ray, torch or DuckDB to say that an option is unknown."""
+    jobs = [name for name in NAMES.values() if name.startswith("jobs.")]
+    assert loaded_by(jobs, {"duckdb", "scipy", "ray", "torch", "transformers", "faster_whisper"}) == set()
 
 
 def test_ray_is_imported_in_one_file():
