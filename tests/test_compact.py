@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jobs.compact import main
 from pipeline.analytics.compact import compact, load_generations
 from pipeline.analytics.tables import finished_rows
 from pipeline.errors import JobError
+from pipeline.prune import find_leftovers
 from pipeline.storage import LocalStore, open_store
 from pipeline.verify.audit import audit
 from tests.corpus import ROOT
@@ -165,6 +167,8 @@ def test_a_process_killed_hard_leaves_nothing_a_reader_sees(tmp_path):
     with started([sys.executable, "-c", die, output], tmp_path / "log", {"PYTHONPATH": str(ROOT)}) as process:
         assert process.wait(60) == -9, (tmp_path / "log").read_text()
     assert sum(ids_of(f"{output}/compacted").values()) < 15
+    (left,) = find_leftovers(open_store(output), now_s=time.time())
+    assert left.key.startswith("compacted/") and left.kind == "temporary of a killed writer"
     assert main([output]) == 0 and ids_of(f"{output}/compacted") == ids_of(f"{output}/utterances")
     assert audit(open_store(output), deep=True).status == "sound"
 

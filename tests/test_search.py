@@ -127,7 +127,9 @@ def test_the_same_recording_and_the_same_words_find_themselves(checkpoints, tmp_
         (tmp_path / "s.wav").write_bytes(b"no audio")
         with pytest.raises(ConfigError, match="--audio"):
             heard(rows, str(tmp_path / "s.wav"), "en", None)
+        assert main([work.output, "--audio", CLIP, "--language", "en", "--top", "1"]) == 0
     if mode != "audio":
+        assert main([work.output, "--text", TEXTS[1], "--language", "en", "--top", "1"]) == 0
         found = nearest(rows, read(rows, TEXTS[1], "en", None), top=5, columns=["text"])
         assert found["text"][0].as_py() == TEXTS[1] and found["similarity"][0].as_py() == pytest.approx(1, abs=1e-5)
         with pytest.raises(ConfigError, match="which of en, es"):

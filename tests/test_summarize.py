@@ -56,6 +56,16 @@ def test_sums_are_those_of_a_loop_over_the_rows(tmp_path):
         )
 
 
+def test_a_bucket_is_summed_up_as_a_folder_is(tmp_path, s3):
+    """Fails if rows in object storage are read otherwise than on disk, or summaries cannot be written or read there."""
+    here, there = str(tmp_path / "out"), f"s3://{s3.bucket}/summarize"
+    found = []
+    for output in (here, there):
+        finished_output(output, tmp_path / "m")
+        found.append(summarized(output, "speaker", "half=take // 6"))
+    assert found[0] == found[1] and found[0][0] == ["000001", "000002"]
+
+
 def test_one_recording_is_told_from_its_first_to_its_last_emotion(tmp_path):
     """Fails if order inside a recording is lost: by segment it is, not by name or by file."""
     finished_output(str(tmp_path / "out"), tmp_path / "m")

@@ -165,7 +165,7 @@ def optional(package: str, *, extra: str) -> Any:  # noqa: ANN401 - a module
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"this needs {package}: pip install 'speech-emotion-pipeline[{extra}]'") from error
+        raise ConfigError(f"this needs {package}, which is not installed: pip install -e '.[{extra}]'") from error
 
 
 def quoted(name: str) -> str:
