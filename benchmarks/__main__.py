@@ -13,7 +13,7 @@ import time
 
 from benchmarks.harness import publish
 
-NAMES = ("reference", "engines", "efficiency", "levers", "scale", "nodes")
+NAMES = ("reference", "engines", "efficiency", "levers", "scale", "nodes", "search")
 
 
 def main() -> None:

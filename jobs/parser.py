@@ -1,12 +1,13 @@
-"""The command-line parser all jobs share."""
+"""What the command lines of all jobs share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pipeline.errors import did_you_mean
+from pipeline.errors import ConfigError, JobError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,3 +29,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One clear line instead of the whole usage."""
         self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+
+
+def run_guarded(name: str, command: Callable[[], int]) -> int:
+    """Run a command that can simply be started again; says in one line what was in its way.
+
+    Returns: its status; 2 for what the caller has to mend, 1 for what failed, 130 when interrupted.
+    """
+    try:
+        return command()
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except (JobError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130

@@ -20,7 +20,7 @@ from pipeline.verify.outline import DATASET_KEY, TEMPORARY
 
 _SHARD_FILE = re.compile(r"_runs/([0-9]{6,})/shards/([0-9a-f]{12})-(?:[0-9]{5,}|rejects)\.parquet")
 _PLAN = re.compile(r"_runs/([0-9]{6,})/plan\.json")
-_OURS = ("_runs/", "utterances/", "rejects/", f".{DATASET_KEY}.")
+_OURS = ("_runs/", "utterances/", "rejects/", "summaries/", "compacted/", f".{DATASET_KEY}.")
 """Where temporaries of ours can lie; an output may share its folder with others."""
 
 

@@ -36,6 +36,9 @@ BAD = {"id": "bad", "audio": 5}
 FLAGS: dict[str, object] = {}
 """Options other than those below; a test sets them for outputs of another shape."""
 
+WIDTH = 4
+"""Of the embeddings; likewise."""
+
 
 def settings_of() -> dict[str, object]:
     usual = {"manifest": ["m"], "output": "o", "partition_by": "speaker", "embeddings": "audio"}
@@ -55,7 +58,7 @@ def plan_rows(
     claim_dataset(store, settings_of())
     plan = write_plan(
         store, len(plans) + 1, spool.select(*held_keys(store, plans if held else [])), settings=settings_of(), models=MODELS,
-        embedding_widths=dict.fromkeys(settings_of()["embeddings"], 4), manifests=[str(manifest)],
+        embedding_widths=dict.fromkeys(settings_of()["embeddings"], WIDTH), manifests=[str(manifest)],
         size=ShardSize(shard_rows, 1e9), needs_text=True,
     )  # fmt: skip
     assert plan is not None
@@ -79,14 +82,14 @@ def recognised(rows: pa.Table, seed: int) -> pa.Table:
     scores = random.dirichlet(np.ones(len(EMOTIONS)), len(lines)).astype(np.float32)
     ranked = np.sort(scores, axis=1)
     labels = [None if i in REJECTED else EMOTIONS[best] for i, best in zip(ids, scores.argmax(axis=1), strict=True)]
-    embedding = pa.array(random.normal(size=4 * len(lines)).astype(np.float32))
+    embedding = pa.array(random.normal(size=WIDTH * len(lines)).astype(np.float32))
     for name, column in {
         "label": pa.array(labels, pa.string()),
         "confidence": pa.array(ranked[:, -1].copy()),
         "margin": pa.array(ranked[:, -1] - ranked[:, -2]),
         "truncated": pa.array([False] * len(lines)),
         "scores": pa.StructArray.from_arrays([pa.array(column.copy()) for column in scores.T], names=list(EMOTIONS)),
-        "audio_embedding": pa.FixedSizeListArray.from_arrays(embedding, 4),
+        "audio_embedding": pa.FixedSizeListArray.from_arrays(embedding, WIDTH),
     }.items():
         table = table.append_column(name, column)
     return table

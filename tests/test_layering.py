@@ -47,6 +47,7 @@ def trees() -> list[tuple[Path, ast.Module]]:
         "pipeline.verify",
         "pipeline.corpora",
         "pipeline.evaluate",
+        "pipeline.analytics",
         "product",
     ],
 )
@@ -68,8 +69,9 @@ def test_cpu_tasks_do_not_load_torch():
 
 
 def test_a_command_line_is_refused_before_anything_heavy_is_loaded():
-    """Fails if `jobs.annotate` loads ray, torch or pyarrow's dataset to say that an option is unknown."""
-    assert loaded_by(["jobs.annotate"], {"ray", "torch", "transformers", "faster_whisper"}) == set()
+    """Fails if a job loads ray, torch or DuckDB to say that an option is unknown."""
+    jobs = [name for name in NAMES.values() if name.startswith("jobs.")]
+    assert loaded_by(jobs, {"duckdb", "scipy", "ray", "torch", "transformers", "faster_whisper"}) == set()
 
 
 def test_ray_is_imported_in_one_file():

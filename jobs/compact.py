@@ -1,0 +1,81 @@
+"""Merge the small files of finished runs into few large ones, in a folder of their own; or publish the runs as a table.
+
+Writes OUT/compacted/, and changes nothing that is there. Each run of this command takes the finished runs that no earlier one
+took. Exit status: 0 done, or nothing new; 1 a file cannot be read or written; 2 the command line is wrong, there is no output,
+or a package is not installed; 130 interrupted. The same command goes on after 1 and 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.parser import Parser, run_guarded
+from pipeline import __version__
+from pipeline.analytics.compact import COMPACTED, compact
+from pipeline.analytics.publish import FORMATS, publish
+from pipeline.analytics.tables import Rows, finished_rows
+from pipeline.errors import ConfigError
+from pipeline.storage import open_store
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.compact",
+        usage="%(prog)s OUT [--target-mb N] | OUT --publish FORMAT --table TABLE",
+        description="Merge the small files of finished runs per partition into OUT/compacted. The small files stay: read one "
+        "folder or the other; each holds every row once.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
+    parser.add_argument("--target-mb", type=float, default=256, metavar="N", help="size of a large file (default: 256)")
+    parser.add_argument("--publish", choices=FORMATS, help="instead, commit each finished run to a table of this format; "
+                        "lance and iceberg: one publisher at a time")  # fmt: skip
+    parser.add_argument(
+        "--table", metavar="TABLE", help="folder or URI; iceberg: namespace.name in pyiceberg's catalog"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compact; returns the exit status."""
+    flags = _parser().parse_all(arguments)
+    return run_guarded("python -m jobs.compact", lambda: _compact(flags))
+
+
+def _compact(flags: argparse.Namespace) -> int:
+    if not flags.target_mb > 0:
+        raise ConfigError("--target-mb must be more than 0")
+    if bool(flags.publish) != bool(flags.table):
+        raise ConfigError("--publish and --table go together")
+    rows = finished_rows(open_store(flags.output))
+    if flags.publish:
+        return _publish(rows, flags)
+    done = 0
+    for made in compact(rows, target_bytes=int(flags.target_mb * 1e6)):
+        done += 1
+        runs = made.generation.plans
+        which = f"run {runs[0]}" if len(runs) == 1 else f"{len(runs):,} runs, {runs[0]} to {runs[-1]}"
+        print(f"generation {made.generation.name}: {which}: {made.rows:,} rows, {made.parts:,} files are "
+              f"{len(made.generation.files):,} in {flags.output}/{COMPACTED}", flush=True)  # fmt: skip
+    if not done:
+        print(f"nothing new: {len(rows.plans):,} finished runs are compacted")
+    if rows.unfinished:
+        print(f"left out, since not finished: {', '.join(rows.unfinished)}")
+    return 0
+
+
+def _publish(rows: Rows, flags: argparse.Namespace) -> int:
+    done = 0
+    for plan in publish(rows, flags.publish, flags.table):
+        done += 1
+        print(f"run {plan.plan} is in {flags.table}", flush=True)
+    print(f"{done or 'nothing'} new, {len(rows.plans):,} finished runs in {flags.publish} table {flags.table}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Find the utterances of an output that are nearest to one of them, to a recording or to a sentence; reads only.
+
+Exit status: 0 done, also when nothing is near; 1 a file cannot be read; 2 the command line is wrong, there is no output, or it
+has no such embedding; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from jobs.parser import Parser, run_guarded
+from pipeline import __version__
+from pipeline.analytics.search import SHOWN, Query, heard, like, nearest, nearest_in_lance, read
+from pipeline.analytics.tables import Rows, asking, finished_rows
+from pipeline.errors import ConfigError
+from pipeline.schema import EMBEDDINGS
+from pipeline.storage import open_store
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.search",
+        usage="%(prog)s OUT (--like ID | --audio FILE | --text WORDS) [--where SQL] [--top N] [options]",
+        description="Nearest utterances by the cosine of an embedding: exact, over all finished runs.",
+        epilog="Rows of other models or languages are never compared: their embeddings share no space.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--like", metavar="ID", help="an utterance_id of the output")
+    asked.add_argument(
+        "--audio", metavar="FILE", help="any audio file or URI; its voice is embedded by the output's model"
+    )
+    asked.add_argument("--text", metavar="WORDS", help="a sentence, embedded by the output's model")
+    parser.add_argument(
+        "--language", metavar="CODE", help="of --audio or --text, where the output has models for several"
+    )
+    parser.add_argument("--embedding", choices=EMBEDDINGS, help="default: of the voice, with --text of the words")
+    parser.add_argument("--where", metavar="SQL", help="only these, as in \"emotion = 'anger' AND speaker <> 'ada'\"")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many (default: 10)")
+    parser.add_argument("--columns", default=",".join(SHOWN), metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--lance", metavar="TABLE", help="ask this copy, made by jobs.compact --publish lance, instead")
+    parser.add_argument("--json", action="store_true", help="print one JSON line a row instead of a table")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search; returns the exit status."""
+    flags = _parser().parse_all(arguments)
+    return run_guarded("python -m jobs.search", lambda: _search(flags))
+
+
+def _search(flags: argparse.Namespace) -> int:
+    if flags.top < 1:
+        raise ConfigError("--top must be 1 or more")
+    rows = finished_rows(open_store(flags.output))
+    query, columns = _query(rows, flags), flags.columns.split(",")
+    if flags.lance:
+        found = nearest_in_lance(flags.lance, query, top=flags.top, where=flags.where, columns=columns)
+    else:
+        found = nearest(rows, query, top=flags.top, where=flags.where, columns=columns)
+    if flags.json:
+        for row in found.to_pylist():
+            print(json.dumps(row, ensure_ascii=False, default=str))
+        return 0
+    print(f"nearest by {query.column} of {query.model}\n")
+    with asking(found=found) as connection:
+        connection.sql("SELECT * REPLACE (round(similarity, 4) AS similarity) FROM found").show(
+            max_rows=1000, max_width=200
+        )
+    return 0
+
+
+def _query(rows: Rows, flags: argparse.Namespace) -> Query:
+    if flags.like is not None:
+        return like(rows, flags.like, flags.embedding)
+    if flags.audio is not None:
+        return heard(rows, flags.audio, flags.language, flags.embedding)
+    return read(rows, flags.text, flags.language, flags.embedding)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

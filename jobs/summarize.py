@@ -1,0 +1,74 @@
+"""Sum up an output by speaker, day or any column; each run adds the finished runs that are not yet summed up.
+
+Writes OUT/summaries/<columns>/<run>.parquet, one file a run, and prints what all of them add up to. Exit status: 0 done, or
+nothing new; 1 a file cannot be read or written; 2 the command line is wrong, or there is no output; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.parser import Parser, run_guarded
+from pipeline import __version__
+from pipeline.analytics.summarize import merged, parse_groups, summarize
+from pipeline.analytics.tables import asking, finished_rows, new_file, quoted
+from pipeline.plan import parquet_bytes
+from pipeline.schema import EMOTIONS
+from pipeline.storage import open_store
+
+_SHOWN = (
+    "SELECT {}, recordings, utterances, round(speech_s) AS speech_s, round(speech_share, 2) AS speech_share, "
+    + "".join(f"round(share.{emotion}, 2) AS {emotion}, " for emotion in EMOTIONS)
+    + "round(confidence, 2) AS confidence, round(changes, 2) AS changes, opens_with, closes_with FROM groups"
+)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.summarize",
+        usage="%(prog)s OUT --by COLUMN[,COLUMN] [NAME=SQL ...] [--to FILE]",
+        description="Emotions, confidence and speech by group, as Parquet that adds up. Reads what is new alone.",
+        epilog="Groups of few utterances say little, and labels are a model's estimates.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
+    parser.add_argument("--by", nargs="+", action="extend", required=True, metavar="GROUP",
+                        help="columns, as in recording_id or speaker,channel; or NAME=SQL, as in "
+                        "\"day=strftime(recorded_at::TIMESTAMP, '%%Y-%%m-%%d')\"")  # fmt: skip
+    parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a new Parquet file")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Summarise; returns the exit status."""
+    flags = _parser().parse_all(arguments)
+    return run_guarded("python -m jobs.summarize", lambda: _summarize(flags))
+
+
+def _summarize(flags: argparse.Namespace) -> int:
+    write = flags.to and new_file(flags.to)
+    rows = finished_rows(open_store(flags.output))
+    groups = parse_groups(flags.by, rows.schema().names)
+    count = 0
+    for plan, found in summarize(rows, groups):
+        count += 1
+        print(f"run {plan}: {found:,} groups", flush=True)
+    left_out = f"; left out, since not finished: {', '.join(rows.unfinished)}" if rows.unfinished else ""
+    print(f"{count or 'nothing'} new, {len(rows.plans):,} runs in {flags.output}/{groups.folder}{left_out}\n")
+    if not rows.plans:
+        return 0
+    table = merged(rows.store, groups)
+    with asking(groups=table) as connection:
+        connection.sql(_SHOWN.format(", ".join(map(quoted, groups.by)))).show(max_rows=20, max_width=200)
+    if write:
+        write(parquet_bytes(table))
+        print(f"all columns of {table.num_rows:,} groups in {flags.to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""A second copy of finished runs in few large files, beside the small ones, under the same protocol.
+
+    compacted/_generations/<n>/plan.json     which parts become which files; the generation exists once this does
+    compacted/<partition>/<n>-<file>.parquet
+    compacted/_generations/<n>/_SUCCESS      all files are there, and hold the rows of their parts
+
+The small files stay where they are. Replacing them would need a delete, and between the large file's arrival and the last
+delete a reader of `utterances/` would see rows twice, or after it not at all; so readers choose a folder. In each of the two
+every row stands once at most at any moment. A finished run is in one generation, generations are numbered by put-if-absent,
+and their files have fixed names: a killed compaction is finished by the next, and two at once make the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.analytics.tables import Rows
+from pipeline.commit import UTTERANCES, receipt_of
+from pipeline.errors import JobError
+from pipeline.plan import FORMAT, create_json, plan_name, read_document
+from pipeline.schema import utterance_schema
+from pipeline.storage import Store
+
+COMPACTED = "compacted"
+_ROW_GROUP_BYTES = 32 * 2**20
+"""Of values as they are in memory: what a reader holds of one column scan, and large enough for object stores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """One file to be, and the parts it is made of, in their order."""
+
+    key: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one compaction does: which finished plans, into which files."""
+
+    name: str
+    token: str
+    plans: tuple[str, ...]
+    files: tuple[Merge, ...]
+    format: int = FORMAT
+
+    @property
+    def success_key(self) -> str:
+        """Where it says that it is done."""
+        return f"{COMPACTED}/_generations/{self.name}/_SUCCESS"
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What became of one generation."""
+
+    generation: Generation
+    rows: int
+    parts: int
+
+
+def compact(rows: Rows, *, target_bytes: int) -> Iterator[Compacted]:
+    """Finish the generations that were begun, then make one of the finished plans that are in none.
+
+    Memory: one file of about `target_bytes`, twice, and one part.
+    Raises: JobError when a part is damaged, or does not hold the rows that its receipt counts.
+    """
+    store, sizes = rows.store, {entry.key: entry.size_bytes for entry in rows.store.list(UTTERANCES)}
+    while True:
+        generations = load_generations(store)
+        for generation in generations:
+            if not is_done(store, generation):
+                yield _execute(rows, generation)
+        held = {plan for generation in generations for plan in generation.plans}
+        new = [plan.plan for plan in rows.plans if plan.plan not in held]
+        if not new:
+            return
+        generation = _plan(rows.of(new), plan_name(len(generations) + 1), sizes, target_bytes)
+        create_json(store, _plan_key(generation.name), asdict(generation), mine=("token", generation.token))
+
+
+def load_generations(store: Store) -> list[Generation]:
+    """All there are, done or not, oldest first."""
+    found: list[Generation] = []
+    while True:
+        try:
+            document = read_document(store, _plan_key(plan_name(len(found) + 1)))
+        except FileNotFoundError:
+            return found
+        files = tuple(Merge(merge["key"], tuple(merge["parts"])) for merge in document["files"])
+        found.append(Generation(**{**document, "plans": tuple(document["plans"]), "files": files}))
+
+
+def is_done(store: Store, generation: Generation) -> bool:
+    """Whether all its files are there."""
+    try:
+        store.read(generation.success_key)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _plan_key(name: str) -> str:
+    return f"{COMPACTED}/_generations/{name}/plan.json"
+
+
+def _plan(rows: Rows, name: str, sizes: Mapping[str, int], target_bytes: int) -> Generation:
+    """Parts of a partition, in the order of plans and shards, until a file is full."""
+    together: dict[str, list[list[str]]] = defaultdict(lambda: [[]])
+    filled: dict[str, int] = defaultdict(int)
+    for key in rows.part_keys():
+        folder = key.rpartition("/")[0].removeprefix(UTTERANCES)
+        if filled[folder] and filled[folder] + sizes[key] > target_bytes:
+            together[folder].append([])
+            filled[folder] = 0
+        together[folder][-1].append(key)
+        filled[folder] += sizes[key]
+    files = [
+        Merge(f"{COMPACTED}{folder}/{name}-{number:05d}.parquet", tuple(parts))
+        for folder, merges in together.items()
+        for number, parts in enumerate(merges)
+    ]
+    return Generation(name, uuid.uuid4().hex, tuple(plan.plan for plan in rows.plans), tuple(files))
+
+
+def _execute(rows: Rows, generation: Generation) -> Compacted:
+    store = rows.store
+    there = {entry.key for entry in store.list(COMPACTED)}
+    schema = _schema(rows.of(generation.plans))
+    for merge in generation.files:
+        if merge.key not in there:
+            store.put_if_absent(merge.key, _merged(store, merge, schema))
+    counted = {"rows": 0, "parts": sum(len(merge.parts) for merge in generation.files)}
+    for merge in generation.files:
+        with store.open(merge.key) as file:
+            counted["rows"] += pq.read_metadata(file).num_rows
+    store.put_if_absent(generation.success_key, json.dumps(counted).encode())
+    return Compacted(generation, **counted)
+
+
+def _schema(rows: Rows) -> pa.Schema:
+    """Of the large files: what the plans' parts have, which is one kind of rows, and every pass-through column of any."""
+    first = rows.plans[0]
+    extra = pa.unify_schemas([plan.extra for plan in rows.plans])
+    fields = utterance_schema(first.embedding_widths, first.settings["embedding_dtype"], extra)
+    return pa.schema([field for field in fields if field.name not in first.settings["partition_by"]])
+
+
+def _merged(store: Store, merge: Merge, schema: pa.Schema) -> bytes:
+    """The rows of the parts, in their order, as one file."""
+    sink = pa.BufferOutputStream()
+    waiting: list[pa.Table] = []
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        for key in merge.parts:
+            waiting.append(_read_part(store, key, schema))
+            if sum(table.nbytes for table in waiting) >= _ROW_GROUP_BYTES:
+                _write_group(writer, waiting)
+        if waiting:
+            _write_group(writer, waiting)
+        lineage: dict[str, Any] = {"parts": list(merge.parts)}
+        writer.add_key_value_metadata({b"speech_emotion.compacted": json.dumps(lineage).encode()})
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _write_group(writer: pq.ParquetWriter, waiting: list[pa.Table]) -> None:
+    table = pa.concat_tables(waiting)
+    writer.write_table(table, row_group_size=max(1, table.num_rows))
+    waiting.clear()
+
+
+def _read_part(store: Store, key: str, schema: pa.Schema) -> pa.Table:
+    """One part, every page held against its checksum, with the columns of the large file; those it lacks are null."""
+    try:
+        with pq.ParquetFile(pa.BufferReader(store.read(key)), page_checksum_verification=True) as file:
+            table, receipt = file.read(), receipt_of(file.metadata.metadata)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise JobError(f"{store.root}/{key} cannot be read: {error}; see python -m jobs.verify --deep") from error
+    if table.num_rows != receipt.utterances:
+        raise JobError(f"{store.root}/{key} has {table.num_rows} rows, its receipt {receipt.utterances}")
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

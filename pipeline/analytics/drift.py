@@ -1,0 +1,251 @@
+"""Has what comes in changed? Two windows of rows compared, column by column.
+
+Distributions of emotion, language, reject reasons, confidence and duration: population stability index (the symmetric
+Kullback-Leibler divergence, in nats) and Jensen-Shannon distance (base 2, 0 to 1). Embeddings: the distance between the
+centroids, in units of the root mean square distance of the reference from its own.
+
+Small windows differ by chance. Under no drift the index is about chi-square(bins - 1) times 1/n + 1/m (Yurdakul 2018,
+"Statistical Properties of Population Stability Index"), a Jensen-Shannon divergence an eighth of it, and the squared shift of
+centroids on average 1/n + 1/m. What chance gives once in a thousand times is the noise floor; n counts recordings, since the
+utterances of one are alike. Drift is what passes both its limit and the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.analytics.tables import Rows, asking, optional, quoted
+from pipeline.errors import ConfigError
+from pipeline.schema import EMBEDDINGS
+
+LIMITS = {"psi": 0.25, "js": 0.2, "shift": 0.25}
+"""0.25 is the index at which practice acts; a distance of 0.2 is about the same change. The shift is a matter of taste."""
+_CHANCE = 0.001
+_BINS = 10
+_EXACT = 0.5
+"""Added to every count, so that an empty bin is unlikely rather than impossible."""
+_COLUMNS = {
+    "emotion": "emotion",
+    "language": "language",
+    # fine steps first, which reference deciles are made of: one pass, the same on every machine
+    "confidence": "least(floor(confidence * 1000), 999)::INT",
+    "duration_s": "floor(64 * log2(greatest(duration_s, 0.01)))::INT",
+}
+_EDGES: dict[str, Callable[[int], float]] = {
+    "confidence": lambda step: step / 1000,
+    "duration_s": lambda step: float(2 ** (step / 64)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some rows of an output: of all its finished plans that `rows` has, those for which `where` (SQL) holds."""
+
+    rows: Rows
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One number about one column.
+
+    Attributes:
+        part: the model whose embeddings these are.
+        measure: psi, js or shift.
+        noise: what chance alone passes once in a thousand times.
+        change: what changed most, for a person.
+    """
+
+    column: str
+    measure: str
+    value: float
+    limit: float
+    noise: float
+    change: str
+    part: str | None = None
+
+    @property
+    def drifted(self) -> bool:
+        """Past its limit, and not by chance."""
+        return self.value > max(self.limit, self.noise)
+
+    @property
+    def verdict(self) -> str:
+        """`drift`, `ok`, or `too few` rows to see a change as large as the limit."""
+        return "drift" if self.drifted else "too few" if self.noise > self.limit else "ok"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What two windows have in common.
+
+    Attributes:
+        recordings: with an utterance, in the reference and in the current window.
+        left_out: comparisons that could not be made, and why.
+    """
+
+    recordings: tuple[int, int]
+    measures: tuple[Measure, ...]
+    left_out: tuple[str, ...]
+
+
+def compare(
+    reference: Window, current: Window, *, limits: Mapping[str, float] = LIMITS, embeddings: bool = True
+) -> Compared:
+    """Measure how far `current` is from `reference`.
+
+    Costs one pass over four columns of each window, and with `embeddings` one over all of theirs. Memory: the histograms, and
+    DuckDB's set of recording ids, which spills.
+    Raises: ConfigError when a window is empty, or its condition cannot be run.
+    """
+    measures: list[Measure] = []
+    left_out: list[str] = []
+    windows = (reference, current)
+    counts = [_recordings(window) for window in windows]
+    for name, count in zip(("reference", "current window"), counts, strict=True):
+        if not count:
+            raise ConfigError(f"the {name} holds no utterance")
+    share = sum(1 / count for count in counts)
+    for column, steps in _COLUMNS.items():
+        measures += _distribution(column, [_histogram(window, steps) for window in windows], share, limits)
+    try:
+        reasons = [_reasons(window, count) for window, count in zip(windows, counts, strict=True)]
+        rows = sum(1 / sum(found.values()) for found in reasons)
+        measures += _distribution("reject reasons", reasons, rows, limits)
+    except ConfigError as error:
+        left_out.append(f"reject reasons: {error}")
+    if embeddings:
+        shifts = list(_shifts(reference, current, share, limits))
+        measures += shifts
+        if not shifts and any(plan.embedding_widths for window in windows for plan in window.rows.plans):
+            left_out.append(
+                "embeddings: no model made rows in both windows, and those of different models do not compare"
+            )
+    return Compared((counts[0], counts[1]), tuple(measures), tuple(left_out))
+
+
+def _where(window: Window) -> str:
+    return f"WHERE ({window.where})" if window.where else ""
+
+
+def _recordings(window: Window) -> int:
+    with asking(utterances=window.rows.utterances()) as connection:
+        rows = connection.sql(f"SELECT count(DISTINCT recording_id) FROM utterances {_where(window)}").fetchall()
+    return int(rows[0][0])
+
+
+def _histogram(window: Window, steps: str) -> dict[Any, int]:
+    with asking(utterances=window.rows.utterances()) as connection:
+        query = f"SELECT {steps}, count(*) FROM utterances {_where(window)} GROUP BY ALL"
+        return dict(connection.sql(query).fetchall())
+
+
+def _reasons(window: Window, annotated: int) -> dict[Any, int]:
+    with asking(rejects=window.rows.rejects()) as connection:
+        query = f"SELECT reason, count(*) FROM rejects {_where(window)} GROUP BY ALL"
+        return {"annotated": annotated, **dict(connection.sql(query).fetchall())}
+
+
+def _distribution(
+    column: str, windows: Sequence[dict[Any, int]], share: float, limits: Mapping[str, float]
+) -> Iterator[Measure]:
+    optional("scipy", extra="analytics")
+    from scipy.spatial.distance import jensenshannon
+    from scipy.special import rel_entr
+    from scipy.stats import chi2
+
+    names, counts = _bins(column, *windows)
+    p, q = (_EXACT + counts) / (_EXACT + counts).sum(axis=1, keepdims=True)
+    most = int(np.abs(p - q).argmax())
+    before, after = (counts / counts.sum(axis=1, keepdims=True))[:, most]
+    change = f"{names[most]}: {before:.1%} -> {after:.1%}"
+    noise = float(chi2.ppf(1 - _CHANCE, len(names) - 1) * share) if len(names) > 1 else 0.0
+    psi = float((rel_entr(p, q) + rel_entr(q, p)).sum())
+    yield Measure(column, "psi", psi, limits["psi"], noise, change)
+    js_noise = min(1.0, math.sqrt(noise / 8 / math.log(2)))
+    yield Measure(column, "js", float(jensenshannon(p, q, base=2)), limits["js"], js_noise, change)
+
+
+def _bins(column: str, reference: dict[Any, int], current: dict[Any, int]) -> tuple[list[str], NDArray[np.float64]]:
+    """Names of the bins, and counts [2, bins]: categories as they are, numbers by tenths of the reference."""
+    known = sorted({*reference, *current} - {None})
+    table = np.array([[window.get(key, 0) for key in known] for window in (reference, current)], np.float64)
+    names = [str(key) for key in known]
+    if column in _EDGES and known:
+        before = np.cumsum(table[0]) - table[0] / 2
+        tenth = np.minimum(before / max(1.0, table[0].sum()) * _BINS, _BINS - 1).astype(int)
+        starts = np.flatnonzero(np.diff(tenth, prepend=-1))
+        table = np.add.reduceat(table, starts, axis=1)
+        edge = _EDGES[column]
+        ends = [*starts[1:] - 1, len(known) - 1]
+        names = [
+            f"{edge(known[first]):.3g} to {edge(known[last] + 1):.3g}" for first, last in zip(starts, ends, strict=True)
+        ]
+    unknown = [reference.get(None, 0), current.get(None, 0)]
+    if any(unknown):
+        names, table = [*names, "none"], np.column_stack([table, unknown])
+    return names, table
+
+
+@dataclass
+class _Cloud:
+    """Sums over the embeddings of one model."""
+
+    count: int
+    total: NDArray[np.float64]
+    squares: float
+
+    @property
+    def centroid(self) -> NDArray[np.float64]:
+        return self.total / self.count
+
+    @property
+    def spread(self) -> float:
+        """Root mean square distance from the centroid."""
+        return math.sqrt(max(0.0, self.squares / self.count - float(self.centroid @ self.centroid)))
+
+
+def _shifts(reference: Window, current: Window, share: float, limits: Mapping[str, float]) -> Iterator[Measure]:
+    from scipy.spatial.distance import cosine
+    from scipy.stats import norm
+
+    for name in EMBEDDINGS:
+        clouds = [_clouds(window, name) for window in (reference, current)]
+        for model in sorted(clouds[0].keys() & clouds[1].keys()):
+            one, other = (found[model] for found in clouds)
+            distance = float(np.linalg.norm(one.centroid - other.centroid))
+            change = f"cosine distance of the centroids {cosine(one.centroid, other.centroid):.3g}"
+            shift = distance / one.spread if one.spread else math.inf if distance else 0.0
+            # the widest it can be: all variance along one direction
+            noise = float(norm.ppf(1 - _CHANCE / 2)) * math.sqrt(share)
+            yield Measure(name, "shift", shift, limits["shift"], noise, change, part=model)
+
+
+def _clouds(window: Window, name: str) -> dict[str, _Cloud]:
+    if name not in window.rows.schema().names:
+        return {}
+    found: dict[str, _Cloud] = {}
+    with asking(utterances=window.rows.utterances()) as connection:
+        where = " AND ".join(filter(None, [f"({window.where})" if window.where else "", f"{quoted(name)} IS NOT NULL"]))
+        for batch in connection.sql(f"SELECT model, {quoted(name)} FROM utterances WHERE {where}").to_arrow_reader(
+            8192
+        ):
+            models = batch.column(0).to_numpy(zero_copy_only=False)
+            values = batch.column(1).flatten().to_numpy(zero_copy_only=False).reshape(len(models), -1)
+            for model in set(models):
+                mine = values[models == model].astype(np.float64)
+                cloud = found.setdefault(model, _Cloud(0, np.zeros(mine.shape[1]), 0.0))
+                cloud.count += len(mine)
+                cloud.total += mine.sum(axis=0)
+                cloud.squares += float(np.einsum("ij,ij->", mine, mine))
+    return found

@@ -1,0 +1,121 @@
+"""Finished runs as a table of a lakehouse format, each run one commit, through the format's own library.
+
+A run that a table has is left out, so a killed publisher is finished by the next. Delta: the commit carries a transaction
+identifier for the run, which delta-rs refuses to commit twice, so two publishers at once are safe. Lance and Iceberg: one
+publisher at a time. An append to Lance never conflicts, and pyiceberg repeats one that did; two at once doubled a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.analytics.tables import Rows, optional
+from pipeline.errors import ConfigError, JobError
+from pipeline.leftovers import cause
+from pipeline.plan import Plan
+
+_APPLICATION = "speech-emotion-pipeline"
+
+
+def publish(rows: Rows, form: str, table: str) -> Iterator[Plan]:
+    """Commit every finished run that the table lacks; makes the table at the first.
+
+    Args:
+        form: delta, iceberg or lance.
+        table: a folder or URI; for Iceberg namespace.name in the catalog that pyiceberg is configured for.
+    Yields: each run once it is committed. Embeddings are float32 there, and partition columns are columns.
+    Memory: batches as they stream; for Iceberg one run.
+    Raises: ConfigError when the package is not installed, or the table cannot be used; JobError when a commit fails.
+    """
+    commit = _FORMATS[form](rows, table)
+    for plan in rows.plans:
+        if commit(plan):
+            yield plan
+
+
+Commit = Callable[[Plan], bool]
+"""Commits one run; False when the table has it."""
+
+
+def _stream(rows: Rows, plan: Plan) -> pa.RecordBatchReader:
+    return rows.of([plan.plan]).utterances().scanner().to_reader()
+
+
+def _delta(rows: Rows, table: str) -> Commit:
+    delta = optional("deltalake", extra="delta")
+    partitions = [field.name for field in rows.partition_fields]
+
+    def commit(plan: Plan) -> bool:
+        application = f"{_APPLICATION}/{plan.plan}"
+        once = delta.CommitProperties(app_transactions=[delta.Transaction(application, 1)])
+        written: dict[str, Any] = {"mode": "append", "schema_mode": "merge", "commit_properties": once}
+        try:
+            if not delta.DeltaTable.is_deltatable(table):
+                delta.DeltaTable.create(table, rows.schema(), mode="ignore", partition_by=partitions)
+            opened = delta.DeltaTable(table)
+            if opened.transaction_version(application) is not None:
+                return False
+            delta.write_deltalake(opened, _stream(rows, plan), **written)
+        except delta.exceptions.CommitFailedError as error:
+            if delta.DeltaTable(table).transaction_version(application) is not None:
+                return False  # another publisher was first
+            raise JobError(f"{table}: {cause(error)}") from error
+        except (delta.exceptions.DeltaError, OSError) as error:
+            raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
+        return True
+
+    return commit
+
+
+def _lance(rows: Rows, table: str) -> Commit:
+    lance = optional("lance", extra="lance")
+
+    def commit(plan: Plan) -> bool:
+        try:
+            try:
+                opened = lance.dataset(table)
+            except ValueError:  # there is none
+                lance.write_dataset(_stream(rows, plan), table, mode="create")
+                return True
+            if opened.count_rows(filter=f"run_id = '{plan.plan}'"):
+                return False
+            lance.write_dataset(_stream(rows, plan), opened, mode="append")
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
+        return True
+
+    return commit
+
+
+def _iceberg(rows: Rows, table: str) -> Commit:
+    optional("pyiceberg", extra="iceberg")
+    from pyiceberg.catalog import load_catalog
+    from pyiceberg.exceptions import CommitFailedException, RESTError
+    from pyiceberg.expressions import EqualTo
+
+    try:
+        catalog = load_catalog()
+        catalog.create_namespace_if_not_exists(table.rpartition(".")[0])
+        opened = catalog.create_table_if_not_exists(table, rows.schema())
+    except (ValueError, RESTError, OSError) as error:
+        raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
+
+    def commit(plan: Plan) -> bool:
+        opened.refresh()
+        there = opened.scan(EqualTo("run_id", plan.plan), selected_fields=("run_id",), limit=1).to_arrow()
+        if there.num_rows:
+            return False
+        try:
+            opened.append(_stream(rows, plan).read_all())
+        except CommitFailedException as error:
+            raise JobError(f"{table}: {cause(error)}") from error
+        return True
+
+    return commit
+
+
+_FORMATS: dict[str, Callable[[Rows, str], Commit]] = {"delta": _delta, "iceberg": _iceberg, "lance": _lance}
+FORMATS = tuple(_FORMATS)

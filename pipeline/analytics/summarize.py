@@ -1,0 +1,178 @@
+"""Sums of a finished run by speaker, day or any column, in files that add up.
+
+    summaries/<names>/_summary.json     what the groups are
+    summaries/<names>/<plan>.parquet    one row a group: sums over the utterances of that plan
+
+A plan is summarised once, when it is finished, into one file whose name it fixes, by put-if-absent: whoever is second finds
+it there. Every utterance is counted in one file, so a reader adds up the rows of a group over whatever files there are,
+and never counts one twice. `merged` does that, and makes shares and means of the sums.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.analytics.tables import Rows, asking, dataset, quoted
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.plan import FORMAT, parquet_bytes, read_document
+from pipeline.schema import EMOTIONS
+from pipeline.storage import Store
+
+SUMMARIES = "summaries"
+SUMS = ("recordings", "utterances", "speech_s", "length_s", "by_emotion", "speech_s_by_emotion", "transitions",
+        "first_emotion", "last_emotion", "confidence_sum", "confidence_min", "confidence_max")  # fmt: skip
+_EXPRESSION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(?!=)(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """What to group by: a name and the SQL expression over `utterances` for each column."""
+
+    by: Mapping[str, str]
+
+    @property
+    def folder(self) -> str:
+        """Where their summaries lie."""
+        return f"{SUMMARIES}/{'+'.join(quote(name, safe='') for name in self.by)}"
+
+
+def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
+    """`speaker,channel` or `day=strftime(recorded_at, '%Y-%m-%d')`.
+
+    Raises: ConfigError for a column that is not there, a name twice, or one that the sums have.
+    """
+    by: dict[str, str] = {}
+    known = list(columns)
+    for word in words:
+        named = _EXPRESSION.fullmatch(word)
+        for name, expression in [named.groups()] if named else [(name, quoted(name)) for name in word.split(",")]:
+            if not named and name not in known:
+                near = did_you_mean(name, known)
+                raise ConfigError(f"--by {name}: no such column{near}; an expression is written {name}=SQL")
+            if name in SUMS or name in by:
+                twice = "stands there twice" if name in by else "is a column of every summary"
+                raise ConfigError(f"--by {name}: {name!r} {twice}; give it another name, as in my_{name}={expression}")
+            by[name] = expression
+    return Groups(by)
+
+
+def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
+    """Write the summaries that are missing. Yields: each plan now summarised, and its number of groups.
+
+    Costs one pass over the columns it needs of each new plan. Memory: DuckDB's, which spills; and one plan's groups.
+    Raises: ConfigError when the folder holds summaries by other expressions, or an expression cannot be run.
+    """
+    store = rows.store
+    _refuse_others(store, groups)
+    done = {entry.key for entry in store.list(groups.folder)}
+    for plan in rows.plans:
+        key = f"{groups.folder}/{plan.plan}.parquet"
+        if key in done:
+            continue
+        of_plan = rows.of([plan.plan])
+        with asking(utterances=of_plan.utterances(), planned=of_plan.planned()) as connection:
+            found = connection.sql(_sums(groups, plan.plan)).to_arrow_table()
+        # claimed by groups that could be made: a slip of the pen takes no name
+        claim = {"format": FORMAT, "by": dict(groups.by)}
+        if not store.put_if_absent(f"{groups.folder}/_summary.json", json.dumps(claim, indent=1).encode()):
+            _refuse_others(store, groups)
+        store.put_if_absent(key, parquet_bytes(found))
+        yield plan.plan, found.num_rows
+
+
+def _refuse_others(store: Store, groups: Groups) -> None:
+    """Raises: ConfigError when the folder holds groups made by other expressions."""
+    try:
+        there = read_document(store, f"{groups.folder}/_summary.json")["by"]
+    except FileNotFoundError:
+        return
+    if there != dict(groups.by):
+        raise ConfigError(f"{store.root}/{groups.folder} holds summaries by {there}; give yours another name, NAME=SQL")
+
+
+def _per_emotion(expression: str) -> str:
+    """A struct over the vocabulary; `expression` says `$` where the emotion stands."""
+    return "{" + ", ".join(f"{emotion}: {expression.replace('$', emotion)}" for emotion in EMOTIONS) + "}"
+
+
+def _sums(groups: Groups, plan: str) -> str:
+    """One row a group. Inside, by recording first: a recording never spans plans, so its length counts once in a group."""
+    keys = [f"k{number}" for number in range(len(groups.by))]
+    given = ", ".join(f"({sql}) AS {key}" for key, sql in zip(keys, groups.by.values(), strict=True))
+    named = ", ".join(f"said.{key} AS {quoted(name)}" for key, name in zip(keys, groups.by, strict=True))
+    key_list = ", ".join(keys)
+    count = "count(*) FILTER ({})::BIGINT"
+    to_each = _per_emotion(count.format("emotion = '$' AND earlier = '€'"))
+    transitions = _per_emotion(to_each.replace("€", "$"))
+    return f"""
+    WITH spoken AS (
+        SELECT {given}, recording_id, emotion, duration_s, end_s, confidence::DOUBLE AS confidence,
+            lag(emotion) OVER told AS earlier,
+            row_number() OVER told = 1 AS opens,
+            lead(segment_index) OVER told IS NULL AS closes
+        FROM utterances WINDOW told AS (PARTITION BY recording_id ORDER BY segment_index)
+    ), lengths AS (
+        SELECT recording_id, coalesce(any_value(planned.duration_s), max(end_s) - coalesce(any_value(offset_s), 0)) AS length_s
+        FROM spoken JOIN planned USING (recording_id) GROUP BY recording_id
+    ), recordings AS (SELECT DISTINCT {key_list}, recording_id FROM spoken), long AS (
+        SELECT {key_list}, count(*)::BIGINT AS recordings, sum(length_s) AS length_s
+        FROM recordings JOIN lengths USING (recording_id) GROUP BY ALL
+    ), said AS (
+        SELECT {key_list}, count(*)::BIGINT AS utterances, sum(duration_s) AS speech_s,
+            {_per_emotion(count.format("emotion = '$'"))} AS by_emotion,
+            {_per_emotion("sum(duration_s) FILTER (emotion = '$')")} AS speech_s_by_emotion,
+            {transitions} AS transitions,
+            {_per_emotion(count.format("emotion = '$' AND opens"))} AS first_emotion,
+            {_per_emotion(count.format("emotion = '$' AND closes"))} AS last_emotion,
+            sum(confidence) AS confidence_sum, min(confidence) AS confidence_min, max(confidence) AS confidence_max
+        FROM spoken GROUP BY ALL
+    )
+    SELECT {named}, '{plan}' AS run_id, {", ".join(SUMS)}
+    FROM said JOIN long ON {" AND ".join(f"said.{key} IS NOT DISTINCT FROM long.{key}" for key in keys)} ORDER BY ALL
+    """
+
+
+def merged(store: Store, groups: Groups) -> pa.Table:
+    """One row a group over every summary there is: counts, shares and means.
+
+    Returns: the group columns and `recordings`, `utterances`, `speech_s`, `length_s`, `speech_share`; `share` of the
+        utterances and `share_s` of their seconds per emotion; `confidence` (mean), its minimum and maximum; `transitions`
+        (from, to), `changes`, the share of neighbouring utterances that differ; `opens_with` and `closes_with`, the
+        emotion with which recordings most often begin and end.
+    """
+    keys = sorted(entry.key for entry in store.list(groups.folder) if entry.key.endswith(".parquet"))
+    with store.open(keys[0]) as file:
+        schema = pq.read_schema(file)
+    with asking(summaries=dataset(store, groups.folder, keys, schema)) as connection:
+        return connection.sql(_shares(groups)).to_arrow_table()
+
+
+def _shares(groups: Groups) -> str:
+    names = ", ".join(map(quoted, groups.by))
+    both = [(one, other) for one in EMOTIONS for other in EMOTIONS]
+    pairs = " + ".join(f"sum(transitions.{one}.{other})" for one, other in both)
+    same = " + ".join(f"sum(transitions.{emotion}.{emotion})" for emotion in EMOTIONS)
+    moved = _per_emotion(_per_emotion("sum(transitions.€.$)::BIGINT").replace("€", "$"))
+
+    def most(column: str) -> str:
+        ranked = ", ".join(f"{{count: sum({column}.{emotion}), emotion: '{emotion}'}}" for emotion in EMOTIONS)
+        return f"CASE WHEN greatest({ranked}).count > 0 THEN greatest({ranked}).emotion END"
+
+    return f"""
+    SELECT {names}, sum(recordings)::BIGINT AS recordings, sum(utterances)::BIGINT AS utterances,
+        sum(speech_s) AS speech_s, sum(length_s) AS length_s, sum(speech_s) / nullif(sum(length_s), 0) AS speech_share,
+        {_per_emotion("sum(by_emotion.$) / sum(utterances)")} AS share,
+        {_per_emotion("coalesce(sum(speech_s_by_emotion.$), 0) / nullif(sum(speech_s), 0)")} AS share_s,
+        sum(confidence_sum) / sum(utterances) AS confidence,
+        min(confidence_min) AS confidence_min, max(confidence_max) AS confidence_max,
+        {moved} AS transitions, 1 - ({same}) / nullif({pairs}, 0) AS changes,
+        {most("first_emotion")} AS opens_with, {most("last_emotion")} AS closes_with
+    FROM summaries GROUP BY ALL ORDER BY ALL
+    """
