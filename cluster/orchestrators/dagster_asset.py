@@ -4,8 +4,7 @@ Dagster's process needs `ray[default]==2.60.0` and `s3fs`, `ray_job.py` beside t
 RAY_AUTH_MODE=token, RAY_AUTH_TOKEN and whatever reads the output.
 """
 
-from __future__ import annotations
-
+# no postponed annotations here: Dagster resolves what it is given as types, not as text
 from dagster import (
     AssetExecutionContext,
     Config,
