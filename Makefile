@@ -48,7 +48,7 @@ audit: $(VENV)/installed
 	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock
 
 lock: $(VENV)/installed
-	$(RUN) -m pip freeze --exclude-editable | sed 's/^torch==\([0-9.]*\).*/torch==\1/' > requirements.lock
+	$(RUN) -m pip freeze --all --exclude pip --exclude-editable | sed 's/^torch==\([0-9.]*\).*/torch==\1/' > requirements.lock
 
 clean:
 	rm -rf $(VENV) build demo/out .mypy_cache .ruff_cache .pytest_cache

@@ -36,13 +36,18 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, as a plan sees it: `number` counts all, `mutation` the mutating ones (0 for others), from 1."""
+    """One request, as a plan sees it: `number` counts all, `mutation` the mutating ones (0 for others), from 1.
+
+    Attributes:
+        if_absent: whether it may only create, not overwrite (`If-None-Match: *`).
+    """
 
     method: str
     path: str
     query: str
     number: int
     mutation: int
+    if_absent: bool = False
 
 
 Plan = Callable[[Request], Fault | None]
@@ -60,12 +65,12 @@ class FaultProxy:
     faults: list[tuple[Request, Fault]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, method: str, target: str) -> Request:
+    def count(self, method: str, target: str, *, if_absent: bool = False) -> Request:
         """Register a request."""
         split = urlsplit(target)
         with self._lock:
             mutation = sum(r.method in MUTATING for r in self.requests) + 1 if method in MUTATING else 0
-            request = Request(method, split.path, split.query, len(self.requests) + 1, mutation)
+            request = Request(method, split.path, split.query, len(self.requests) + 1, mutation, if_absent)
             self.requests.append(request)
             return request
 
@@ -130,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         proxy = self.server.proxy
-        request = proxy.count(self.command, self.path)
+        if_absent = self.headers.get("If-None-Match") == "*"
+        request = proxy.count(self.command, self.path, if_absent=if_absent)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if request.mutation:
             proxy.before(request)
