@@ -29,11 +29,13 @@ from pipeline.manifest.read import expand
 from pipeline.models import slots
 from pipeline.models.pinning import Pinning
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
+from pipeline.pools import Resources, choose_device, size_pools
 from pipeline.progress import Progress
 from pipeline.roots import AudioRoots
 from pipeline.schema import passthrough_name
+from pipeline.shardlog import log_shard
 from pipeline.spool import Selection, Spool
-from pipeline.stages import Resources, choose_device, cluster, run_shards, size_pools
+from pipeline.stages import cluster, run_shards
 from pipeline.storage import Store, open_store, require_conditional_writes
 from pipeline.work import Work
 
@@ -257,6 +259,7 @@ class Driver:
     def _count(self, progress: Progress, shard: Finished) -> None:
         """Raises: JobError when too many rows of this run are rejected; what is committed stays."""
         progress.add(shard)
+        log_shard(shard, self.config.output)
         limit, rows, rejected, why = self.config.max_reject_rate, progress.finished, progress.rejects, ""
         if limit is None:
             limit, rejected, why = MAX_DENIED, progress.denied, " for want of access"

@@ -13,7 +13,7 @@ from pipeline.driver import Driver
 from pipeline.errors import JobError
 from pipeline.finish import Finished
 from pipeline.models import slots
-from pipeline.stages import Resources
+from pipeline.pools import Resources
 from tests.manifests import jsonl
 from tests.outputs import MODELS
 
