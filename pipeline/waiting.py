@@ -89,7 +89,7 @@ class Patience:
                     "which is enough for one: other work holds it, the models are still loading, or workers die as they start."
                     if fits else "and no node is large enough for one."
                 )  # fmt: skip
-                return f"no {pool.stage} actor runs: {pool.actors} are asked for, {each} each; {cluster}, {why}"
+                return f"no {pool.stage} actor runs: of {pool.actors} asked for each needs {each}; {cluster}, {why}"
         if not seen.under_way:
             return f"no stage has a shard in hand: tasks ask for {_plural(self._task_cpus, 'CPU')} each; {cluster}."
         return None
