@@ -24,6 +24,8 @@ _COMMON = ("run", "output")
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rows": ("Manifest rows by status (annotated, rejected, elsewhere: committed by another run) and reason.",
              ("status", "reason")),
+    "planned_rows": ("Rows of the plan that a driver took up, by state (planned, refused: rejects of the manifest).",
+                     ("state",)),
     "shards": ("Shards that came back, by outcome (committed, elsewhere).", ("outcome",)),
     "utterances": ("Utterances written.", ()),
     "audio_seconds": ("Seconds of audio written.", ()),
@@ -41,7 +43,6 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Name without prefix, as Ray is given it; Ray appends `_total`."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "planned_rows": ("Rows of the plan by state (planned, refused: rejects of the manifest).", ("state",)),
     "actors": ("Model actors by stage and state (asked, alive, waiting).", ("stage", "state")),
     "gpu_memory_bytes": ("Largest memory in use on a card after a shard, by stage.", ("stage",)),
 }
@@ -66,8 +67,8 @@ class Metrics:
         self._counters = {name: _tagged(Counter(PREFIX + name, *_told(told)), tags) for name, told in COUNTERS.items()}
         self._gauges = {name: _tagged(Gauge(PREFIX + name, *_told(told)), tags) for name, told in GAUGES.items()}
         self._gpu_bytes: dict[str, float] = {}
-        self._set("planned_rows", plan.rows, state="planned")
-        self._set("planned_rows", plan.rejects, state="refused")
+        self._add("planned_rows", plan.rows, state="planned")
+        self._add("planned_rows", plan.rejects, state="refused")
 
     def count(self, shard: Finished) -> None:
         """Publish one shard."""
@@ -86,7 +87,9 @@ class Metrics:
         self._add("audio_seconds", shard.audio_s)
 
     def actors(self, states: Mapping[str, Mapping[str, int]]) -> None:
-        """Publish how many actors each stage has in each state."""
+        """Publish how many actors each stage has in each state, and what else holds until it changes: Ray forgets gauges."""
+        for stage, gpu_bytes in self._gpu_bytes.items():
+            self._set("gpu_memory_bytes", gpu_bytes, stage=stage)
         for stage, counts in states.items():
             for state, number in counts.items():
                 self._set("actors", number, stage=stage, state=state)

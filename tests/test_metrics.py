@@ -45,8 +45,8 @@ def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr
             assert time.monotonic() < deadline, published
             time.sleep(1)
     assert total(published, "rows_total", status="annotated") == report["recordings_annotated"] == 9
-    refused = total(published, "planned_rows", state="refused")
-    assert total(published, "planned_rows") == report["rows"] and refused == 2
+    refused = total(published, "planned_rows_total", state="refused")
+    assert total(published, "planned_rows_total") == report["rows"] and refused == 2
     reasons = {tags["reason"]: value for tags, value in published["rows_total"] if tags["status"] == "rejected"}
     assert sum(reasons.values()) == report["rejected"] - refused
     assert reasons == {reason: report["rejects_by_reason"][reason] for reason in reasons}

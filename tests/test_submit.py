@@ -56,7 +56,10 @@ def test_what_failed_is_submitted_again_under_a_new_id(cluster: Head, tmp_path: 
     options, token = joined(cluster, "again")
     command = ["python", "-c", FAILS_ONCE.format(str(tmp_path / "flag"))]
     done = submit(*options, "--env", "A=1", "--retries", "3", "--", *command, environment=token, expect=0)
-    assert [line for line in done.stdout.splitlines() if line.startswith("there")] == ["there False", "there True"]
+    assert [line for line in done.stdout.splitlines() if line in ("there False", "there True")] == [
+        "there False",
+        "there True",
+    ]
     assert (
         "submission again-1 ended with status 1; 3 more to try" in done.stderr and "submission again-2" in done.stderr
     )
