@@ -121,6 +121,9 @@ def _parser() -> Parser:
                      help="stop when, after 100 rows, more are rejected, for whatever reason (default: never for the data's own "
                      "faults; for forbidden or unreachable audio half of "
                      "them, for models that fail a tenth of a shard; 1: never)")  # fmt: skip
+    run.add_argument("--wait-for-workers-s", type=float, metavar="S",
+                     help="end the job after so long in which no worker could start or go on, for want of machines or a "
+                     "broken environment; raise it where an autoscaler needs longer (default: 3600; 0: for ever)")  # fmt: skip
     run.add_argument("--dry-run", action="store_true", help="print what would be done; decode nothing, write nothing")
     run.add_argument("--version", action="version", version=__version__)
     return parser
@@ -153,9 +156,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 def _run(config: JobConfig) -> int:
     # imported late: a typing error is answered before torch and ray are loaded
     from pipeline.driver import Driver
+    from pipeline.shardlog import logging_to
 
     # a stream of its own: Ray's writing to file descriptor 2 is kept back while the job runs
-    with os.fdopen(os.dup(2), "w", buffering=1) as terminal:
+    with os.fdopen(os.dup(2), "w", buffering=1) as terminal, logging_to(terminal):
         return _report(config, Driver(config, terminal))
 
 

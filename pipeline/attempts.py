@@ -49,6 +49,10 @@ class Ledger:
         """See `Watch`."""
         self._inside[step] = line
 
+    def under_way(self) -> int:
+        """How many steps have begun and are not through; those of a dead process too, until another takes them up."""
+        return len(self._starts)
+
     def end(self, step: str) -> None:
         """See `Watch`."""
         for kept in (self._starts, self._inside, self._deaths):

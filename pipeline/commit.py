@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
+from pipeline.figures import Figures, total
 from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shard
 from pipeline.spool import reject_schema, rejects_table
 from pipeline.storage import Store
@@ -60,6 +61,7 @@ class Receipt:
     audio_s: float
     stage_s: Mapping[str, float]
     rejects: tuple[RejectNote, ...] = field(default=())
+    figures: Figures = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -232,5 +234,6 @@ def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[
         "rejects_by_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
         "stage_seconds": stages,
+        "figures": total(receipt.figures for receipt in receipts),
         "parts": len(receipts),
     }

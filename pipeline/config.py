@@ -66,6 +66,7 @@ class JobConfig(BaseModel):
     asr_gpus: float | None = Field(default=None, gt=0)
     emotion_gpus: float | None = Field(default=None, gt=0)
     max_batch_s: float | None = Field(default=None, gt=0)
+    wait_for_workers_s: float = Field(default=3600.0, ge=0)
     max_reject_rate: float | None = Field(default=None, ge=0, le=1)
     dry_run: bool = False
 

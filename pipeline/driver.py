@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import sizing
 from pipeline.commit import NULL_PARTITION, committed_parts, is_published, partition_folder, publish
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
 from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
@@ -29,11 +30,13 @@ from pipeline.manifest.read import expand
 from pipeline.models import slots
 from pipeline.models.pinning import Pinning
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
+from pipeline.pools import Resources, choose_device, size_pools
 from pipeline.progress import Progress
 from pipeline.roots import AudioRoots
 from pipeline.schema import passthrough_name
+from pipeline.shardlog import log_shard
 from pipeline.spool import Selection, Spool
-from pipeline.stages import Resources, choose_device, cluster, run_shards, size_pools
+from pipeline.stages import cluster, run_shards
 from pipeline.storage import Store, open_store, require_conditional_writes
 from pipeline.work import Work
 
@@ -257,6 +260,7 @@ class Driver:
     def _count(self, progress: Progress, shard: Finished) -> None:
         """Raises: JobError when too many rows of this run are rejected; what is committed stays."""
         progress.add(shard)
+        log_shard(shard, self.config.output)
         limit, rows, rejected, why = self.config.max_reject_rate, progress.finished, progress.rejects, ""
         if limit is None:
             limit, rejected, why = MAX_DENIED, progress.denied, " for want of access"
@@ -277,13 +281,17 @@ class Driver:
         """What a run would do; nothing is written below the output, and no model is fetched."""
         with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
             selection = self.read(Path(folder))
-            rows = without_duration = without_text = 0
-            audio_s = 0.0
-            for table in selection.tables():
-                rows += table.num_rows
-                without_duration += table["duration_s"].null_count
-                without_text += table["text"].null_count
-                audio_s += pc.sum(table["duration_s"]).as_py() or 0.0
+            resources = _visible_resources()
+            # not known before Ray is asked on this machine: then as if there were no GPU
+            on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and bool(resources.gpus))
+            size = self._shard_size(selection.rows, "cuda" if on_gpus else "cpu", resources)
+            corpus = sizing.measure(
+                selection.tables(),
+                mode=self.config.mode,
+                segmentation=self.config.segmentation,
+                group_by=list(dict.fromkeys((*self.config.partition_by, "language"))),
+                size=size,
+            )
             languages = self._languages(selection)
             reasons: dict[str, int] = {}
             for table in selection.rejects():
@@ -291,14 +299,16 @@ class Driver:
                     reasons[reason] = reasons.get(reason, 0) + 1
             return {
                 "manifests": self.manifests,
-                "rows_new": rows,
+                "rows_new": corpus.rows,
                 "rows_held_by_earlier_runs": selection.held,
                 "rows_rejected_while_planning": reasons,
-                "rows_without_text": without_text,
-                "audio_hours_known": round(audio_s / 3600, 4),
-                "rows_without_duration": without_duration,
+                "rows_without_text": corpus.rows_without_text,
+                "audio_hours_known": round(corpus.known_s / 3600, 4),
+                "rows_without_duration": corpus.rows_without_duration,
+                **sizing.estimate(corpus, self.config.mode),
                 "models": slots.choose(self.config, languages, needs_asr=self._needs_asr(selection)),
-                "resources": _visible_resources(),
+                "resources": asdict(resources) | ({} if os.environ.get("RAY_ADDRESS") else {"gpus": "not looked for"}),
+                "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }
 
 
@@ -328,12 +338,13 @@ def _rows_done(plan: Plan, pending: int) -> int:
     return round(plan.rows * (plan.num_shards - pending) / max(plan.num_shards, 1))
 
 
-def _visible_resources() -> dict[str, Any]:
+def _visible_resources() -> Resources:
+    """The cluster's, or this machine's without its GPUs, which Ray alone finds."""
     if os.environ.get("RAY_ADDRESS"):
         with cluster() as resources:
-            return asdict(resources)
+            return resources
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpus": len(os.sched_getaffinity(0)), "gpus": "not looked for", "memory_bytes": memory, "nodes": 1}
+    return Resources(cpus=len(os.sched_getaffinity(0)), gpus=0, memory_bytes=memory, nodes=1)
 
 
 def _now() -> str:

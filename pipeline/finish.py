@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
 
@@ -51,14 +53,22 @@ class Finished:
     rejects: tuple[str, ...]
     audio_s: float
     stage_s: dict[str, float]
+    figures: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def finish(
-    work: Work, shard: Shard, table: pa.Table, stage_s: dict[str, float], *, max_denied: float = MAX_DENIED
+    work: Work,
+    shard: Shard,
+    table: pa.Table,
+    stage_s: Mapping[str, float],
+    *,
+    figures: Mapping[str, dict[str, float]] | None = None,
+    max_denied: float = MAX_DENIED,
 ) -> Finished:
     """Turn a recognised shard into its part and commit it.
 
     Args:
+        stage_s, figures: what the stages before measured: see `pipeline.figures`.
         max_denied: share of the rows that may be out of reach.
     Raises: JobError when the table is not the whole shard, or when so many rows failed unforeseen, or are out of reach, that
         it is no row's fault.
@@ -66,7 +76,7 @@ def finish(
     started = time.perf_counter()
     rows = read_shard(work.store, shard)
     if table["row"][0].as_py() == DONE_ELSEWHERE:
-        return Finished(shard.plan, shard.number, False, rows.num_rows, 0, (), 0.0, stage_s)
+        return Finished(shard.plan, shard.number, False, rows.num_rows, 0, (), 0.0, dict(stage_s), dict(figures or {}))
     if set(table["row"].to_pylist()) != set(range(rows.num_rows)):
         raise JobError(f"shard {shard.name} arrived with {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows")
     lines = set(zip(table["row"].to_pylist(), table["segment_index"].to_pylist(), strict=True))
@@ -77,6 +87,7 @@ def finish(
     _refuse_denied(shard, rows, notes, max_denied)
     utterances = _output_table(work.plan, rows, kept)
     audio_s = float(np.nansum(utterances["duration_s"].fill_null(float("nan")).to_numpy()))
+    built_s = time.perf_counter() - started
     receipt = Receipt(
         plan=shard.plan,
         shard=shard.number,
@@ -87,14 +98,23 @@ def finish(
         config_hash=work.plan.config_hash,
         models=work.plan.models,
         audio_s=audio_s,
-        stage_s={**stage_s, "build": time.perf_counter() - started},
+        stage_s={**stage_s, "build": built_s},
         rejects=tuple(notes),
+        figures=figures or {},
         versions=slots.versions(),
     )
     won = write_part(work.store, key_of(work.plan, shard, rows), utterances, receipt)
-    reasons = tuple(note.reason for note in notes)
-    stage_s = {**stage_s, "commit": time.perf_counter() - started}
-    return Finished(shard.plan, shard.number, won, rows.num_rows, utterances.num_rows, reasons, audio_s, stage_s)
+    return Finished(
+        plan=shard.plan,
+        shard=shard.number,
+        won=won,
+        rows=rows.num_rows,
+        utterances=utterances.num_rows,
+        rejects=tuple(note.reason for note in notes),
+        audio_s=audio_s,
+        stage_s={**stage_s, "build": built_s, "commit": time.perf_counter() - started - built_s},
+        figures=dict(figures or {}),
+    )
 
 
 def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:

@@ -36,10 +36,10 @@ from pipeline.spool import Keys, Selection, id_keys, reject_keys
 from pipeline.storage import Store
 
 FORMAT = 1
-_SHARDS_PER_FILE = 1024
+SHARDS_PER_FILE = 1024
 _OPEN_ROWS = 200_000
 """Rows the planner holds in shards not yet full, over all partitions; past it the fullest are closed early."""
-_ASSUMED_DURATION_S = 15.0
+ASSUMED_DURATION_S = 15.0
 """What a row without a duration counts for when shards are filled."""
 _TINY_SHARD_ROWS = 8
 _NAN = float("nan")
@@ -198,7 +198,7 @@ class _ShardFiles:
             )
         self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
         self._shards += 1
-        if self._shards == _SHARDS_PER_FILE:
+        if self._shards == SHARDS_PER_FILE:
             self.close()
 
     def close(self) -> None:
@@ -228,7 +228,7 @@ class _Packer:
             self._close(max(self._fill, key=lambda key: self._fill[key][0]))
 
     def _add_group(self, key: tuple[object, ...], rows: pa.Table) -> None:
-        durations = rows["duration_s"].fill_null(_ASSUMED_DURATION_S).to_numpy()
+        durations = rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy()
         start = 0
         while start < rows.num_rows:
             count, audio_s = self._fill[key]

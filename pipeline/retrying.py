@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ BUDGET_S = 60.0
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
 """A server that says nothing for this long is asked again."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.2, 8.0
+_counting, _again = threading.Lock(), [0]  # threads of one process fetch ahead
 
 TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -77,7 +79,14 @@ def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) 
             backoff = random.uniform(0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**attempts))
             if time.monotonic() + backoff > deadline:
                 raise GaveUp(what, attempts, budget_s, error) from error
+            with _counting:
+                _again[0] += 1
             time.sleep(backoff)
+
+
+def tried_again() -> int:
+    """How many tries of this process were not the first of their call."""
+    return _again[0]
 
 
 def is_final(error: BaseException) -> bool:

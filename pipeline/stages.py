@@ -1,4 +1,4 @@
-"""The engine: shards stream through Ray Data. The only file that imports ray.
+"""The engine: shards stream through Ray Data. With metrics.py, the only file that imports ray.
 
     shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> finish (CPU tasks)
 
@@ -15,10 +15,10 @@ import re
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, TextIO
 
@@ -28,52 +28,27 @@ import ray.data
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline import blocks
 from pipeline.annotate import prepare, recognise, transcribe
 from pipeline.attempts import Ledger
 from pipeline.config import JobConfig
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import JobError
 from pipeline.finish import MAX_DENIED, Finished, finish
 from pipeline.heartbeat import heard
+from pipeline.metrics import Metrics
 from pipeline.models import slots
-from pipeline.plan import Plan, Shard
+from pipeline.plan import Shard
+from pipeline.pools import Pools, Resources
+from pipeline.waiting import Patience, Seen, bounded
 from pipeline.work import Work
 
 _SHARDS_PER_WAVE = 4096
 """Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
-_POOL_SHARE = 0.6
-"""Share of the logical CPUs that the actor pools may hold; the rest is for the CPU tasks that feed and drain them."""
-_TASK_SHARE = 0.2
-_MODEL_MEMORY_SHARE = 0.6
-"""Share of the memory that copies of the models may fill."""
-_MODEL_OVERHEAD = 1.3
 _HEAD_ANSWERS_WITHIN_S = 20.0
 _WORKERS_WAIT_MS = 600_000
+_LEDGER_ANSWERS_WITHIN_S = 5.0
 _OUR_ERROR = re.compile(r"^pipeline\.errors\.(?:JobError|ConfigError): (.*)$", re.MULTILINE)
 _ANY_ERROR = re.compile(r"^((?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception): .*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the cluster has, over all nodes."""
-
-    cpus: float
-    gpus: float
-    memory_bytes: float
-    nodes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pools:
-    """How many actors of each kind, and what each holds."""
-
-    device: str
-    transcribers: int
-    recognisers: int
-    actor_cpus: float
-    task_cpus: float
-    transcriber_gpus: float
-    recogniser_gpus: float
-    num_threads: int
 
 
 @contextmanager
@@ -100,13 +75,17 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
             where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
             raise JobError(f"cannot {where}: {error}") from error
         _quiet()
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = _living_nodes()
         cpus, gpus, memory = (sum(node["Resources"].get(n, 0.0) for node in nodes) for n in ("CPU", "GPU", "memory"))
         try:
             with heard(_listeners(nodes), out):
                 yield Resources(cpus, gpus, memory, len(nodes))
         finally:
             ray.shutdown()
+
+
+def _living_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
@@ -164,66 +143,58 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def choose_device(config: JobConfig, resources: Resources) -> str:
-    """cuda when asked for or, under auto, when the cluster has a GPU. Raises: ConfigError."""
-    if config.device == "cuda" and not resources.gpus:
-        raise ConfigError("--device cuda: Ray sees no GPU here; start the workers with GPUs or use --device cpu")
-    if config.device == "auto":
-        return "cuda" if resources.gpus else "cpu"
-    return config.device
-
-
-def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: int) -> Pools:
-    """Pool sizes from the cluster and the models; every number can be set by a flag."""
-    asr = slots.needs_asr(plan)
-    device = choose_device(config, resources)
-    cpus = max(1, int(resources.cpus))
-    asr_gpus = emotion_gpus = 0.0
-    if device == "cuda":
-        asr_gpus = (config.asr_gpus or 0.5) if asr else 0.0
-        emotion_gpus = config.emotion_gpus or (0.5 if asr else 1.0)
-        fitting = int(resources.gpus / (asr_gpus + emotion_gpus))
-    else:
-        fitting = cpus // 2 if asr else cpus
-        copies = _MODEL_OVERHEAD * sum(model["bytes"] for model in plan.models.values())
-        fitting = min(fitting, int(_MODEL_MEMORY_SHARE * resources.memory_bytes / max(copies, 1.0)))
-    default = max(1, min(fitting, num_shards))
-    transcribers = (config.asr_actors or default) if asr else 0
-    recognisers = config.emotion_actors or default
-    actors = transcribers + recognisers
-    return Pools(
-        device=device,
-        transcribers=transcribers,
-        recognisers=recognisers,
-        actor_cpus=min(1.0, _POOL_SHARE * resources.cpus / actors),
-        task_cpus=min(1.0, _TASK_SHARE * resources.cpus),
-        transcriber_gpus=asr_gpus,
-        recogniser_gpus=emotion_gpus,
-        # from the machine alone: another number of threads could change the last bits of a resumed run's scores
-        num_threads=max(1, cpus // (fitting * (2 if asr else 1) or 1)) if device == "cpu" else 0,
-    )
-
-
 def run_shards(
     work: Work, shards: Iterable[Shard], pools: Pools, config: JobConfig, on_finished: Callable[[Finished], None]
 ) -> None:
-    """Annotate and commit shards; calls back once for each, in no order.
+    """Annotate and commit shards; calls back once for each, in no order. To be called in the main thread.
 
-    Raises: JobError naming what stopped the job. What was committed stays.
+    Raises: JobError naming what stopped the job, a wait for workers that was too long among it. What was committed stays.
     """
     remaining = iter(shards)
     # on the driver's node: what outlives the actors must not die with one of theirs
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
-    while wave := tuple(islice(remaining, _SHARDS_PER_WAVE)):
-        try:
-            for table in _pipeline(work, wave, pools, config, ledger).iter_batches(
-                batch_size=None, batch_format="pyarrow"
-            ):
-                for line in pa.table(table)["finished"].to_pylist():
-                    on_finished(Finished(**json.loads(line)))
-        except ray.exceptions.RayError as error:
-            raise JobError(_root_cause(error)) from error
+    metrics = Metrics(work.output, work.plan)
+    patience = Patience(pools.by_stage(), task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
+    finished = 0
+    with bounded(patience, partial(_look, pools, ledger, metrics), lambda: finished):
+        while wave := tuple(islice(remaining, _SHARDS_PER_WAVE)):
+            try:
+                dataset = _pipeline(work, wave, pools, config, ledger)
+                for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    for line in pa.table(table)["finished"].to_pylist():
+                        shard = Finished(**json.loads(line))
+                        finished += 1
+                        metrics.count(shard)
+                        on_finished(shard)
+            except ray.exceptions.RayError as error:
+                raise JobError(_root_cause(error)) from error
+
+
+def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: ANN401 - Ray's handles are untyped
+    """Ask Ray how the actors are, and which nodes there are; None when it does not answer."""
+    counts = {pool.stage: {"asked": pool.actors, "alive": 0, "waiting": 0} for pool in pools.by_stage()}
+    try:
+        # private, for want of another way to a driver whose cluster has no dashboard; ray is pinned to one version
+        actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id)
+        nodes = {node["NodeID"]: node["Resources"] for node in _living_nodes()}
+    except (ray.exceptions.RayError, RuntimeError, OSError):
+        return None
+    try:
+        under_way = int(ray.get(ledger.under_way.remote(), timeout=_LEDGER_ANSWERS_WITHIN_S))
+    except ray.exceptions.RayError:  # it cannot start either
+        under_way = 0
+    for actor in actors.values():
+        for stage, states in counts.items():
+            if stage.capitalize() in actor["ActorClassName"] and actor["State"] != "DEAD":
+                states["alive" if actor["State"] == "ALIVE" else "waiting"] += 1
+    metrics.actors(counts)
+    return Seen(
+        alive={stage: states["alive"] for stage, states in counts.items()},
+        waiting={stage: states["waiting"] for stage, states in counts.items()},
+        under_way=under_way,
+        nodes={node: (resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for node, resources in nodes.items()},
+    )
 
 
 def _pipeline(
@@ -231,43 +202,33 @@ def _pipeline(
     wave: tuple[Shard, ...],
     pools: Pools,
     config: JobConfig,
-    ledger: Any,  # noqa: ANN401 - Ray's handles are untyped
+    ledger: Any,  # noqa: ANN401 - as above
 ) -> ray.data.Dataset:
-    """The lazy dataset of one wave: one block, one shard."""
+    """The lazy dataset of one wave: one block, one shard. Ray's dashboard shows the names of the functions and classes."""
     max_denied = MAX_DENIED if config.max_reject_rate is None else config.max_reject_rate
     # one row is one shard; to ask for whole blocks instead is refused where there are GPUs
     whole: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # a process that is new to these tasks imports for two seconds first: on a small machine, no more of them than cores
-    few = {"concurrency": max(1, round(pools.task_cpus / _TASK_SHARE))} if pools.task_cpus < 1 else {}
-    task: dict[str, Any] = {
-        **whole,
-        **few,
-        "num_cpus": pools.task_cpus,
-        "fn_kwargs": {"work": work, "max_denied": max_denied},
-    }
+    few = {} if pools.most_tasks is None else {"concurrency": pools.most_tasks}
+    shared = {"work": work, "max_denied": max_denied, "ledger": ledger}
+    task: dict[str, Any] = {**whole, **few, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
     arguments = (work, pools.device, pools.num_threads, config.max_batch_s, ledger)
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": json.dumps(asdict(s))} for s in wave], override_num_blocks=len(wave)
     )
-    dataset = dataset.map_batches(_prepare_block, **task)  # type: ignore[arg-type]
-    if pools.transcribers:
+    dataset.set_name(f"annotate_{work.plan.plan}")
+    dataset = dataset.map_batches(prepare_shard, **task)  # type: ignore[arg-type]
+    actors = {"transcribe": Transcribe, "recognise": Recognise}
+    for pool in pools.by_stage():
         dataset = dataset.map_batches(
-            Transcribe,
+            actors[pool.stage],
             fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=pools.transcribers),
-            num_cpus=pools.actor_cpus,
-            num_gpus=pools.transcriber_gpus or None,
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
             **whole,
         )
-    dataset = dataset.map_batches(
-        Recognise,
-        fn_constructor_args=arguments,
-        compute=ray.data.ActorPoolStrategy(size=pools.recognisers),
-        num_cpus=pools.actor_cpus,
-        num_gpus=pools.recogniser_gpus or None,
-        **whole,
-    )
-    return dataset.map_batches(_finish_block, **task)  # type: ignore[arg-type]
+    return dataset.map_batches(commit_shard, **task)  # type: ignore[arg-type]
 
 
 def _root_cause(error: BaseException) -> str:
@@ -280,41 +241,47 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[-1] if text else ''}"
 
 
-# -- blocks: one row, which nothing can split or merge: the shard, the seconds it took, and its work table
+def prepare_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) -> pa.Table:  # noqa: ANN401 - as above
+    """Fetch, decode and cut one shard."""
+    trip = blocks.trip_of(block)
+    watch = _RayWatch(ledger, f"prepare {trip.shard.name}")
+    with trip.stage("prepare") as counted:
+        counted["restarts"] = float(watch.begin() is not None)
+        table = prepare(work, trip.shard, **({} if max_denied < 1 else {"unreachable": None}))
+    watch.end()
+    return trip.pack(table)
 
 
-def _pack(table: pa.Table, shard: Shard, stage_s: dict[str, float]) -> pa.Table:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    content = sink.getvalue()
-    ends = pa.array([0, content.size], pa.int64()).buffers()[1]
-    packed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, content])  # without a copy
-    return pa.table({"shard": [json.dumps(asdict(shard))], "stage_s": [json.dumps(stage_s)], "table": packed})
+def commit_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) -> pa.Table:  # noqa: ANN401 - as above
+    """Commit one shard; its block ends here."""
+    trip, table = blocks.unpack(block)
+    watch = _RayWatch(ledger, f"commit {trip.shard.name}")
+    stage_s, figures = dict(trip.stage_s), dict(trip.figures)
+    with trip.stage("commit") as counted:
+        counted["restarts"] = float(watch.begin() is not None)
+        finished = finish(work, trip.shard, table, stage_s, figures=figures, max_denied=max_denied)
+    watch.end()
+    return pa.table({"finished": [json.dumps(asdict(replace(finished, figures=trip.figures)))]})
 
 
-def _unpack(block: pa.Table) -> tuple[pa.Table, Shard, dict[str, float]]:
-    shard, stage_s = _shard_of(block), json.loads(block["stage_s"][0].as_py())
-    return pa.ipc.open_stream(block["table"][0].as_buffer()).read_all(), shard, stage_s
+@dataclass(slots=True)
+class _RayWatch:
+    """A watch on the run's one ledger, an actor."""
 
+    ledger: Any
+    step: str
+    restarted: bool = False
 
-def _shard_of(block: pa.Table) -> Shard:
-    if block.num_rows != 1:
-        raise JobError(f"a block holds {block.num_rows} shards instead of one")
-    return Shard(**json.loads(block["shard"][0].as_py()))
+    def begin(self) -> dict[int, int] | None:
+        found: dict[int, int] | None = ray.get(self.ledger.begin.remote(self.step))
+        self.restarted = found is not None
+        return found
 
+    def enter(self, line: int) -> None:
+        ray.get(self.ledger.enter.remote(self.step, line))
 
-def _prepare_block(block: pa.Table, work: Work, max_denied: float) -> pa.Table:
-    started = time.perf_counter()
-    shard = _shard_of(block)
-    table = prepare(work, shard) if max_denied < 1 else prepare(work, shard, unreachable=None)
-    return _pack(table, shard, {"prepare": time.perf_counter() - started})
-
-
-def _finish_block(block: pa.Table, work: Work, max_denied: float) -> pa.Table:
-    table, shard, stage_s = _unpack(block)
-    finished = finish(work, shard, table, stage_s, max_denied=max_denied)
-    return pa.table({"finished": [json.dumps(asdict(finished))]})
+    def end(self) -> None:
+        self.ledger.end.remote(self.step)
 
 
 class _ModelActor:
@@ -331,27 +298,15 @@ class _ModelActor:
             max_batch_s=max_batch_s,
         )
 
-    def watch(self, step: str, shard: Shard) -> _RayWatch:
-        """Where this process says what it works on."""
-        return _RayWatch(self._ledger, f"{step} {shard.name}")
-
-
-@dataclass(frozen=True, slots=True)
-class _RayWatch:
-    """A watch on the run's one ledger, an actor."""
-
-    ledger: Any
-    step: str
-
-    def begin(self) -> dict[int, int] | None:
-        found: dict[int, int] | None = ray.get(self.ledger.begin.remote(self.step))
-        return found
-
-    def enter(self, line: int) -> None:
-        ray.get(self.ledger.enter.remote(self.step, line))
-
-    def end(self) -> None:
-        self.ledger.end.remote(self.step)
+    def _run(
+        self, name: str, step: Callable[..., pa.Table], model_for: Callable[..., Any], block: pa.Table
+    ) -> pa.Table:
+        trip, table = blocks.unpack(block)
+        watch = _RayWatch(self._ledger, f"{name} {trip.shard.name}")
+        with trip.stage(name) as counted:
+            table = step(self._work, trip.shard, table, model_for, watch)
+            counted |= {"restarts": float(watch.restarted), **self._models.take_figures()}
+        return trip.pack(table)
 
 
 class Transcribe(_ModelActor):
@@ -363,10 +318,7 @@ class Transcribe(_ModelActor):
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Transcribe one shard."""
-        started = time.perf_counter()
-        table, shard, stage_s = _unpack(block)
-        table = transcribe(self._work, shard, table, self._models.transcriber_for, self.watch("transcribe", shard))
-        return _pack(table, shard, {**stage_s, "transcribe": time.perf_counter() - started})
+        return self._run("transcribe", transcribe, self._models.transcriber_for, block)
 
 
 class Recognise(_ModelActor):
@@ -378,7 +330,4 @@ class Recognise(_ModelActor):
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Recognise one shard; its audio ends here."""
-        started = time.perf_counter()
-        table, shard, stage_s = _unpack(block)
-        table = recognise(self._work, shard, table, self._models.recogniser_for, self.watch("recognise", shard))
-        return _pack(table, shard, {**stage_s, "recognise": time.perf_counter() - started})
+        return self._run("recognise", recognise, self._models.recogniser_for, block)

@@ -228,7 +228,7 @@ def worker_kill(stage: Stage, rng: random.Random) -> str:
     """SIGKILL of a transcriber, a recogniser or a task worker at a random time; the job ends well by itself."""
     expected = stage.expected()
     folder, output = stage.fresh(s3=False)
-    role = rng.choice(["Transcribe", "Recognise", "prepare_block"])
+    role = rng.choice(["Transcribe", "Recognise", "prepare_shard"])
     with started(stage.job(folder, output), folder / "log") as process:
         time.sleep(rng.uniform(5.0, 20.0))
         killed = _awaited(lambda: kill_role(process.pid, role), process)

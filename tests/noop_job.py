@@ -20,7 +20,7 @@ from pipeline.config import JobConfig, load_config
 from pipeline.finish import Finished, finish
 from pipeline.models import slots
 from pipeline.plan import Shard, read_shard
-from pipeline.stages import Pools, Resources
+from pipeline.pools import Pools, Resources
 from pipeline.work import Work
 from tests.outputs import MODELS, recognised
 

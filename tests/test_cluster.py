@@ -28,23 +28,23 @@ class Head:
     environment: dict[str, str]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def head(folder: Path, cpus: int, gpus: int = 0) -> Iterator[Head]:
+def head(folder: Path, cpus: int, gpus: int = 0, *more: str) -> Iterator[Head]:
     """A one-node cluster on loopback with a number of logical CPUs and GPUs of its own choosing; killed at the end, as a graceful
     stop takes half a minute.
     """
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard = free_port(), free_port()
     command = [
         str(_BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
         f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
-        "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        "--disable-usage-stats", *more,
     ]  # fmt: skip
     log = folder / "head.log"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -127,6 +127,6 @@ def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path,
 def test_a_cluster_that_does_not_answer_ends_the_job(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
     """Fails if a wrong RAY_ADDRESS hangs, as ray.init does, or ends with anything but status 1 and a sentence."""
     manifest = write_manifest(tmp_path / "m.jsonl", rows(1))
-    nobody = {"RAY_ADDRESS": f"127.0.0.1:{_free_port()}"}
+    nobody = {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
     done = annotate(manifest, tmp_path / "out", *model_options(checkpoints, asr), env=nobody, expect=1)
     assert nobody["RAY_ADDRESS"] in done.stderr and "the same command goes on" in done.stderr

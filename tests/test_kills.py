@@ -129,11 +129,11 @@ def test_kills_of_every_role_cost_no_row(
         return attempt
 
     with started(command(manifest, output, *options), log) as process:
-        for role in ("prepare_block", "Transcribe", "Recognise"):
+        for role in ("prepare_shard", "Transcribe", "Recognise"):
             wait_until(try_kill(process.pid, role), process, log)
             time.sleep(0.5)
         assert process.wait(200) == 0, log.read_text()
-    assert [any(role in name for name in killed) for role in ("prepare_block", "Transcribe", "Recognise")] == [True] * 3
+    assert [any(role in name for name in killed) for role in ("prepare_shard", "Transcribe", "Recognise")] == [True] * 3
     _same(utterances(folder, files), undisturbed)
 
 

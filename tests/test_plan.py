@@ -120,7 +120,7 @@ def test_a_row_longer_than_the_bound_is_alone(tmp_path):
 
 def test_many_shards_in_several_files(tmp_path, monkeypatch):
     """Fails if shards are numbered or found wrongly where one plan file ends and the next begins."""
-    monkeypatch.setattr(plan_module, "_SHARDS_PER_FILE", 4)
+    monkeypatch.setattr(plan_module, "SHARDS_PER_FILE", 4)
     store = MemoryStore()
     for count, files in ((8, [4, 4]), (9, [4, 4, 1]), (3, [3])):
         store = MemoryStore()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from pipeline.driver import Driver
 from pipeline.errors import JobError
 from pipeline.finish import Finished
 from pipeline.models import slots
-from pipeline.stages import Resources
+from pipeline.pools import Resources
 from tests.manifests import jsonl
 from tests.outputs import MODELS
 
@@ -39,7 +40,8 @@ def play(tmp_path, monkeypatch):
         monkeypatch.setattr(driver_module, "run_shards", run_shards)
         monkeypatch.setattr(driver_module, "publish", lambda *_: {})
         monkeypatch.setattr(slots, "choose", lambda *_, **__: {"fusion/en": "m"})
-        monkeypatch.setattr(slots, "pin", lambda *_: (MODELS, {"audio_embedding": 4}))
+        pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
+        monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
         flags = {"shard_rows": ROWS, "audio_root": "/a", "max_reject_rate": max_reject_rate}
         config = load_config(None, {"manifest": [str(manifest)], "output": str(tmp_path / "out"), **flags})
         try:

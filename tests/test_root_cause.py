@@ -7,14 +7,14 @@ from ray.exceptions import RayError
 
 from pipeline.stages import _root_cause
 
-TASK = """\x1b[36mray::MapBatches(_finish_block)()\x1b[39m (pid=1, ip=10.0.0.1)
+TASK = """\x1b[36mray::MapBatches(commit_shard)()\x1b[39m (pid=1, ip=10.0.0.1)
   File "pipeline/storage.py", line 7, in put_if_absent
     file.write(content)
 {cause}
 
 The above exception was the direct cause of the following exception:
 
-\x1b[36mray::MapBatches(_finish_block)()\x1b[39m (pid=1, ip=10.0.0.1)
+\x1b[36mray::MapBatches(commit_shard)()\x1b[39m (pid=1, ip=10.0.0.1)
 ray.exceptions.UserCodeException: UDF failed to process a data block.
 Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
 To change retry attempts, backoff, or which errors are retried, configure `DataContext` (`retried_io_errors` for I/O)"""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
+from pipeline.figures import BatchFigures
 from pipeline.models.memory import shortage_as_memory_error
 
 _log = logging.getLogger(__name__)
@@ -27,25 +30,46 @@ class Batcher:
         self.max_batch = max_batch
         self._max_padded = max_padded
         self._on_gpu = device.startswith("cuda")
+        self._counted = BatchFigures()
 
-    def run(self, lengths_s: Sequence[float], forward: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+    def run(
+        self, lengths_s: Sequence[float], forward: Callable[[list[int]], T], real: Sequence[float] | None = None
+    ) -> Iterator[tuple[list[int], T]]:
         """Put every utterance through a model once. A batch that finds no memory is halved, and so are all that follow.
 
         Args:
             lengths_s: of each utterance, as long as the model makes it.
             forward: the model, on a list of indices.
+            real: of each utterance, as long as it is, for the figures; by default `lengths_s`.
         Yields: indices, and what the model gave for them.
         Raises: MemoryError when there is none for one alone; what `forward` raises otherwise.
         """
         planned = self._plan(range(len(lengths_s)), lengths_s)
         while planned:
             batch = planned.popleft()
+            started = time.perf_counter()
             output = _attempt(forward, batch)
             if output is None:
+                self._counted.halved += 1
                 self._shrink(len(batch), lengths_s[batch[0]])
                 planned = self._plan([*batch, *chain.from_iterable(planned)], lengths_s)
             else:
-                yield batch, output
+                yield batch, output  # whoever takes it waits for the device
+                self._count(batch, lengths_s, real or lengths_s)
+            self._counted.model_s += time.perf_counter() - started
+
+    def take_figures(self) -> BatchFigures:
+        """What was counted since the last call."""
+        counted, self._counted = self._counted, BatchFigures()
+        return counted
+
+    def _count(self, batch: list[int], lengths_s: Sequence[float], real: Sequence[float]) -> None:
+        longest = lengths_s[batch[0]]
+        self._counted.batches += 1
+        self._counted.batched += len(batch)
+        self._counted.room += max(1.0, min(self.max_batch, self._max_padded // longest if longest else math.inf))
+        self._counted.real += sum(real[i] for i in batch)
+        self._counted.padded += longest * len(batch)
 
     def _plan(self, waiting: Sequence[int], lengths_s: Sequence[float]) -> deque[list[int]]:
         made = batches([lengths_s[i] for i in waiting], max_batch=self.max_batch, max_padded=self._max_padded)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
+from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
 from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
 from pipeline.models.fusion import UNEXPECTED_ALLOWED, FusionModel, FusionOutput
@@ -161,6 +162,16 @@ class EmotionRecogniser:
             truncated=none if heard is None else frames > MAX_MEL_FRAMES,
             text_truncated=none if read is None else read.truncated,
         )
+
+    def take_figures(self) -> BatchFigures:
+        """What was counted since the last call: batches of audio, in text mode of texts, and the seconds of both."""
+        read = BatchFigures() if self._text is None else self._text.take_figures()
+        if self._fusion is None:
+            return read
+        heard = self._batcher.take_figures()
+        heard.model_s += read.model_s
+        heard.halved += read.halved
+        return heard
 
     @torch.inference_mode()
     def _listen(

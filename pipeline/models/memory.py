@@ -9,6 +9,18 @@ _SAID = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
 """In messages of torch's CPU allocator, cuBLAS and CTranslate2, which raise plain RuntimeErrors."""
 
 
+def memory_in_use(device: str) -> int | None:
+    """Bytes in use on the card by whoever uses it, CTranslate2 included, which torch's own count leaves out; None on CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, whole = torch.cuda.mem_get_info()
+    return int(whole - free)
+
+
 @contextmanager
 def shortage_as_memory_error() -> Iterator[None]:
     """Raise MemoryError for every way in which torch and CTranslate2 say that there is not enough memory."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
 from pipeline.models.bert import Bert, BertClassifier, RobertaClassifier
 from pipeline.models.weights import Checkpoint, check, load_state_dict, load_strict, shapes_only
@@ -77,6 +78,10 @@ class TextModel:
             positions -= config.pad_token_id + 1  # RoBERTa counts positions from pad_token_id + 1
         self.max_tokens = min(MAX_TOKENS, positions, self._tokenizer.model_max_length)
         self.width = int(config.hidden_size)
+
+    def take_figures(self) -> BatchFigures:
+        """What was counted since the last call; lengths are tokens."""
+        return self._batcher.take_figures()
 
     @torch.inference_mode()
     def run(self, texts: Sequence[str]) -> TextOutput:

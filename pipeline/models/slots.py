@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pipeline import __version__
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import published
+from pipeline.models.memory import memory_in_use
 from pipeline.models.transcribe import Transcriber, check_model
 from pipeline.plan import Plan
 
@@ -204,6 +206,16 @@ class Loaded:
         for slot in self._models:
             if slot.startswith(_ASR):
                 self.transcriber_for(slot.partition("/")[2])
+
+    def take_figures(self) -> dict[str, float]:
+        """What the loaded models counted since the last call: see `pipeline.figures`."""
+        models: list[EmotionRecogniser | Transcriber] = [*self._recognisers.values(), *self._transcribers.values()]
+        counted = [asdict(model.take_figures()) for model in models]
+        if not counted:
+            return {}
+        used_bytes = memory_in_use(self._device)
+        used = {} if used_bytes is None else {"gpu_bytes": used_bytes}
+        return {**{name: sum(each[name] for each in counted) for name in counted[0]}, **used}
 
     def _checkpoint(self, slot: str) -> Checkpoint:
         try:

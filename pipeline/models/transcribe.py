@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
+from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
 from pipeline.models.memory import shortage_as_memory_error
 
@@ -124,13 +125,19 @@ class Transcriber:
         # like lengths together: a batch is decoded until its longest text ends
         windows.sort(key=lambda row: -len(waveforms[row]))
 
+        heard_s = [len(waveforms[row]) / SAMPLING_RATE for row in windows]
+
         def forward(batch: list[int]) -> list[Transcript]:
             rows = [windows[i] for i in batch]
             return self._transcribe_windows([waveforms[row] for row in rows], [languages[row] for row in rows])
 
-        for batch, transcripts in self._batcher.run([WINDOW_S] * len(windows), forward):
+        for batch, transcripts in self._batcher.run([WINDOW_S] * len(windows), forward, heard_s):
             found.update(zip((windows[i] for i in batch), transcripts, strict=True))
         return [found[row] for row in range(len(waveforms))]
+
+    def take_figures(self) -> BatchFigures:
+        """What was counted since the last call; recordings past 30 s are not in it."""
+        return self._batcher.take_figures()
 
     def _knows(self, language: str) -> bool:
         known = self._model.hf_tokenizer.token_to_id(f"<|{language}|>") is not None

@@ -1,0 +1,211 @@
+"""Hand a job to a cluster's job API, follow it, submit it again where that helps, and end with its own exit status.
+
+    python -m jobs.submit --address http://HEAD:8265 --run-id nightly -- --manifest s3://b/m.jsonl --output s3://b/out
+
+What stands after `--` is a command, or options of `jobs.annotate`. A submission id cannot be used twice, so the n-th
+submission of a run is `<run id>-<n>`; progress is in the output, and each submission goes on from there. Ctrl-C ends the
+following, not the job: the same command follows it again while it runs.
+
+Exit status: the job's own; 1 also when no head answers or the cluster lost the job; 2 also for a token that is refused and
+for a command line that cannot be used; 130 when the job, or the following of it, was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from jobs.parser import Parser
+from pipeline.errors import ConfigError, JobError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_EXCLUDED = [".git", ".venv", "build"]
+"""Of the working directory, beside what its .gitignore names, which Ray leaves out."""
+_LOST_FOR_S = 300.0
+"""A head may be away for so long, as when its pod moves, before a followed job counts as lost."""
+_POLL_S = 2.0
+_INTERRUPTED = 130
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.submit",
+        usage="%(prog)s [options] -- COMMAND, or options of jobs.annotate",
+        description="Submit a job to a Ray cluster, follow it, retry it, and end with its exit status. A token is taken from "
+        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--address", default=os.environ.get(_ADDRESS, "http://127.0.0.1:8265"), metavar="URL",
+        help=f"of the head's dashboard (default: ${_ADDRESS}, else %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--run-id", default=time.strftime("annotate-%Y%m%d-%H%M%S", time.gmtime()), metavar="NAME",
+                        help="what the submissions of this run are called (default: from the clock)")  # fmt: skip
+    parser.add_argument("--working-dir", metavar="DIR", help="upload the code there; without it the image's is run")
+    parser.add_argument("--env", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="for the job")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="submissions more while it ends with 1")
+    parser.add_argument("--no-follow", action="store_true", help="print the submission id and end")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Submit; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    split = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_all(words[:split])
+    try:
+        return _run(options, _command(words[split + 1 :]))
+    except ConfigError as error:
+        print(f"python -m jobs.submit: {error}", file=sys.stderr)
+        return 2
+    except JobError as error:
+        print(f"python -m jobs.submit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nNo longer following. The job goes on; the same command follows it again.", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _command(words: list[str]) -> str:
+    if not words:
+        raise ConfigError("what shall run? Give a command, or options of jobs.annotate, after --")
+    return shlex.join(["python", "-m", "jobs.annotate", *words] if words[0].startswith("-") else words)
+
+
+def _run(options: argparse.Namespace, command: str) -> int:
+    if not _RUN_ID.fullmatch(options.run_id):
+        raise ConfigError(f"--run-id {options.run_id!r}: letters, digits, _, . and - are allowed")
+    if absent := [pair for pair in options.env if "=" not in pair]:
+        raise ConfigError(f"--env {absent[0]!r} is not NAME=VALUE")
+    environment: dict[str, object] = {"env_vars": dict(pair.split("=", 1) for pair in options.env)}
+    if options.working_dir is not None:
+        environment |= {"working_dir": options.working_dir, "excludes": _EXCLUDED}
+    client = _connect(options.address)
+    for left in range(options.retries, -1, -1):
+        with _clear(options.address):
+            submission = _running(client, options.run_id) or client.submit_job(
+                entrypoint=command, runtime_env=environment, submission_id=_next_id(client, options.run_id)
+            )
+        print(f"submission {submission} at {options.address}", file=sys.stderr)
+        if options.no_follow:
+            print(submission)
+            return 0
+        status = _follow(client, submission, options.address)
+        if status != 1 or not left:
+            return status
+        print(f"submission {submission} ended with status 1; {left} more to try", file=sys.stderr)
+    return 1
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    from ray.job_submission import JobSubmissionClient
+
+    # these would win over the address that was asked for
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ[_ADDRESS] = address
+    with _clear(address):
+        return JobSubmissionClient(address)
+
+
+@contextmanager
+def _clear(address: str) -> Iterator[None]:
+    """Say in a sentence what Ray says in a page."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"the head at {address} refuses this token, or wants one: {str(error).splitlines()[0]} Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's"
+        ) from error
+    except (ConnectionError, requests.RequestException) as error:
+        raise JobError(
+            f"no Ray head answers at {address}: {type(error).__name__}. It is the dashboard's address that is needed, often "
+            "port 8265, forwarded or from inside the cluster"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise JobError(f"the head at {address} does not take the job: {str(error).strip()[:500]}") from error
+
+
+def _submissions(client: JobSubmissionClient, run_id: str) -> dict[int, JobDetails]:
+    """The submissions of a run that the cluster remembers, by number."""
+    ours = re.compile(re.escape(run_id) + r"-(\d+)")
+    found = ((ours.fullmatch(job.submission_id or ""), job) for job in client.list_jobs())
+    return {int(match[1]): job for match, job in found if match}
+
+
+def _running(client: JobSubmissionClient, run_id: str) -> str | None:
+    """The submission of this run that has not ended."""
+    alive = [job.submission_id for job in _submissions(client, run_id).values() if not job.status.is_terminal()]
+    return alive[0] if alive else None
+
+
+def _next_id(client: JobSubmissionClient, run_id: str) -> str:
+    return f"{run_id}-{max(_submissions(client, run_id), default=0) + 1}"
+
+
+def _follow(client: JobSubmissionClient, submission: str, address: str) -> int:
+    """Print the job's log as it grows. Returns: its exit status."""
+    shown, answered = 0, time.monotonic()
+    while True:
+        try:
+            shown = asyncio.run(_tail(client, submission, shown))
+            with _clear(address):
+                details = client.get_job_info(submission)
+        except JobError:
+            if time.monotonic() - answered > _LOST_FOR_S:
+                raise
+        else:
+            answered = time.monotonic()
+            if details.status.is_terminal():
+                asyncio.run(_tail(client, submission, shown))
+                return _status_of(details)
+        time.sleep(_POLL_S)
+
+
+async def _tail(client: JobSubmissionClient, submission: str, shown: int) -> int:
+    """Print what of the log is new, until it ends or the line breaks. Returns: characters printed so far."""
+    import aiohttp
+
+    seen = 0
+    try:
+        async for text in client.tail_job_logs(submission):
+            print(text[max(0, shown - seen) :], end="", flush=True)
+            seen += len(text)
+    except (aiohttp.ClientError, OSError, RuntimeError):  # it is asked for again
+        pass
+    return max(shown, seen)
+
+
+def _status_of(details: JobDetails) -> int:
+    if details.status == "SUCCEEDED":
+        return 0
+    if details.status == "STOPPED":
+        print("the job was stopped", file=sys.stderr)
+        return _INTERRUPTED
+    if details.driver_exit_code:
+        # a shell says 128 + n, Ray -n, for an end by signal n
+        return int(details.driver_exit_code) if details.driver_exit_code > 0 else 128 - int(details.driver_exit_code)
+    print(
+        f"the job failed before it ran, or the cluster lost it: {(details.message or '').strip()[:2000]}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

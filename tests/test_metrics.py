@@ -1,0 +1,84 @@
+"""What a run publishes for Prometheus, against its report; and the dashboard that shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.metrics import COUNTERS, GAUGES, PREFIX
+from tests.corpus import ROOT, annotate, broken_rows, model_options, rows, write_manifest
+from tests.test_cluster import free_port, head
+
+DASHBOARD = ROOT / "cluster" / "grafana" / "speech-emotion.json"
+_LINE = re.compile(rf"^ray_{PREFIX}(\w+)\{{(.*)\}} (\S+)$", re.MULTILINE)
+_TAG = re.compile(r'(\w+)="([^"]*)"')
+Published = dict[str, list[tuple[dict[str, str], float]]]
+
+
+def scrape(port: int) -> Published:
+    found: Published = {}
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        for name, tags, value in _LINE.findall(answer.read().decode()):
+            found.setdefault(name, []).append((dict(_TAG.findall(tags)), float(value)))
+    return found
+
+
+def total(published: Published, name: str, **wanted: str) -> float:
+    return sum(value for tags, value in published.get(name, []) if wanted.items() <= tags.items())
+
+
+def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
+    """Fails if a metric is not exported, is lost with the driver, is counted twice, or differs from the run's report."""
+    records = [*rows(6), *rows(3, with_text=False, prefix="heard"), *broken_rows(tmp_path)]
+    manifest, port = write_manifest(tmp_path / "m.jsonl", records), free_port()
+    options = [*model_options(checkpoints, asr), "--shard-rows", "4", "--audio-root", "/"]
+    with head(tmp_path, 2, 0, f"--metrics-export-port={port}") as cluster:
+        done = annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
+        report = json.loads((tmp_path / "out/_runs/000001/report.json").read_text())
+        deadline = time.monotonic() + 60
+        while total(published := scrape(port), "shards_total") < report["parts"]:
+            assert time.monotonic() < deadline, published
+            time.sleep(1)
+    assert total(published, "rows_total", status="annotated") == report["recordings_annotated"] == 9
+    refused = total(published, "planned_rows_total", state="refused")
+    assert total(published, "planned_rows_total") == report["rows"] and refused == 2
+    reasons = {tags["reason"]: value for tags, value in published["rows_total"] if tags["status"] == "rejected"}
+    assert sum(reasons.values()) == report["rejected"] - refused
+    assert reasons == {reason: report["rejects_by_reason"][reason] for reason in reasons}
+    assert total(published, "utterances_total") == report["utterances"]
+    assert total(published, "audio_seconds_total") == pytest.approx(report["audio_hours"] * 3600, abs=0.01)
+    for stage, seconds in report["stage_seconds"].items():
+        assert total(published, "stage_seconds_total", stage=stage) == pytest.approx(seconds, abs=0.01)
+    named = {"waited_s": "wait_seconds", "model_s": "model_seconds", "batches": "batches", "room": "batch_room",
+             "batched": "batch_utterances", "real": "batch_real", "padded": "batch_padded"}  # fmt: skip
+    for stage in ("transcribe", "recognise"):
+        for figure, name in named.items():
+            value = report["figures"][stage][figure]
+            assert total(published, f"{name}_total", stage=stage) == pytest.approx(value, rel=1e-4) and value > 0
+    assert all(
+        tags["run"] == "000001" and tags["output"] == str(tmp_path / "out") for tags, _ in published["rows_total"]
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert sorted(line["shard"] for line in lines) == list(range(report["parts"]))
+    assert sum(line["utterances"] for line in lines) == report["utterances"]
+
+
+def test_the_dashboard_shows_what_is_exported_and_nothing_else() -> None:
+    """Fails if a panel asks for a metric that no run exports, or a metric is exported that no panel shows."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    shown = set(re.findall(rf"ray_{PREFIX}(\w+)", asked))
+    assert shown == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
+    assert set(re.findall(rf"ray_{PREFIX}(\w+)", json.dumps(dashboard["templating"]))) <= shown
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_the_runbook_names_every_metric() -> None:
+    """Fails if a number is published that nobody is told how to read."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert [name for name in (*COUNTERS, *GAUGES) if f"`{name}`" not in runbook] == []

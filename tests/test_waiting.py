@@ -1,0 +1,128 @@
+"""How long a job waits for workers that cannot start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import waiting
+from pipeline.errors import JobError
+from pipeline.pools import Pool
+from pipeline.waiting import Patience, Seen, bounded
+from tests.corpus import ROOT, annotate, rows, write_manifest
+from tests.noop_models import environment, models_of
+from tests.test_cluster import head
+
+POOLS = [Pool("transcribe", 2, 1.0, 0.5), Pool("recognise", 2, 1.0, 0.5)]
+SMALL = {"head": (4.0, 0.0)}
+LARGE = {"head": (4.0, 0.0), "gpu": (8.0, 1.0)}
+RUNNING = {"transcribe": 2, "recognise": 2}
+
+
+def seen(alive=None, waits=None, under_way=1, nodes=None) -> Seen:
+    return Seen(RUNNING if alive is None else alive, waits or {}, under_way, nodes or LARGE)
+
+
+def patience(limit_s: float = 600.0) -> Patience:
+    return Patience(POOLS, task_cpus=1.0, limit_s=limit_s)
+
+
+NO_CARD = seen(alive={"transcribe": 0, "recognise": 0}, waits=RUNNING, nodes=SMALL, under_way=1)
+
+
+def test_a_pool_without_an_actor_ends_the_job_and_says_what_is_missing():
+    """Fails if a job whose actors fit nowhere waits for ever, ends early, or does not name what is asked for and there."""
+    watched = patience()
+    watched.look(NO_CARD, 0, 0.0)
+    watched.look(NO_CARD, 0, 599.0)
+    with pytest.raises(JobError) as error:
+        watched.look(NO_CARD, 0, 601.0)
+    said = str(error.value)
+    assert "no transcribe actor runs" in said and "1 CPU and 0.5 GPUs" in said and "4 CPUs and 0 GPUs on 1 node" in said
+    assert "no node is large enough" in said and "--wait-for-workers-s" in said
+
+
+def test_actors_that_fit_but_do_not_start_are_told_apart():
+    """Fails if a broken runtime environment reads as a cluster that is too small."""
+    watched = patience()
+    stuck = seen(alive={"transcribe": 2, "recognise": 0}, waits={"recognise": 2})
+    watched.look(stuck, 0, 0.0)
+    with pytest.raises(JobError, match=r"no recognise actor runs.*enough for one.*die as they start"):
+        watched.look(stuck, 0, 601.0)
+
+
+@pytest.mark.parametrize(
+    ("later", "finished"),
+    [
+        (seen(alive={"transcribe": 1, "recognise": 0}, waits={"transcribe": 1, "recognise": 2}), 0),
+        (seen(alive={}, waits=RUNNING, nodes={**SMALL, "new": (1.0, 0.0)}), 0),
+        (NO_CARD, 1),
+    ],
+    ids=["an actor starts", "a node joins", "a shard is finished"],
+)
+def test_whatever_moves_starts_the_wait_anew(later, finished):
+    """Fails if a job is ended while an autoscaler brings machines, or while it goes on slowly."""
+    watched = patience()
+    watched.look(NO_CARD, 0, 0.0)
+    watched.look(later, finished, 590.0)
+    watched.look(later, finished, 1100.0)
+    with pytest.raises(JobError):
+        watched.look(later, finished, 1191.0)
+
+
+def test_a_long_shard_is_no_stuck_job():
+    """Fails if hours over one shard, or a pool that is through and gone, end the job."""
+    for unchanging in (seen(), seen(alive={"recognise": 1}), seen(waits={"transcribe": 7})):
+        watched = patience()
+        for now in range(0, 100_000, 500):
+            watched.look(unchanging, 3, float(now))
+
+
+def test_idle_workers_end_the_job():
+    """Fails if a job waits for ever when the tasks that would feed its actors find no place."""
+    watched = patience()
+    watched.look(seen(under_way=0), 0, 0.0)
+    with pytest.raises(JobError, match="no stage has a shard in hand: tasks ask for 1 CPU each"):
+        watched.look(seen(under_way=0), 0, 601.0)
+
+
+def test_it_warns_and_never_ends_where_that_is_asked_for(caplog):
+    """Fails if nobody is told for what a job waits, if it is said every few seconds, or if 0 is not for ever."""
+    watched = patience(limit_s=0)
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        for now in range(0, 3600, 10):
+            watched.look(NO_CARD, 0, float(now))
+    assert len(caplog.records) == 6
+    assert "no transcribe actor runs" in caplog.messages[0] and "for ever (--wait-for-workers-s)" in caplog.messages[0]
+
+
+def test_the_block_is_interrupted_wherever_it_waits(monkeypatch):
+    """Fails if a main thread that waits for Ray is not woken, or is woken by something else than the JobError."""
+    monkeypatch.setattr(waiting, "_LOOK_EVERY_S", 0.02)
+    started = time.monotonic()
+    with pytest.raises(JobError, match="no transcribe actor"), bounded(patience(0.1), lambda: NO_CARD, lambda: 0):
+        threading.Event().wait(30)
+    assert time.monotonic() - started < 10
+    with pytest.raises(KeyboardInterrupt), bounded(patience(), lambda: None, lambda: 0):
+        raise KeyboardInterrupt
+
+
+def test_a_job_whose_workers_cannot_start_ends(tmp_path: Path) -> None:
+    """Fails if the job stays at "0 of N rows" for ever on a cluster without the GPUs it asks for, or whose workers die."""
+    manifest = write_manifest(tmp_path / "m.jsonl", rows(4))
+    models, widths = models_of("text")
+    options = [*models, "--language", "en", "--wait-for-workers-s", "5"]
+    broken = {"runtime_env": {"py_executable": "/bin/false", "env_vars": {"PYTHONPATH": str(ROOT)}}}
+    with head(tmp_path, 2) as cluster:
+        armed = {**cluster.environment, **environment(widths)}
+        on_gpus = [*options, "--device", "cuda", "--emotion-actors", "1"]
+        done = annotate(manifest, tmp_path / "gpus", *on_gpus, env=armed, expect=1)
+        assert "each needs 1 CPU and 1 GPU; the cluster has 2 CPUs and 0 GPUs on 1 node" in done.stderr
+        armed["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(broken)
+        done = annotate(manifest, tmp_path / "broken", *options, env=armed, expect=1)
+        assert "no recognise actor runs" in done.stderr and "workers die as they start" in done.stderr
