@@ -1,4 +1,4 @@
-"""The command-line parser all jobs share."""
+"""The command-line parser all jobs share, and the options that name models."""
 
 from __future__ import annotations
 
@@ -28,3 +28,23 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One clear line instead of the whole usage."""
         self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+
+
+def add_named_models(group: argparse._ArgumentGroup) -> None:
+    """The options of `config.MODEL_OPTIONS`."""
+    group.add_argument("--fusion-model", nargs="+", action="extend", metavar="[LANG=]X",
+                       help="default: the published one for language and mode; in mode text the text classifier")  # fmt: skip
+    group.add_argument(
+        "--sentence-encoder",
+        nargs="+",
+        action="extend",
+        metavar="[LANG=]X",
+        help="default: the published BERT of the language",
+    )
+    group.add_argument(
+        "--asr-model",
+        nargs="+",
+        action="extend",
+        metavar="[LANG=]X",
+        help="faster-whisper model (default: large-v3-turbo)",
+    )
