@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.hub import SIDE_FILES, WEIGHTS
 from pipeline.models.weights import Checkpoint, check, load_state_dict, resolve
 
+_START = "<|startoftranscript|>"
 _TIED = ("proj_out.weight",)
 """Whisper's output layer, which is its token embedding; whether it is stored as well varies."""
 
@@ -83,6 +84,11 @@ def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ConfigError(f"the tokenizer or feature extractor cannot be loaded: {error}") from error
+    # without its files transformers 5 makes a tokenizer that knows no words, and says nothing
+    if tokenizer.get_vocab().get(_START) != config.decoder_start_token_id:
+        raise ConfigError(
+            f"its tokenizer does not know {_START} as token {config.decoder_start_token_id}; are its files there?"
+        )
     if extractor.feature_size != config.num_mel_bins:
         raise ConfigError(
             f"its features have {extractor.feature_size} mel bins, its encoder takes {config.num_mel_bins}"
@@ -95,7 +101,7 @@ def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
         tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
     _name_languages(target, tokenizer)
     try:
-        ctranslate2.models.Whisper(str(target), device="cpu")
+        ctranslate2.models.Whisper(str(target), device="cpu", compute_type="float32")
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the converted model does not load: {error}") from error
     return resolve(str(target))
