@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.corpus import ROOT, annotate, utterances
-from tests.published import ASR, ENCODER, FUSION, OLD
+from tests.published import ENCODER, FUSION, OLD
 
 _NAMESPACE = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--map-root-user"]
 
@@ -22,6 +22,7 @@ def _can_unshare() -> bool:
         return False
 
 
+@pytest.mark.timeout(700)
 @pytest.mark.skipif(not _can_unshare(), reason="this machine lets nobody make a network namespace (unshare --net)")
 def test_a_job_without_a_network(tmp_path):
     """Fails if a job on prepared models asks for anything beyond its storage, or computes something else than from the files
@@ -29,7 +30,7 @@ def test_a_job_without_a_network(tmp_path):
     """
     done = subprocess.run(
         [*_NAMESPACE, sys.executable, "-m", "tests.airgapped", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     assert len(json.loads(done.stdout)["copies"]) == 3
@@ -39,7 +40,7 @@ def test_a_job_without_a_network(tmp_path):
     assert {slot: model["spec"] for slot, model in models.items()} == {
         "fusion/en": FUSION, "sentence_encoder/en": ENCODER, "asr/en": "large-v3-turbo",
     }  # fmt: skip
-    assert {model["revision"] for model in models.values()} == {OLD} and ASR
+    assert {model["revision"] for model in models.values()} == {OLD}
     demo = ROOT / "demo" / "models"
     annotate(
         tmp_path / "m.jsonl", tmp_path / "local", "--fusion-model", str(demo / "mean-en"), "--sentence-encoder",

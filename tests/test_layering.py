@@ -21,6 +21,7 @@ LIGHT = [
     "pipeline.plan", "pipeline.commit", "pipeline.dataset", "pipeline.work", "pipeline.annotate", "pipeline.finish",
     "pipeline.progress", "pipeline.stages", "pipeline.models.slots", "pipeline.models.transcribe", "jobs.annotate",
     "pipeline.leftovers", "pipeline.prune", "pipeline.verify.audit", "jobs.verify", "jobs.prune",
+    "pipeline.models.lock", "jobs.prepare_models",
 ]  # fmt: skip
 """What CPU tasks and a quick refusal load."""
 
