@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.hub import SIDE_FILES, WEIGHTS
@@ -77,8 +77,15 @@ def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
 
     disable_progress_bar()
     config = WhisperConfig.from_dict(checkpoint.read_json("config.json"))
+
+    def untied() -> nn.Module:
+        model: Any = WhisperForConditionalGeneration(config)
+        del model.proj_out
+        whisper: nn.Module = model
+        return whisper
+
     # the converter's loader would fill what is missing with random numbers
-    check(checkpoint, lambda: WhisperForConditionalGeneration(config), allow_missing=_TIED)
+    check(checkpoint, untied, allow_unexpected=_TIED)
     try:
         extractor = WhisperFeatureExtractor.from_pretrained(checkpoint.directory, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)

@@ -2,7 +2,8 @@
 
 That takes 4 s of a core, nearly all of them imports, and 350 MB which the driver then never has to hold.
 
-usage: python -P -m pipeline.models.pinning < REQUEST, a JSON object {chosen, mode, prepared}; answers one of {pinned, widths} or {error}
+usage: python -P -m pipeline.models.pinning < REQUEST, a JSON object {chosen, mode, prepared}
+       answers one of {pinned, widths} or {error}
 """
 
 from __future__ import annotations
