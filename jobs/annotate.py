@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jobs.parser import Parser
+from jobs.parser import Parser, add_named_models
 from pipeline import __version__
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, JobError
@@ -50,6 +50,8 @@ def _parser() -> Parser:
     data.add_argument("--embedding-dtype", choices=["float32", "float16"], help="default: float32")
 
     model = parser.add_argument_group("models", "X is a hub id, id@revision, local directory or object-store URI")
+    model.add_argument("--models", metavar="URI",
+                       help="folder that jobs.prepare_models wrote; what is not named below comes from there alone")  # fmt: skip
     model.add_argument(
         "--mode",
         choices=["mean", "concat", "multihead", "audio", "text"],
@@ -57,22 +59,7 @@ def _parser() -> Parser:
     )
     model.add_argument("--language", metavar="CODE", help="for every row; auto lets Whisper decide for rows that bring none "
                        "(default: the row's own, else en)")  # fmt: skip
-    model.add_argument("--fusion-model", nargs="+", action="extend", metavar="[LANG=]X",
-                       help="default: the published one for language and mode; in mode text the text classifier")  # fmt: skip
-    model.add_argument(
-        "--sentence-encoder",
-        nargs="+",
-        action="extend",
-        metavar="[LANG=]X",
-        help="default: the published BERT of the language",
-    )
-    model.add_argument(
-        "--asr-model",
-        nargs="+",
-        action="extend",
-        metavar="[LANG=]X",
-        help="faster-whisper model (default: large-v3-turbo)",
-    )
+    add_named_models(model)
     model.add_argument("--segmentation", choices=["auto", "none", "vad"],
                        help="auto: rows with text or up to 30 s are one utterance, longer ones are cut by voice activity; "
                        "none: whole files; vad: always cut (default: auto)")  # fmt: skip

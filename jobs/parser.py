@@ -47,3 +47,23 @@ def run_guarded(name: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+
+
+def add_named_models(group: argparse._ArgumentGroup) -> None:
+    """The options of `config.MODEL_OPTIONS`."""
+    group.add_argument("--fusion-model", nargs="+", action="extend", metavar="[LANG=]X",
+                       help="default: the published one for language and mode; in mode text the text classifier")  # fmt: skip
+    group.add_argument(
+        "--sentence-encoder",
+        nargs="+",
+        action="extend",
+        metavar="[LANG=]X",
+        help="default: the published BERT of the language",
+    )
+    group.add_argument(
+        "--asr-model",
+        nargs="+",
+        action="extend",
+        metavar="[LANG=]X",
+        help="faster-whisper model (default: large-v3-turbo)",
+    )

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -34,18 +34,76 @@ ANY_LANGUAGE = "*"
 """Key of a model that was named without a language."""
 
 
-class JobConfig(BaseModel):
-    """What one `annotate` job shall do. Every field is a flag of the same name and a key of the config file."""
+_Choice = TypeVar("_Choice", bound="ModelChoice")
+
+
+class ModelChoice(BaseModel):
+    """Which models somebody asked for; `pipeline.models.slots` settles the rest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    manifest: tuple[str, ...] = Field(min_length=1)
-    output: str = Field(min_length=1)
     mode: Mode = "mean"
     language: str | None = None
     fusion_model: Mapping[str, str] = Field(default_factory=dict)
     sentence_encoder: Mapping[str, str] = Field(default_factory=dict)
     asr_model: Mapping[str, str] = Field(default_factory=dict)
+
+    @field_validator(*MODEL_OPTIONS, mode="before")
+    @classmethod
+    def _per_language(cls, value: object) -> object:
+        """Accept `X`, `lang=X`, a list of those, or a mapping of languages."""
+        if value is None:
+            return {}
+        if isinstance(value, Mapping):
+            pairs = [(primary_language(str(language).strip()), model) for language, model in value.items()]
+        else:
+            pairs = list(map(_named_model, [value] if isinstance(value, str) else list(_strings(value))))
+        named: dict[str, object] = {}
+        for key, model in pairs:
+            if model == "":
+                raise ValueError(f"names no model{'' if key == ANY_LANGUAGE else f' for {key}'}")
+            if key in named:
+                raise ValueError(f"names two models for {'every language' if key == ANY_LANGUAGE else key}")
+            named[key] = model
+        return named
+
+    @field_validator("language")
+    @classmethod
+    def _language_tag(cls, value: str | None) -> str | None:
+        if value is not None and not value.replace("-", "").isalnum():
+            raise ValueError(f"{value!r} is not a language code such as en or es")
+        return value
+
+    @model_validator(mode="after")
+    def _whose_model(self) -> Self:
+        for option in ("fusion_model", "sentence_encoder"):
+            if self.language == AUTO_LANGUAGE and ANY_LANGUAGE in getattr(self, option):
+                flag = "--" + option.replace("_", "-")
+                raise ValueError(
+                    f"{flag}: with --language auto say which language each model is for, as in {flag} en=X es=Y"
+                )
+        return self
+
+    def model_for(self, option: str, language: str) -> str | None:
+        """The model named for `language` under one of `MODEL_OPTIONS`, or None for the published one.
+
+        A fusion model or sentence encoder named without a language is for `--language` (or en); an ASR model named
+        so is for every language, since Whisper is multilingual.
+        """
+        named: Mapping[str, str] = getattr(self, option)
+        if language in named:
+            return named[language]
+        if option == "asr_model" or language == primary_language(self.language or "en"):
+            return named.get(ANY_LANGUAGE)
+        return None
+
+
+class JobConfig(ModelChoice):
+    """What one `annotate` job shall do. Every field is a flag of the same name and a key of the config file."""
+
+    manifest: tuple[str, ...] = Field(min_length=1)
+    output: str = Field(min_length=1)
+    models: str | None = Field(default=None, min_length=1)
     segmentation: Segmentation = "auto"
     partition_by: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = EMBEDDINGS
@@ -70,25 +128,6 @@ class JobConfig(BaseModel):
     max_reject_rate: float | None = Field(default=None, ge=0, le=1)
     dry_run: bool = False
 
-    @field_validator(*MODEL_OPTIONS, mode="before")
-    @classmethod
-    def _per_language(cls, value: object) -> object:
-        """Accept `X`, `lang=X`, a list of those, or a mapping of languages."""
-        if value is None:
-            return {}
-        if isinstance(value, Mapping):
-            pairs = [(primary_language(str(language).strip()), model) for language, model in value.items()]
-        else:
-            pairs = list(map(_named_model, [value] if isinstance(value, str) else list(_strings(value))))
-        named: dict[str, object] = {}
-        for key, model in pairs:
-            if model == "":
-                raise ValueError(f"names no model{'' if key == ANY_LANGUAGE else f' for {key}'}")
-            if key in named:
-                raise ValueError(f"names two models for {'every language' if key == ANY_LANGUAGE else key}")
-            named[key] = model
-        return named
-
     @field_validator("manifest", "audio_root", "partition_by", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
@@ -99,13 +138,6 @@ class JobConfig(BaseModel):
     def _temperatures(cls, value: object) -> object:
         """Accept the file that `jobs.evaluate --fit-calibration` wrote, or temperatures by model fingerprint."""
         return read_temperatures(value) if isinstance(value, str) else value
-
-    @field_validator("language")
-    @classmethod
-    def _language_tag(cls, value: str | None) -> str | None:
-        if value is not None and not value.replace("-", "").isalnum():
-            raise ValueError(f"{value!r} is not a language code such as en or es")
-        return value
 
     @field_validator("partition_by")
     @classmethod
@@ -144,29 +176,6 @@ class JobConfig(BaseModel):
                 f"unknown embedding {name!r}{did_you_mean(name, EMBEDDINGS)}; known: all, none, {', '.join(EMBEDDINGS)}"
             )
         return tuple(name for name in EMBEDDINGS if name in full)
-
-    @model_validator(mode="after")
-    def _whose_model(self) -> JobConfig:
-        for option in ("fusion_model", "sentence_encoder"):
-            if self.language == AUTO_LANGUAGE and ANY_LANGUAGE in getattr(self, option):
-                flag = "--" + option.replace("_", "-")
-                raise ValueError(
-                    f"{flag}: with --language auto say which language each model is for, as in {flag} en=X es=Y"
-                )
-        return self
-
-    def model_for(self, option: str, language: str) -> str | None:
-        """The model named for `language` under one of `MODEL_OPTIONS`, or None for the published one.
-
-        A fusion model or sentence encoder named without a language is for `--language` (or en); an ASR model named
-        so is for every language, since Whisper is multilingual.
-        """
-        named: Mapping[str, str] = getattr(self, option)
-        if language in named:
-            return named[language]
-        if option == "asr_model" or language == primary_language(self.language or "en"):
-            return named.get(ANY_LANGUAGE)
-        return None
 
     def settings(self, *, precision: str, asr_compute_type: str) -> dict[str, Any]:
         """What decides the rows of a dataset, apart from its models and manifests; `auto` resolved."""
@@ -215,8 +224,13 @@ def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
     Raises: ConfigError naming the key, the fault and the nearest known key.
     """
     merged = {**(_flatten(_read_file(file), file) if file else {}), **flags}
+    return validated(JobConfig, merged)
+
+
+def validated(kind: type[_Choice], options: Mapping[str, object]) -> _Choice:
+    """A `JobConfig` or `ModelChoice` of these options. Raises: ConfigError naming every option that is wrong, and how."""
     try:
-        return JobConfig(**merged)  # type: ignore[arg-type]
+        return kind.model_validate(dict(options))
     except ValidationError as error:
         raise ConfigError("\n".join(_sentences(error))) from error
 

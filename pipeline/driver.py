@@ -28,6 +28,7 @@ from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage, d
 from pipeline.finish import MAX_DENIED, Finished
 from pipeline.manifest.read import expand
 from pipeline.models import slots
+from pipeline.models.lock import Prepared
 from pipeline.models.pinning import Pinning
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.pools import Resources, choose_device, size_pools
@@ -58,10 +59,12 @@ class Driver:
     config: JobConfig
     out: TextIO
     store: Store = field(init=False)
+    prepared: Prepared | None = field(init=False)
     manifests: list[str] = field(init=False)
     plans: list[Plan] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.prepared = slots.prepared_models(self.config)
         self.manifests = expand(self.config.manifest)
         self.store = open_store(self.config.output)
         self.plans = load_plans(self.store)
@@ -87,7 +90,7 @@ class Driver:
         """Read the manifests and find what is new."""
         spool = Spool(folder)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
-        known = set(slots.known_languages(self.config))
+        known = set(slots.known_languages(self.config, self.prepared))
         spool.read(
             self.manifests, lambda rows: self._check(rows, roots, known), audio_optional=self.config.mode == "text"
         )
@@ -153,8 +156,8 @@ class Driver:
         """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
         languages = self._languages(selection) | {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
         asr = self._needs_asr(selection) or any(slots.needs_asr(plan) for plan in self.plans)
-        chosen = slots.choose(self.config, languages, needs_asr=asr)
-        return Pinning(chosen, self.config.mode) if chosen else nullcontext()
+        chosen = slots.choose(self.config, languages, needs_asr=asr, prepared=self.prepared)
+        return Pinning(chosen, self.config.mode, self.prepared) if chosen else nullcontext()
 
     def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
         """The models of what is new, held against those of earlier plans, and the widths of the embeddings kept."""
@@ -163,7 +166,8 @@ class Driver:
         pinned, widths = pinning.result()
         compare_models(self.plans, pinned)
         slots.require_calibration(pinned, self._settings(dataset_settings(self.store), "cpu"))
-        fresh = slots.choose(self.config, self._languages(selection), needs_asr=self._needs_asr(selection))
+        languages, asr = self._languages(selection), self._needs_asr(selection)
+        fresh = slots.choose(self.config, languages, needs_asr=asr, prepared=self.prepared)
         return {slot: pinned[slot] for slot in fresh}, self._kept(widths)
 
     def _kept(self, widths: dict[str, int]) -> dict[str, int]:
@@ -173,7 +177,9 @@ class Driver:
         languages: set[str] = set()
         for table in selection.tables():
             for tag in table["language"].unique().to_pylist():
-                languages |= set(slots.known_languages(self.config)) if tag is None else {primary_language(tag)}
+                languages |= (
+                    set(slots.known_languages(self.config, self.prepared)) if tag is None else {primary_language(tag)}
+                )
         return languages
 
     def _needs_asr(self, selection: Selection) -> bool:
@@ -306,7 +312,9 @@ class Driver:
                 "audio_hours_known": round(corpus.known_s / 3600, 4),
                 "rows_without_duration": corpus.rows_without_duration,
                 **sizing.estimate(corpus, self.config.mode),
-                "models": slots.choose(self.config, languages, needs_asr=self._needs_asr(selection)),
+                "models": slots.choose(
+                    self.config, languages, needs_asr=self._needs_asr(selection), prepared=self.prepared
+                ),
                 "resources": asdict(resources) | ({} if os.environ.get("RAY_ADDRESS") else {"gpus": "not looked for"}),
                 "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }

@@ -338,14 +338,14 @@ def open_store(uri: str) -> Store:
     return LocalStore(Path(path)) if isinstance(filesystem, LocalFileSystem) else ObjectStore(uri)
 
 
-def require_conditional_writes(store: Store) -> None:
+def require_conditional_writes(store: Store, probe: str = PROBE_KEY) -> None:
     """Refuse a store on which two attempts at one shard could both win.
 
-    Leaves one empty object at `_runs/_probe`. Raises: ConfigError naming what the store did.
+    Leaves one empty object at `probe`. Raises: ConfigError naming what the store did.
     """
     try:
-        store.put_if_absent(PROBE_KEY, b"")
-        second_won = store.put_if_absent(PROBE_KEY, b"")
+        store.put_if_absent(probe, b"")
+        second_won = store.put_if_absent(probe, b"")
     except (*TRANSIENT, JobError, NotImplementedError) as error:
         raise ConfigError(f"cannot write to the output {without_query(store.root)!r}: {error}") from error
     if second_won:

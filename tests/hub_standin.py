@@ -1,7 +1,8 @@
 """A loopback stand-in for the Hugging Face hub: as much of its HTTP API as `huggingface_hub` uses for a download.
 
 Repositories are dictionaries of revisions; a revision is a commit hash with files. Branches and tags point at commits.
-Every request is noted as `METHOD path`, so that a test can tell what was asked for, or that nothing was.
+Every request is noted as `METHOD path`, so that a test can tell what was asked for, or that nothing was. Weights have their
+sha256 as ETag, as what the hub keeps in LFS has; they can be broken off, damaged, or held back by a gate.
 """
 
 from __future__ import annotations
@@ -23,15 +24,23 @@ class Repository:
 
     commits: dict[str, dict[str, bytes]]
     refs: dict[str, str]
+    gated: bool = False
 
 
 @dataclass
 class Hub:
-    """A running stand-in."""
+    """A running stand-in.
+
+    Attributes:
+        cut: file name -> how many of the next GETs of it end halfway, with the connection.
+        damaged: file names of which the last byte arrives as another.
+    """
 
     endpoint: str
     repositories: dict[str, Repository]
     requests: list[str] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -51,10 +60,20 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
             status, headers, body = self._find(path)
+            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            if status == 200 and wanted:
+                start = int(wanted[1])
+                status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+                body = body[start:]
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
+            name = path.rpartition("/")[2]
+            if with_body and status in (200, 206) and hub.cut.get(name):
+                hub.cut[name] -= 1
+                body = body[: len(body) // 2]
+                self.close_connection = True
             if with_body:
                 self.wfile.write(body)
 
@@ -65,6 +84,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             repository = hub.repositories.get(match[1]) if match else None
             if repository is None or match is None:
                 return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+            if repository.gated:
+                return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
             revision = (match[3] if api else match[2]) or "main"
             commit = repository.refs.get(revision, revision)
             files = repository.commits.get(commit)
@@ -84,8 +105,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _file(self, files: dict[str, bytes], name: str, commit: str) -> tuple[int, dict[str, str], bytes]:
             if name not in files:
                 return 404, {"X-Error-Code": "EntryNotFound"}, b""
-            etag = hashlib.sha1(files[name]).hexdigest()
-            return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, files[name]
+            content = files[name]
+            large = name.endswith((".safetensors", ".bin"))
+            etag = (hashlib.sha256 if large else hashlib.sha1)(content).hexdigest()
+            if name in hub.damaged:
+                content = content[:-1] + bytes([content[-1] ^ 1])
+            return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, content
 
     return Handler
 

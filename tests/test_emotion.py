@@ -190,6 +190,15 @@ def test_a_roberta_sentence_encoder(checkpoints):
         check("concat", fusion, encoder)
 
 
+def test_a_text_model_without_its_tokenizer_is_refused(checkpoints, tmp_path):
+    """Fails if a checkpoint copied without its tokenizer gives a score to sentences of nothing but unknown words."""
+    folder = shutil.copytree(checkpoints / "bert-en", tmp_path / "bert")
+    for path in folder.glob("*tokenizer*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        check("mean", resolve(str(checkpoints / "mean-en")), resolve(str(folder)))
+
+
 def test_the_real_config_builds_without_memory():
     """Fails if a check at the published size (580 M parameters) would allocate the weights."""
     import torch

@@ -22,6 +22,7 @@ LIGHT = [
     "pipeline.progress", "pipeline.stages", "pipeline.models.slots", "pipeline.models.transcribe", "jobs.annotate",
     "pipeline.leftovers", "pipeline.prune", "pipeline.verify.audit", "jobs.verify", "jobs.prune",
     "jobs.make_manifest", "jobs.evaluate",
+    "pipeline.models.lock", "jobs.prepare_models",
 ]  # fmt: skip
 """What CPU tasks and a quick refusal load."""
 

@@ -7,6 +7,7 @@ download. Weights are looked at in `pipeline.models.weights`, not here.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,9 +17,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable
+from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.retrying import retried
 from pipeline.roots import without_query
 from pipeline.storage import resolve as resolve_uri
 
@@ -26,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 SIDE_FILES = (
     "config.json",
+    "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -53,6 +57,8 @@ WEIGHTS = (
 """In order of preference; `model.bin` is CTranslate2's own format or, in some published repositories, a pickle."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _OFFLINE_ADVICE = "a local directory or an object-store URI of the same files works without the hub"
 
 
@@ -91,6 +97,27 @@ def is_complete(directory: Path) -> bool:
     return True
 
 
+def content_sha256(directory: Path) -> str:
+    """sha256 over names and contents of what `select_files` takes: equal means equal scores. Raises: ConfigError."""
+    whole = hashlib.sha256()
+    names = select_files((entry.name for entry in directory.iterdir() if entry.is_file()), str(directory))
+    for name in sorted(names):
+        whole.update(f"{name}\0{file_sha256(directory / name)}\n".encode())
+    return whole.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of one file, read once a process: about 0.75 s a GB."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fetch_from_hub(repo_id: str, revision: str | None, cache_dir: Path | None) -> tuple[Path, str]:
     """Bring a repository into the hub cache; returns its folder there and the commit it is of.
 
@@ -119,7 +146,46 @@ def fetch_from_hub(repo_id: str, revision: str | None, cache_dir: Path | None) -
         raise ConfigError(_why(wanted, error)) from error
     if not is_complete(folder):
         raise ConfigError(f"hub repository {wanted} changed or is incomplete: {folder} lacks a weight shard; run again")
+    _refuse_damaged(folder, selected, wanted)
     return folder, folder.name
+
+
+def _refuse_damaged(folder: Path, names: Iterable[str], wanted: str) -> None:
+    """Hold large files against the sha256 the hub names them by, which its client does not do; a damaged one is removed.
+
+    In the cache a file is a link to a blob called after its ETag: the sha256 for what the hub keeps in LFS or Xet, a git
+    hash for the rest. Raises: ConfigError.
+    """
+    for path in (folder / name for name in names):
+        stated = path.readlink().name if path.is_symlink() else ""
+        if _SHA256.fullmatch(stated) and file_sha256(path) != stated:
+            found = file_sha256(path)
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise ConfigError(
+                f"{path.name} of hub repository {wanted} arrived with sha256 {found}, and the hub names {stated}; it is "
+                "removed, run again"
+            )
+
+
+def model_card(repo_id: str, commit: str) -> Path | None:
+    """README.md of a repository at a commit, in the hub cache; None where there is none, or none is cached offline.
+
+    Raises: ConfigError as `fetch_from_hub`.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo_id, "README.md", revision=commit))
+    except RemoteEntryNotFoundError:
+        return None
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            return None
+        raise ConfigError(_why(f"the model card of {repo_id}", error)) from error
+    except _hub_errors() as error:
+        raise ConfigError(_why(f"the model card of {repo_id}", error)) from error
 
 
 def _hub_errors() -> tuple[type[BaseException], ...]:
@@ -154,16 +220,21 @@ def _why(wanted: str, error: BaseException) -> str:
         return f"no hub repository {wanted} (or it is private and HF_TOKEN is not set)"
     if isinstance(error, RevisionNotFoundError):
         return f"the hub repository exists, but not the revision: {wanted}"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f"no room on this disk for {wanted} ({error}); free some, or set HF_HOME to a larger one, and run again"
     return f"cannot get {wanted} from the hub ({type(error).__name__}: {str(error)[:200]}); {_OFFLINE_ADVICE}"
 
 
-def fetch_from_store(uri: str, cache_dir: Path) -> Path:
+def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None = None) -> Path:
     """Copy a checkpoint folder from an object store to this node's disk, once.
 
     The copy's folder is named after the URI and the listing (names, sizes, etags), so a changed object makes a new copy
     and never mixes with the old one, which stays for whoever has it open. A lock lets one process of a node copy while
     the others wait; the copy gets its name by a rename when it is whole.
-    Raises: ConfigError when the store cannot be read, holds no checkpoint there, or changes under the copy.
+
+    Args:
+        expected_sha256: the `content_sha256` it must have; a copy of another is not kept.
+    Raises: ConfigError when the store cannot be read, holds no checkpoint there or another one, or changes under the copy.
     """
     shown = without_query(uri)
     listing = _listing(uri, shown)
@@ -176,18 +247,32 @@ def fetch_from_store(uri: str, cache_dir: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             return target
-        partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache_dir))
+        for left in cache_dir.glob(f".{key}-*"):  # of a process that was killed: while it lived it held the lock
+            shutil.rmtree(left, ignore_errors=True)
+        copy = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache_dir))
         try:
-            _copy(uri, shown, {name: listing[name] for name in selected}, partial)
+            _copy(uri, shown, {name: listing[name] for name in selected}, copy)
             if {name: _listing(uri, shown).get(name) for name in selected} != {
                 name: listing[name] for name in selected
             }:
                 raise ConfigError(f"{shown} changed while it was copied; run again when its upload is over")
-            partial.chmod(0o755)
-            partial.rename(target)
+            refuse_other_files(shown, copy, expected_sha256)
+            copy.chmod(0o755)
+            copy.rename(target)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(copy, ignore_errors=True)
     return target
+
+
+def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None) -> str:
+    """The `content_sha256` of a directory. Raises: ConfigError when another one was expected."""
+    found = content_sha256(directory)
+    if expected_sha256 not in (None, found):
+        raise ConfigError(
+            f"model {shown} at {directory} has sha256 {found}, and {expected_sha256} was expected: "
+            "the files differ from those the job was started with"
+        )
+    return found
 
 
 def _listing(uri: str, shown: str) -> dict[str, list[str | int]]:
@@ -214,9 +299,12 @@ def _copy(uri: str, shown: str, listing: dict[str, list[str | int]], target: Pat
     filesystem, path = resolve_uri(uri)
     for name, (size, _) in listing.items():
         local = target / name
+        get = partial(filesystem.get_file, f"{path.rstrip('/')}/{name}", str(local))
         try:
-            filesystem.get_file(f"{path.rstrip('/')}/{name}", str(local))
+            retried(get, what=f"reading {shown}/{name}")
         except _store_errors() as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise ConfigError(f"no room for {name} of {shown} in {target.parent}; set XDG_CACHE_HOME") from error
             raise ConfigError(
                 f"cannot copy {name} from {shown} ({type(error).__name__}: {str(error)[:200]})"
             ) from error

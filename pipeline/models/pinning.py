@@ -2,7 +2,8 @@
 
 That takes 4 s of a core, nearly all of them imports, and 350 MB which the driver then never has to hold.
 
-usage: python -P -m pipeline.models.pinning < REQUEST, a JSON object {chosen, mode}; answers one of {pinned, widths} or {error}
+usage: python -P -m pipeline.models.pinning < REQUEST, a JSON object {chosen, mode, prepared}
+       answers one of {pinned, widths} or {error}
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any, TextIO, cast
 from pipeline.children import search_path
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import slots
+from pipeline.models.lock import Lock, Prepared
 
 
 class Pinning:
     """`slots.pin`, begun at once; the caller goes on and asks for the result when it needs it. A context manager."""
 
-    def __init__(self, chosen: Mapping[str, str], mode: str) -> None:
+    def __init__(self, chosen: Mapping[str, str], mode: str, prepared: Prepared | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE,
@@ -32,7 +34,8 @@ class Pinning:
             text=True,
         )
         with cast(TextIO, self._process.stdin) as request:
-            json.dump({"chosen": dict(chosen), "mode": mode}, request)
+            there = None if prepared is None else [prepared.uri, prepared.number, prepared.lock.model_dump(mode="json")]
+            json.dump({"chosen": dict(chosen), "mode": mode, "prepared": there}, request)
 
     def __enter__(self) -> Pinning:
         return self
@@ -62,7 +65,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver speaks for it
     request = json.load(sys.stdin)
     try:
-        pinned, widths = slots.pin(request["chosen"], request["mode"])
+        find = None
+        if request["prepared"]:
+            uri, number, lock = request["prepared"]
+            find = Prepared(uri, number, Lock.model_validate(lock)).checkpoint
+        pinned, widths = slots.pin(request["chosen"], request["mode"], find)
         answer: dict[str, Any] = {"pinned": pinned, "widths": widths}
     except ConfigError as error:
         answer = {"error": str(error)}

@@ -26,6 +26,8 @@ MAX_TOKENS = 512
 """The reference truncates the encoder's text here; a model with fewer positions truncates sooner."""
 
 _MODEL_TYPES = ("bert", "roberta")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+"""One of them is among the files of any BERT (vocab.txt) or RoBERTa (vocab.json)."""
 _MAX_TEXTS = 32
 _MAX_PADDED_TOKENS = 8_192
 """Per batch: keeps BERT base's hidden states under 100 MB."""
@@ -164,6 +166,11 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers sh
     from transformers import AutoTokenizer
 
     _model_type(checkpoint)  # before a tokenizer that is absent for that reason is missed
+    # without these transformers 5 makes a tokenizer to which every word is unknown, and says nothing
+    if not any((checkpoint.directory / name).is_file() for name in _VOCABULARIES):
+        raise ConfigError(
+            f"text model {checkpoint.spec} has no tokenizer: none of {', '.join(_VOCABULARIES)} is in {checkpoint.directory}"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.directory, local_files_only=True, trust_remote_code=False, use_fast=True

@@ -1,7 +1,8 @@
 """Which models a job uses: chosen by language and mode, pinned in the plan, loaded once a process.
 
 A plan names its models by slot, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with the spec it was named by, the commit
-it resolved to and the sha256 of its weights. A worker that finds other weights under the same name refuses to use them.
+it resolved to, the sha256 of its files and, for a prepared one, where they lie. A worker that finds other weights under the
+same name refuses to use them.
 
 torch and transformers (4 s of a core) are imported where a model is checked or loaded, so that the CPU tasks never pay.
 """
@@ -10,66 +11,98 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
+from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_language
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import published
+from pipeline.models.lock import Prepared, read_prepared
 from pipeline.models.memory import memory_in_use
 from pipeline.models.transcribe import Transcriber, check_model
 from pipeline.plan import Plan
+from pipeline.roots import without_query
 
 if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser
     from pipeline.models.weights import Checkpoint
 
 _FUSION, _ENCODER, _ASR = "fusion", "sentence_encoder", "asr"
+_CALLED = {_FUSION: "emotion model", _ENCODER: "sentence encoder", _ASR: "speech recogniser"}
 _OPTION = {_FUSION: "fusion_model", _ENCODER: "sentence_encoder", _ASR: "asr_model"}
 
 
-def emotion_model_for(config: JobConfig, language: str) -> str | None:
-    """The fusion model (in mode text: the text classifier) for a language, or None when nobody named or published one."""
-    return config.model_for("fusion_model", language) or published.EMOTION_MODELS.get((language, config.mode))
+def prepared_models(config: JobConfig) -> Prepared | None:
+    """The prepared folder a job names with `--models`, or None. Raises: ConfigError when it holds none."""
+    if config.models is None:
+        return None
+    prepared = read_prepared(config.models)
+    if prepared is None:
+        raise ConfigError(
+            f"--models {without_query(config.models)}: holds no lock, so it is no prepared folder, or one whose preparation "
+            "did not end; python -m jobs.prepare_models --output writes one"
+        )
+    return prepared
 
 
-def known_languages(config: JobConfig) -> list[str]:
+def _default(kind: str, language: str, mode: str, prepared: Prepared | None) -> str | None:
+    """The model of a slot for which nobody named one: what is prepared, and nothing else; without that, the published one."""
+    if prepared is not None:
+        return prepared.spec(mode, f"{kind}/{language}")
+    if kind == _FUSION:
+        return published.EMOTION_MODELS.get((language, mode))
+    return published.SENTENCE_ENCODERS.get(language) if kind == _ENCODER else published.DEFAULT_ASR
+
+
+def option(slot: str, spec: str) -> str:
+    """How a person names a model for a slot: `--fusion-model en=X`."""
+    kind, language = slot.split("/")
+    return f"--{_OPTION[kind].replace('_', '-')} {language}={spec}"
+
+
+def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> list[str]:
     """Every language this job has an emotion model for."""
     named = {language for language in config.fusion_model if language.isalpha()}
     candidates = {*named, *(code for code, _ in published.EMOTION_MODELS), primary_language(config.language or "en")}
-    return sorted(language for language in candidates - {AUTO_LANGUAGE} if emotion_model_for(config, language))
+    candidates |= prepared.languages(config.mode) if prepared else set()
+    return sorted(
+        language
+        for language in candidates - {AUTO_LANGUAGE}
+        if config.model_for("fusion_model", language) or _default(_FUSION, language, config.mode, prepared)
+    )
 
 
-def choose(config: JobConfig, languages: Iterable[str], *, needs_asr: bool) -> dict[str, str]:
-    """Slot to spec, for the languages a plan holds.
+def choose(
+    config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
+) -> dict[str, str]:
+    """Slot to spec, for the languages a plan holds: what the caller named, else what is prepared or published.
 
-    Raises: ConfigError when a sentence encoder is needed and none is named or published.
+    Raises: ConfigError naming the option of a slot that nothing fills.
     """
+    kinds = [_FUSION, *([_ENCODER] if config.mode in ("mean", "concat", "multihead") else []), *([_ASR] * needs_asr)]
     chosen: dict[str, str] = {}
     for language in sorted(set(languages)):
-        model = emotion_model_for(config, language)
-        if model is None:
-            raise ConfigError(
-                f"no emotion model is published for {language!r}; name one with --fusion-model {language}=X"
-            )
-        chosen[f"{_FUSION}/{language}"] = model
-        if config.mode in ("mean", "concat", "multihead"):
-            encoder = config.model_for("sentence_encoder", language) or published.SENTENCE_ENCODERS.get(language)
-            if encoder is None:
-                option = f"--sentence-encoder {language}=X"
-                raise ConfigError(f"no sentence encoder is published for {language!r}; name one with {option}")
-            chosen[f"{_ENCODER}/{language}"] = encoder
-        if needs_asr:
-            chosen[f"{_ASR}/{language}"] = config.model_for("asr_model", language) or published.DEFAULT_ASR
+        for kind in kinds:
+            spec = config.model_for(_OPTION[kind], language) or _default(kind, language, config.mode, prepared)
+            if spec is None:
+                where = f"in {without_query(prepared.uri)} for mode {config.mode}" if prepared else "published"
+                flag = option(f"{kind}/{language}", "X")
+                also = f", or prepare one: --mode {config.mode} --language {language}" if prepared else ""
+                raise ConfigError(f"no {_CALLED[kind]} is {where} for {language!r}; name one with {flag}{also}")
+            chosen[f"{kind}/{language}"] = spec
     return chosen
 
 
-def pin(chosen: Mapping[str, str], mode: str) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+def pin(
+    chosen: Mapping[str, str], mode: str, find: Callable[[str], Checkpoint | None] | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Resolve every slot, check it strictly, and say what will be loaded.
 
+    Args:
+        find: where a spec is looked up first: among prepared models, say.
     Returns: the plan's `models` and its embedding widths. Costs one read of each weight file (its hash).
     Raises: ConfigError naming the slot's option and what is wrong with it.
     """
@@ -83,7 +116,7 @@ def pin(chosen: Mapping[str, str], mode: str) -> tuple[dict[str, dict[str, Any]]
     for slot, spec in sorted(chosen.items(), key=lambda item: not item[0].startswith(_ENCODER)):
         kind, language = slot.split("/")
         try:
-            checkpoint = weights.resolve(spec)
+            checkpoint = (find and find(spec)) or weights.resolve(spec)
             if kind == _ASR:
                 if spec.endswith(".en") and language != "en":
                     raise ConfigError("an English-only model; name a multilingual one for this language")
@@ -95,12 +128,13 @@ def pin(chosen: Mapping[str, str], mode: str) -> tuple[dict[str, dict[str, Any]]
                 check(mode, checkpoint, encoder)
                 widths[language] = embedding_widths(mode, checkpoint, encoder)
         except ConfigError as error:
-            raise ConfigError(f"--{_OPTION[kind].replace('_', '-')} {language}={spec}: {error}") from error
+            raise ConfigError(f"{option(slot, spec)}: {error}") from error
         pinned[slot] = {
             "spec": spec,
             "revision": checkpoint.revision,
             "sha256": checkpoint.sha256,
             "bytes": sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file()),
+            **({"location": checkpoint.location} if checkpoint.location else {}),
         }
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
@@ -130,6 +164,9 @@ def pinned_checkpoint(pinned: Mapping[str, Any]) -> Checkpoint:
     from pipeline.models import weights
 
     spec, revision = pinned["spec"], pinned["revision"]
+    if location := pinned.get("location"):
+        found = weights.resolve(location, expected_sha256=pinned["sha256"])
+        return replace(found, spec=spec, revision=revision, location=location)
     if revision:
         spec = f"{spec.partition('@')[0]}@{revision}"
     return weights.resolve(spec, expected_sha256=pinned["sha256"])

@@ -8,7 +8,6 @@ published model, once per process; safetensors are mapped, not read, so processe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -19,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.models.hub import fetch_from_hub, fetch_from_store, select_files
+from pipeline.models.hub import fetch_from_hub, fetch_from_store, refuse_other_files, select_files
 from pipeline.models.published import ASR_MODELS, EMOTION_MODELS, SENTENCE_ENCODERS
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
@@ -51,12 +49,14 @@ class Checkpoint:
         directory: where the files lie.
         revision: the hub commit they are of; None for directories and object stores.
         sha256: over names and contents of config, tokenizer, feature extractor and weights: equal means equal scores.
+        location: where another node finds the very files, when that is not `spec`.
     """
 
     spec: str
     directory: Path
     revision: str | None
     sha256: str
+    location: str | None = None
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the JSON files, parsed. Raises: ConfigError when it is missing or is no JSON object."""
@@ -79,22 +79,17 @@ def resolve(spec: str, *, cache_dir: Path | None = None, expected_sha256: str | 
         expected_sha256: what `Checkpoint.sha256` was elsewhere, on the driver say; anything else is refused.
     Raises: ConfigError that names the spec and says what to do.
     """
-    directory, revision = _locate(spec, cache_dir)
-    checkpoint = Checkpoint(spec, directory, revision, _sha256(directory))
-    if expected_sha256 not in (None, checkpoint.sha256):
-        raise ConfigError(
-            f"model {spec} at {directory} has sha256 {checkpoint.sha256}, and {expected_sha256} was expected: "
-            "the files differ from those the job was started with"
-        )
-    return checkpoint
+    directory, revision = _locate(spec, cache_dir, expected_sha256)
+    return Checkpoint(spec, directory, revision, refuse_other_files(spec, directory, expected_sha256))
 
 
-def _locate(spec: str, cache_dir: Path | None) -> tuple[Path, str | None]:
+def _locate(spec: str, cache_dir: Path | None, expected_sha256: str | None) -> tuple[Path, str | None]:
     if spec.startswith("file://"):
         spec = unquote(urlsplit(spec).path)
     if "://" in spec:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "speech-emotion-pipeline"
-        return fetch_from_store(spec, (cache_dir or base) / "checkpoints"), None
+        cache_dir = (cache_dir or base) / "checkpoints"
+        return fetch_from_store(spec, cache_dir, expected_sha256=expected_sha256), None
     path = Path(spec).expanduser()
     if spec and path.is_dir():
         return path.resolve(), None
@@ -117,23 +112,8 @@ def _locate(spec: str, cache_dir: Path | None) -> tuple[Path, str | None]:
     )
 
 
-def _sha256(directory: Path) -> str:
-    whole = hashlib.sha256()
-    names = select_files((entry.name for entry in directory.iterdir() if entry.is_file()), str(directory))
-    for name in sorted(names):
-        stat = (directory / name).stat()
-        whole.update(f"{name}\0{_file_sha256(directory / name, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return whole.hexdigest()
-
-
-@lru_cache(maxsize=256)
-def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_state_dict(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """All tensors of a checkpoint on CPU; floating-point ones in `dtype`, whatever they were stored in.
+def load_state_dict(checkpoint: Checkpoint, *, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
+    """All tensors of a checkpoint on CPU; floating-point ones in `dtype`, whatever they were stored in; None leaves them so.
 
     Safetensors of that dtype are mapped private to the process: pages are shared until written, which nothing does.
     Raises: ConfigError for a damaged file, or a pickle that holds anything but tensors: nothing of it is executed.
@@ -143,7 +123,7 @@ def load_state_dict(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float3
         for name, tensor in _read(path, checkpoint).items():
             if name in state:
                 raise ConfigError(f"model {checkpoint.spec} holds tensor {name} twice, again in {path.name}")
-            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            state[name] = tensor.to(dtype) if tensor.is_floating_point() and dtype else tensor
     return state
 
 
