@@ -352,7 +352,8 @@ def _visible_resources() -> Resources:
         with cluster() as resources:
             return resources
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Resources(cpus=len(os.sched_getaffinity(0)), gpus=0, memory_bytes=memory, nodes=1)
+    cpus = len(os.sched_getaffinity(0))
+    return Resources(cpus=cpus, gpus=0, memory_bytes=memory, nodes=1, node_cpus=cpus)
 
 
 def _now() -> str:

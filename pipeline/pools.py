@@ -19,12 +19,19 @@ _MODEL_OVERHEAD = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the cluster has, over all nodes."""
+    """What the cluster has.
+
+    Attributes:
+        cpus, gpus, memory_bytes: over all nodes.
+        nodes: how many.
+        node_cpus: of the smallest node that has any.
+    """
 
     cpus: float
     gpus: float
     memory_bytes: float
     nodes: int
+    node_cpus: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,11 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """How many actors of each kind, and what each holds."""
+    """How many actors of each kind, and what each holds.
+
+    Attributes:
+        num_threads: CPU threads of a model; 0 leaves it to the library.
+    """
 
     device: str
     transcribers: int
@@ -49,11 +60,6 @@ class Pools:
     transcriber_gpus: float
     recogniser_gpus: float
     num_threads: int
-
-    @property
-    def most_tasks(self) -> int | None:
-        """CPU tasks of one stage at a time: where they are given less than a core each, no more of them than cores."""
-        return max(1, round(self.task_cpus / _TASK_SHARE)) if self.task_cpus < 1 else None
 
     def by_stage(self) -> list[Pool]:
         """The pools that have actors, in the order of the stages."""
@@ -99,8 +105,11 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
         device=device,
         transcribers=transcribers,
         recognisers=recognisers,
-        actor_cpus=min(1.0, _POOL_SHARE * resources.cpus / actors),
-        task_cpus=min(1.0, _TASK_SHARE * resources.cpus),
+        # where there are no CPUs yet, an autoscaler is to bring them: a whole one each
+        actor_cpus=min(1.0, _POOL_SHARE * resources.cpus / actors) or 1.0,
+        # of a node, since a task must fit beside the actors there; all of them together leave Ray Data room to choose: at
+        # exactly as much as there is, it starts the tasks that come first and lets finished shards wait
+        task_cpus=min(1.0, _TASK_SHARE * resources.node_cpus),
         transcriber_gpus=asr_gpus,
         recogniser_gpus=emotion_gpus,
         # from the machine alone: another number of threads could change the last bits of a resumed run's scores

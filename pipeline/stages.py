@@ -58,7 +58,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     Args:
         out: where a cluster that is gone is spoken of.
     """
-    embedded = not os.environ.get("RAY_ADDRESS")
+    embedded = _is_embedded()
     # the job says what it does itself; Ray's logs stay in its session folder
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -79,9 +79,15 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
         cpus, gpus, memory = (sum(node["Resources"].get(n, 0.0) for node in nodes) for n in ("CPU", "GPU", "memory"))
         try:
             with heard(_listeners(nodes), out):
-                yield Resources(cpus, gpus, memory, len(nodes))
+                node_cpus = min((n["Resources"]["CPU"] for n in nodes if n["Resources"].get("CPU")), default=1.0)
+                yield Resources(cpus, gpus, memory, len(nodes), node_cpus)
         finally:
             ray.shutdown()
+
+
+def _is_embedded() -> bool:
+    """Whether Ray is this job's own, on this machine alone."""
+    return not os.environ.get("RAY_ADDRESS")
 
 
 def _living_nodes() -> list[dict[str, Any]]:
@@ -208,8 +214,8 @@ def _pipeline(
     max_denied = MAX_DENIED if config.max_reject_rate is None else config.max_reject_rate
     # one row is one shard; to ask for whole blocks instead is refused where there are GPUs
     whole: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    # a process that is new to these tasks imports for two seconds first: on a small machine, no more of them than cores
-    few = {} if pools.most_tasks is None else {"concurrency": pools.most_tasks}
+    # a process that is new to these tasks imports for two seconds first: on one machine, no more of them than cores
+    few = {"concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))} if _is_embedded() else {}  # type: ignore[no-untyped-call]
     shared = {"work": work, "max_denied": max_denied, "ledger": ledger}
     task: dict[str, Any] = {**whole, **few, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
     arguments = (work, pools.device, pools.num_threads, config.max_batch_s, ledger)

@@ -30,7 +30,7 @@ _context.set_forkserver_preload(["tests.noop_job"])
 
 @contextmanager
 def no_cluster(*_: object) -> Iterator[Resources]:
-    yield Resources(cpus=2.0, gpus=0.0, memory_bytes=8e9, nodes=1)
+    yield Resources(cpus=2.0, gpus=0.0, memory_bytes=8e9, nodes=1, node_cpus=2.0)
 
 
 def _run_shards(

@@ -36,7 +36,7 @@ def play(tmp_path, monkeypatch):
                 taken.append(shard)
                 on_finished(Finished(shard.plan, shard.number, True, ROWS, ROWS - len(reasons), reasons, 0.0, {}))
 
-        monkeypatch.setattr(driver_module, "cluster", lambda *_: nullcontext(Resources(2.0, 0.0, 8e9, 1)))
+        monkeypatch.setattr(driver_module, "cluster", lambda *_: nullcontext(Resources(2.0, 0.0, 8e9, 1, 2.0)))
         monkeypatch.setattr(driver_module, "run_shards", run_shards)
         monkeypatch.setattr(driver_module, "publish", lambda *_: {})
         monkeypatch.setattr(slots, "choose", lambda *_, **__: {"fusion/en": "m"})
