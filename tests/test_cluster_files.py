@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,10 @@ def test_what_is_copied_is_enough_to_run_the_job(tmp_path):
 
 
 def runtime_requirements() -> set[str]:
-    """The packages that the image installs: the project's own requirements, and theirs."""
-    content = (ROOT / "pyproject.toml").read_text()
-    named = re.search(r"^dependencies = (\[.*?^\])", content, re.MULTILINE | re.DOTALL)
-    queue, found = [Requirement(text) for text in ast.literal_eval(named[1])], set()  # type: ignore[index]
+    """The packages that the image installs: the project's own requirements, the analytics', and theirs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *project["optional-dependencies"]["analytics"]]
+    queue, found = [Requirement(text) for text in named], set()
     while queue:
         requirement = queue.pop()
         for extra in {"", *requirement.extras}:
@@ -99,13 +100,19 @@ def runtime_requirements() -> set[str]:
 def test_what_the_code_imports_is_in_the_image_at_a_locked_version():
     """Fails if the code imports a package that only the tests bring, or an image built tomorrow could get another version."""
     installed = runtime_requirements()
+    tables = {"deltalake", "lance", "pyiceberg"}  # extras of their own, imported where they are asked for
     assert installed <= set(lock(ROOT / "requirements.lock"))
     distributions = packages_distributions()
     for path in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for top in {name.partition(".")[0] for name in names} - {"pipeline", "jobs"} - set(sys.stdlib_module_names):
+            for top in {name.partition(".")[0] for name in names} - {
+                "pipeline",
+                "jobs",
+                *tables,
+                *sys.stdlib_module_names,
+            }:
                 assert {canonicalize_name(name) for name in distributions[top]} & installed, f"{path}: {top}"
 
 

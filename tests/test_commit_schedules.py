@@ -141,7 +141,7 @@ def _utterances(rows: pa.Table, kept: int, label: str) -> pa.Table:
             {
                 "utterance_id": f"{i}#0000", "recording_id": i, "segment_index": 0, "truncated": False, "language": "en",
                 "text_source": "none", "label": label, "emotion": "joy", "confidence": 1.0, "margin": 1.0,
-                "scores": {"joy": 1.0}, "model": "m", "run_id": "r",
+                "abstained": False, "scores": {"joy": 1.0}, "model": "m", "run_id": "r",
             }
             for i in ids
         ],
