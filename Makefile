@@ -1,5 +1,5 @@
 # make demo   the main job on a small corpus, from a bare machine with Python 3.11+
-# make test   everything the README promises, about a quarter of an hour on 2 cores
+# make test   everything the README promises, about 20 minutes on 2 cores
 # make check  lint, format, types
 # make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
 # make bench  the figures of docs/performance.md; benchmarks/README.md says what it needs
