@@ -11,9 +11,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from jobs.parser import Parser
+from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError
 
 
 def _parser() -> Parser:
@@ -58,17 +58,7 @@ def _count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit status."""
     flags = _parser().parse_all(arguments)
-    try:
-        return _evaluate(flags)
-    except ConfigError as error:
-        print(f"python -m jobs.evaluate: {error}", file=sys.stderr)
-        return 2
-    except (JobError, OSError) as error:
-        print(f"python -m jobs.evaluate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
+    return run_guarded("python -m jobs.evaluate", lambda: _evaluate(flags))
 
 
 def _evaluate(flags: argparse.Namespace) -> int:

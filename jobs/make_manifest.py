@@ -11,14 +11,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from jobs.parser import Parser
+from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.corpora.annotated import read_meacorpus, read_meld
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.exchange import complete, json_lines, lhotse_lines, nemo_lines, read_lhotse, read_rows
 from pipeline.corpora.files import audio_of, list_files
 from pipeline.corpora.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
-from pipeline.errors import ConfigError, JobError
 from pipeline.manifest.fields import derived_id
 from pipeline.outfile import require_absent, write_file
 from pipeline.roots import without_query
@@ -58,17 +57,7 @@ def _parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the manifest; returns the exit status."""
     flags = _parser().parse_all(arguments)
-    try:
-        return _make(flags)
-    except ConfigError as error:
-        print(f"python -m jobs.make_manifest: {error}", file=sys.stderr)
-        return 2
-    except (JobError, OSError) as error:
-        print(f"python -m jobs.make_manifest: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
+    return run_guarded("python -m jobs.make_manifest", lambda: _make(flags))
 
 
 def _make(flags: argparse.Namespace) -> int:

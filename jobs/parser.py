@@ -31,9 +31,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
 
 
-def run_guarded(name: str, command: Callable[[], int]) -> int:
+def run_guarded(name: str, command: Callable[[], int], *, afterwards: str = "") -> int:
     """Run a command that can simply be started again; says in one line what was in its way.
 
+    Args:
+        afterwards: a sentence on how things stand once it has failed or was interrupted.
     Returns: its status; 2 for what the caller has to mend, 1 for what failed, 130 when interrupted.
     """
     try:
@@ -42,10 +44,10 @@ def run_guarded(name: str, command: Callable[[], int]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except (JobError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}\n{afterwards}".rstrip(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        print(f"\nInterrupted. {afterwards}".rstrip(), file=sys.stderr)
         return 130
 
 

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.parser import Parser, add_named_models
+from jobs.parser import Parser, add_named_models, run_guarded
 from pipeline import __version__
 from pipeline.config import ModelChoice, primary_language, validated
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.models.lock import LockedModel
@@ -60,19 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare or verify; returns the exit status."""
     flags = vars(_parser().parse_all(arguments))
     output, update, verify = flags.pop("output"), flags.pop("update", False), flags.pop("verify", False)
-    try:
-        if verify:
-            return _verify(output)
-        return _prepare(output, *_chosen(flags), update=update)
-    except ConfigError as error:
-        print(f"python -m jobs.prepare_models: {error}", file=sys.stderr)
-        return 2
-    except (JobError, OSError) as error:
-        print(f"Failed: {error}\nA lock is written when all is stored; the same command goes on.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. A lock is written when all is stored; the same command goes on.", file=sys.stderr)
-        return 130
+    return run_guarded(
+        "python -m jobs.prepare_models",
+        lambda: _verify(output) if verify else _prepare(output, *_chosen(flags), update=update),
+        afterwards="A lock is written when all is stored; the same command goes on.",
+    )
 
 
 def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[str, str]], list[str]]:

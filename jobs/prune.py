@@ -1,7 +1,7 @@
 """Remove what killed and beaten writers left in an output and no plan names. Without --delete it only says what would go.
 
 Safe beside a running job as long as no writer of it pauses for longer than --older-than. Exit status: 0 done, or nothing
-to do; 2 the command line is wrong, or the output cannot be read, or does not let itself be deleted from; 130 interrupted.
+to do; 1 the store failed; 2 the command line is wrong, or the output cannot be read or deleted from; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.parser import Parser
+from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.errors import ConfigError
 from pipeline.prune import Leftover, find_leftovers, remove_leftover
 from pipeline.storage import Store, open_store
 from pipeline.verify.promises import printable
@@ -50,18 +49,13 @@ def _parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prune; returns the exit status."""
     flags = _parser().parse_all(arguments)
-    try:
-        _prune(open_store(flags.output), delete=flags.delete, older_than_s=flags.older_than)
-    except ConfigError as error:
-        print(f"python -m jobs.prune: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
-    return 0
+    return run_guarded(
+        "python -m jobs.prune",
+        lambda: _prune(open_store(flags.output), delete=flags.delete, older_than_s=flags.older_than),
+    )
 
 
-def _prune(store: Store, *, delete: bool, older_than_s: float) -> None:
+def _prune(store: Store, *, delete: bool, older_than_s: float) -> int:
     found = sorted(find_leftovers(store, now_s=time.time()), key=lambda leftover: leftover.key)
     old = [leftover for leftover in found if leftover.age_s >= older_than_s]
     gone = []
@@ -79,6 +73,7 @@ def _prune(store: Store, *, delete: bool, older_than_s: float) -> None:
         print(f"removed {len(gone):,} leftovers, {size}{kept}")
     else:
         print(f"would remove {len(gone):,} leftovers, {size}{kept}; --delete does it")
+    return 0
 
 
 def _line(leftover: Leftover) -> str:
