@@ -1,0 +1,113 @@
+"""A page on a finished run, on what jobs.evaluate wrote, or on a table of jobs.summarize: one HTML file that needs no network.
+
+Exit status: 0 written, or it was there already; 1 a file cannot be read or written; 2 the command line is wrong, or there is
+nothing to report on; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jobs.parser import Parser, run_guarded
+from pipeline import __version__
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.analytics.tables import Rows
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.report",
+        usage="%(prog)s OUT [RUN] [--to FILE] | --evaluation FOLDER --to FILE | --summary FILE --to FILE",
+        description="Write a report as one HTML file. Of a run, it goes to OUT/_runs/RUN/report.html unless --to says otherwise.",
+        epilog="Labels are a model's estimates; the page says what they may not be used for.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("output", nargs="?", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="as in 000007 (default: the last finished run)")
+    parser.add_argument("--evaluation", metavar="FOLDER", help="what jobs.evaluate --write wrote")
+    parser.add_argument("--summary", metavar="FILE", help="what jobs.summarize --to wrote")
+    parser.add_argument("--to", metavar="FILE", help="where the page goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
+    parser.add_argument("--with-texts", action="store_true", help="show what was said in long recordings; needs --to")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a report; returns the exit status."""
+    parser = _parser()
+    flags = parser.parse_all(arguments)
+    if sum(map(bool, (flags.output, flags.evaluation, flags.summary))) != 1:
+        parser.error("name one of OUT, --evaluation and --summary")
+    if not flags.to and (flags.evaluation or flags.summary):
+        parser.error("say with --to where the page goes")
+    if flags.with_texts and not (flags.to and flags.output):
+        parser.error("--with-texts is for a run, and needs --to: the reports of an output hold no transcript")
+    return run_guarded("python -m jobs.report", lambda: _report(flags))
+
+
+def _report(flags: argparse.Namespace) -> int:
+    from pipeline.analytics.tables import optional
+    from pipeline.outfile import require_absent, write_file
+
+    for package in ("duckdb", "jinja2", "matplotlib"):
+        optional(package, extra="analytics")
+    if flags.to:
+        require_absent(flags.to, overwrite=flags.overwrite)
+    if flags.output and not flags.to:
+        return _into_output(flags)
+    write_file(flags.to, _page(flags))
+    print(f"written to {flags.to}")
+    return 0
+
+
+def _page(flags: argparse.Namespace) -> bytes:
+    from pipeline.report.page import render
+
+    if flags.evaluation:
+        from pipeline.report.evaluation import evaluation_page
+
+        return render(evaluation_page(flags.evaluation))
+    if flags.summary:
+        from pipeline.report.summary import summary_page
+
+        return render(summary_page(flags.summary))
+    from pipeline.report.run import run_page
+
+    return render(run_page(_rows(flags), with_texts=flags.with_texts))
+
+
+def _rows(flags: argparse.Namespace) -> Rows:
+    from pipeline.analytics.tables import finished_rows
+    from pipeline.storage import open_store
+
+    rows = finished_rows(open_store(flags.output))
+    if not rows.plans and not flags.run:
+        raise ConfigError(f"{flags.output} has no finished run; start its jobs.annotate again, then this")
+    return rows.of([flags.run or rows.plans[-1].plan])
+
+
+def _into_output(flags: argparse.Namespace) -> int:
+    """Beside the run's report.json; the page that is there first stays."""
+    from pipeline.commit import is_committed
+    from pipeline.leftovers import reaching
+    from pipeline.report.page import render
+    from pipeline.report.run import run_page
+
+    rows = _rows(flags)
+    key = f"_runs/{rows.plans[0].plan}/report.html"
+    with reaching(rows.store, key):
+        there = is_committed(rows.store, key)
+    written = not there and rows.store.put_if_absent(key, render(run_page(rows)))
+    print(f"{'written to' if written else 'there already:'} {flags.output.rstrip('/')}/{key}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

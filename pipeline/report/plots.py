@@ -1,0 +1,195 @@
+"""Plots as inline SVG whose colours follow the page, light or dark.
+
+matplotlib draws in placeholder colours, which become CSS variables; what an HTML page does not need (namespaces, metadata,
+identifiers nobody refers to) is taken out, and the identifiers that stay are made unique on the page.
+"""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from pipeline.schema import EMOTIONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _FAINT, _ACCENT, _NONE = "#010203", "#010204", "#010205", "#010206"
+_PLACES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _ACCENT: "var(--accent)", _NONE: "var(--none)"}
+_EMOTION = {emotion: f"#0203{number:02x}" for number, emotion in enumerate(EMOTIONS)}
+_PLACES |= {colour: f"var(--{emotion})" for emotion, colour in _EMOTION.items()}
+_STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "font.family": "sans-serif", "text.color": _INK,
+    "text.parse_math": False, "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "axes.grid": False, "xtick.color": _FAINT,
+    "ytick.color": _FAINT, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False,
+    "axes.spines.right": False, "figure.constrained_layout.use": True,
+}  # fmt: skip
+_WIDTH_IN = 5.0
+"""360 points: as wide as a phone, where text is then as large as it was drawn."""
+_LONGEST_NAME = 24
+
+
+def bars(names: Sequence[str], values: Sequence[float], *, label: str, form: str, name: str) -> Markup:
+    """Horizontal bars in the order given, each with its value; emotions have their own colours."""
+
+    def draw(axes: Axes) -> None:
+        colours = [_EMOTION.get(each, _ACCENT if each not in _GREY else _NONE) for each in names]
+        drawn = axes.barh(range(len(names)), values, color=colours, height=0.72)
+        axes.bar_label(drawn, labels=[form.format(value) for value in values], padding=4)
+        axes.set_yticks(range(len(names)), [_short(each) for each in names])
+        axes.set_xlim(0, max(values, default=0) * 1.2 or 1)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+
+    return _drawn(draw, name, height_in=0.9 + 0.28 * len(names))
+
+
+_GREY = ("(abstained)", "(none)")
+
+
+def columns(
+    edges: Sequence[float], width: float, values: Sequence[float], *, x: str, y: str, bounds: tuple[float, float], name: str
+) -> Markup:
+    """A histogram whose bins begin at `edges` and are `width` wide."""
+
+    def draw(axes: Axes) -> None:
+        axes.bar(edges, values, width=width * 0.92, align="edge", color=_ACCENT)
+        axes.set_xlim(*bounds)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _drawn(draw, name, height_in=2.4)
+
+
+def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
+    """One recording: a strip for each emotion that is heard in it. Spans are start and end in seconds, and an emotion."""
+
+    heard = [emotion for emotion in (*EMOTIONS, *_GREY) if any(span[2] == emotion for span in spans)]
+
+    def draw(axes: Axes) -> None:
+        for row, emotion in enumerate(heard):
+            parts = [(start, end - start) for start, end, other in spans if other == emotion]
+            axes.broken_barh(parts, (row - 0.38, 0.76), color=_EMOTION.get(emotion, _NONE))
+        axes.set_yticks(range(len(heard)), heard)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(min(span[0] for span in spans), max(span[1] for span in spans))
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds")
+
+    return _drawn(draw, name, height_in=0.8 + 0.22 * len(heard))
+
+
+def confusions(classes: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], *, name: str) -> Markup:
+    """A row for each true class, a column for each predicted one; the darker, the larger the share of the row."""
+    from matplotlib.patches import Rectangle
+
+    def draw(axes: Axes) -> None:
+        for row, (numbers, parts) in enumerate(zip(counts, shares, strict=True)):
+            for column, (number, share) in enumerate(zip(numbers, parts, strict=True)):
+                place = (column - 0.48, row - 0.48)
+                axes.add_patch(Rectangle(place, 0.96, 0.96, facecolor=_ACCENT, alpha=round(0.04 + 0.6 * share, 3), linewidth=0))
+                axes.text(column, row, f"{number:,}", ha="center", va="center", fontsize=9)
+        axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
+        axes.set_yticks(range(len(classes)), classes)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlim(-0.5, len(classes) - 0.5)
+        axes.set_ylim(len(classes) - 0.5, -0.5)
+        axes.set_xlabel("recognised as")
+        axes.set_ylabel("true")
+
+    return _drawn(draw, name, height_in=1.2 + 0.38 * len(classes))
+
+
+def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Sequence[int], *, name: str) -> Markup:
+    """How often a confidence is right; on the dashed line it would be right as often as it says."""
+
+    def draw(axes: Axes) -> None:
+        largest = max(rows, default=1)
+        axes.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1)
+        axes.plot(confidence, accuracy, color=_ACCENT, linewidth=1.5)
+        axes.scatter(confidence, accuracy, color=_ACCENT, s=[12 + 70 * number / largest for number in rows])
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel("mean confidence")
+        axes.set_ylabel("share right")
+
+    return _drawn(draw, name, height_in=3.6)
+
+
+def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, name: str) -> Markup:
+    """A bar for each name, divided by emotion; shares in the order of `EMOTIONS`."""
+
+    def draw(axes: Axes) -> None:
+        left = [0.0] * len(names)
+        for number, emotion in enumerate(EMOTIONS):
+            part = [each[number] for each in shares]
+            axes.barh(range(len(names)), part, left=left, color=_EMOTION[emotion], height=0.76, label=emotion)
+            left = [before + more for before, more in zip(left, part, strict=True)]
+        axes.set_yticks(range(len(names)), [_short(each) for each in names])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(0, 1)
+        axes.invert_yaxis()
+        axes.set_xlabel("share of utterances")
+        axes.figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9, handlelength=1)
+
+    return _drawn(draw, name, height_in=1.5 + 0.26 * len(names))
+
+
+def _short(text: str) -> str:
+    """A name as an axis has room for it. XML allows no control characters, and matplotlib no surrogates."""
+    plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return plain if len(plain) <= _LONGEST_NAME else plain[: _LONGEST_NAME - 1] + "…"
+
+
+def _drawn(draw: Callable[[Axes], None], name: str, *, height_in: float) -> Markup:
+    """Run matplotlib without a screen and without its global state."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(_WIDTH_IN, height_in))
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), name)
+
+
+def _inline(content: bytes, name: str) -> Markup:
+    """The SVG as a part of an HTML page; `name` sets its identifiers apart from those of other plots."""
+    root = ElementTree.fromstring(content)
+    text = content.decode()
+    for parent in list(root.iter()):
+        for child in list(parent):
+            kind = child.tag.rpartition("}")[2]
+            # its style would hold for the whole page
+            if kind in ("metadata", "style") or (kind == "defs" and not [c for c in child if not c.tag.endswith("style")]):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        given: dict[str, Any] = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if (mine := given.pop("id", None)) and f"#{mine}" in text:
+            given["id"] = f"{name}-{mine}"
+        for key, value in given.items():
+            if value.startswith("#") and key == "href":
+                given[key] = f"#{name}-{value[1:]}"
+            given[key] = given[key].replace("url(#", f"url(#{name}-")
+        element.attrib.clear()
+        element.attrib.update(given)
+    for surplus in ("width", "height", "version"):
+        root.attrib.pop(surplus, None)
+    root.attrib |= {"aria-hidden": "true", "focusable": "false"}
+    page = ElementTree.tostring(root, encoding="unicode")
+    for colour, variable in _PLACES.items():
+        page = page.replace(colour, variable)
+    return Markup(page)  # noqa: S704 - written by ElementTree, which escapes

@@ -1,0 +1,226 @@
+"""The report of one finished run: what it heard, how sure it was, what it refused, how fast it went.
+
+Costs a few passes over narrow columns of the run's rows, one footer a part, and one listing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.analytics.tables import Rows, asking, quoted
+from pipeline.commit import UTTERANCES, read_receipts
+from pipeline.errors import ConfigError
+from pipeline.leftovers import reaching, walk
+from pipeline.plan import Plan
+from pipeline.report import plots
+from pipeline.report.page import Page, Section, ask, listed, share, shown
+from pipeline.roots import without_query
+from pipeline.schema import EMOTIONS
+
+if TYPE_CHECKING:
+    import duckdb
+
+_BINS = 20
+_INTERVALS = 40
+_EXAMPLES = 3
+_VALUES = 20
+_RECORDINGS = 4
+
+EMOTION = """SELECT coalesce(emotion, '(abstained)') AS emotion, count(*) AS utterances,
+    count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
+FROM utterances GROUP BY ALL ORDER BY utterances DESC, emotion"""
+
+CONFIDENCE = f"""SELECT least(floor(confidence * {_BINS}), {_BINS - 1}) / {_BINS} AS confidence_from, count(*) AS utterances
+FROM utterances GROUP BY ALL ORDER BY confidence_from"""
+
+REJECTS = "SELECT reason, stage, count(*) AS rows FROM rejects GROUP BY ALL ORDER BY rows DESC, reason, stage"
+
+EXAMPLES = f"""SELECT reason, recording_id, audio, detail, manifest, line FROM rejects
+QUALIFY row_number() OVER (PARTITION BY reason ORDER BY manifest, line) <= {_EXAMPLES} ORDER BY reason, manifest, line"""
+
+THROUGHPUT = f"""WITH since AS (SELECT *, least(planned_s, min(written_s) OVER ()) AS first FROM parts),
+    steps AS (SELECT *, greatest((max(written_s) OVER () - first) / {_INTERVALS}, 1.0) AS step_s FROM since)
+SELECT least(floor((written_s - first) / step_s), {_INTERVALS - 1}) * step_s / 60 AS from_minute, any_value(step_s) AS step_s,
+    count(*) AS parts, sum(audio_s) / 3600 AS audio_hours, sum(audio_s) / any_value(step_s) AS times_real_time
+FROM steps GROUP BY from_minute ORDER BY from_minute"""
+
+TIMELINES = f"""WITH long AS (
+    SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
+    FROM utterances WHERE start_s IS NOT NULL AND end_s IS NOT NULL GROUP BY recording_id HAVING count(*) > 1
+    ORDER BY place LIMIT {_RECORDINGS})
+SELECT place, recording_id, segment_index, start_s, end_s, coalesce(emotion, '(abstained)') AS emotion, label, confidence
+FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end_s IS NOT NULL ORDER BY place, segment_index"""
+
+
+def by_column(column: str) -> str:
+    """The query for one column: its commonest values, and how often each emotion was heard in them."""
+    heard = ", ".join(f"count(*) FILTER (emotion = '{emotion}') AS {emotion}" for emotion in EMOTIONS)
+    return f"""SELECT coalesce({quoted(column)}::VARCHAR, '(none)') AS {quoted(column)}, count(*) AS utterances,
+    sum(duration_s) / 3600 AS hours, avg(confidence) AS mean_confidence, {heard}
+FROM utterances GROUP BY 1 ORDER BY utterances DESC, 1 LIMIT {_VALUES}"""
+
+
+def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
+    """The report of the one run that `rows` holds.
+
+    Args:
+        with_texts: show what was said in the tables of long recordings. Texts stand nowhere else.
+    Raises: ConfigError when `rows` holds no run, JobError when a file cannot be read.
+    """
+    if len(rows.plans) != 1:
+        raise ConfigError(f"{without_query(rows.store.root)} has no finished run to report on")
+    (plan,) = rows.plans
+    with reaching(rows.store):
+        report = json.loads(rows.store.read(f"_runs/{plan.plan}/report.json"))
+        parts = _parts(rows, plan)
+    with asking(utterances=rows.utterances(), rejects=rows.rejects(), parts=parts) as connection:
+        sections = list(_sections(connection, plan, with_texts=with_texts))
+    return Page(
+        title=f"Run {plan.plan}",
+        subtitle=f"{without_query(rows.store.root)}, planned {plan.created_at}, mode {plan.settings['mode']}",
+        facts=_facts(report),
+        sections=sections,
+        details=_details(plan, report),
+    )
+
+
+def _parts(rows: Rows, plan: Plan) -> pa.Table:
+    """A row for each part: what its receipt says, and when the store says that it was written."""
+    keys = rows.parts[plan.plan]
+    written = {file.key: file.modified_s for file in walk(rows.store, UTTERANCES)}
+    planned_s = datetime.fromisoformat(plan.created_at).timestamp()
+    return pa.table(
+        {
+            "shard": pa.array(sorted(keys), pa.int64()),
+            "planned_s": pa.array([planned_s] * len(keys), pa.float64()),
+            "written_s": pa.array([written[keys[shard]] for shard in sorted(keys)], pa.float64()),
+            "audio_s": pa.array([receipt.audio_s for receipt in read_receipts(rows.store, keys)], pa.float64()),
+        }
+    )
+
+
+def _facts(report: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "utterances": shown(report["utterances"]),
+        "recordings annotated": shown(report["recordings_annotated"]),
+        "hours of audio": shown(round(report["audio_hours"], 3)),
+        "rows rejected": shown(report["rejected"]),
+        "of all rows": share(report["rejected"], report["rows"]),
+    }
+
+
+def _details(plan: Plan, report: Mapping[str, Any]) -> dict[str, str]:
+    models = {
+        f"model {slot}": ", ".join(f"{name} {shown(value)}" for name, value in about.items() if value is not None)
+        for slot, about in plan.models.items()
+    }
+    timed = {name.replace("_", " "): shown(report[name]) for name in ("started_at", "finished_at", "wall_seconds", "shards_run")
+             if name in report}  # fmt: skip
+    return {
+        "manifests": ", ".join(map(without_query, plan.manifests)),
+        **timed,
+        **{name.replace("_", " "): _listed(value) for name, value in plan.settings.items()},
+        **models,
+        "seconds in stages": _listed(report["stage_seconds"]),
+        "configuration": plan.config_hash,
+        "versions": _listed(report.get("versions", {})),
+    }
+
+
+def _listed(value: Any) -> str:  # noqa: ANN401 - settings are of many types
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(each)}" for name, each in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value)) or "–"
+    return shown(value)
+
+
+def _sections(connection: duckdb.DuckDBPyConnection, plan: Plan, *, with_texts: bool) -> Iterator[Section]:
+    yield _emotions(connection)
+    yield _confidence(connection)
+    yield _throughput(connection)
+    yield from _rejects(connection)
+    for number, column in enumerate(dict.fromkeys(["language", *plan.settings["partition_by"]])):
+        yield _by_column(connection, column, f"by-{number}")
+    yield from _timelines(connection, with_texts=with_texts)
+
+
+def _emotions(connection: duckdb.DuckDBPyConnection) -> Section:
+    names, rows = ask(connection, EMOTION)
+    heard = [row[0] for row in rows]
+    svg = plots.bars(heard, [100 * row[2] for row in rows], label="% of utterances", form="{:.1f}", name="emotion") if rows else None
+    alt = listed(heard, [share(row[2], 1) for row in rows])
+    return Section("emotion", "Emotions", names, rows, EMOTION, "" if rows else "No utterance.", svg, alt)
+
+
+def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
+    names, rows = ask(connection, CONFIDENCE)
+    total = sum(row[1] for row in rows)
+    sure = sum(row[1] for row in rows if row[0] >= 0.5)
+    svg = plots.columns([row[0] for row in rows], 1 / _BINS, [row[1] for row in rows], x="confidence", y="utterances",
+                        bounds=(0, 1), name="confidence") if rows else None  # fmt: skip
+    alt = f"{share(sure, total)} of utterances have a confidence of 0.5 or more"
+    note = f"How sure the model says it is; {alt}." if rows else "No utterance."
+    return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt)
+
+
+def _throughput(connection: duckdb.DuckDBPyConnection) -> Section:
+    names, rows = ask(connection, THROUGHPUT)
+    hours = sum(row[3] for row in rows)
+    svg, alt = None, "no part"
+    if rows:
+        width = rows[0][1] / 60
+        last = rows[-1][0] + width
+        svg = plots.columns([row[0] for row in rows], width, [row[4] for row in rows], x="minutes since the run was planned",
+                            y="times real time", bounds=(0, last), name="throughput")  # fmt: skip
+        alt = f"{hours:,.3g} hours of audio in {last:,.3g} minutes; at most {max(row[4] for row in rows):,.3g} times real time"
+    note = "Audio of the parts committed in each interval, over its length; pauses between two starts show as gaps."
+    return Section("throughput", "Throughput", names, rows, THROUGHPUT, note, svg, alt)
+
+
+def _rejects(connection: duckdb.DuckDBPyConnection) -> Iterator[Section]:
+    names, rows = ask(connection, REJECTS)
+    if not rows:
+        yield Section("rejects", "Rejects", names, rows, REJECTS, "No row was rejected.")
+        return
+    reasons = [f"{reason} ({stage})" for reason, stage, _ in rows]
+    svg = plots.bars(reasons, [row[2] for row in rows], label="rows", form="{:,.0f}", name="rejects")
+    alt = listed(reasons, [shown(row[2]) for row in rows])
+    yield Section("rejects", "Rejects by reason", names, rows, REJECTS, "Rows that could not be annotated.", svg, alt)
+    names, rows = ask(connection, EXAMPLES)
+    note = f"The first of each reason, {_EXAMPLES} at most; all are in rejects/."
+    yield Section("examples", "Examples of rejects", names, rows, EXAMPLES, note)
+
+
+def _by_column(connection: duckdb.DuckDBPyConnection, column: str, name: str) -> Section:
+    query = by_column(column)
+    names, rows = ask(connection, query)
+    svg, alt = None, ""
+    if rows:
+        shares = [[number / row[1] for number in row[4:]] for row in rows]
+        svg = plots.stacks([shown(row[0]) for row in rows], shares, name=name)
+        alt = listed([shown(row[0]) for row in rows], [f"mostly {EMOTIONS[each.index(max(each))]}" for each in shares])
+    note = f"The {_VALUES} commonest values." if len(rows) == _VALUES else ""
+    return Section(name, f"Emotions by {column}", names, rows, query, note, svg, alt)
+
+
+def _timelines(connection: duckdb.DuckDBPyConnection, *, with_texts: bool) -> Iterator[Section]:
+    query = TIMELINES.replace("label, confidence\n", "label, confidence, text\n") if with_texts else TIMELINES
+    names, rows = ask(connection, query)
+    for place in sorted({row[0] for row in rows}):
+        mine = [row for row in rows if row[0] == place]
+        spans = [(row[3], row[4], row[5]) for row in mine]
+        seconds: dict[str, float] = {}
+        for start, end, emotion in spans:
+            seconds[emotion] = seconds.get(emotion, 0.0) + end - start
+        name = f"timeline-{place}"
+        svg = plots.timeline(spans, name=name)
+        alt = listed(list(seconds), [f"{each:,.4g} s" for each in seconds.values()])
+        table = [row[2:] for row in mine]
+        note = f"One of the longest recordings of more than one utterance; {len(mine):,} utterances."
+        yield Section(name, f"{shown(mine[0][1])} over time", names[2:], table, f"{query}\n-- place {place}", note, svg, alt)
