@@ -24,8 +24,9 @@ _WHOLE = "output = {output} AND slice = 'all'"
 
 FIGURES = f"""SELECT metric, figure, low, high FROM metrics
 WHERE {_WHOLE} AND class IS NULL"""
-CLASSES = f"""SELECT class, max(figure) FILTER (metric = 'precision') AS precision, max(figure) FILTER (metric = 'recall') AS recall,
-    max(figure) FILTER (metric = 'f1') AS f1, max(figure) FILTER (metric = 'support')::BIGINT AS support
+CLASSES = f"""SELECT class, max(figure) FILTER (metric = 'precision') AS precision,
+    max(figure) FILTER (metric = 'recall') AS recall, max(figure) FILTER (metric = 'f1') AS f1,
+    max(figure) FILTER (metric = 'support')::BIGINT AS support
 FROM metrics WHERE {_WHOLE} AND class IS NOT NULL GROUP BY class ORDER BY class"""
 CONFUSION = f"""SELECT truth, predicted, count, share FROM confusion
 WHERE {_WHOLE} ORDER BY truth, predicted"""
@@ -33,7 +34,8 @@ RELIABILITY = f"""SELECT low, high, rows, confidence, accuracy FROM reliability
 WHERE {_WHOLE} ORDER BY low"""
 SLICES = """SELECT slice, value, any_value(rows) AS rows, max(figure) FILTER (metric = 'accuracy') AS accuracy,
     max(figure) FILTER (metric = 'macro_f1') AS macro_f1, max(figure) FILTER (metric = 'uar') AS uar
-FROM metrics WHERE output = {output} AND slice <> 'all' AND class IS NULL GROUP BY slice, value ORDER BY slice, rows DESC, value"""
+FROM metrics WHERE output = {output} AND slice <> 'all' AND class IS NULL
+GROUP BY slice, value ORDER BY slice, rows DESC, value"""
 
 
 def evaluation_page(folder: str) -> Page:
@@ -47,7 +49,9 @@ def evaluation_page(folder: str) -> Page:
                 with store.open(f"{name}.parquet") as file:
                     tables[name] = pq.read_table(file)
         except FileNotFoundError as error:
-            raise ConfigError(f"{without_query(folder)} holds no evaluation; jobs.evaluate --write writes one") from error
+            raise ConfigError(
+                f"{without_query(folder)} holds no evaluation; jobs.evaluate --write writes one"
+            ) from error
         except ValueError as error:
             raise ConfigError(f"{without_query(folder)}/metrics.json cannot be read: {error}") from error
     outputs = evaluation["outputs"]
@@ -65,7 +69,7 @@ def evaluation_page(folder: str) -> Page:
         f"labels in column {evaluation['labels']}, made {evaluation['made_at']}",
         facts={
             "utterances compared": shown(first["overall"]["rows"]),
-            **{name.replace("_", " "): shown(round(100 * figure["value"], 1)) + " %"
+            **{name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR"): shown(round(100 * figure["value"], 1)) + " %"
                for name, figure in first["overall"]["metrics"].items()},
             "calibration error": shown(round(100 * first["overall"]["calibration"]["expected_error"], 1)) + " %",
         },
@@ -110,7 +114,9 @@ def _of_output(
     name = f"classes-{number}"
     classes = [row[0] for row in rows]
     svg = plots.bars(classes, [100 * row[3] for row in rows], label="F1, %", form="{:.1f}", name=name)
-    yield Section(name, f"F1 by class{where}", names, rows, query, "", svg, listed(classes, [share(row[3], 1) for row in rows]))
+    yield Section(
+        name, f"F1 by class{where}", names, rows, query, "", svg, listed(classes, [share(row[3], 1) for row in rows])
+    )
     names, rows, query = asked(SLICES)
     if rows:
         yield Section(f"slices-{number}", f"Slices{where}", names, rows, query, "Small slices are mostly chance.")
@@ -124,7 +130,7 @@ def _confusion(names: list[str], rows: list[tuple[Any, ...]], query: str, name: 
     svg = plots.confusions(classes, counts, shares, name=name)
     right = [f"{100 * shares[place][place]:.0f} %" for place in range(len(classes))]
     alt = f"recognised as what they are: {listed(classes, right)}"
-    note = "Utterances of each true class (rows) by what they were recognised as; darker is a larger share of the row."
+    note = "Utterances of each true class (rows) by what they were recognised as; a stronger colour is a larger share of the row."
     return Section(name, f"Confusions{where}", names, rows, query, note, svg, alt)
 
 

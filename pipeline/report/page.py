@@ -80,12 +80,22 @@ def listed(names: Sequence[str], values: Sequence[str], most: int = 12) -> str:
     return ", ".join(words[:most]) + (f", and {len(words) - most} more, in the table" if len(words) > most else "")
 
 
+def _numeric_columns(rows: Sequence[Sequence[Any]]) -> list[int]:
+    """Which columns hold numbers, and nulls besides."""
+    return [
+        number
+        for number, column in enumerate(zip(*rows, strict=True))
+        if {type(value) for value in column} - {type(None)} <= {int, float}
+        and any(value is not None for value in column)
+    ]
+
+
 def render(page: Page) -> bytes:
     """The whole file. Everything that came from data is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = shown
-    environment.tests["numeric"] = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+    environment.filters["numeric_columns"] = _numeric_columns
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(page=page).encode("utf-8", errors="replace")

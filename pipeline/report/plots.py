@@ -7,9 +7,9 @@ identifiers nobody refers to) is taken out, and the identifiers that stay are ma
 from __future__ import annotations
 
 import io
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from markupsafe import Markup
 
@@ -28,6 +28,8 @@ _STYLE = {
     "ytick.color": _FAINT, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False,
     "axes.spines.right": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
+_GREY = ("(abstained)", "(none)")
+"""What has no emotion."""
 _WIDTH_IN = 5.0
 """360 points: as wide as a phone, where text is then as large as it was drawn."""
 _LONGEST_NAME = 24
@@ -42,19 +44,24 @@ def bars(names: Sequence[str], values: Sequence[float], *, label: str, form: str
         axes.bar_label(drawn, labels=[form.format(value) for value in values], padding=4)
         axes.set_yticks(range(len(names)), [_short(each) for each in names])
         axes.set_xlim(0, max(values, default=0) * 1.2 or 1)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xticks([])  # each bar says its value
+        axes.spines[:].set_visible(False)
         axes.invert_yaxis()
-        axes.set_xlabel(label)
+        axes.set_xlabel(label, loc="left")
 
-    return _drawn(draw, name, height_in=0.9 + 0.28 * len(names))
-
-
-_GREY = ("(abstained)", "(none)")
+    return _drawn(draw, name, height_in=0.6 + 0.28 * len(names))
 
 
 def columns(
-    edges: Sequence[float], width: float, values: Sequence[float], *, x: str, y: str, bounds: tuple[float, float], name: str
+    edges: Sequence[float],
+    width: float,
+    values: Sequence[float],
+    *,
+    x: str,
+    y: str,
+    bounds: tuple[float, float],
+    name: str,
 ) -> Markup:
     """A histogram whose bins begin at `edges` and are `width` wide."""
 
@@ -86,15 +93,19 @@ def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
     return _drawn(draw, name, height_in=0.8 + 0.22 * len(heard))
 
 
-def confusions(classes: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], *, name: str) -> Markup:
-    """A row for each true class, a column for each predicted one; the darker, the larger the share of the row."""
+def confusions(
+    classes: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], *, name: str
+) -> Markup:
+    """A row for each true class, a column for each predicted one; the stronger the colour, the larger the share of the row."""
     from matplotlib.patches import Rectangle
 
     def draw(axes: Axes) -> None:
         for row, (numbers, parts) in enumerate(zip(counts, shares, strict=True)):
             for column, (number, share) in enumerate(zip(numbers, parts, strict=True)):
                 place = (column - 0.48, row - 0.48)
-                axes.add_patch(Rectangle(place, 0.96, 0.96, facecolor=_ACCENT, alpha=round(0.04 + 0.6 * share, 3), linewidth=0))
+                axes.add_patch(
+                    Rectangle(place, 0.96, 0.96, facecolor=_ACCENT, alpha=round(0.04 + 0.6 * share, 3), linewidth=0)
+                )
                 axes.text(column, row, f"{number:,}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
         axes.set_yticks(range(len(classes)), classes)
@@ -173,7 +184,9 @@ def _inline(content: bytes, name: str) -> Markup:
         for child in list(parent):
             kind = child.tag.rpartition("}")[2]
             # its style would hold for the whole page
-            if kind in ("metadata", "style") or (kind == "defs" and not [c for c in child if not c.tag.endswith("style")]):
+            if kind in ("metadata", "style") or (
+                kind == "defs" and not [c for c in child if not c.tag.endswith("style")]
+            ):
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -183,13 +196,12 @@ def _inline(content: bytes, name: str) -> Markup:
         for key, value in given.items():
             if value.startswith("#") and key == "href":
                 given[key] = f"#{name}-{value[1:]}"
+            for colour, variable in _PLACES.items():
+                given[key] = given[key].replace(colour, variable)
             given[key] = given[key].replace("url(#", f"url(#{name}-")
         element.attrib.clear()
         element.attrib.update(given)
     for surplus in ("width", "height", "version"):
         root.attrib.pop(surplus, None)
     root.attrib |= {"aria-hidden": "true", "focusable": "false"}
-    page = ElementTree.tostring(root, encoding="unicode")
-    for colour, variable in _PLACES.items():
-        page = page.replace(colour, variable)
-    return Markup(page)  # noqa: S704 - written by ElementTree, which escapes
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # which escapes

@@ -35,7 +35,8 @@ EMOTION = """SELECT coalesce(emotion, '(abstained)') AS emotion, count(*) AS utt
     count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
 FROM utterances GROUP BY ALL ORDER BY utterances DESC, emotion"""
 
-CONFIDENCE = f"""SELECT least(floor(confidence * {_BINS}), {_BINS - 1}) / {_BINS} AS confidence_from, count(*) AS utterances
+CONFIDENCE = f"""SELECT least(floor(confidence::DOUBLE * {_BINS}), {_BINS - 1}) / {_BINS} AS confidence_from,
+    count(*) AS utterances
 FROM utterances GROUP BY ALL ORDER BY confidence_from"""
 
 REJECTS = "SELECT reason, stage, count(*) AS rows FROM rejects GROUP BY ALL ORDER BY rows DESC, reason, stage"
@@ -153,7 +154,11 @@ def _sections(connection: duckdb.DuckDBPyConnection, plan: Plan, *, with_texts: 
 def _emotions(connection: duckdb.DuckDBPyConnection) -> Section:
     names, rows = ask(connection, EMOTION)
     heard = [row[0] for row in rows]
-    svg = plots.bars(heard, [100 * row[2] for row in rows], label="% of utterances", form="{:.1f}", name="emotion") if rows else None
+    svg = (
+        plots.bars(heard, [100 * row[2] for row in rows], label="% of utterances", form="{:.1f}", name="emotion")
+        if rows
+        else None
+    )
     alt = listed(heard, [share(row[2], 1) for row in rows])
     return Section("emotion", "Emotions", names, rows, EMOTION, "" if rows else "No utterance.", svg, alt)
 
@@ -223,4 +228,6 @@ def _timelines(connection: duckdb.DuckDBPyConnection, *, with_texts: bool) -> It
         alt = listed(list(seconds), [f"{each:,.4g} s" for each in seconds.values()])
         table = [row[2:] for row in mine]
         note = f"One of the longest recordings of more than one utterance; {len(mine):,} utterances."
-        yield Section(name, f"{shown(mine[0][1])} over time", names[2:], table, f"{query}\n-- place {place}", note, svg, alt)
+        yield Section(
+            name, f"{shown(mine[0][1])} over time", names[2:], table, f"{query}\n-- place {place}", note, svg, alt
+        )

@@ -29,7 +29,9 @@ def summary_page(file: str) -> Page:
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise ConfigError(f"{without_query(file)} is no table of jobs.summarize --to: {error}") from error
     if not set(table.column_names) >= _NEEDED:
-        raise ConfigError(f"{without_query(file)} is no table of jobs.summarize --to: it lacks {_NEEDED - set(table.column_names)}")
+        raise ConfigError(
+            f"{without_query(file)} is no table of jobs.summarize --to: it lacks {_NEEDED - set(table.column_names)}"
+        )
     by = table.column_names[: table.column_names.index("recordings")]
     shares = ", ".join(f"share.{emotion} AS {emotion}" for emotion in EMOTIONS)
     query = f"""SELECT {", ".join(f"coalesce({quoted(each)}::VARCHAR, '(none)') AS {quoted(each)}" for each in by)},
@@ -47,6 +49,10 @@ FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1))
     return Page(
         title=f"Summary by {', '.join(by)}",
         subtitle=without_query(file),
-        facts={"groups": shown(groups), "utterances": shown(utterances or 0), "hours of speech": shown(round(hours or 0.0, 3))},
+        facts={
+            "groups": shown(groups),
+            "utterances": shown(utterances or 0),
+            "hours of speech": shown(round(hours or 0.0, 3)),
+        },
         sections=[Section("groups", "Emotions by group", names, rows, query, note, svg, alt)],
     )
