@@ -202,6 +202,24 @@ def test_figures_of_a_summary_are_those_of_its_table(evaluated, tmp_path):
                              f"FROM '{evaluated}/groups.parquet' ORDER BY utterances DESC, 1, 2"))  # fmt: skip
 
 
+def test_two_outputs_stand_side_by_side(evaluated, tmp_path):
+    """Fails if the figures of the second output are the first one's, or the page does not say how the two differ."""
+    second = test_evaluate.output_of(tmp_path, test_evaluate.records(), seed=100)
+    folder = tmp_path / "figures"
+    arguments = ["--labels", "label", "--resamples", "0", "--write", str(folder)]
+    assert evaluate.main([str(evaluated / "out"), second, *arguments]) == 0
+    read = Read(told(["--evaluation", str(folder)], tmp_path / "page.html"))
+    for number, output in enumerate([f"{evaluated}/out", second], 1):
+        counted = asked(f"SELECT truth, predicted, count(*) FROM '{folder}/predictions.parquet' WHERE output = '{output}' "
+                        "GROUP BY 1, 2 ORDER BY 1, 2")  # fmt: skip
+        assert same([row[:3] for row in read.tables[f"confusion-{number}"] if row[2]], counted)
+    alone = asked(f"""SELECT count(*) FROM '{folder}/predictions.parquet' a JOIN '{folder}/predictions.parquet' b
+        USING (utterance_id) WHERE a.output <> '{second}' AND b.output = '{second}' AND b."right" AND NOT a."right" """)[
+        0
+    ][0]
+    assert f"{alone} are right in it alone" in read.text and "p = " in read.text
+
+
 @pytest.mark.parametrize("kind", ["run", "evaluation", "summary"])
 def test_a_page_stands_alone_and_can_be_heard(kind, page, evaluated, tmp_path):
     """Fails if a page loads or names anything elsewhere, uses an id twice, refers to one that is not there, or has a figure

@@ -92,6 +92,15 @@ def _warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
             if not row["same_test_set"]:
                 yield (f"{where}The published figures for {row['language']} in mode {row['mode']} are of another test set, and "
                        f"are not compared: {'; '.join(row['why_not'])}.")  # fmt: skip
+    for comparison in evaluation["comparisons"]:
+        pair = f"{shown(comparison['second'])} against {shown(comparison['first'])}"
+        test = comparison["test"]
+        yield f"{pair}: on {comparison['rows']:,} shared utterances " + (
+            f"{test['only_second_right']:,} are right in it alone, {test['only_first_right']:,} in the other alone "
+            f"({test['name']}, p = {test['p_value']:.2g})."
+            if test
+            else "there is nothing to compare."
+        )
 
 
 def _of_output(
