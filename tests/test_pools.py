@@ -23,7 +23,7 @@ def sized(nodes: int, node_cpus: float, *, gpus: float = 0.0, asr: bool = False)
 @pytest.mark.parametrize("node_cpus", [1, 2, 4, 8, 64])
 @pytest.mark.parametrize("nodes", [1, 2, 16])
 def test_a_task_fits_beside_the_actors_of_a_node(nodes, node_cpus, gpus, asr):
-    """Fails if, with actors spread evenly, no node has room for a task: with 16 nodes of one CPU a job then hung for good."""
+    """Fails if, with actors spread evenly, no node has room for a task: the job then hangs for good."""
     pools = sized(nodes, node_cpus, gpus=gpus, asr=asr)
     actors = (pools.transcribers + pools.recognisers) / nodes
     assert actors * pools.actor_cpus + pools.task_cpus <= node_cpus + 1e-9
