@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.errors import ConfigError, JobError
+from pipeline.models import pinning as pinning_module
 from pipeline.models import slots
 from pipeline.models.pinning import Pinning
 
@@ -41,6 +44,23 @@ def test_a_child_that_dies_is_spoken_of(checkpoints):
         os.kill(pinning._process.pid, signal.SIGKILL)
         with pytest.raises(JobError, match="status -9"):
             pinning.result()
+
+
+@pytest.mark.parametrize("kind", [ConfigError, JobError])
+def test_each_kind_of_failure_keeps_its_exit_status(monkeypatch, capsys, kind):
+    """Fails if a store that is gone while models are fetched ends in the child's traceback, or is taken for a wrong option."""
+
+    def pin(*_):
+        raise kind("said once")
+
+    monkeypatch.setattr(slots, "pin", pin)
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"chosen": {}, "mode": "audio", "prepared": null}'))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    pinning_module.main()
+    process = SimpleNamespace(stdout=io.StringIO(capsys.readouterr().out), wait=lambda: 0)
+    monkeypatch.setattr(Pinning, "__init__", lambda self: setattr(self, "_process", process))
+    with pytest.raises(kind, match="said once"):
+        Pinning().result()
 
 
 def test_nobody_asks(checkpoints):

@@ -214,9 +214,8 @@ class EmotionRecogniser:
         return Recognised(
             label_names=self.label_names,
             emotions=self.emotions,
-            labels=[
-                self.label_names[best] for best in logits.argmax(axis=-1)
-            ],  # scores that a temperature brings near tie
+            # by the logits: scores that a temperature brings near each other may tie
+            labels=[self.label_names[best] for best in logits.argmax(axis=-1)],
             scores=scores,
             confidence=ranked[:, -1].copy(),
             margin=ranked[:, -1] - ranked[:, -2],

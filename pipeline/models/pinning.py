@@ -3,7 +3,7 @@
 That takes 4 s of a core, nearly all of them imports, and 350 MB which the driver then never has to hold.
 
 usage: python -P -m pipeline.models.pinning < REQUEST, a JSON object {chosen, mode, prepared}
-       answers one of {pinned, widths} or {error}
+       answers one of {pinned, widths}, {refused} or {failed}
 """
 
 from __future__ import annotations
@@ -49,14 +49,16 @@ class Pinning:
     def result(self) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
         """Wait for what `slots.pin` returns.
 
-        Raises: ConfigError as it does; JobError when the process ended without an answer.
+        Raises: ConfigError and JobError as it does; JobError too when the process ended without an answer.
         """
         said = cast(TextIO, self._process.stdout).read()
         if status := self._process.wait():
             raise JobError(f"the process that checks the models ended with status {status}; what it wrote is above")
         answer = json.loads(said)
-        if "error" in answer:
-            raise ConfigError(answer["error"])
+        if "refused" in answer:
+            raise ConfigError(answer["refused"])
+        if "failed" in answer:
+            raise JobError(answer["failed"])
         return answer["pinned"], answer["widths"]
 
 
@@ -72,7 +74,9 @@ def main() -> None:
         pinned, widths = slots.pin(request["chosen"], request["mode"], find)
         answer: dict[str, Any] = {"pinned": pinned, "widths": widths}
     except ConfigError as error:
-        answer = {"error": str(error)}
+        answer = {"refused": str(error)}
+    except JobError as error:
+        answer = {"failed": str(error)}
     json.dump(answer, sys.stdout)
 
 
