@@ -32,6 +32,7 @@ from benchmarks.workload import (
     annotated,
     clips,
     in_our_words,
+    named,
     small_models,
     write_manifest,
 )
@@ -103,7 +104,7 @@ def _annotate(name: str, manifest: Path, models: Models) -> tuple[Finished, Scor
     output = FOLDER / "out"
     shutil.rmtree(output, ignore_errors=True)
     if name == "ours":
-        command = annotate_command(manifest, output, models, "--embeddings", "none")
+        command = annotate_command(manifest, output, named(models), "--embeddings", "none")
         finished = run_process(command, timeout_s=1800)
         found = annotated(output)
     else:

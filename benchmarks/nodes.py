@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -12,13 +11,13 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.harness import RESULTS, Result
 from benchmarks.processes import run as ran
-from benchmarks.workload import clips, write_manifest
+from benchmarks.workload import annotate_command, clips, write_manifest
 from tests.noop_models import environment, models_of
 
 _CLIP_S = 4.0
 _DEVICE_S = 0.5
 """Of a modelled device, for one second of audio: slow enough that two cores decode for sixteen."""
-_CLIPS_PER_GPU = 48
+_CLIPS_PER_GPU = 24
 _TARGET = 0.9
 _TIMEOUT_S = 900.0
 
@@ -65,8 +64,7 @@ def _extra_s(nodes: int, manifests: list[Path], folder: Path, models: list[str],
         walls = []
         for manifest in manifests:
             output = folder / f"out-{time.monotonic_ns()}"
-            command = [sys.executable, "-m", "jobs.annotate", "--manifest", str(manifest), "--output", str(output),
-                       "--audio-root", str(RESULTS), "--shard-rows", "4", *models]  # fmt: skip
+            command = annotate_command(manifest, output, models, "--audio-root", str(RESULTS), "--shard-rows", "4")
             job = ran(command, env=env, timeout_s=_TIMEOUT_S)
             job.require(f"{int(manifest.stem):,} annotated + 0 rejected")
             walls.append(job.wall_s)

@@ -35,6 +35,7 @@ from benchmarks.workload import (
     clips,
     describe,
     in_our_words,
+    named,
     published_models,
     small_models,
     trained_models,
@@ -256,7 +257,7 @@ def run_ours(manifest: Path, models: Models, *options: str) -> tuple[Finished, S
     """The command into a fresh output, and what it wrote."""
     output = FOLDER / "out"
     shutil.rmtree(output, ignore_errors=True)
-    finished = run_process(annotate_command(manifest, output, models, *options), timeout_s=3600)
+    finished = run_process(annotate_command(manifest, output, named(models), *options), timeout_s=3600)
     found = annotated(output)
     shutil.rmtree(output)
     return finished, found

@@ -157,13 +157,15 @@ def _teach_words(path: Path) -> None:
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
-def annotate_command(manifest: Path, output: Path, models: Models, *options: str) -> list[str]:
-    """The whole job with texts given."""
-    return [
-        *(sys.executable, "-m", "jobs.annotate", "--manifest", str(manifest), "--output", str(output)),
-        *("--mode", "mean", "--fusion-model", f"en={models.fusion}", "--sentence-encoder", f"en={models.encoder}"),
-        *options,
-    ]
+def annotate_command(manifest: Path, output: Path, models: Sequence[str], *options: str) -> list[str]:
+    """The whole job over a manifest of ours."""
+    where = ["--manifest", str(manifest), "--output", str(output)]
+    return [sys.executable, "-m", "jobs.annotate", *where, *models, *options]
+
+
+def named(models: Models) -> list[str]:
+    """The options that name models of mode mean, for texts that are given."""
+    return ["--mode", "mean", "--fusion-model", f"en={models.fusion}", "--sentence-encoder", f"en={models.encoder}"]
 
 
 Scored = dict[str, tuple[str, dict[str, float]]]
