@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	$(RUN) -m demo.run
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile  # many tests wait; a file's tests share what they start
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # many tests wait; a file's tests share what they start
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

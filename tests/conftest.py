@@ -15,6 +15,14 @@ from tests.corpus import ROOT
 from tests.s3_server import S3Server, s3_server
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+_LONGEST = ("test_kills", "test_annotate_job", "test_cluster", "test_attempts", "test_listening", "test_faults", "test_secrets",
+            "test_nodes")  # fmt: skip
+"""Files of minutes rather than seconds, each started first: one begun last would keep one process busy and the others idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the random order, but for the longest files; `--no-loadscope-reorder` lets it stand where tests run in parallel."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
 
 
 @pytest.fixture(scope="session")
