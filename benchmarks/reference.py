@@ -17,13 +17,15 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.harness import RESULTS, Result, Timing, ratio
+from benchmarks.harness import RESULTS, ROOT, Result, Timing, ratio
 from benchmarks.processes import Finished
 from benchmarks.processes import run as run_process
+from benchmarks.whisper import hugging_face_whisper
 from benchmarks.workload import (
     HELDOUT,
     Clip,
@@ -37,13 +39,26 @@ from benchmarks.workload import (
     in_our_words,
     named,
     published_models,
+    require,
     small_models,
     trained_models,
+    transcripts,
     write_manifest,
 )
+from demo.models import MODELS
 
 FOLDER = RESULTS / "reference"
 CLIP_S = 3.5
+_LOWER = ("bf16", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """One run of the command: the process, and by clip what it found and the words it went by."""
+
+    process: Finished
+    scored: Scored
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,7 @@ class Case:
         few, many: clips of the two jobs of ours whose difference is the steady state, whole shards for each actor.
         shard_rows: of ours; None is the default.
         floor: whether to measure the two encoders alone beside it, rather than the whole processes of many clips.
+        heard: whether both sides transcribe, with the demo's Whisper: the held-out sentences, rather than clips cut anywhere.
     """
 
     name: str
@@ -65,17 +81,21 @@ class Case:
     rounds: int
     shard_rows: int | None = None
     floor: bool = False
+    heard: bool = False
 
     @property
     def clips(self) -> list[Clip]:
         """All of them."""
-        return clips([CLIP_S] * self.many)
+        if not self.heard:
+            return clips([CLIP_S] * self.many)
+        return [replace(clip, id=f"h{n:05d}") for n, clip in zip(range(self.many), cycle(sentences()), strict=False)]
 
-    def ours(self, count: int, *options: str) -> tuple[Finished, Scored]:
+    def ours(self, count: int, *options: str) -> Ours:
         """The command over the first clips, into an output of its own."""
         shards = () if self.shard_rows is None else ("--shard-rows", str(self.shard_rows))
-        manifest = write_manifest(FOLDER / f"{count}.jsonl", self.clips[:count])
-        return run_ours(manifest, self.models, *shards, *options)
+        asr = ("--asr-model", str(ROOT / MODELS / "whisper")) if self.heard else ()
+        given = [replace(clip, text=None) for clip in self.clips[:count]] if self.heard else self.clips[:count]
+        return run_ours(write_manifest(FOLDER / f"{count}.jsonl", given), self.models, *shards, *asr, *options)
 
     def loop(self, kind: str, given: Sequence[Clip], **more: object) -> tuple[Finished, dict[str, object]]:
         """The reference, or the floor, over clips."""
@@ -89,6 +109,7 @@ class Case:
             "checkout": os.environ.get("REFERENCE_TOOLKIT", ""),
             "fusion": str(self.models.fusion),
             "encoder": str(self.models.encoder),
+            "whisper": str(hugging_face_whisper()) if self.heard else None,
             "threads": threads,
             "clips": [describe(clip) for clip in given],
         }
@@ -101,14 +122,19 @@ class Case:
 def run(*, quick: bool) -> Result:
     """Both sizes; `quick` the small one alone, on few clips."""
     _require_checkout()
-    cases = [Case("small", small_models(), *((2, 2, 6, 1) if quick else (100, 256, 1024, 3)))]
+    cases = [
+        Case("small", small_models(), *((2, 2, 6, 1) if quick else (100, 256, 1024, 3))),
+        Case("heard", trained_models(), *((4, 4, 12, 1) if quick else (50, 128, 512, 3)), heard=True),
+    ]
     if not quick:
         cases.append(Case("published", published_models(), 10, 8, 32, 2, shard_rows=4, floor=True))
     rows: list[list[str]] = []
     notes = [
-        f"Clips of {CLIP_S} s, 16 kHz WAV in the page cache, texts given, mode mean; reference: torch's own number of threads.",
-        "Transcription is not in these figures: both sides are given the texts.",
-        "Small: the parity checkpoints. Published: w2v-bert 2.0 and BERT base in their shapes with random weights.",
+        f"Clips of {CLIP_S} s, 16 kHz WAV, in the page cache, mode mean; reference: torch's own number of threads.",
+        "Small: the parity checkpoints, texts given. Published: w2v-bert 2.0 and BERT base in their shapes with random weights, "
+        "texts given.",
+        "Heard: the demo's models; no text is given, both sides transcribe with the same Whisper of 1.5 million parameters "
+        "(theirs in Hugging Face form, each clip padded to 30 s); the clips are English held-out sentences of 1 to 6 s.",
     ]
     figures: dict[str, float] = {}
     for case in cases:
@@ -117,13 +143,14 @@ def run(*, quick: bool) -> Result:
         notes += measured.notes
         figures |= measured.figures
         if case.name == "published":
-            row, note = _lower_precision(case, measured)
-            rows.append(row)
-            notes.append(note)
+            for precision in _LOWER:
+                row, note = _lower_precision(case, measured, precision)
+                rows.append(row)
+                notes.append(note)
     if quick:
-        notes.append("quick: the published sizes and bf16 were skipped.")
+        notes.append("quick: the published sizes and lower precisions were skipped.")
     else:
-        notes.append(_flips_of_trained_models())
+        notes += _flips_of_trained_models()
     columns = ("checkpoints", "what", "a clip", "as shipped / this", "kept loaded / this")
     return Result("The whole job against the reference toolkit", columns, rows, notes, figures)
 
@@ -144,21 +171,22 @@ class _Measured:
         taken: dict[str, list[float]] = {"shipped": [], "kept": [], "ours": [], "small job": [], "large job": []}
         self.notes: list[str] = []
         for number in range(case.rounds):
-            theirs: dict[str, Scored] = {}
+            theirs: dict[str, Mapping[str, Mapping[str, object]]] = {}
             for kind in ("shipped", "kept") if number % 2 == 0 else ("kept", "shipped"):
                 _, found = case.loop(kind, case.clips[: case.looped])
                 taken[kind].append(mean(found["clip_s"][1:]))
-                theirs[kind] = in_our_words(found["labels"], found["scores"])
-            small, _ = case.ours(case.few)
-            large, self.ours = case.ours(case.many)
-            taken["ours"].append((large.wall_s - small.wall_s) / (case.many - case.few))
-            taken["small job"].append(small.wall_s)
-            taken["large job"].append(large.wall_s)
+                theirs[kind] = found
+            small_s = case.ours(case.few).process.wall_s
+            self.ours = case.ours(case.many)
+            large_s = self.ours.process.wall_s
+            taken["ours"].append((large_s - small_s) / (case.many - case.few))
+            taken["small job"].append(small_s)
+            taken["large job"].append(large_s)
             if case.floor:
                 floor_s, how = _floor(case)
                 taken.setdefault("floor", []).append(floor_s)
                 self.notes.append(f"Floor, the stock encoders' forward passes alone at their own lengths: {how}.")
-            said = [agree(found, self.ours, who=f"{case.name}, {kind}") for kind, found in theirs.items()]
+            said = [_agree(found, self.ours, who=f"{case.name}, {kind}") for kind, found in theirs.items()]
         self.notes += said
         self.case = case
         self.timings = {name: Timing(tuple(seconds), ()) for name, seconds in taken.items()}
@@ -184,10 +212,7 @@ class _Measured:
         """Process start to process end over the large job's clips, the reference once, as shipped."""
         count = self.case.many
         theirs, found = self.case.loop("shipped", self.case.clips)
-        said = agree(
-            in_our_words(found["labels"], found["scores"]), self.ours, who=f"{self.case.name}, shipped, all clips"
-        )
-        self.notes.append(said)
+        self.notes.append(_agree(found, self.ours, who=f"{self.case.name}, shipped, all clips"))
         ours = self.timings["large job"]
         times = theirs.wall_s / ours.median_s
         self.figures[f"{self.case.name} whole x"] = times
@@ -202,6 +227,17 @@ class _Measured:
             ],
             [self.case.name, f"ours, {what}: {ours}", f"{ours.median_s / count:.4f} s", f"{times:.2f}x", ""],
         ]
+
+
+def _agree(found: Mapping[str, Mapping[str, object]], ours: Ours, *, who: str) -> str:
+    """As `agree`, over the clips for which both sides go by the same words: nearly all must."""
+    same = {key for key, text in found["texts"].items() if text.strip() == ours.texts[key].strip()}
+    require(
+        len(same) >= 0.95 * len(found["texts"]), f"only {len(same)} of {len(found['texts'])} texts are those of {who}"
+    )
+    theirs = in_our_words(found["labels"], found["scores"])
+    said = agree({key: theirs[key] for key in same}, ours.scored, who=who)
+    return said if len(same) == len(theirs) else f"{said}; of {len(theirs) - len(same)} more the texts differ"
 
 
 def _loop(job: Path) -> Finished:
@@ -221,46 +257,51 @@ def _floor(case: Case) -> tuple[float, str]:
     return min(each, all_on_one), how
 
 
-def _lower_precision(case: Case, measured: _Measured) -> tuple[list[str], str]:
-    """bf16 on this CPU: what it gains and whose labels it moves."""
-    bf16 = ("--precision", "bf16")
-    small, _ = case.ours(case.few, *bf16)
-    large, found = case.ours(case.many, *bf16)
-    steady = Timing(((large.wall_s - small.wall_s) / (case.many - case.few),), ())
+def _lower_precision(case: Case, measured: _Measured, precision: str) -> tuple[list[str], str]:
+    """On this CPU: what it gains and whose labels it moves."""
+    small, large = (case.ours(count, "--precision", precision) for count in (case.few, case.many))
+    steady = Timing(((large.process.wall_s - small.process.wall_s) / (case.many - case.few),), ())
     gains = [
         f"{measured.timings[name].median_s / steady.median_s:.2f}x" for name in ("shipped", "kept")
     ]  # fmt: skip
-    return [case.name, "ours in bf16, steady state", str(steady), *gains], _flips(
-        measured.ours, found, "random weights"
+    return [case.name, f"ours in {precision}, steady state", str(steady), *gains], _flips(
+        measured.ours.scored, large.scored, f"{precision} on CPU, random weights"
     )
 
 
-def _flips_of_trained_models() -> str:
+def sentences() -> list[Clip]:
+    """The English held-out sentences with what is said in them."""
     lines = [json.loads(line) for line in (HELDOUT / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    heard = [
+    return [
         Clip(line["id"], str(HELDOUT / line["audio"]), line["reference"], 0.0)
         for line in lines
         if line["language"] == "en" and line["heldout"] == "sentences"
     ]
-    manifest = write_manifest(FOLDER / "trained.jsonl", heard)
-    results = [run_ours(manifest, trained_models(), "--precision", precision)[1] for precision in ("fp32", "bf16")]
-    return _flips(results[0], results[1], "the demo's trained models")
 
 
-def _flips(fp32: Mapping[str, tuple[str, dict[str, float]]], bf16: Scored, whose: str) -> str:
-    flips = sum(fp32[key][0] != bf16[key][0] for key in fp32)
-    moved = max(abs(fp32[key][1][emotion] - bf16[key][1][emotion]) for key in fp32 for emotion in fp32[key][1])
-    return f"bf16 on CPU, {whose}: {flips} of {len(fp32)} labels flip, scores move by up to {moved:.2g}."
+def _flips_of_trained_models() -> list[str]:
+    manifest = write_manifest(FOLDER / "trained.jsonl", sentences())
+    full, *lower = (run_ours(manifest, trained_models(), "--precision", name).scored for name in ("fp32", *_LOWER))
+    return [
+        _flips(full, scored, f"{name} on CPU, the demo's trained models")
+        for name, scored in zip(_LOWER, lower, strict=True)
+    ]
 
 
-def run_ours(manifest: Path, models: Models, *options: str) -> tuple[Finished, Scored]:
+def _flips(fp32: Scored, lower: Scored, which: str) -> str:
+    flips = sum(fp32[key][0] != lower[key][0] for key in fp32)
+    moved = max(abs(fp32[key][1][emotion] - lower[key][1][emotion]) for key in fp32 for emotion in fp32[key][1])
+    return f"{which}: {flips} of {len(fp32)} labels flip, scores move by up to {moved:.2g}."
+
+
+def run_ours(manifest: Path, models: Models, *options: str) -> Ours:
     """The command into a fresh output, and what it wrote."""
     output = FOLDER / "out"
     shutil.rmtree(output, ignore_errors=True)
-    finished = run_process(annotate_command(manifest, output, named(models), *options), timeout_s=3600)
-    found = annotated(output)
+    process = run_process(annotate_command(manifest, output, named(models), *options), timeout_s=3600)
+    found = Ours(process, annotated(output), transcripts(output))
     shutil.rmtree(output)
-    return finished, found
+    return found
 
 
 def _found(job: Path) -> dict[str, object]:

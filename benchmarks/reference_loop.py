@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.reference_loop JOB.json
 
-The checkout is imported as it is and stays untouched. Patched from outside: the name of the sentence encoder, which it
-would ask a hub for; two packages that serve its training scripts only, `datasets` and `evaluate`, of which one asks a hub at
-import; and in `kept` its loaders, so that they load once.
+The checkout is imported as it is and stays untouched. Patched from outside: the name of the sentence encoder and, where it
+transcribes, of Whisper, which it would ask a hub for; two packages that serve its training scripts only, `datasets` and
+`evaluate`, of which one asks a hub at import; and in `kept` its loaders, so that they load once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ def main() -> None:
     path = Path(sys.argv[1])
     job = json.loads(path.read_text(encoding="utf-8"))
     loop = {"shipped": _toolkit, "kept": _toolkit, "floor": _floor}[job["kind"]](job)
-    seconds, labels, scores = [], {}, {}
+    seconds, labels, scores, texts = [], {}, {}, {}
     for clip in job["clips"]:
         begun = time.perf_counter()
         result = loop(clip)
         seconds.append(time.perf_counter() - begun if not isinstance(result, float) else result)
         if isinstance(result, dict):
             labels[clip["id"]], scores[clip["id"]] = result["top_label"], result["scores"]
-    found = {"clip_s": seconds, "labels": labels, "scores": scores}
+            texts[clip["id"]] = result["text"]
+    found = {"clip_s": seconds, "labels": labels, "scores": scores, "texts": texts}
     path.with_suffix(".found").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -49,18 +50,24 @@ def _toolkit(job: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
     from speech_emotion import inference
 
     inference.get_default_bert = lambda _language: job["encoder"]
+    inference.DEFAULT_WHISPER_MODEL = job["whisper"]
+    heard = []
+    transcribe = inference.get_transcription
+    inference.get_transcription = lambda *where: heard.append(transcribe(*where)) or heard[-1]
     if job["kind"] == "kept":
         _keep_loaded(inference)
 
     def loop(clip: dict[str, Any]) -> object:
-        return inference.predict_emotion(
+        given = None if job["whisper"] else clip["text"]
+        result = inference.predict_emotion(
             audio_path=clip["audio"],
-            text=clip["text"],
+            text=given,
             model_id=job["fusion"],
             mode="mean",
             language="en",
             device="cpu",
         )
+        return {**result, "text": given or heard.pop()}
 
     return loop
 

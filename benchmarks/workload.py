@@ -39,7 +39,7 @@ class Clip:
 
     id: str
     audio: str
-    text: str
+    text: str | None
     duration_s: float
 
 
@@ -184,6 +184,12 @@ def annotated(output: Path) -> Scored:
     return {
         row["recording_id"]: (row["label"], {k: v for k, v in row["scores"].items() if v is not None}) for row in rows
     }
+
+
+def transcripts(output: Path) -> dict[str, str]:
+    """The words that our job went by, given or heard."""
+    table = ds.dataset(f"{output}/utterances").to_table(columns=["recording_id", "text"])
+    return {row["recording_id"]: row["text"] for row in table.to_pylist()}
 
 
 def agree(theirs: Scored, ours: Scored, *, who: str) -> str:

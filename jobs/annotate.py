@@ -75,7 +75,9 @@ def _parser() -> Parser:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: cuda where the cluster has GPUs")
     machine.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16", "fp16"], help="of the emotion models (default: fp32)"
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16", "int8"],
+        help="of the emotion models; int8: audio encoder on CPU (default: fp32)",
     )
     machine.add_argument(
         "--asr-compute-type", metavar="TYPE", help="CTranslate2 type (default: float32 on cpu, float16 on cuda)"

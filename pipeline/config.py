@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,7 +23,7 @@ from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 Mode = Literal["mean", "concat", "multihead", "audio", "text"]
 Segmentation = Literal["auto", "none", "vad"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 MODEL_OPTIONS = ("fusion_model", "sentence_encoder", "asr_model")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
@@ -187,6 +187,16 @@ class JobConfig(ModelChoice):
         asked = {"calibration": dict(self.calibration), "min_confidence": self.min_confidence}
         chosen |= {name: value for name, value in asked.items() if value not in ({}, None)}
         return {**chosen, "precision": precision, "asr_compute_type": asr_compute_type}
+
+
+def require_precision(precision: str, *, mode: str, device: str) -> None:
+    """Raises: ConfigError for a precision that is none, or that this mode or device has not."""
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+    if precision == "int8" and (mode == "text" or device != "cpu"):
+        raise ConfigError(
+            f"--precision int8 is for the audio encoder on CPU, not for mode {mode} on {device}; use bf16 or fp16 on GPUs"
+        )
 
 
 def read_temperatures(file: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline import sizing
 from pipeline.commit import NULL_PARTITION, committed_parts, is_published, partition_folder, publish
-from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
+from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language, require_precision
 from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage, did_you_mean
 from pipeline.finish import MAX_DENIED, Finished
@@ -79,6 +79,7 @@ class Driver:
     def _settings(self, there: dict[str, Any] | None, device: str) -> dict[str, Any]:
         config = self.config
         precision = (there or {}).get("precision", "fp32") if config.precision == "auto" else config.precision
+        require_precision(precision, mode=config.mode, device=device)
         compute_type = config.asr_compute_type
         if compute_type == "auto":
             compute_type = (there or {}).get("asr_compute_type", _COMPUTE_TYPE[device])

@@ -125,8 +125,24 @@ def test_precision(checkpoints):
     full = EmotionRecogniser("mean", fusion, encoder).recognise([noise(16_000)], ["hello"])
     half = EmotionRecogniser("mean", fusion, encoder, precision="bf16").recognise([noise(16_000)], ["hello"])
     assert 0 < np.abs(full.scores - half.scores).max() < 0.2
-    with pytest.raises(ConfigError, match="precision 'int8'"):
-        EmotionRecogniser("mean", fusion, encoder, precision="int8")
+    with pytest.raises(ConfigError, match="precision 'int4' is none of"):
+        EmotionRecogniser("mean", fusion, encoder, precision="int4")
+    for mode, device in (("text", "cpu"), ("mean", "cuda")):
+        with pytest.raises(ConfigError, match=f"int8 .* not for mode {mode} on {device}"):
+            EmotionRecogniser(mode, fusion, encoder, precision="int8", device=device)
+
+
+def test_eight_bits(checkpoints):
+    """Fails if int8 changes nothing or too much, touches more than the audio, or lets a clip depend on its neighbours."""
+    fusion, encoder = resolve(str(checkpoints / "mean-en")), resolve(str(checkpoints / "bert-en"))
+    clips, texts = [noise(16_000), noise(48_000), noise(9_000)], ["hello", "so be it", ""]
+    full = EmotionRecogniser("mean", fusion, encoder).recognise(clips, texts)
+    model = EmotionRecogniser("mean", fusion, encoder, precision="int8", max_batch=8)
+    rounded = model.recognise(clips, texts)
+    assert 0 < np.abs(full.scores - rounded.scores).max() < 0.2
+    np.testing.assert_array_equal(rounded.text_embedding, full.text_embedding)
+    alone = [model.recognise([clip], [text]).scores[0] for clip, text in zip(clips, texts, strict=True)]
+    np.testing.assert_allclose(rounded.scores, np.stack(alone), atol=1e-5)  # as in fp32; in one pass they differ by 0.01
 
 
 def test_widths_and_labels_come_from_configs_alone(checkpoints, tmp_path):

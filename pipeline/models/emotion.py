@@ -16,19 +16,21 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
-from pipeline.errors import ConfigError
+from pipeline.config import require_precision
 from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
 from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
 from pipeline.models.fusion import UNEXPECTED_ALLOWED, FusionModel, FusionOutput
 from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
+from pipeline.models.quantised import quantise
 from pipeline.models.sentence import TextModel
 from pipeline.models.weights import Checkpoint, load_state_dict, load_strict, shapes_only
 from pipeline.schema import emotion_of
 
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+"""What the weights are loaded in; int8 rounds the matrices of the audio encoder afterwards."""
 
 MAX_MEL_FRAMES = 16_000
 """The reference's `max_length`: 160 s of 10 ms frames are heard, the rest is cut. Flagged here, never silent."""
@@ -80,8 +82,10 @@ class EmotionRecogniser:
         sentence_encoder: for mean, concat and multihead; audio and text ignore it.
         device: as torch names it.
         precision: of the audio encoder, in text mode of the classifier. The sentence encoder, pooling, fusion, head and
-            softmax stay in fp32. bf16 moves scores by 0.04 to 0.12: for those who count label flips first.
-        max_batch: utterances in one forward pass; by default 32 on a GPU, on CPU 1, or 8 of a model narrower than 512.
+            softmax stay in fp32. bf16 moves scores by 0.04 to 0.12, int8 (on CPU, modes with audio) by more: for those who count
+            label flips first.
+        max_batch: utterances in one forward pass; by default 32 on a GPU, on CPU 1, or 8 of a model narrower than 512; in int8
+            always 1, or a clip's scores would depend on its neighbours.
         max_batch_s: seconds of audio, after padding, in one forward pass of more than one utterance.
         num_threads: torch's, for this whole process; 0 or None leaves it.
         temperature: by which logits are divided before the softmax; labels and the order of scores stay.
@@ -102,8 +106,7 @@ class EmotionRecogniser:
         temperature: float = 1.0,
     ) -> None:
         require(mode, sentence_encoder)
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        require_precision(precision, mode=mode, device=device)
         if num_threads:
             torch.set_num_threads(num_threads)
         self.mode = mode
@@ -122,6 +125,9 @@ class EmotionRecogniser:
             self._text = TextModel(sentence_encoder, classify=False, device=self._device)
         self._features = FilterBanks(feature_extractor(fusion), max_frames=MAX_MEL_FRAMES, device=self._device)
         self._fusion = _load_fusion(mode, fusion, sentence_encoder, dtype).to(self._device)
+        if precision == "int8":
+            quantise(self._fusion.wav2vec2_bert)
+            max_batch = 1
         narrow = self._fusion.projector.in_features < _NARROW
         on_cpu = _NARROW_BATCH if narrow else 1
         self._batcher = Batcher(

@@ -1,4 +1,4 @@
-"""The small Whisper in CTranslate2 form, as faster-whisper loads any other."""
+"""The small Whisper in Hugging Face form, and in CTranslate2 form, as faster-whisper loads any other."""
 
 from __future__ import annotations
 
@@ -24,14 +24,25 @@ def write(model: WhisperForConditionalGeneration, target: Path) -> None:
     The converter drops `lang_ids` and `alignment_heads` under transformers 5; they are put back, because faster-whisper
     detects languages and aligns words by them.
     """
-    tokens = vocabulary.tokenizer()
-    lang_to_id = {f"<|{code}|>": vocabulary.token_id(f"<|{code}|>") for code in LANGUAGES}
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder))
+        copied = ["tokenizer.json", "preprocessor_config.json"]
+        TransformersConverter(folder, copy_files=copied).convert(str(target), quantization="float16", force=True)
+    path = target / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["lang_ids"] = sorted(_lang_to_id().values())
+    config["alignment_heads"] = [[layer, head] for layer in range(model.config.decoder_layers) for head in range(4)]
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def save(model: WhisperForConditionalGeneration, folder: Path) -> None:
+    """Write weights in fp16, what to generate with, the tokenizer and the feature extractor."""
     end = vocabulary.token_id(vocabulary.END)
     # never said: single bytes, the empty token, and every special one but the end, languages and timestamps
     bytes_and_empty = list(range(len(vocabulary.words()), end))
     model.generation_config = GenerationConfig(
         is_multilingual=True,
-        lang_to_id=lang_to_id,
+        lang_to_id=_lang_to_id(),
         task_to_id={task.strip("<|>"): vocabulary.token_id(task) for task in vocabulary.TASKS},
         no_timestamps_token_id=vocabulary.token_id(vocabulary.NO_TIMESTAMPS),
         suppress_tokens=bytes_and_empty,
@@ -40,18 +51,17 @@ def write(model: WhisperForConditionalGeneration, target: Path) -> None:
         eos_token_id=end,
         max_length=448,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        model.half().save_pretrained(folder)
-        model.float()
-        WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=tokens, eos_token=vocabulary.END, bos_token=vocabulary.END, unk_token=vocabulary.END
-        )
-        fast.save_pretrained(folder)
-        copied = ["tokenizer.json", "preprocessor_config.json"]
-        TransformersConverter(folder, copy_files=copied).convert(str(target), quantization="float16", force=True)
-    path = target / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["lang_ids"] = sorted(lang_to_id.values())
-    config["alignment_heads"] = [[layer, head] for layer in range(model.config.decoder_layers) for head in range(4)]
-    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    model.half().save_pretrained(folder)
+    model.float()
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary.tokenizer(),
+        eos_token=vocabulary.END,
+        bos_token=vocabulary.END,
+        unk_token=vocabulary.END,
+    )
+    fast.save_pretrained(folder)
+
+
+def _lang_to_id() -> dict[str, int]:
+    return {f"<|{code}|>": vocabulary.token_id(f"<|{code}|>") for code in LANGUAGES}
