@@ -1,6 +1,6 @@
 """Run benchmarks and write what they found into docs/performance.md.
 
-usage: python -m benchmarks [NAME ...] [--quick]      all of them, in about an hour; --quick: small sizes, nothing written
+usage: python -m benchmarks [NAME ...] [--quick]      all of them, in about three hours; --quick: small sizes, nothing written
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 from benchmarks.harness import publish
 
-NAMES = ("reference", "engines", "efficiency", "levers", "scale", "nodes", "search")
+NAMES = ("reference", "heard", "precision", "engines", "efficiency", "levers", "scale", "nodes", "search")
 
 
 def main() -> None:

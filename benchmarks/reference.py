@@ -41,7 +41,6 @@ from benchmarks.workload import (
     published_models,
     require,
     small_models,
-    trained_models,
     transcripts,
     write_manifest,
 )
@@ -49,7 +48,6 @@ from demo.models import MODELS
 
 FOLDER = RESULTS / "reference"
 CLIP_S = 3.5
-_LOWER = ("bf16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,38 +119,29 @@ class Case:
 
 def run(*, quick: bool) -> Result:
     """Both sizes; `quick` the small one alone, on few clips."""
-    _require_checkout()
-    cases = [
-        Case("small", small_models(), *((2, 2, 6, 1) if quick else (100, 256, 1024, 3))),
-        Case("heard", trained_models(), *((4, 4, 12, 1) if quick else (50, 128, 512, 3)), heard=True),
-    ]
+    cases = [Case("small", small_models(), *((2, 2, 6, 1) if quick else (100, 256, 1024, 3)))]
     if not quick:
         cases.append(Case("published", published_models(), 10, 8, 32, 2, shard_rows=4, floor=True))
-    rows: list[list[str]] = []
     notes = [
-        f"Clips of {CLIP_S} s, 16 kHz WAV, in the page cache, mode mean; reference: torch's own number of threads.",
-        "Small: the parity checkpoints, texts given. Published: w2v-bert 2.0 and BERT base in their shapes with random weights, "
-        "texts given.",
-        "Heard: the demo's models; no text is given, both sides transcribe with the same Whisper of 1.5 million parameters "
-        "(theirs in Hugging Face form, each clip padded to 30 s); the clips are English held-out sentences of 1 to 6 s.",
+        f"Clips of {CLIP_S} s, 16 kHz WAV, in the page cache, texts given, mode mean; reference: torch's own number of threads.",
+        "Transcription is not in these figures: both sides are given the texts.",
+        "Small: the parity checkpoints. Published: w2v-bert 2.0 and BERT base in their shapes with random weights.",
     ]
+    return compared("The whole job against the reference toolkit", cases, notes)
+
+
+def compared(title: str, cases: Sequence[Case], notes: list[str]) -> Result:
+    """Measure cases, one after the other."""
+    _require_checkout()
+    rows: list[list[str]] = []
     figures: dict[str, float] = {}
     for case in cases:
         measured = _Measured(case)
         rows += measured.rows()
         notes += measured.notes
         figures |= measured.figures
-        if case.name == "published":
-            for precision in _LOWER:
-                row, note = _lower_precision(case, measured, precision)
-                rows.append(row)
-                notes.append(note)
-    if quick:
-        notes.append("quick: the published sizes and lower precisions were skipped.")
-    else:
-        notes += _flips_of_trained_models()
     columns = ("checkpoints", "what", "a clip", "as shipped / this", "kept loaded / this")
-    return Result("The whole job against the reference toolkit", columns, rows, notes, figures)
+    return Result(title, columns, rows, notes, figures)
 
 
 def _require_checkout() -> None:
@@ -257,18 +246,6 @@ def _floor(case: Case) -> tuple[float, str]:
     return min(each, all_on_one), how
 
 
-def _lower_precision(case: Case, measured: _Measured, precision: str) -> tuple[list[str], str]:
-    """On this CPU: what it gains and whose labels it moves."""
-    small, large = (case.ours(count, "--precision", precision) for count in (case.few, case.many))
-    steady = Timing(((large.process.wall_s - small.process.wall_s) / (case.many - case.few),), ())
-    gains = [
-        f"{measured.timings[name].median_s / steady.median_s:.2f}x" for name in ("shipped", "kept")
-    ]  # fmt: skip
-    return [case.name, f"ours in {precision}, steady state", str(steady), *gains], _flips(
-        measured.ours.scored, large.scored, f"{precision} on CPU, random weights"
-    )
-
-
 def sentences() -> list[Clip]:
     """The English held-out sentences with what is said in them."""
     lines = [json.loads(line) for line in (HELDOUT / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -277,21 +254,6 @@ def sentences() -> list[Clip]:
         for line in lines
         if line["language"] == "en" and line["heldout"] == "sentences"
     ]
-
-
-def _flips_of_trained_models() -> list[str]:
-    manifest = write_manifest(FOLDER / "trained.jsonl", sentences())
-    full, *lower = (run_ours(manifest, trained_models(), "--precision", name).scored for name in ("fp32", *_LOWER))
-    return [
-        _flips(full, scored, f"{name} on CPU, the demo's trained models")
-        for name, scored in zip(_LOWER, lower, strict=True)
-    ]
-
-
-def _flips(fp32: Scored, lower: Scored, which: str) -> str:
-    flips = sum(fp32[key][0] != lower[key][0] for key in fp32)
-    moved = max(abs(fp32[key][1][emotion] - lower[key][1][emotion]) for key in fp32 for emotion in fp32[key][1])
-    return f"{which}: {flips} of {len(fp32)} labels flip, scores move by up to {moved:.2g}."
 
 
 def run_ours(manifest: Path, models: Models, *options: str) -> Ours:

@@ -1,0 +1,63 @@
+"""The emotion models in lower precision on this CPU: what it gains at the published sizes, and whose labels it moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.harness import RESULTS, Result, Timing, ratio
+from benchmarks.reference import Case, run_ours, sentences
+from benchmarks.workload import Scored, published_models, small_models, trained_models, write_manifest
+
+_PRECISIONS = ("fp32", "bf16", "int8")
+
+
+def run(*, quick: bool) -> Result:
+    """Each precision once a round, in turn; then the trained models over the held-out sentences."""
+    models, rounds = (small_models(), 1) if quick else (published_models(), 2)
+    case = Case("precision", models, 0, 8, 24, rounds, shard_rows=4)
+    taken: dict[str, list[float]] = {name: [] for name in _PRECISIONS}
+    scored: dict[str, Scored] = {}
+    for _ in range(rounds):
+        for name in _PRECISIONS:
+            small, large = (case.ours(count, "--precision", name) for count in (case.few, case.many))
+            taken[name].append((large.process.wall_s - small.process.wall_s) / (case.many - case.few))
+            scored[name] = large.scored
+    manifest = write_manifest(RESULTS / "reference" / "trained.jsonl", sentences())
+    trained = {name: run_ours(manifest, trained_models(), "--precision", name).scored for name in _PRECISIONS}
+    timings = {name: Timing(tuple(seconds), ()) for name, seconds in taken.items()}
+    rows = [
+        [
+            name,
+            str(timing),
+            ratio(timings["fp32"], timing),
+            _moved(scored["fp32"], scored[name]),
+            _moved(trained["fp32"], trained[name]),
+        ]
+        for name, timing in timings.items()
+    ]
+    return Result(
+        title="Lower precision on CPU",
+        columns=("--precision", "a clip, steady", "fp32 / this", "random weights: flips, scores move by",
+                 "the demo's models: flips, scores move by"),
+        rows=rows,
+        notes=(
+            "w2v-bert 2.0 and BERT base in their shapes with random weights, clips of 3.5 s, texts given, mode mean, two actors "
+            f"of one thread; the difference between jobs of {case.few} and {case.many} clips. The demo's models: its English "
+            "held-out sentences.",
+            f"What this processor has of its own for it: {_instructions()}.",
+            "int8: the matrices of the conformer layers only; activations rounded at each, one clip a pass.",
+        ),
+    )  # fmt: skip
+
+
+def _moved(full: Scored, lower: Scored) -> str:
+    flips = sum(full[key][0] != lower[key][0] for key in full)
+    moved = max(abs(full[key][1][emotion] - lower[key][1][emotion]) for key in full for emotion in full[key][1])
+    return f"{flips} of {len(full)}, {moved:.2g}"
+
+
+def _instructions() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    wanted = ("avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
+    return ", ".join(f"{name} {'yes' if name in flags else 'no'}" for name in wanted)
