@@ -37,7 +37,7 @@ def run(*, quick: bool) -> Result:
             rows.append(bench.sleeping(small, rounds, device_s))
         rows.append(bench.real("demo models (6 million parameters)", trained_models(), small, rounds, _SHARD_ROWS))
         if not quick:
-            rows.append(bench.real("published sizes (690 million)", published_models(), 16, 2, 4))
+            rows.append(bench.real("published sizes (690 million)", published_models(), 16, rounds, 4))
     return Result(
         title="Pipeline efficiency: the job against its models alone",
         columns=("models", "clips", "models alone", "job", "job / models", f"target <= {_TARGET}"),
@@ -45,7 +45,7 @@ def run(*, quick: bool) -> Result:
         notes=(
             f"clips of {_CLIP_S:.0f} s with texts, mode mean, {_ACTORS} recognition actors of one thread, shards of "
             f"{_SHARD_ROWS} (4 at the published sizes); the difference between jobs of n and 3n clips, median (range) of "
-            f"{rounds} rounds (2 at the published sizes)",
+            f"{rounds} rounds",
             "models alone: sleeping time over the actors; real models in two processes, loaded, waveforms in memory",
             "checked in each run: status 0 and every clip annotated",
         ),
