@@ -13,8 +13,8 @@ def run(*, quick: bool) -> Result:
     notes = [
         "English held-out sentences of the demo, 1 to 6 s, in the page cache, no text given; parity checkpoints, mode mean; "
         "reference: torch's own number of threads.",
-        "The demo's Whisper of 1.5 million parameters, greedy, fp32, the same weights on both sides: through transformers' pipeline there, "
-        "as shipped, which pads each clip to 30 s; through CTranslate2 here.",
+        "The demo's Whisper of 1.5 million parameters, greedy, fp32, the same weights on both sides: through transformers' "
+        "pipeline there, as shipped, which pads each clip to 30 s; through CTranslate2 here.",
     ]
     return compared(
         "The whole job against the reference toolkit, both transcribing",
