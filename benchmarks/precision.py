@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.harness import RESULTS, Result, Timing, ratio
-from benchmarks.reference import Case, run_ours, sentences
-from benchmarks.workload import Scored, published_models, small_models, trained_models, write_manifest
+from benchmarks.reference import Case, run_ours
+from benchmarks.workload import Scored, published_models, sentences, small_models, trained_models, write_manifest
 
 _PRECISIONS = ("fp32", "bf16", "int8")
 

@@ -27,7 +27,6 @@ from benchmarks.processes import Finished
 from benchmarks.processes import run as run_process
 from benchmarks.whisper import hugging_face_whisper
 from benchmarks.workload import (
-    HELDOUT,
     Clip,
     Models,
     Scored,
@@ -40,6 +39,7 @@ from benchmarks.workload import (
     named,
     published_models,
     require,
+    sentences,
     small_models,
     transcripts,
     write_manifest,
@@ -245,16 +245,6 @@ def _floor(case: Case) -> tuple[float, str]:
     all_on_one = mean(together["clip_s"][1:])
     how = f"{all_on_one:.3f} s with {cores} threads on one clip, {each:.3f} s with {cores} processes of one thread"
     return min(each, all_on_one), how
-
-
-def sentences() -> list[Clip]:
-    """The English held-out sentences with what is said in them."""
-    lines = [json.loads(line) for line in (HELDOUT / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [
-        Clip(line["id"], str(HELDOUT / line["audio"]), line["reference"], 0.0)
-        for line in lines
-        if line["language"] == "en" and line["heldout"] == "sentences"
-    ]
 
 
 def run_ours(manifest: Path, models: Models, *options: str) -> Ours:

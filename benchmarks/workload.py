@@ -62,12 +62,26 @@ def require(condition: object, otherwise: str) -> None:
 
 
 @cache
-def _speech() -> tuple[NDArray[np.float32], list[str]]:
-    """All English held-out sentences laid end to end, about six minutes, and their words."""
+def _heldout() -> list[tuple[str, NDArray[np.float32], str]]:
+    """Id, waveform and words of the English held-out sentences, about six minutes."""
     lines = [json.loads(line) for line in (HELDOUT / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    spoken = [line for line in lines if line["language"] == "en" and line["heldout"] == "sentences"]
-    waveforms = [decode((HELDOUT / line["audio"]).read_bytes()) for line in spoken]
-    return np.concatenate(waveforms), [line["reference"] for line in spoken]
+    return [
+        (line["id"], decode((HELDOUT / line["audio"]).read_bytes()), line["reference"])
+        for line in lines
+        if line["language"] == "en" and line["heldout"] == "sentences"
+    ]
+
+
+def sentences() -> list[Clip]:
+    """The English held-out sentences, each a file of its own, with what is said in it."""
+    folder = RESULTS / "clips"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for name, waveform, words in _heldout():
+        path = folder / f"{name}.wav"
+        _write_wav(path, waveform)
+        made.append(Clip(name, str(path), words, len(waveform) / RATE))
+    return made
 
 
 def clips(lengths_s: Sequence[float]) -> list[Clip]:
@@ -75,7 +89,8 @@ def clips(lengths_s: Sequence[float]) -> list[Clip]:
 
     The same lengths give the same files. Texts belong to no sound: who asks for speed does not ask for sense.
     """
-    speech, texts = _speech()
+    speech = np.concatenate([waveform for _, waveform, _ in _heldout()])
+    texts = [words for _, _, words in _heldout()]
     folder = RESULTS / "clips"
     folder.mkdir(parents=True, exist_ok=True)
     made = []
@@ -152,7 +167,7 @@ def _teach_words(path: Path) -> None:
     """Give the parity tokenizer, which spells, the words of our texts: as many tokens as the real one would make."""
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    for word in sorted({word for text in _speech()[1] for word in text.lower().replace("'", " ").split()}):
+    for word in sorted({word for _, _, text in _heldout() for word in text.lower().replace("'", " ").split()}):
         vocabulary.setdefault(word, len(vocabulary))
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
 
