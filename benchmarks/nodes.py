@@ -17,7 +17,7 @@ from tests.noop_models import environment, models_of
 _CLIP_S = 4.0
 _DEVICE_S = 0.5
 """Of a modelled device, for one second of audio: slow enough that two cores decode for sixteen."""
-_CLIPS_PER_GPU = 24
+_CLIPS_PER_GPU = 16
 _TARGET = 0.9
 _TIMEOUT_S = 900.0
 
