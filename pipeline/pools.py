@@ -31,7 +31,7 @@ class Resources:
     Attributes:
         cpus, gpus, memory_bytes: over all nodes.
         nodes: how many.
-        node_cpus, node_memory_bytes: of the smallest node that has CPUs.
+        node_cpus, node_memory_bytes: of the smallest node that has CPUs; 2 and 0 where there are none yet.
         cpus_per_gpu: CPUs beside each GPU, on the node that has fewest; 2 where there are none yet.
         grows: whether nodes may join and leave: a cluster that is not the job's own.
     """
@@ -41,7 +41,7 @@ class Resources:
     memory_bytes: float
     nodes: int
     node_cpus: float
-    node_memory_bytes: float = math.inf
+    node_memory_bytes: float = 0.0
     cpus_per_gpu: float = 2.0
     grows: bool = False
 
@@ -110,7 +110,7 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
         places, place_cpus = int(resources.gpus), resources.cpus_per_gpu
     else:
         memory = _memory(plan, stages)
-        node_memory = min(resources.node_memory_bytes, resources.memory_bytes)
+        node_memory = resources.node_memory_bytes or resources.memory_bytes
         copies = min(int(resources.node_cpus) // len(stages), int(node_memory / max(1.0, sum(memory.values()))))
         copies = max(1, copies)
         places, place_cpus = int(resources.cpus / resources.node_cpus), resources.node_cpus
@@ -122,7 +122,7 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
         start = {stage: asked[stage] or fitting for stage in stages}
         cpus = min(cpus, _POOL_SHARE * resources.cpus / sum(start.values()))
     # one of each must fit on a node, however large the models
-    room = min(1.0, resources.node_memory_bytes / max(1.0, sum(memory.values())))
+    room = min(1.0, (resources.node_memory_bytes or math.inf) / max(1.0, sum(memory.values())))
     return Pools(
         device=device,
         pools=tuple(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import socket
@@ -77,7 +76,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
             raise JobError(f"cannot {where}: {error}") from error
-        _quiet()
+        _set_up_ray_data()
         nodes = _living_nodes()
         try:
             with heard(_listeners(nodes), out):
@@ -104,7 +103,7 @@ def _resources(nodes: list[dict[str, Any]], *, grows: bool) -> Resources:
         memory,
         len(nodes),
         node_cpus=min((cpus for cpus, _, _ in held if cpus), default=_CPUS_OF_NODES_TO_COME),
-        node_memory_bytes=min((memory for cpus, _, memory in held if cpus), default=math.inf),
+        node_memory_bytes=min((memory for cpus, _, memory in held if cpus), default=0.0),
         cpus_per_gpu=min((cpus / gpus for cpus, gpus, _ in held if gpus), default=_CPUS_OF_NODES_TO_COME),
         grows=grows,
     )
@@ -154,7 +153,7 @@ def _native_chatter_kept_back() -> Iterator[None]:
                 os.close(kept)
 
 
-def _quiet() -> None:
+def _set_up_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
