@@ -73,7 +73,8 @@ def _parser() -> Parser:
                        help="below it the emotion is null and abstained is true; label and scores stay")  # fmt: skip
 
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: cuda where the cluster has GPUs")
+    machine.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: cuda where there are GPUs at the start; "
+                         "cuda on a cluster without any waits for them")  # fmt: skip
     machine.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16", "int8"],
@@ -82,12 +83,10 @@ def _parser() -> Parser:
     machine.add_argument(
         "--asr-compute-type", metavar="TYPE", help="CTranslate2 type (default: float32 on cpu, float16 on cuda)"
     )
-    machine.add_argument(
-        "--asr-actors", type=int, metavar="N", help="transcription pool size (default: from the cluster)"
-    )
-    machine.add_argument(
-        "--emotion-actors", type=int, metavar="N", help="recognition pool size (default: from the cluster)"
-    )
+    machine.add_argument("--asr-actors", type=int, metavar="N",
+                         help="transcription actors: so many on one machine; at most so many on a cluster, whose pools follow "
+                         "the nodes that join and leave (default: as many as fit)")  # fmt: skip
+    machine.add_argument("--emotion-actors", type=int, metavar="N", help="recognition actors, likewise")
     machine.add_argument("--asr-gpus", type=float, metavar="F", help="GPUs of one transcription actor (default: 0.5)")
     machine.add_argument(
         "--emotion-gpus", type=float, metavar="F", help="GPUs of one recognition actor (default: 0.5, or 1 without ASR)"

@@ -1,7 +1,13 @@
-"""How many actors of each kind a job runs, and what each of them holds; no Ray."""
+"""How many actors of each kind a job runs, and what each of them holds; no Ray.
+
+On one machine pools are of fixed size. On a cluster a pool starts with what fits on the nodes that are there, one actor at
+least, and follows nodes that join and leave: what an actor holds is a share of one node, so that a node that joins is filled
+as the first ones were. docs/sizing.md has the rules.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pipeline.config import JobConfig
@@ -12,9 +18,10 @@ from pipeline.plan import Plan
 _POOL_SHARE = 0.6
 """Share of the logical CPUs that the actor pools may hold; the rest is for the CPU tasks that feed and drain them."""
 _TASK_SHARE = 0.2
-_MODEL_MEMORY_SHARE = 0.6
-"""Share of the memory that copies of the models may fill."""
-_MODEL_OVERHEAD = 1.3
+_TASK_STAGES = 2
+"""Stages that are tasks: one before the pools, one after them."""
+_MEMORY_OF_MODEL = 1.3 / 0.6
+"""Bytes of memory for one of a model: the copy, room to work in, and a part of what tasks and the system need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,9 @@ class Resources:
     Attributes:
         cpus, gpus, memory_bytes: over all nodes.
         nodes: how many.
-        node_cpus: of the smallest node that has any.
+        node_cpus, node_memory_bytes: of the smallest node that has CPUs; 2 and 0 where there are none yet.
+        cpus_per_gpu: CPUs beside each GPU, on the node that has fewest; 2 where there are none yet.
+        grows: whether nodes may join and leave: a cluster that is not the job's own.
     """
 
     cpus: float
@@ -32,16 +41,27 @@ class Resources:
     memory_bytes: float
     nodes: int
     node_cpus: float
+    node_memory_bytes: float = 0.0
+    cpus_per_gpu: float = 2.0
+    grows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The actors of one stage: how many, and what each holds."""
+    """The actors of one stage.
+
+    Attributes:
+        least, start, most: actors; `most` is None where only the cluster bounds them.
+        cpus, gpus, memory_bytes: what each holds of a node, by Ray's account.
+    """
 
     stage: str
-    actors: int
+    least: int
+    start: int
+    most: int | None
     cpus: float
     gpus: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +69,27 @@ class Pools:
     """How many actors of each kind, and what each holds.
 
     Attributes:
+        pools: in the order of the stages.
+        task_cpus: CPUs of a task that prepares or commits a shard.
         num_threads: CPU threads of a model; 0 leaves it to the library.
     """
 
     device: str
-    transcribers: int
-    recognisers: int
-    actor_cpus: float
+    pools: tuple[Pool, ...]
     task_cpus: float
-    transcriber_gpus: float
-    recogniser_gpus: float
     num_threads: int
 
-    def by_stage(self) -> list[Pool]:
-        """The pools that have actors, in the order of the stages."""
-        pools = [
-            Pool("transcribe", self.transcribers, self.actor_cpus, self.transcriber_gpus),
-            Pool("recognise", self.recognisers, self.actor_cpus, self.recogniser_gpus),
-        ]
-        return [pool for pool in pools if pool.actors]
+    @property
+    def reserved_share(self) -> float:
+        """Share of a cluster that Ray Data keeps for the stages in equal parts: so much that pools end at `_POOL_SHARE`."""
+        return (1 - _POOL_SHARE) * (len(self.pools) + _TASK_STAGES) / _TASK_STAGES
 
 
 def choose_device(config: JobConfig, resources: Resources) -> str:
     """cuda when asked for or, under auto, when the cluster has a GPU. Raises: ConfigError."""
-    # who says how many actors shall be asked for may have an autoscaler that brings their cards
-    if config.device == "cuda" and not resources.gpus and config.emotion_actors is None:
+    if config.device == "cuda" and not resources.gpus and not resources.grows:
         raise ConfigError(
-            "--device cuda: Ray sees no GPU here; start the workers with GPUs, use --device cpu or, where an autoscaler "
-            "brings them, say with --emotion-actors (and --asr-actors) how many workers to ask for"
+            "--device cuda: Ray sees no GPU on this machine; use --device cpu, or a cluster through RAY_ADDRESS"
         )
     if config.device == "auto":
         return "cuda" if resources.gpus else "cpu"
@@ -84,34 +97,57 @@ def choose_device(config: JobConfig, resources: Resources) -> str:
 
 
 def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: int) -> Pools:
-    """Pool sizes from the cluster and the models; every number can be set by a flag."""
-    asr = slots.needs_asr(plan)
+    """Pool sizes from the cluster and the models."""
+    stages = ["transcribe", "recognise"] if slots.needs_asr(plan) else ["recognise"]
     device = choose_device(config, resources)
-    cpus = max(1, int(resources.cpus))
-    asr_gpus = emotion_gpus = 0.0
+    gpus, memory = dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0)
+    # a place is a card or a node; copies, of each kind there
     if device == "cuda":
-        asr_gpus = (config.asr_gpus or 0.5) if asr else 0.0
-        emotion_gpus = config.emotion_gpus or (0.5 if asr else 1.0)
-        fitting = int(resources.gpus / (asr_gpus + emotion_gpus))
+        gpus |= {"recognise": config.emotion_gpus or 1 / len(stages)}
+        gpus |= {"transcribe": config.asr_gpus or 0.5} if len(stages) > 1 else {}
+        share = sum(gpus.values())
+        copies = int(1 / share) if share <= 1 else 1 / share  # what is left of two cards is no place for an actor
+        places, place_cpus = int(resources.gpus), resources.cpus_per_gpu
     else:
-        fitting = cpus // 2 if asr else cpus
-        copies = _MODEL_OVERHEAD * sum(model["bytes"] for model in plan.models.values())
-        fitting = min(fitting, int(_MODEL_MEMORY_SHARE * resources.memory_bytes / max(copies, 1.0)))
-    default = max(1, min(fitting, num_shards))
-    transcribers = (config.asr_actors or default) if asr else 0
-    recognisers = config.emotion_actors or default
-    actors = transcribers + recognisers
+        memory = _memory(plan, stages)
+        node_memory = resources.node_memory_bytes or resources.memory_bytes
+        copies = min(int(resources.node_cpus) // len(stages), int(node_memory / max(1.0, sum(memory.values()))))
+        copies = max(1, copies)
+        places, place_cpus = int(resources.cpus / resources.node_cpus), resources.node_cpus
+    fitting = max(1, min(int(places * copies), num_shards))
+    asked = {"transcribe": config.asr_actors, "recognise": config.emotion_actors}
+    start = {stage: min(asked[stage] or fitting, fitting) for stage in stages}
+    cpus = min(1.0, _POOL_SHARE * place_cpus / (copies * len(stages)))
+    if not resources.grows:  # so many as are asked for, however little is left for each
+        start = {stage: asked[stage] or fitting for stage in stages}
+        cpus = min(cpus, _POOL_SHARE * resources.cpus / sum(start.values()))
+    # one of each must fit on a node, however large the models
+    room = min(1.0, (resources.node_memory_bytes or math.inf) / max(1.0, sum(memory.values())))
     return Pools(
         device=device,
-        transcribers=transcribers,
-        recognisers=recognisers,
-        # where there are no CPUs yet, an autoscaler is to bring them: a whole one each
-        actor_cpus=min(1.0, _POOL_SHARE * resources.cpus / actors) or 1.0,
+        pools=tuple(
+            Pool(
+                stage,
+                least=1 if resources.grows else start[stage],
+                start=start[stage],
+                most=asked[stage] if resources.grows else start[stage],
+                cpus=cpus,
+                gpus=gpus[stage],
+                memory_bytes=int(room * memory[stage]) if resources.grows else 0,
+            )
+            for stage in stages
+        ),
         # of a node, since a task must fit beside the actors there; all of them together leave Ray Data room to choose: at
         # exactly as much as there is, it starts the tasks that come first and lets finished shards wait
         task_cpus=min(1.0, _TASK_SHARE * resources.node_cpus),
-        transcriber_gpus=asr_gpus,
-        recogniser_gpus=emotion_gpus,
         # from the machine alone: another number of threads could change the last bits of a resumed run's scores
-        num_threads=max(1, cpus // (fitting * (2 if asr else 1) or 1)) if device == "cpu" else 0,
+        num_threads=max(1, int(resources.node_cpus / (copies * len(stages)))) if device == "cpu" else 0,
     )
+
+
+def _memory(plan: Plan, stages: list[str]) -> dict[str, float]:
+    """Bytes that an actor of each stage needs."""
+    weights = dict.fromkeys(stages, 0)
+    for slot, model in plan.models.items():
+        weights["transcribe" if slot.startswith("asr/") else "recognise"] += model["bytes"]
+    return {stage: _MEMORY_OF_MODEL * size for stage, size in weights.items()}

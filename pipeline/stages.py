@@ -2,8 +2,8 @@
 
     shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> finish (CPU tasks)
 
-One shard is one row of one block all the way. Pools are of fixed size: autoscaling GPU pools have hung
-(ray #59144). Each step holds a share of the logical CPUs small enough that all of them fit on a machine with one.
+One shard is one row of one block all the way. On one machine pools are of fixed size; on a cluster they follow its nodes
+(pools.py). Each step holds a share of the logical CPUs small enough that all of them fit on a machine with one.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from pipeline.work import Work
 
 _SHARDS_PER_WAVE = 4096
 """Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
+_CPUS_OF_NODES_TO_COME = 2.0
+"""Of a node, and beside a GPU, while there is none to look at: larger ones have room to spare, smaller ones are rare."""
 _HEAD_ANSWERS_WITHIN_S = 20.0
 _WORKERS_WAIT_MS = 600_000
 _LEDGER_ANSWERS_WITHIN_S = 5.0
@@ -74,13 +76,11 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
             raise JobError(f"cannot {where}: {error}") from error
-        _quiet()
+        _set_up_ray_data()
         nodes = _living_nodes()
-        cpus, gpus, memory = (sum(node["Resources"].get(n, 0.0) for node in nodes) for n in ("CPU", "GPU", "memory"))
         try:
             with heard(_listeners(nodes), out):
-                node_cpus = min((n["Resources"]["CPU"] for n in nodes if n["Resources"].get("CPU")), default=1.0)
-                yield Resources(cpus, gpus, memory, len(nodes), node_cpus)
+                yield _resources(nodes, grows=not embedded)
         finally:
             ray.shutdown()
 
@@ -92,6 +92,21 @@ def _is_embedded() -> bool:
 
 def _living_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _resources(nodes: list[dict[str, Any]], *, grows: bool) -> Resources:
+    held = [[node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")] for node in nodes]
+    cpus, gpus, memory = map(sum, zip(*held, strict=True))
+    return Resources(
+        cpus,
+        gpus,
+        memory,
+        len(nodes),
+        node_cpus=min((cpus for cpus, _, _ in held if cpus), default=_CPUS_OF_NODES_TO_COME),
+        node_memory_bytes=min((memory for cpus, _, memory in held if cpus), default=0.0),
+        cpus_per_gpu=min((cpus / gpus for cpus, gpus, _ in held if gpus), default=_CPUS_OF_NODES_TO_COME),
+        grows=grows,
+    )
 
 
 def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
@@ -138,13 +153,17 @@ def _native_chatter_kept_back() -> Iterator[None]:
                 os.close(kept)
 
 
-def _quiet() -> None:
+def _set_up_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.target_max_block_size = None
+    # Ray Data's own bound of half an hour knows no long recordings and no slow autoscalers; waiting.py has ours
+    context.execution_no_progress_timeout_s = -1
+    # a pool is cut only when all of it is idle: its actors hold what another pool, or another job, may be waiting for
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -161,7 +180,8 @@ def run_shards(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
     metrics = Metrics(work.output, work.plan)
-    patience = Patience(pools.by_stage(), task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
+    ray.data.DataContext.get_current().op_resource_reservation_ratio = pools.reserved_share
+    patience = Patience(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
     finished = 0
     with bounded(patience, partial(_look, pools, ledger, metrics), lambda: finished):
         while wave := tuple(islice(remaining, _SHARDS_PER_WAVE)):
@@ -179,7 +199,7 @@ def run_shards(
 
 def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: ANN401 - Ray's handles are untyped
     """Ask Ray how the actors are, and which nodes there are; None when it does not answer."""
-    counts = {pool.stage: {"asked": pool.actors, "alive": 0, "waiting": 0} for pool in pools.by_stage()}
+    counts = {pool.stage: {"asked": 0, "alive": 0, "waiting": 0} for pool in pools.pools}
     try:
         # private, for want of another way to a driver whose cluster has no dashboard; ray is pinned to one version
         actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id)
@@ -193,13 +213,14 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
     for actor in actors.values():
         for stage, states in counts.items():
             if stage.capitalize() in actor["ActorClassName"] and actor["State"] != "DEAD":
+                states["asked"] += 1
                 states["alive" if actor["State"] == "ALIVE" else "waiting"] += 1
     metrics.actors(counts)
     return Seen(
         alive={stage: states["alive"] for stage, states in counts.items()},
         waiting={stage: states["waiting"] for stage, states in counts.items()},
         under_way=under_way,
-        nodes={node: (resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for node, resources in nodes.items()},
+        nodes={id_: tuple(node.get(name, 0.0) for name in ("CPU", "GPU", "memory")) for id_, node in nodes.items()},
     )
 
 
@@ -225,13 +246,14 @@ def _pipeline(
     dataset.set_name(f"annotate_{work.plan.plan}")
     dataset = dataset.map_batches(prepare_shard, **task)  # type: ignore[arg-type]
     actors = {"transcribe": Transcribe, "recognise": Recognise}
-    for pool in pools.by_stage():
+    for pool in pools.pools:
         dataset = dataset.map_batches(
             actors[pool.stage],
             fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most, initial_size=pool.start),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
+            memory=pool.memory_bytes or None,
             **whole,
         )
     return dataset.map_batches(commit_shard, **task)  # type: ignore[arg-type]

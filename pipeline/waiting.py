@@ -8,6 +8,7 @@ two minutes the job says what it waits for, and after `--wait-for-workers-s` it 
 from __future__ import annotations
 
 import logging
+import operator
 import signal
 import threading
 import time
@@ -31,13 +32,13 @@ class Seen:
     Attributes:
         alive, waiting: actors by stage; those that are dead for good are in neither.
         under_way: shards that some stage has in hand.
-        nodes: CPUs and GPUs of every living node, by its id.
+        nodes: CPUs, GPUs and bytes of memory of every living node, by its id.
     """
 
     alive: Mapping[str, int]
     waiting: Mapping[str, int]
     under_way: int
-    nodes: Mapping[str, tuple[float, float]]
+    nodes: Mapping[str, tuple[float, float, float]]
 
 
 class Patience:
@@ -77,19 +78,22 @@ class Patience:
             _log.warning("warning: %s Waiting for %s, %s (--wait-for-workers-s)", stuck, _time(waited_s), until)
 
     def _stuck(self, seen: Seen) -> str | None:
+        cpus, gpus = (sum(node[held] for node in seen.nodes.values()) for held in (0, 1))
         cluster = (
-            f"the cluster has {_plural(sum(cpus for cpus, _ in seen.nodes.values()), 'CPU')} and "
-            f"{_plural(sum(gpus for _, gpus in seen.nodes.values()), 'GPU')} on {_plural(len(seen.nodes), 'node')}"
+            f"the cluster has {_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')} on {_plural(len(seen.nodes), 'node')}"
         )
         for pool in self._pools:
             if seen.waiting.get(pool.stage, 0) and not seen.alive.get(pool.stage, 0):
                 each = f"{_plural(pool.cpus, 'CPU')} and {_plural(pool.gpus, 'GPU')}"
-                fits = any(cpus >= pool.cpus and gpus >= pool.gpus for cpus, gpus in seen.nodes.values())
+                each += f" and {pool.memory_bytes / 1e9:.3g} GB" if pool.memory_bytes else ""
+                needs = (pool.cpus, pool.gpus, pool.memory_bytes)
+                fits = any(all(map(operator.ge, node, needs)) for node in seen.nodes.values())
                 why = (
                     "which is enough for one: other work holds it, the models are still loading, or workers die as they start."
                     if fits else "and no node is large enough for one."
                 )  # fmt: skip
-                return f"no {pool.stage} actor runs: of {pool.actors} asked for each needs {each}; {cluster}, {why}"
+                asked = seen.waiting[pool.stage]
+                return f"no {pool.stage} actor runs: of {asked} asked for each needs {each}; {cluster}, {why}"
         if not seen.under_way:
             return f"no stage has a shard in hand: tasks ask for {_plural(self._task_cpus, 'CPU')} each; {cluster}."
         return None

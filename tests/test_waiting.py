@@ -18,9 +18,9 @@ from tests.corpus import ROOT, annotate, rows, write_manifest
 from tests.noop_models import environment, models_of
 from tests.test_cluster import head
 
-POOLS = [Pool("transcribe", 2, 1.0, 0.5), Pool("recognise", 2, 1.0, 0.5)]
-SMALL = {"head": (4.0, 0.0)}
-LARGE = {"head": (4.0, 0.0), "gpu": (8.0, 1.0)}
+POOLS = [Pool(stage, 1, 2, None, cpus=1.0, gpus=0.5, memory_bytes=0) for stage in ("transcribe", "recognise")]
+SMALL = {"head": (4.0, 0.0, 8e9)}
+LARGE = {"head": (4.0, 0.0, 8e9), "gpu": (8.0, 1.0, 8e9)}
 RUNNING = {"transcribe": 2, "recognise": 2}
 
 
@@ -47,6 +47,16 @@ def test_a_pool_without_an_actor_ends_the_job_and_says_what_is_missing():
     assert "no node is large enough" in said and "--wait-for-workers-s" in said
 
 
+def test_models_too_large_for_every_node_are_named():
+    """Fails if a pool that waits for memory reads as one whose place is taken."""
+    pool = Pool("recognise", 1, 1, None, cpus=1.0, gpus=0.0, memory_bytes=int(9e9))
+    watched = Patience([pool], task_cpus=1.0, limit_s=600.0)
+    stuck = seen(alive={}, waits={"recognise": 1})
+    watched.look(stuck, 0, 0.0)
+    with pytest.raises(JobError, match=r"1 CPU and 0 GPUs and 9 GB; .* and no node is large enough"):
+        watched.look(stuck, 0, 601.0)
+
+
 def test_actors_that_fit_but_do_not_start_are_told_apart():
     """Fails if a broken runtime environment reads as a cluster that is too small."""
     watched = patience()
@@ -60,7 +70,7 @@ def test_actors_that_fit_but_do_not_start_are_told_apart():
     ("later", "finished"),
     [
         (seen(alive={"transcribe": 1, "recognise": 0}, waits={"transcribe": 1, "recognise": 2}), 0),
-        (seen(alive={}, waits=RUNNING, nodes={**SMALL, "new": (1.0, 0.0)}), 0),
+        (seen(alive={}, waits=RUNNING, nodes={**SMALL, "new": (1.0, 0.0, 8e9)}), 0),
         (NO_CARD, 1),
     ],
     ids=["an actor starts", "a node joins", "a shard is finished"],
@@ -120,7 +130,7 @@ def test_a_job_whose_workers_cannot_start_ends(tmp_path: Path) -> None:
     broken = {"runtime_env": {"py_executable": "/bin/false", "env_vars": {"PYTHONPATH": str(ROOT)}}}
     with head(tmp_path, 2) as cluster:
         armed = {**cluster.environment, **environment(widths)}
-        on_gpus = [*options, "--device", "cuda", "--emotion-actors", "1"]
+        on_gpus = [*options, "--device", "cuda"]
         done = annotate(manifest, tmp_path / "gpus", *on_gpus, env=armed, expect=1)
         assert "each needs 1 CPU and 1 GPU; the cluster has 2 CPUs and 0 GPUs on 1 node" in done.stderr
         armed["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(broken)

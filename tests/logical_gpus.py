@@ -1,0 +1,33 @@
+"""GPUs by Ray's word alone: real models, each on a CPU, in workers that were given a card that is none, and a pause a shard."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+_PAUSE = "LOGICAL_GPU_PAUSE_S"
+
+
+def arm() -> None:
+    """Move the models of this process to the CPU."""
+    from pipeline.models import slots
+
+    prepare, recogniser_for = slots.Loaded.__init__, slots.Loaded.recogniser_for
+
+    def on_cpu(self: slots.Loaded, models: Mapping[str, Any], **options: Any) -> None:
+        prepare(self, models, **{**options, "device": "cpu", "num_threads": 1})
+
+    def unhurried(self: slots.Loaded, language: str) -> object:
+        time.sleep(float(os.environ[_PAUSE]))
+        return recogniser_for(self, language)
+
+    slots.Loaded.__init__, slots.Loaded.recogniser_for = on_cpu, unhurried
+
+
+def environment(pause_s: float) -> Mapping[str, str]:
+    """With these variables a job's workers are armed; `pause_s` goes by before each shard is recognised."""
+    hook = {"worker_process_setup_hook": f"{__name__}.arm", "env_vars": {_PAUSE: str(pause_s)}}
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": hook})}
