@@ -39,8 +39,8 @@ def _parser() -> Parser:
                         "(default: recording_id)")  # fmt: skip
     parser.add_argument("--published-test-set", action="store_true",
                         help="this is the test set of the published figures; they are shown if its classes agree")  # fmt: skip
-    parser.add_argument("--write", metavar="FOLDER", help="write metrics.json, metrics.parquet, confusion.parquet, "
-                        "reliability.parquet and predictions.parquet there")  # fmt: skip
+    parser.add_argument("--write", metavar="FOLDER", help="write metrics.json there, and its tables and every "
+                        "prediction as Parquet; jobs.report --evaluation makes a page of them")  # fmt: skip
     parser.add_argument("--fit-calibration", metavar="FILE", help="fit a temperature for each model and language on these "
                         "rows, for jobs.annotate --calibration")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")

@@ -175,6 +175,12 @@ def test_abstention_is_weighed_not_hidden(tmp_path, monkeypatch, capsys):
     assert found["overall"]["rows"] == found["counts"]["utterances"] == 80
     assert 0 < found["abstention"]["kept"]["share"] < 1
     assert found["abstention"]["kept"] == {name: at_bound[name] for name in ("rows", "share", "accuracy")}
+    assert main([output, "--labels", "label", "--resamples", "0"]) == 0
+    (at_bound,) = [row for row in found["abstention"]["thresholds"] if row["min_confidence"] == 0.5]
+    assert 0 < at_bound["rows"] < 80 and (
+        f"from 0.5 on {100 * at_bound['share']:.2f} % stay, {100 * at_bound['accuracy']:.2f} % right"
+        in capsys.readouterr().out
+    )
 
 
 def test_from_labels_to_a_config(tmp_path, capsys):

@@ -148,6 +148,10 @@ def test_words_are_counted_by_recording(output, tmp_path):
     assert found["recordings"] == len(recordings) and LONG in recordings
     assert (found["substitutions"], found["deletions"], found["insertions"]) == (0, missed, 2)  # "t t t" for "T!"
     assert found["word_error_rate"] == (missed + 2) / (len(recordings) + missed)
+    assert found["low"] < found["word_error_rate"] < found["high"]
+    (row,) = [row for row in pq.read_table(tmp_path / "ev" / "metrics.parquet").to_pylist()
+              if (row["slice"], row["metric"]) == ("all", "word_error_rate")]  # fmt: skip
+    assert (row["figure"], row["low"], row["high"]) == (found["word_error_rate"], found["low"], found["high"])
 
 
 def test_words_as_they_are_counted():
@@ -185,6 +189,15 @@ def test_two_outputs_side_by_side(output, other, tmp_path, capsys):
         "the sets differ, and these are in no figure: 10 only in the first, 1 with another true label"
         in capsys.readouterr().out
     )
+    assert found["words"]["recordings"] == found["rows"] + 1 - 2 and found["words"]["difference"] == 0
+    table = {row["metric"]: row for row in pq.read_table(tmp_path / "ev" / "comparisons.parquet").to_pylist()}
+    assert set(table) == {*found["metrics"], "word_error_rate"}
+    for name, row in found["metrics"].items():
+        assert [table[name][f"figure_{one}"] for one in ("first", "second")] == [row["first"], row["second"]]
+        assert [table[name][each] for each in ("difference", "low", "high")] == [
+            row[e] for e in ("difference", "low", "high")
+        ]
+        assert table[name]["p_value"] == (found["test"]["p_value"] if name == "accuracy" else None)
 
 
 def test_an_output_against_itself_is_no_different(output, tmp_path):

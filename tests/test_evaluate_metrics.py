@@ -16,6 +16,7 @@ from sklearn.metrics import (
 
 from pipeline.evaluate import metrics
 from pipeline.evaluate.published import CARD_METRICS, PUBLISHED, TEST_SETS, beside_published
+from pipeline.evaluate.words import compare_rates, error_rate
 from pipeline.schema import EMOTIONS
 
 COUNTS = {
@@ -161,3 +162,43 @@ def test_published_figures_stand_beside_the_same_test_set_alone():
     assert beside_published("de", "mean", truth, ours, set(), declared=True) is None
     texts = beside_published("en", "text", truth, ours, set(), declared=True)
     assert texts is not None and "453 texts, the published one 11,691" in texts["why_not"][0]
+
+
+def errors_of(wrong: np.ndarray, words: int = 5) -> dict[str, dict[str, int]]:
+    """Recordings of `words` words, in each of which so many were heard as others."""
+    none = {"deletions": 0, "insertions": 0, "utterances": 1}
+    return {f"r{n}": {"words": words, "substitutions": int(count), **none} for n, count in enumerate(wrong)}
+
+
+def test_the_interval_of_a_word_error_rate_is_as_wide_as_its_recordings_vary():
+    """Fails if words are drawn instead of recordings, copies that are drawn together narrow it, or it leaves out the rate."""
+    wrong = np.random.default_rng(0).integers(0, 5, 400)
+    names = list(errors_of(wrong))
+    found = error_rate(errors_of(wrong), names, np.arange(400), resamples=3000, seed=1)
+    half = 1.96 * (wrong / 5).std() / 20
+    assert found is not None and found["word_error_rate"] == wrong.sum() / 2000
+    assert (found["low"], found["high"]) == pytest.approx((wrong.mean() / 5 - half, wrong.mean() / 5 + half), abs=0.003)
+    by_speaker = error_rate(
+        errors_of(np.repeat(wrong[:40], 10)), names, np.repeat(np.arange(40), 10), resamples=3000, seed=1
+    )
+    alone = error_rate(errors_of(wrong[:40]), names[:40], np.arange(40), resamples=3000, seed=1)
+    assert by_speaker is not None and alone is not None
+    assert (by_speaker["low"], by_speaker["high"]) == pytest.approx((alone["low"], alone["high"]), abs=0.01)
+    bare = error_rate(errors_of(wrong), names, np.arange(400), resamples=0, seed=1)
+    assert bare is not None and bare["low"] is bare["high"] is None
+    assert error_rate(errors_of(wrong), ["another"], np.arange(1), resamples=10, seed=1) is None
+
+
+def test_word_error_rates_are_compared_recording_by_recording():
+    """Fails if two transcriptions that differ a little on every recording are told apart no better than two corpora."""
+    wrong = np.random.default_rng(0).integers(0, 4, 300)
+    one, other = errors_of(wrong), errors_of(wrong + (np.arange(300) % 10 == 0))
+    other["r7"]["words"] = 6  # another reference: in neither figure
+    names = list(one)
+    found = compare_rates([one, other], [names, names[:-1]], np.arange(300), resamples=1000, seed=0)
+    counted = [n for n in range(299) if n != 7]
+    more = sum(n % 10 == 0 for n in counted) / (5 * len(counted))
+    assert found is not None and found["recordings"] == 298
+    assert found["first"] == pytest.approx(wrong[counted].mean() / 5) and found["difference"] == pytest.approx(more)
+    assert 0.01 < found["low"] < more < found["high"] < 0.03
+    assert compare_rates([one, {}], [names, names], np.arange(300), resamples=10, seed=0) is None

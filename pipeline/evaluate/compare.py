@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,21 @@ from scipy.stats import binomtest
 
 from pipeline.evaluate.labelled import Labelled
 from pipeline.evaluate.metrics import CLASSES, METRICS, interval, resample, scores_of, summary
+from pipeline.evaluate.words import Errors, compare_rates
 
 
-def compare(first: Labelled, second: Labelled, *, resample_by: str, resamples: int, seed: int) -> dict[str, Any]:
+def compare(
+    first: Labelled, second: Labelled, errors: Sequence[Errors], *, resample_by: str, resamples: int, seed: int
+) -> dict[str, Any]:
     """The second output less the first, paired by utterance id.
 
     Only utterances of both count whose true label is the same in both. The test is McNemar's, exact: how likely so uneven a
-    split of the utterances that one alone got right would be, were both equally good. Differences have bootstrap intervals
-    over the same draws. `p_value` and the rest are None when they share nothing.
+    split of the utterances that one alone got right would be, were both equally good. It takes utterances as independent;
+    where recordings are cut into many, look at the intervals: differences have bootstrap intervals over the same draws, which
+    `resample_by` groups. `p_value` and the rest are None when they share nothing.
+
+    Args:
+        errors: in the words of the first output and of the second, by recording; compared whatever the labels are.
     """
     rows = _shared(first, second)
     same = np.array([first.truth[i] == second.truth[j] for i, j in rows], dtype=bool)
@@ -32,7 +40,11 @@ def compare(first: Labelled, second: Labelled, *, resample_by: str, resamples: i
         "test": None,
         "agreement": None,
         "largest_score_difference": None,
-    }
+        "words": compare_rates(
+            errors, [each.column("recording_id") for each in (first, second)], groups_of(first, resample_by),
+            resamples=resamples, seed=seed,
+        ),
+    }  # fmt: skip
     if not len(pairs):
         return found
     one, other = first.take(pairs[:, 0]), second.take(pairs[:, 1])

@@ -22,7 +22,7 @@ from pipeline.evaluate.compare import compare, groups_of
 from pipeline.evaluate.labelled import REFERENCE, SMALL, Labelled, read_labelled
 from pipeline.evaluate.metrics import INTERVAL, confusion, per_class, summary, with_intervals
 from pipeline.evaluate.published import beside_published
-from pipeline.evaluate.words import count_errors, error_rate
+from pipeline.evaluate.words import Errors, count_errors, error_rate
 from pipeline.schema import EMOTIONS, passthrough_name
 
 FORMAT = 1
@@ -30,7 +30,7 @@ SLICES = ("dataset", "language", "speaker", "sex", "duration", "text_source")
 """What is looked at apart where an output has it; `duration` is `duration_s` in steps."""
 _MOST_VALUES = 50
 _DURATIONS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-_ABSTENTION = tuple(round(0.05 * step, 2) for step in range(6, 20))
+_ABSTENTION = (*(round(0.05 * step, 2) for step in range(6, 20)), 0.98, 0.99, 0.999)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,11 @@ def read(outputs: Sequence[str], options: Options) -> list[Labelled]:
 
 def evaluate(outputs: Sequence[Labelled], options: Options) -> dict[str, Any]:
     """Everything about some outputs, and of each but the first how it compares with the first."""
-    drawing = {"resample_by": options.resample_by, "resamples": options.resamples, "seed": options.seed}
+    drawing: dict[str, Any] = {"resample_by": options.resample_by, "resamples": options.resamples, "seed": options.seed}
+    references = passthrough_name(options.references or REFERENCE)
+    errors = [
+        count_errors(labelled, references) if references in labelled.table.column_names else {} for labelled in outputs
+    ]
     return {
         "format": FORMAT,
         "version": __version__,
@@ -84,17 +88,15 @@ def evaluate(outputs: Sequence[Labelled], options: Options) -> dict[str, Any]:
         "labels": options.labels,
         "interval": INTERVAL,
         **drawing,
-        "outputs": [_of_output(labelled, options) for labelled in outputs],
+        "outputs": [_of_output(labelled, options, found) for labelled, found in zip(outputs, errors, strict=True)],
         "comparisons": [
-            compare(outputs[0], other, resample_by=options.resample_by, resamples=options.resamples, seed=options.seed)
-            for other in outputs[1:]
+            compare(outputs[0], other, [errors[0], found], **drawing)
+            for other, found in list(zip(outputs, errors, strict=True))[1:]
         ],
     }
 
 
-def _of_output(labelled: Labelled, options: Options) -> dict[str, Any]:
-    references = passthrough_name(options.references or REFERENCE)
-    errors = count_errors(labelled, references) if references in labelled.table.column_names else {}
+def _of_output(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
     slices = list(_slices(labelled, options, errors))
     warnings = list(labelled.warnings)
     small = [f"{part['column']} {part['value']} ({part['rows']})" for part in slices if part["small"]]
@@ -128,18 +130,19 @@ def _of_output(labelled: Labelled, options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measure(labelled: Labelled, options: Options, errors: dict[str, dict[str, int]]) -> dict[str, Any]:
+def _measure(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
     """The figures of some rows."""
     truth, predicted = labelled.truth, labelled.predicted
     groups = groups_of(labelled, options.resample_by)
     calibration = reliability(labelled.confidence, truth == predicted)
+    drawing: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     return {
         "rows": len(labelled),
-        "metrics": with_intervals(truth, predicted, groups, resamples=options.resamples, seed=options.seed),
+        "metrics": with_intervals(truth, predicted, groups, **drawing),
         "per_class": per_class(truth, predicted),
         "confusion": confusion(truth, predicted),
         "calibration": {**calibration, "log_loss": log_loss(labelled.scores, truth)},
-        "words": error_rate(errors, labelled.column("recording_id")) if errors else None,
+        "words": error_rate(errors, labelled.column("recording_id"), groups, **drawing) if errors else None,
     }
 
 
@@ -161,7 +164,7 @@ def _values(labelled: Labelled, options: Options) -> dict[str, dict[str, NDArray
     return found
 
 
-def _slices(labelled: Labelled, options: Options, errors: dict[str, dict[str, int]]) -> Iterator[dict[str, Any]]:
+def _slices(labelled: Labelled, options: Options, errors: Errors) -> Iterator[dict[str, Any]]:
     for name, values in _values(labelled, options).items():
         for value, rows in list(values.items())[:_MOST_VALUES]:
             part = labelled.take(rows)

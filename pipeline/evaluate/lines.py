@@ -12,6 +12,7 @@ from pipeline.evaluate.published import CARD_METRICS
 _TITLES = {
     "accuracy": "accuracy", "weighted_precision": "w. precision", "weighted_f1": "w. F1", "macro_f1": "macro F1", "uar": "UAR",
 }  # fmt: skip
+_SHOWN_BOUNDS = (0.5, 0.7, 0.9)
 
 
 def lines_of(evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -50,6 +51,8 @@ def _output(output: Mapping[str, Any]) -> Iterator[str]:
     if output["abstention"]["kept"]:
         kept = output["abstention"]["kept"]
         yield f"abstained from {_percent(1 - kept['share'])} %; {_percent(kept['accuracy'])} % of the others are right"
+    yield "right if less sure ones abstained: " + ", ".join(_kept(row) for row in output["abstention"]["thresholds"]
+                                                            if row["min_confidence"] in _SHOWN_BOUNDS)  # fmt: skip
     if overall["words"]:
         yield f"words: {_words(overall['words'])}"
     yield from _slices(output)
@@ -65,7 +68,7 @@ def _slices(output: Mapping[str, Any]) -> Iterator[str]:
     rows = [
         [part["column"], part["value"], f"{part['rows']:,}",
          *(_figure(part["metrics"][name]) for name in ("accuracy", "macro_f1", "uar")),
-         _percent(part["words"]["word_error_rate"]) if part["words"] else ""]
+         _rate(part["words"]) if part["words"] else ""]
         for part in output["slices"]
         if not part["small"]
     ]  # fmt: skip
@@ -100,6 +103,7 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
     others = f"; the sets differ, and these are in no figure: {', '.join(apart)}" if apart else ", the same in both"
     yield f"paired on {comparison['rows']:,} utterances{others}"
     if comparison["metrics"] is None:
+        yield from _words_compared(comparison)
         yield ""
         return
     yield ""
@@ -110,9 +114,10 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
     test = comparison["test"]
     yield ""
     yield (f"right in the first alone {test['only_first_right']:,}, in the second alone {test['only_second_right']:,}: "
-           f"p = {test['p_value']:.3g} ({test['name']})")  # fmt: skip
+           f"p = {test['p_value']:.3g} ({test['name']}, of the accuracies)")  # fmt: skip
     yield (f"same label in {_percent(comparison['agreement'])} % of utterances, scores at most "
            f"{comparison['largest_score_difference']:.2g} apart")  # fmt: skip
+    yield from _words_compared(comparison)
     yield ""
 
 
@@ -136,9 +141,26 @@ def _figure(figure: Mapping[str, Any], *, signed: bool = False) -> str:
     return value if figure["low"] is None else f"{value} [{_percent(figure['low'])}, {_percent(figure['high'])}]"
 
 
+def _kept(row: Mapping[str, Any]) -> str:
+    right = f", {_percent(row['accuracy'])} % right" if row["rows"] else ""
+    return f"from {row['min_confidence']:g} on {_percent(row['share'])} % stay{right}"
+
+
+def _rate(words: Mapping[str, Any]) -> str:
+    return _figure({**words, "value": words["word_error_rate"]})
+
+
+def _words_compared(comparison: Mapping[str, Any]) -> Iterator[str]:
+    words = comparison["words"]
+    if words:
+        difference = _figure({**words, "value": words["difference"]}, signed=True)
+        yield (f"words wrong in the same {words['recordings']:,} recordings: {_percent(words['first'])} and "
+               f"{_percent(words['second'])} %, difference {difference}")  # fmt: skip
+
+
 def _words(words: Mapping[str, Any]) -> str:
     return (
-        f"{_percent(words['word_error_rate'])} % of {words['words']:,} wrong in {words['recordings']:,} recordings "
+        f"{_rate(words)} % of {words['words']:,} wrong in {words['recordings']:,} recordings "
         f"({words['substitutions']:,} others, {words['deletions']:,} missed, {words['insertions']:,} added)"
     )
 

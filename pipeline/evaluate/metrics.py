@@ -6,6 +6,7 @@ each; they are counted in one stroke by `scores_of`, and a test holds both again
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,16 +67,21 @@ def resample(cells: Counts, groups: Counts, num_cells: int, *, resamples: int, s
         groups: int64 [N] from 0 up without gaps: rows of one group are drawn together, since they are not independent.
     Returns: int64 [resamples, num_cells].
     """
-    random = np.random.default_rng(seed)
     num_groups = int(groups.max()) + 1
     if num_groups == len(groups):  # a row a group: the same in one draw
         shares = np.bincount(cells, minlength=num_cells) / len(cells)
-        return random.multinomial(len(cells), shares, size=resamples).astype(np.int64)
+        return np.random.default_rng(seed).multinomial(len(cells), shares, size=resamples).astype(np.int64)
     drawn = np.empty((resamples, num_cells), np.int64)
-    for number in range(resamples):
-        times = np.bincount(random.integers(0, num_groups, num_groups), minlength=num_groups)
+    for number, times in enumerate(draws(num_groups, resamples=resamples, seed=seed)):
         drawn[number] = np.bincount(cells, weights=times[groups], minlength=num_cells).astype(np.int64)
     return drawn
+
+
+def draws(num_groups: int, *, resamples: int, seed: int) -> Iterator[Counts]:
+    """How often each group is drawn, once a resample: int64 [num_groups], as many in all as there are groups."""
+    random = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(random.integers(0, num_groups, num_groups), minlength=num_groups)
 
 
 def scores_of(matrices: Counts) -> NDArray[np.float64]:

@@ -135,6 +135,19 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Se
     return _drawn(draw, name, height_in=3.6)
 
 
+def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Markup:
+    """What share of those that are kept is right, over the share that is kept."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(kept, right, color=_ACCENT, linewidth=1.5, marker="o", markersize=4)
+        axes.set_xlim(0, 1.03)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("share kept")
+        axes.set_ylabel("share of these right")
+
+    return _drawn(draw, name, height_in=2.8)
+
+
 def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, name: str) -> Markup:
     """A bar for each name, divided by emotion; shares in the order of `EMOTIONS`."""
 
