@@ -3,10 +3,14 @@
 A run that a table has is left out, so a killed publisher is finished by the next. Delta: the commit carries a transaction
 identifier for the run, which delta-rs refuses to commit twice, so two publishers at once are safe. Lance and Iceberg: one
 publisher at a time. An append to Lance never conflicts, and pyiceberg repeats one that did; two at once doubled a run.
+
+Each library finds credentials in its own way, and all of them in `AWS_ACCESS_KEY_ID` and the like. What they do not agree on is
+another endpoint than Amazon's: they are told what `AWS_ENDPOINT_URL` says, as our own store is.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +44,18 @@ Commit = Callable[[Plan], bool]
 """Commits one run; False when the table has it."""
 
 
+def storage_options(table: str) -> dict[str, str]:
+    """What delta-rs and Lance are told of the store: an S3 endpoint of one's own; for other tables nothing."""
+    endpoint = _endpoint()
+    if not endpoint or not table.startswith(("s3://", "s3a://")):
+        return {}
+    return {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def _stream(rows: Rows, plan: Plan) -> pa.RecordBatchReader:
     return rows.of([plan.plan]).utterances().scanner().to_reader()
 
@@ -47,20 +63,23 @@ def _stream(rows: Rows, plan: Plan) -> pa.RecordBatchReader:
 def _delta(rows: Rows, table: str) -> Commit:
     delta = optional("deltalake", extra="delta")
     partitions = [field.name for field in rows.partition_fields]
+    stored = storage_options(table)
 
     def commit(plan: Plan) -> bool:
         application = f"{_APPLICATION}/{plan.plan}"
         once = delta.CommitProperties(app_transactions=[delta.Transaction(application, 1)])
         written: dict[str, Any] = {"mode": "append", "schema_mode": "merge", "commit_properties": once}
         try:
-            if not delta.DeltaTable.is_deltatable(table):
-                delta.DeltaTable.create(table, rows.schema(), mode="ignore", partition_by=partitions)
-            opened = delta.DeltaTable(table)
+            if not delta.DeltaTable.is_deltatable(table, storage_options=stored):
+                delta.DeltaTable.create(
+                    table, rows.schema(), mode="ignore", partition_by=partitions, storage_options=stored
+                )
+            opened = delta.DeltaTable(table, storage_options=stored)
             if opened.transaction_version(application) is not None:
                 return False
             delta.write_deltalake(opened, _stream(rows, plan), **written)
         except delta.exceptions.CommitFailedError as error:
-            if delta.DeltaTable(table).transaction_version(application) is not None:
+            if delta.DeltaTable(table, storage_options=stored).transaction_version(application) is not None:
                 return False  # another publisher was first
             raise JobError(f"{table}: {cause(error)}") from error
         except (delta.exceptions.DeltaError, OSError) as error:
@@ -72,13 +91,14 @@ def _delta(rows: Rows, table: str) -> Commit:
 
 def _lance(rows: Rows, table: str) -> Commit:
     lance = optional("lance", extra="lance")
+    stored = storage_options(table)
 
     def commit(plan: Plan) -> bool:
         try:
             try:
-                opened = lance.dataset(table)
+                opened = lance.dataset(table, storage_options=stored)
             except ValueError:  # there is none
-                lance.write_dataset(_stream(rows, plan), table, mode="create")
+                lance.write_dataset(_stream(rows, plan), table, mode="create", storage_options=stored)
                 return True
             if opened.count_rows(filter=f"run_id = '{plan.plan}'"):
                 return False
@@ -97,7 +117,7 @@ def _iceberg(rows: Rows, table: str) -> Commit:
     from pyiceberg.expressions import EqualTo
 
     try:
-        catalog = load_catalog()
+        catalog = load_catalog(**_catalog_properties())
         catalog.create_namespace_if_not_exists(table.rpartition(".")[0])
         opened = catalog.create_table_if_not_exists(table, rows.schema())
     except (ValueError, RESTError, OSError) as error:
@@ -115,6 +135,21 @@ def _iceberg(rows: Rows, table: str) -> Commit:
         return True
 
     return commit
+
+
+def _catalog_properties() -> dict[str, str]:
+    """What the environment says of S3 and the catalog's own configuration does not.
+
+    Without a region pyiceberg would ask Amazon for it, wherever the endpoint is.
+    """
+    from pyiceberg.utils.config import Config
+
+    config = Config()
+    configured = config.get_catalog_config(config.get_default_catalog_name()) or {}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint = _endpoint()
+    found = {"s3.endpoint": endpoint, "s3.region": region or ("us-east-1" if endpoint else None)}
+    return {name: value for name, value in found.items() if value and name not in configured}
 
 
 _FORMATS: dict[str, Callable[[Rows, str], Commit]] = {"delta": _delta, "iceberg": _iceberg, "lance": _lance}

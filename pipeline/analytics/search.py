@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.analytics.publish import storage_options
 from pipeline.analytics.tables import Rows, asking, optional, quoted
 from pipeline.audio.limits import AudioLimits
 from pipeline.audio.sandbox import sandbox
@@ -154,7 +155,7 @@ def nearest_in_lance(
     lance = optional("lance", extra="lance")
     wanted: dict[str, Any] = {"column": query.column, "q": query.vector, "k": top, "metric": "cosine"}
     try:
-        opened = lance.dataset(table)
+        opened = lance.dataset(table, storage_options=storage_options(table))
         found = opened.to_table(
             columns=[*columns, "_distance"], nearest=wanted, filter=_condition(query, where), prefilter=True
         )
