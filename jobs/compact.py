@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.analytics.compact import COMPACTED, compact
+from pipeline.analytics.indexed import bring_up_to_date
 from pipeline.analytics.publish import FORMATS, publish
 from pipeline.analytics.tables import Rows, finished_rows
 from pipeline.errors import ConfigError
@@ -36,6 +37,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--table", metavar="TABLE", help="folder or URI; iceberg: namespace.name in pyiceberg's catalog"
     )
+    parser.add_argument("--index", action="store_true", help="with --publish lance: then make an index for each embedding, or "
+                        "bring it up to date, for jobs.search --lance")  # fmt: skip
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 
@@ -51,6 +54,8 @@ def _compact(flags: argparse.Namespace) -> int:
         raise ConfigError("--target-mb must be more than 0")
     if bool(flags.publish) != bool(flags.table):
         raise ConfigError("--publish and --table go together")
+    if flags.index and flags.publish != "lance":
+        raise ConfigError("--index goes with --publish lance alone: the other formats have none")
     rows = finished_rows(open_store(flags.output))
     if flags.publish:
         return _publish(rows, flags)
@@ -73,6 +78,8 @@ def _publish(rows: Rows, flags: argparse.Namespace) -> int:
     for plan in publish(rows, flags.publish, flags.table):
         done += 1
         print(f"run {plan.plan} is in {flags.table}", flush=True)
+    for sentence in bring_up_to_date(flags.table) if flags.index and rows.plans else ():
+        print(sentence, flush=True)
     print(f"{done or 'nothing'} new, {len(rows.plans):,} finished runs in {flags.publish} table {flags.table}")
     return 0
 

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.analytics.search import SHOWN, Query, heard, like, nearest, nearest_in_lance, read
+from pipeline.analytics.indexed import nearest_in_lance
+from pipeline.analytics.nearest import SHOWN, nearest
+from pipeline.analytics.search import Query, heard, like, read
 from pipeline.analytics.tables import Rows, asking, finished_rows
 from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS
@@ -43,7 +45,8 @@ def _parser() -> Parser:
     parser.add_argument("--where", metavar="SQL", help="only these, as in \"emotion = 'anger' AND speaker <> 'ada'\"")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many (default: 10)")
     parser.add_argument("--columns", default=",".join(SHOWN), metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--lance", metavar="TABLE", help="ask this copy, made by jobs.compact --publish lance, instead")
+    parser.add_argument("--lance", metavar="TABLE", help="ask this copy, made by jobs.compact --publish lance, instead: with its "
+                        "--index not exact, and as fast as the index is")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON line a row instead of a table")
     parser.add_argument("--version", action="version", version=__version__)
     return parser

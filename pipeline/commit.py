@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.figures import Figures, total
 from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shard
+from pipeline.schema import EMBEDDINGS
 from pipeline.spool import reject_schema, rejects_table
 from pipeline.storage import Store
 
@@ -102,10 +103,28 @@ def write_part(store: Store, key: str, utterances: pa.Table, receipt: Receipt) -
 def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
     """The part as it lies in the store: pages with checksums, the receipt in the footer."""
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, utterances.schema, compression="zstd", write_page_checksum=True) as writer:
+    with pq.ParquetWriter(buffer, utterances.schema, **encodings(utterances.schema)) as writer:
         writer.write_table(utterances, row_group_size=_ROW_GROUP_ROWS)
         writer.add_key_value_metadata({_RECEIPT: json.dumps(asdict(receipt)).encode()})
     return buffer.getvalue()
+
+
+def encodings(schema: pa.Schema) -> dict[str, Any]:
+    """How a ParquetWriter is to write utterances: everything with zstd, embeddings as they are.
+
+    Floats that never repeat are larger with a dictionary than without, and zstd takes 8 % off them for half of the time that
+    they take to be read (docs/log.md).
+    """
+    empty = io.BytesIO()
+    pq.ParquetWriter(empty, schema).close()
+    leaves = pq.ParquetFile(empty).schema
+    paths = [leaves.column(number).path for number in range(len(leaves.names))]
+    others = [path for path in paths if path.partition(".")[0] not in EMBEDDINGS]
+    return {
+        "compression": {path: "zstd" if path in others else "none" for path in paths},
+        "use_dictionary": others,
+        "write_page_checksum": True,
+    }
 
 
 def read_receipt(store: Store, key: str) -> Receipt:

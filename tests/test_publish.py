@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from jobs.compact import main
 from jobs.search import main as search
+from pipeline.analytics.indexed import bring_up_to_date, nearest_in_lance
+from pipeline.analytics.nearest import nearest
 from pipeline.analytics.publish import FORMATS, publish, storage_options
+from pipeline.analytics.search import like
 from pipeline.analytics.tables import finished_rows
 from pipeline.errors import ConfigError
+from tests import outputs
 from tests.outputs import finished_output
 
 PACKAGE = {"delta": "deltalake", "iceberg": "pyiceberg", "lance": "lance"}
@@ -119,6 +125,68 @@ def test_lance_finds_what_the_exact_search_finds(tmp_path, table_of, capsys):
     ]
     assert told[0] == told[1] and len(told[0]) == 4
     assert search([*asked, "--lance", str(tmp_path / "none")]) == 2
+
+
+def clustered_output(folder, monkeypatch, *, runs):
+    """Runs of 1,500 utterances each, whose embeddings lie around 40 centres, as voices do."""
+    width = 32
+    monkeypatch.setattr(outputs, "WIDTH", width)
+    monkeypatch.setattr(outputs, "FLAGS", {"partition_by": ""})
+    real, centres = outputs.recognised, np.random.default_rng(0).normal(size=(40, width))
+
+    def around_centres(rows, seed):
+        table = real(rows, seed)
+        random = np.random.default_rng([*rows["recording_id"][0].as_py().encode()])
+        vectors = centres[random.integers(0, 40, table.num_rows)] + random.normal(size=(table.num_rows, width))
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float32).reshape(-1)), width)
+        return table.set_column(table.schema.get_field_index("audio_embedding"), "audio_embedding", column)
+
+    monkeypatch.setattr(outputs, "recognised", around_centres)
+    store = outputs.open_store(str(folder / "out"))
+    for run in range(runs):
+        records = [{"id": f"v{run}-{n}", "audio": f"/a/{run}/{n}.wav", "text": "t"} for n in range(1500)]
+        plan = outputs.plan_rows(store, folder / str(run), records, shard_rows=500)
+        outputs.annotate(store.root, plan)
+        outputs.publish_plan(store, plan)
+    return store.root
+
+
+def test_an_index_misses_little_and_takes_in_what_came_later(tmp_path, table_of, monkeypatch, capsys):
+    """Fails if the index is of another metric, its answers are not looked at again, or rows of a later run are not found."""
+    import lance
+
+    table, output = table_of("lance"), clustered_output(tmp_path, monkeypatch, runs=2)
+    rows = finished_rows(outputs.open_store(output))
+    assert list(publish(rows.of(["000001"]), "lance", table)) and list(bring_up_to_date(table)) == [
+        "audio_embedding: an index of 1,500 rows"
+    ]
+    command = [output, "--publish", "lance", "--table", table, "--index"]
+    assert main(command) == 0 and "the index of audio_embedding has all 3,000 rows" in capsys.readouterr().out
+    plan = lance.dataset(table).scanner(nearest={"column": "audio_embedding", "q": np.zeros(32, np.float32), "k": 1})
+    assert "ANN" in plan.explain_plan()
+    found = right = 0
+    for number in range(0, 1500, 75):
+        query = like(rows, f"v{number % 2}-{number}#0000", None)
+        exact, told = (
+            ask(source, query, top=10, columns=["utterance_id"])
+            for ask, source in ((nearest, rows), (nearest_in_lance, table))
+        )
+        right += len({*exact["utterance_id"].to_pylist()} & {*told["utterance_id"].to_pylist()})
+        found += 10
+        np.testing.assert_allclose(told["similarity"][0].as_py(), exact["similarity"][0].as_py(), atol=1e-5)
+    assert right / found >= 0.95
+
+
+def test_an_index_is_not_made_of_a_few_rows_or_of_another_format(tmp_path, table_of, capsys):
+    """Fails if a table too small for an index cannot be published with --index, or the flag is passed over elsewhere."""
+    output, table = str(tmp_path / "out"), table_of("lance")
+    finished_output(output, tmp_path / "m")
+    assert main([output, "--publish", "lance", "--table", table, "--index"]) == 0
+    assert "15 rows need no index" in capsys.readouterr().out
+    assert main([output, "--publish", "delta", "--table", str(tmp_path / "d"), "--index"]) == 2
+    assert "--index goes with --publish lance" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot be indexed"):
+        list(bring_up_to_date(str(tmp_path / "none")))
 
 
 def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):

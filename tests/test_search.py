@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow.dataset as ds
 import pytest
 
 from jobs.search import main
-from pipeline.analytics.search import heard, like, nearest, read
+from pipeline.analytics.nearest import nearest
+from pipeline.analytics.search import heard, like, read
 from pipeline.analytics.tables import finished_rows
 from pipeline.annotate import annotate_shard
 from pipeline.errors import ConfigError
@@ -43,6 +45,47 @@ def test_the_nearest_are_those_of_a_full_sort(output):
         assert utterance not in found["utterance_id"].to_pylist() and found.num_rows == 5
 
 
+def test_with_and_without_a_condition_the_same_are_found(output):
+    """Fails if numpy's way and DuckDB's give other neighbours, similarities or columns, whatever the number asked for."""
+    rows = finished_rows(output)
+    query = like(rows, "r1#0001", None)
+    for top in (1, 2, 14, 50):
+        plain = nearest(rows, query, top=top, columns=["utterance_id", "speaker", "take"])
+        asked = nearest(rows, query, top=top, columns=["utterance_id", "speaker", "take"], where="true")
+        assert plain.num_rows == asked.num_rows == min(top, 14) and plain.column_names == asked.column_names
+        assert plain.drop_columns("similarity").to_pylist() == asked.drop_columns("similarity").to_pylist()
+        np.testing.assert_allclose(plain["similarity"].to_numpy(), asked["similarity"].to_numpy(), atol=1e-6)
+
+
+def test_rows_of_other_models_are_no_neighbours(output, monkeypatch):
+    """Fails if a query is compared with embeddings of another model, whose space is another one."""
+    rows = finished_rows(output)
+    query = replace(like(rows, "r0#0000", None), model="another")
+    for where in (None, "true"):
+        assert nearest(rows, query, top=5, where=where).num_rows == 0
+
+
+def test_rows_without_an_embedding_do_not_shift_those_with_one(tmp_path, monkeypatch):
+    """Fails if the vector of one row is taken for that of another where some have none."""
+    from tests import outputs
+
+    real = outputs.recognised
+
+    def some_missing(rows, seed):
+        table = real(rows, seed)
+        column = table["audio_embedding"].to_pylist()
+        kept = pa.array([vector if n else None for n, vector in enumerate(column)], pa.list_(pa.float32(), 4))
+        return table.set_column(table.schema.get_field_index("audio_embedding"), "audio_embedding", kept)
+
+    monkeypatch.setattr(outputs, "recognised", some_missing)
+    rows = finished_rows(finished_output(str(tmp_path / "out"), tmp_path / "m"))
+    query = like(rows, "r1#0001", None)
+    plain, asked = (nearest(rows, query, top=50, where=where) for where in (None, "true"))
+    assert 0 < plain.num_rows < 14 and plain["utterance_id"].to_pylist() == asked["utterance_id"].to_pylist()
+    with pytest.raises(ConfigError, match="has no audio_embedding"):
+        like(rows, "r0#0000", None)
+
+
 def test_a_condition_holds_before_the_best_are_taken(output):
     """Fails if the filter is applied to the best of all, which leaves too few, or a partition column cannot be asked."""
     rows = finished_rows(output)
@@ -69,8 +112,9 @@ def test_vectors_without_a_direction_are_no_neighbours(tmp_path, monkeypatch):
 
     monkeypatch.setattr(outputs, "recognised", some_zero)
     rows = finished_rows(finished_output(str(tmp_path / "out"), tmp_path / "m"))
-    found = nearest(rows, like(rows, "r0#0000", None), top=50)
-    assert 0 < found.num_rows < 14 and np.isfinite(found["similarity"].to_numpy()).all()
+    for where in (None, "true"):
+        found = nearest(rows, like(rows, "r0#0000", None), top=50, where=where)
+        assert 0 < found.num_rows < 14 and np.isfinite(found["similarity"].to_numpy()).all()
 
 
 def test_half_precision_is_searched_as_well(tmp_path, monkeypatch):
@@ -85,6 +129,7 @@ def test_half_precision_is_searched_as_well(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [(["--like", "nobody"], "no finished run has an utterance"), (["--like", "r0#0000", "--where", "nope"], "nope"),
+     (["--like", "r0#0000", "--columns", "utterance_id,speeker"], "did you mean 'speaker'"),
      (["--text", "words"], "has no text_embedding: it has audio_embedding"),
      (["--like", "r0#0000", "--embedding", "fused_embedding"], "has no fused_embedding"),
      (["--audio", "a.wav", "--embedding", "fused_embedding"], "ask with --like"),

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.analytics.tables import Rows
-from pipeline.commit import UTTERANCES, receipt_of
+from pipeline.commit import UTTERANCES, encodings, receipt_of
 from pipeline.errors import JobError
 from pipeline.plan import FORMAT, create_json, plan_name, read_document
 from pipeline.schema import utterance_schema
@@ -158,7 +158,7 @@ def _merged(store: Store, merge: Merge, schema: pa.Schema) -> bytes:
     """The rows of the parts, in their order, as one file."""
     sink = pa.BufferOutputStream()
     waiting: list[pa.Table] = []
-    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+    with pq.ParquetWriter(sink, schema, **encodings(schema)) as writer:
         for key in merge.parts:
             waiting.append(_read_part(store, key, schema))
             if sum(table.nbytes for table in waiting) >= _ROW_GROUP_BYTES:

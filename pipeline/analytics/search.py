@@ -1,32 +1,22 @@
-"""The utterances nearest to one, to a recording or to a sentence, by the cosine of an embedding.
-
-Exact: every embedding of the same model is looked at, streamed from the files, and nothing but the best is kept. A Lance table
-that `jobs.compact --publish lance` made can be asked instead; with an index its answer is approximate.
-"""
+"""What to look for: the embedding of an utterance, of a recording or of a sentence, by the model that made the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from pipeline.analytics.publish import storage_options
-from pipeline.analytics.tables import Rows, asking, optional, quoted
+from pipeline.analytics.tables import Rows, reading
 from pipeline.audio.limits import AudioLimits
 from pipeline.audio.sandbox import sandbox
 from pipeline.errors import ConfigError, RejectedRow, did_you_mean
-from pipeline.leftovers import cause
 from pipeline.models import slots
 from pipeline.plan import Plan
 from pipeline.roots import without_query
 from pipeline.schema import EMBEDDINGS
 from pipeline.storage import fetch
-
-SHOWN = ("utterance_id", "audio", "start_s", "end_s", "emotion", "confidence", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +44,18 @@ def like(rows: Rows, utterance_id: str, column: str | None) -> Query:
     there = [name for name in EMBEDDINGS if name in rows.schema().names]
     column = column or next(iter(there), "audio_embedding")
     _require_column(rows, column)
-    with asking(utterances=rows.utterances()) as connection:
-        query = f"SELECT {quoted(column)}, model FROM utterances WHERE utterance_id = $id LIMIT 1"
-        found = connection.sql(query, params={"id": utterance_id}).fetchall()
+    with reading():
+        dataset, itself = rows.utterances(), ds.field("utterance_id") == utterance_id
+        # the ids first: a scan for the embedding would decode all of them
+        places = dataset.scanner(columns=["__filename"], filter=itself).to_table()["__filename"].to_pylist()
+        files = [file for file in dataset.get_fragments() if file.path in places]
+        tables = [file.to_table(schema=dataset.schema, columns=[column, "model"], filter=itself) for file in files]
+        found = [row for table in tables for row in table.to_pylist()]
     if not found:
         raise ConfigError(
             f"no finished run has an utterance {utterance_id!r}; ids end in their segment, as in call-7#0000"
         )
-    vector, model = found[0]
+    vector, model = found[0][column], found[0]["model"]
     if vector is None:
         raise ConfigError(f"utterance {utterance_id!r} has no {column}")
     return Query(column, np.array(vector, np.float32), model, itself=utterance_id)
@@ -125,54 +119,3 @@ def _require_column(rows: Rows, column: str) -> None:
     if column not in there:
         has = f"it has {', '.join(there)}" if there else "its rows were written without any"
         raise ConfigError(f"the output has no {column}: {has}; --mode and --embeddings of jobs.annotate decide")
-
-
-def nearest(
-    rows: Rows, query: Query, *, top: int, where: str | None = None, columns: Sequence[str] = SHOWN
-) -> pa.Table:
-    """The `top` nearest utterances, nearest first, with their `similarity` (cosine, -1 to 1).
-
-    Costs one pass over the embedding column. Memory: what Arrow reads ahead, whatever the number of rows.
-    Raises: ConfigError for a column or condition that the rows do not have.
-    """
-    similarity = f"array_cosine_similarity({quoted(query.column)}, $vector::FLOAT[{len(query.vector)}])"
-    sql = f"""
-    SELECT similarity, {", ".join(map(quoted, columns))}
-    FROM (SELECT *, {similarity} AS similarity FROM utterances WHERE {_condition(query, where)})
-    WHERE NOT isnan(similarity) ORDER BY similarity DESC, utterance_id LIMIT {top:d}
-    """
-    with asking(utterances=rows.utterances()) as connection:
-        return connection.sql(sql, params={"vector": query.vector.tolist()}).to_arrow_table()
-
-
-def nearest_in_lance(
-    table: str, query: Query, *, top: int, where: str | None = None, columns: Sequence[str] = SHOWN
-) -> pa.Table:
-    """As `nearest`, from a Lance table, by its index where the column has one.
-
-    Raises: ConfigError when there is no such table, Lance is not installed, or the condition is none of Lance's SQL.
-    """
-    lance = optional("lance", extra="lance")
-    wanted: dict[str, Any] = {"column": query.column, "q": query.vector, "k": top, "metric": "cosine"}
-    try:
-        opened = lance.dataset(table, storage_options=storage_options(table))
-        found = opened.to_table(
-            columns=[*columns, "_distance"], nearest=wanted, filter=_condition(query, where), prefilter=True
-        )
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{without_query(table)} cannot be asked: {cause(error)}") from error
-    similarity = pa.array(1 - found["_distance"].to_numpy())
-    return found.select(list(columns)).add_column(0, "similarity", similarity)
-
-
-def _condition(query: Query, where: str | None) -> str:
-    parts = [
-        f"model = {_literal(query.model)}",
-        f"utterance_id <> {_literal(query.itself)}",
-        f"{query.column} IS NOT NULL",
-    ]
-    return " AND ".join([*parts, *([f"({where})"] if where else [])])
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -134,6 +134,15 @@ def dataset(
 
 
 @contextmanager
+def reading() -> Iterator[None]:
+    """Around whatever Arrow reads of rows. Raises: JobError for files that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"the rows cannot be read: {cause(error)}") from error
+
+
+@contextmanager
 def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN401 - whatever Arrow makes of rows
     """A DuckDB of its own that knows these tables, and opens no file besides.
 
@@ -147,9 +156,8 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
             connection.execute("SET enable_external_access = false")
             for name, table in tables.items():
                 connection.register(name, table)
-            yield connection
-        except (pa.ArrowException, OSError) as error:
-            raise JobError(f"the rows cannot be read: {cause(error)}") from error
+            with reading():
+                yield connection
         except duckdb.Error as error:
             if "reading the stream" in str(error):  # how DuckDB 2.0 passes on what Arrow raised
                 raise JobError(f"the rows cannot be read: {cause(error)}") from error

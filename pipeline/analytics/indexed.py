@@ -1,0 +1,88 @@
+"""A Lance table's own vector index: made, brought up to date, and asked. Its answers are approximate.
+
+The index is of inverted lists with product quantisation (IVF_PQ): an embedding becomes a byte for every 8 of its numbers. The
+best of the bytes are looked at once more as they are, so that what is told is a true cosine, and what is missed is missed
+because its list was not opened. Rows that came after the index are looked at one by one, until it is brought up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.analytics.nearest import SHOWN, SIMILARITY, condition
+from pipeline.analytics.publish import storage_options
+from pipeline.analytics.search import Query
+from pipeline.analytics.tables import optional
+from pipeline.errors import ConfigError
+from pipeline.leftovers import cause
+from pipeline.roots import without_query
+from pipeline.schema import EMBEDDINGS
+
+LEAST_ROWS = 256
+"""What a codebook of one byte is made of. Below that every row is looked at in no time."""
+_NUMBERS_A_BYTE = 8
+_ROWS_A_LIST = 4096
+_LISTS_OPENED = 32
+_LOOKED_AT_AGAIN = 20
+"""Times as many as are asked for."""
+
+
+def bring_up_to_date(table: str) -> Iterator[str]:
+    """Make an index for each embedding column that has none, and take new rows into those that are there.
+
+    Yields: a sentence on each column. Costs minutes a million rows, and of memory a sample of 256 embeddings a list.
+    Raises: ConfigError when there is no such table, or Lance is not installed.
+    """
+    lance = optional("lance", extra="lance")
+    try:
+        opened = lance.dataset(table, storage_options=storage_options(table))
+        indexed = {field for index in opened.describe_indices() for field in index.field_names}
+        for column in EMBEDDINGS:
+            if column not in opened.schema.names:
+                continue
+            rows = opened.count_rows(filter=f"{column} IS NOT NULL")
+            if column in indexed:
+                opened.optimize.optimize_indices(index_names=[f"{column}_idx"])
+                yield f"the index of {column} has all {rows:,} rows"
+            elif rows < LEAST_ROWS:
+                yield f"{column}: {rows:,} rows need no index; one is made from {LEAST_ROWS}"
+            else:
+                width = opened.schema.field(column).type.list_size
+                opened.create_index(
+                    column, "IVF_PQ", metric="cosine", num_partitions=max(1, rows // _ROWS_A_LIST),
+                    num_sub_vectors=_sub_vectors(width),
+                )  # fmt: skip
+                yield f"{column}: an index of {rows:,} rows"
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{without_query(table)} cannot be indexed: {cause(error)}") from error
+
+
+def _sub_vectors(width: int) -> int:
+    """A byte for each 8 numbers, or for fewer where they do not come out even."""
+    return next(parts for parts in range(max(1, width // _NUMBERS_A_BYTE), width + 1) if not width % parts)
+
+
+def nearest_in_lance(
+    table: str, query: Query, *, top: int, where: str | None = None, columns: Sequence[str] = SHOWN
+) -> pa.Table:
+    """As `nearest.nearest`, from a Lance table, by its index where the column has one.
+
+    Raises: ConfigError when there is no such table, Lance is not installed, or the condition is none of Lance's SQL.
+    """
+    lance = optional("lance", extra="lance")
+    wanted: dict[str, Any] = {
+        "column": query.column, "q": query.vector, "k": top, "metric": "cosine", "nprobes": _LISTS_OPENED,
+        "refine_factor": _LOOKED_AT_AGAIN,
+    }  # fmt: skip
+    try:
+        opened = lance.dataset(table, storage_options=storage_options(table))
+        found = opened.to_table(
+            columns=[*columns, "_distance"], nearest=wanted, filter=condition(query, where), prefilter=True
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{without_query(table)} cannot be asked: {cause(error)}") from error
+    similarity = pa.array(1 - found["_distance"].to_numpy())
+    return found.select(list(columns)).add_column(0, SIMILARITY, similarity)
