@@ -63,18 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _drift(flags: argparse.Namespace) -> int:
     windows = _windows(flags)
     if windows is None:
-        print(f"nothing to compare: {flags.output} has one finished run at most")
+        nothing = f"nothing to compare: {flags.output} has one finished run at most"
+        print(json.dumps({"verdict": "nothing to compare", "measures": []}) if flags.json else nothing)
         return 0
     limits = {name: vars(flags)[f"max_{name}"] for name in LIMITS}
     compared = compare(*windows, limits=limits, embeddings=not flags.no_embeddings)
     if flags.json:
-        found = [measure.as_dict() for measure in compared.measures]
-        print(
-            json.dumps({"recordings": compared.recordings, "measures": found, "left_out": compared.left_out}, indent=1)
-        )
+        document = {
+            "verdict": compared.verdict,
+            "reference": windows[0].as_dict(),
+            "current": windows[1].as_dict(),
+            "recordings": compared.recordings,
+            "measures": [measure.as_dict() for measure in compared.measures],
+            "left_out": compared.left_out,
+        }
+        print(json.dumps(document, indent=1))
     else:
         _tell(compared)
-    return DRIFTED if any(measure.drifted for measure in compared.measures) else 0
+    return DRIFTED if compared.verdict == "drift" else 0
 
 
 def _windows(flags: argparse.Namespace) -> tuple[Window, Window] | None:

@@ -141,8 +141,12 @@ def test_a_scheduler_can_act_on_the_command(output, tmp_path, capsys):
     assert main([out, "--no-embeddings"]) == 3 and "drift: emotion" in capsys.readouterr().out
     assert main([out, "--max-psi", "9", "--max-js", "1"]) == 0
     assert main([out, "--current", "000002", "--reference-output", out, "--reference", "000003", "--json"]) == 3
-    assert '"verdict": "drift"' in (said := capsys.readouterr().out) and json.loads(said[said.index("{") :])
+    said = capsys.readouterr().out
+    told = json.loads(said[said.index("{") :])
+    assert told["verdict"] == "drift" and told["reference"] == {"runs": ["000003"], "where": None}
+    assert told["current"]["runs"] == ["000002"] and told["recordings"] == [PEOPLE, PEOPLE]
     assert main([out, "--current", "000001-000002", "--reference", "000009"]) == 2
     one = open_store(str(tmp_path / "one"))
     run_of(one, tmp_path / "n", "a", count=20)
     assert main([one.root]) == 0 and "nothing to compare" in capsys.readouterr().out
+    assert main([one.root, "--json"]) == 0 and json.loads(capsys.readouterr().out)["verdict"] == "nothing to compare"

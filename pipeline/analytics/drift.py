@@ -50,6 +50,10 @@ class Window:
     rows: Rows
     where: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"runs": [plan.plan for plan in self.rows.plans], "where": self.where}
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -97,6 +101,12 @@ class Compared:
     recordings: tuple[int, int]
     measures: tuple[Measure, ...]
     left_out: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """`drift` where any measure drifted, else `too few` where any could not have been seen to, else `ok`."""
+        found = {measure.verdict for measure in self.measures}
+        return next((verdict for verdict in ("drift", "too few") if verdict in found), "ok")
 
 
 def compare(
