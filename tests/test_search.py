@@ -57,6 +57,13 @@ def test_with_and_without_a_condition_the_same_are_found(output):
         np.testing.assert_allclose(plain["similarity"].to_numpy(), asked["similarity"].to_numpy(), atol=1e-6)
 
 
+def test_a_bucket_is_searched_as_a_folder_is(output, s3, tmp_path):
+    """Fails if the files that hold an utterance or an answer are not found again by what the store calls them."""
+    rows = [finished_rows(store) for store in (output, finished_output(f"s3://{s3.bucket}/search", tmp_path / "m"))]
+    here, there = (nearest(each, like(each, "s1#0000", None), top=4, columns=["utterance_id", "text"]) for each in rows)
+    assert there.num_rows == 4 and here.equals(there)
+
+
 def test_rows_of_other_models_are_no_neighbours(output, monkeypatch):
     """Fails if a query is compared with embeddings of another model, whose space is another one."""
     rows = finished_rows(output)
