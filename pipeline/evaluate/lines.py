@@ -51,7 +51,7 @@ def _output(output: Mapping[str, Any]) -> Iterator[str]:
     if output["abstention"]["kept"]:
         kept = output["abstention"]["kept"]
         yield f"abstained from {_percent(1 - kept['share'])} %; {_percent(kept['accuracy'])} % of the others are right"
-    yield "right if less sure ones abstained: " + ", ".join(_kept(row) for row in output["abstention"]["thresholds"]
+    yield "if less sure ones abstained: " + "; ".join(_kept(row) for row in output["abstention"]["thresholds"]
                                                             if row["min_confidence"] in _SHOWN_BOUNDS)  # fmt: skip
     if overall["words"]:
         yield f"words: {_words(overall['words'])}"
@@ -142,8 +142,8 @@ def _figure(figure: Mapping[str, Any], *, signed: bool = False) -> str:
 
 
 def _kept(row: Mapping[str, Any]) -> str:
-    right = f", {_percent(row['accuracy'])} % right" if row["rows"] else ""
-    return f"from {row['min_confidence']:g} on {_percent(row['share'])} % stay{right}"
+    stay = f"{_percent(row['share'])} % stay, {_percent(row['accuracy'])} % right" if row["rows"] else "none"
+    return f"from {row['min_confidence']:g} on {stay}"
 
 
 def _rate(words: Mapping[str, Any]) -> str:
