@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,9 @@ from pipeline.analytics.search import like
 from pipeline.analytics.tables import finished_rows
 from pipeline.errors import ConfigError
 from tests import outputs
+from tests.corpus import ROOT
 from tests.outputs import finished_output
+from tests.processes import started
 
 PACKAGE = {"delta": "deltalake", "iceberg": "pyiceberg", "lance": "lance"}
 PLACES = ("disk", "s3")
@@ -77,6 +80,41 @@ def test_each_run_is_committed_once(tmp_path, table_of, form, place, capsys):
         there.sort_by("utterance_id").select(names).to_pylist()
         == ours.sort_by("utterance_id").select(names).to_pylist()
     )
+
+
+DIES_IN_THE_SECOND_RUN = """
+import os, signal, sys
+import pyarrow as pa
+from jobs.compact import main
+from pipeline.analytics import publish
+real, runs = publish._stream, []
+def dying(rows, plan):
+    runs.append(plan)
+    whole = real(rows, plan).read_all()
+    def batches():
+        for number, batch in enumerate(whole.to_batches(max_chunksize=1)):
+            if len(runs) == 2 and number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+    return pa.RecordBatchReader.from_batches(whole.schema, batches())
+publish._stream = dying
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_killed_in_the_middle_of_a_run_the_next_one_finishes(tmp_path, table_of, form):
+    """Fails if a reader sees part of a run whose publisher was killed, or the next publisher doubles or misses a row."""
+    table, output = table_of(form), str(tmp_path / "out")
+    rows = finished_rows(finished_output(output, tmp_path / "m"))
+    command = [output, "--publish", form, "--table", table]
+    dying = [sys.executable, "-c", DIES_IN_THE_SECOND_RUN, *command]
+    with started(dying, tmp_path / "log", {"PYTHONPATH": str(ROOT)}) as process:
+        assert process.wait(120) == -9, (tmp_path / "log").read_text()
+    assert set(rows_in(form, table)["run_id"].to_pylist()) == {"000001"}
+    assert main(command) == 0
+    whole = sorted(rows.utterances().to_table()["utterance_id"].to_pylist())
+    assert sorted(rows_in(form, table)["utterance_id"].to_pylist()) == whole
 
 
 @pytest.mark.parametrize("place", PLACES)
