@@ -34,10 +34,9 @@ def node(cluster: Head, folder: Path, name: str) -> Iterator[subprocess.Popen[by
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(folder / name),
     }
-    with started(command, folder / f"{name}.log", own) as process:
-        wait_until(
-            lambda: "Ray runtime started" in (folder / f"{name}.log").read_text(), process, folder / f"{name}.log"
-        )
+    log = folder / f"{name}.log"
+    with started(command, log, own) as process:
+        wait_until(lambda: "Ray runtime started" in log.read_text(), process, log)
         yield process
 
 
@@ -71,9 +70,11 @@ def test_pools_follow_the_nodes(tmp_path: Path, checkpoints: Path, monkeypatch) 
 
             wait_until(lambda: "on cuda" in log.read_text(), process, log)
             one = nodes.enter_context(node(cluster, tmp_path, "one"))
-            wait_until(lambda: parts() >= 2, process, log)
+            wait_until(lambda: parts() >= 2, process, log, timeout_s=200)
             two = nodes.enter_context(node(cluster, tmp_path, "two"))
-            wait_until(lambda: bool(victims(two.pid, "Recognise") and victims(two.pid, "Transcribe")), process, log)
+            wait_until(
+                lambda: bool(victims(two.pid, "Recognise") and victims(two.pid, "Transcribe")), process, log, 200
+            )
             assert victims(one.pid, "Recognise"), "the pool was to grow, not to move"
             wait_until(lambda: bool(list((tmp_path / "two").rglob("model.safetensors"))), process, log)
             done = parts()
