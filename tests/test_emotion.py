@@ -142,7 +142,9 @@ def test_eight_bits(checkpoints):
     assert 0 < np.abs(full.scores - rounded.scores).max() < 0.2
     np.testing.assert_array_equal(rounded.text_embedding, full.text_embedding)
     alone = [model.recognise([clip], [text]).scores[0] for clip, text in zip(clips, texts, strict=True)]
-    np.testing.assert_allclose(rounded.scores, np.stack(alone), atol=1e-5)  # as in fp32; in one pass they differ by 0.01
+    np.testing.assert_allclose(
+        rounded.scores, np.stack(alone), atol=1e-5
+    )  # as in fp32; in one pass they differ by 0.01
 
 
 def test_widths_and_labels_come_from_configs_alone(checkpoints, tmp_path):
