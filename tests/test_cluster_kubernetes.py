@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
@@ -9,15 +10,20 @@ import subprocess
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import pyarrow as pa
 import pytest
 import yaml
 
 from jobs.annotate import _parser
 from pipeline.config import JobConfig, load_config
+from pipeline.plan import ShardSize
+from pipeline.pools import Resources, size_pools
+from pipeline.sizing import CARD_SHARE, cards_hours, feeding_hours, measure
 from tests.corpus import ROOT
 from tests.kuberay import SCHEMAS, cluster_of, job_of, pods, ray_pods
 
@@ -181,6 +187,92 @@ def test_the_pools_fit_the_cluster(built):
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     assert config.device == "cuda" and sizes["models"]["minReplicas"] >= 1
     assert config.asr_actors == config.emotion_actors == sizes["models"]["maxReplicas"]
+
+
+PUBLISHED = {
+    "fusion/en": {"bytes": 2_330_000_000},
+    "sentence_encoder/en": {"bytes": 440_000_000},
+    "asr/en": {"bytes": 1_620_000_000},
+}
+"""Sizes of the published models: 582 M and 110 M parameters of 4 bytes, 809 M of 2."""
+HEAP_SHARE = 0.7
+"""Of a pod's memory; Ray keeps the rest for its object store."""
+COPY = 1.3
+"""Memory of a loaded model over its files, as pipeline/pools.py has it."""
+
+
+@dataclass
+class Node:
+    """What is left of a pod."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+
+    def takes(self, cpus: float, gpus: float, memory_bytes: float) -> bool:
+        if fits := self.cpus >= cpus and self.gpus >= gpus and self.memory_bytes >= memory_bytes:
+            self.cpus, self.gpus, self.memory_bytes = (
+                self.cpus - cpus,
+                self.gpus - gpus,
+                self.memory_bytes - memory_bytes,
+            )
+        return fits
+
+
+def worker_nodes(built: Built, count: str) -> list[Node]:
+    """As many as `count` (replicas, maxReplicas) says."""
+    found = []
+    for group in cluster_of(built.ray)["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        size = (limits["cpu"], limits.get("nvidia.com/gpu", "0"), limits["memory"])
+        cpus, gpus, memory_bytes = map(quantity, size)
+        found += [Node(cpus, gpus, HEAP_SHARE * memory_bytes) for _ in range(group[count])]
+    return found
+
+
+def test_the_actors_of_the_job_find_their_nodes(built):
+    """Fails if the pools that a job makes of the nodes it starts with cannot all be placed on those it may have in the end: a
+    GPU whose second actor finds no CPU or no memory, or a node whose actors leave no room for a task.
+    """
+    now, later = worker_nodes(built, "replicas"), worker_nodes(built, "maxReplicas")
+    resources = Resources(
+        cpus=sum(node.cpus for node in now),
+        gpus=sum(node.gpus for node in now),
+        memory_bytes=sum(node.memory_bytes for node in now),
+        nodes=len(now),
+        node_cpus=min(node.cpus for node in now),
+    )
+    pools = size_pools(job_config(built), resources, SimpleNamespace(models=PUBLISHED), 10**6)
+    stages = {"transcribe": ("asr/en",), "recognise": ("fusion/en", "sentence_encoder/en")}
+    for pool in pools.by_stage():
+        memory_bytes = COPY * sum(PUBLISHED[slot]["bytes"] for slot in stages[pool.stage])
+        for number in range(pool.actors):
+            assert any(node.takes(pool.cpus, pool.gpus, memory_bytes) for node in later), (pool, number)
+    assert not any(node.gpus for node in later), "a card, or half of one, that no actor uses"
+    assert all(node.cpus >= pools.task_cpus for node in later)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_are_those_of_the_arithmetic(size, tmp_path_factory):
+    """Fails if an overlay promises more or less than docs/sizing.md comes to, or its CPUs are not twice what its cards eat."""
+    built = build(size, "standing", tmp_path_factory.getbasetemp())
+    groups = {g["groupName"]: g for g in cluster_of(built.ray)["workerGroupSpecs"]}
+    cards = groups["models"]["maxReplicas"]
+    said = (ROOT / "cluster" / "kubernetes" / "overlays" / size / "kustomization.yaml").read_text()
+    promised = re.search(r"For ([\d,]+) hours of short clips or ([\d,]+) hours of long recordings a day", said)
+    assert promised is not None
+    most_cores = 0.0
+    for clip_s, text in zip((4.0, 1800.0), promised.groups(), strict=True):
+        columns = {"duration_s": [clip_s] * 10_000, "language": ["en"] * 10_000}
+        rows = pa.table({**columns, "text": pa.nulls(10_000, pa.string())})
+        size_of_shards = ShardSize(rows=1024, audio_s=3600.0)
+        corpus = measure([rows], mode="mean", segmentation="auto", group_by=["language"], size=size_of_shards)
+        (card_h,) = (h for name, h in cards_hours(corpus, "mean").items() if name.startswith("A10"))
+        a_day = cards * 24 * CARD_SHARE * corpus.audio_s / 3600 / card_h
+        assert 0.95 * a_day <= float(text.replace(",", "")) <= a_day
+        most_cores = max(most_cores, cards * feeding_hours(corpus, "mean") * CARD_SHARE / card_h)
+    limits = groups["audio"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert groups["audio"]["maxReplicas"] == math.ceil(2 * most_cores / quantity(limits["cpu"]))
 
 
 def job_config(built: Built) -> JobConfig:
