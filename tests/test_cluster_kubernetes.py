@@ -198,7 +198,7 @@ PUBLISHED = {
 HEAP_SHARE = 0.7
 """Of a pod's memory; Ray keeps the rest for its object store."""
 COPY = 1.3
-"""Memory of a loaded model over its files, as pipeline/pools.py has it."""
+"""Memory of a loaded model over its files, on a machine with a GPU."""
 
 
 @dataclass
@@ -231,8 +231,8 @@ def worker_nodes(built: Built, count: str) -> list[Node]:
 
 
 def test_the_actors_of_the_job_find_their_nodes(built):
-    """Fails if the pools that a job makes of the nodes it starts with cannot all be placed on those it may have in the end: a
-    GPU whose second actor finds no CPU or no memory, or a node whose actors leave no room for a task.
+    """Fails if the pools of a job find no place on the nodes it starts with, or grown as far as they may, on those it has then: a
+    GPU whose second actor finds no CPU or no memory, a card that stays idle, or a node whose actors leave no room for a task.
     """
     now, later = worker_nodes(built, "replicas"), worker_nodes(built, "maxReplicas")
     resources = Resources(
@@ -241,15 +241,19 @@ def test_the_actors_of_the_job_find_their_nodes(built):
         memory_bytes=sum(node.memory_bytes for node in now),
         nodes=len(now),
         node_cpus=min(node.cpus for node in now),
+        node_memory_bytes=min(node.memory_bytes for node in now),
+        cpus_per_gpu=min(node.cpus / node.gpus for node in now if node.gpus),
+        grows=True,
     )
     pools = size_pools(job_config(built), resources, SimpleNamespace(models=PUBLISHED), 10**6)
     stages = {"transcribe": ("asr/en",), "recognise": ("fusion/en", "sentence_encoder/en")}
-    for pool in pools.by_stage():
-        memory_bytes = COPY * sum(PUBLISHED[slot]["bytes"] for slot in stages[pool.stage])
-        for number in range(pool.actors):
-            assert any(node.takes(pool.cpus, pool.gpus, memory_bytes) for node in later), (pool, number)
-    assert not any(node.gpus for node in later), "a card, or half of one, that no actor uses"
-    assert all(node.cpus >= pools.task_cpus for node in later)
+    for nodes, actors in ((now, lambda pool: pool.start), (later, lambda pool: pool.most)):
+        for pool in pools.pools:
+            memory_bytes = max(pool.memory_bytes, COPY * sum(PUBLISHED[slot]["bytes"] for slot in stages[pool.stage]))
+            for number in range(actors(pool)):
+                assert any(node.takes(pool.cpus, pool.gpus, memory_bytes) for node in nodes), (pool, number)
+        assert not any(node.gpus for node in nodes), "a card, or half of one, that no actor uses"
+        assert all(node.cpus >= pools.task_cpus for node in nodes)
 
 
 @pytest.mark.parametrize("size", SIZES)
