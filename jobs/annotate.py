@@ -67,7 +67,7 @@ def _parser() -> Parser:
         "--beam-size", type=int, metavar="N", help="of the transcription (default: 1, greedy as the reference)"
     )
 
-    model.add_argument("--calibration", metavar="FILE", help="divide each model's logits by its temperature, as jobs.evaluate "
+    model.add_argument("--calibration", metavar="URI", help="divide each model's logits by its temperature, as jobs.evaluate "
                        "--fit-calibration wrote it; labels stay, scores and confidence are the calibrated ones")  # fmt: skip
     model.add_argument("--min-confidence", type=float, metavar="SHARE",
                        help="below it the emotion is null and abstained is true; label and scores stay")  # fmt: skip
@@ -104,7 +104,7 @@ def _parser() -> Parser:
     machine.add_argument("--max-bytes", type=int, metavar="N", help="largest audio object accepted (default: 2 GiB)")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--config", metavar="FILE", help="YAML or TOML with the same names, nested or not; flags win")
+    run.add_argument("--config", metavar="URI", help="YAML or TOML with the same names, nested or not; flags win")
     run.add_argument("--max-reject-rate", type=float, metavar="SHARE",
                      help="stop when, after 100 rows, more are rejected, for whatever reason (default: never for the data's own "
                      "faults; for forbidden or unreachable audio half of "

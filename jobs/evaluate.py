@@ -41,7 +41,7 @@ def _parser() -> Parser:
                         help="this is the test set of the published figures; they are shown if its classes agree")  # fmt: skip
     parser.add_argument("--write", metavar="FOLDER", help="write metrics.json there, and its tables and every "
                         "prediction as Parquet; jobs.report --evaluation makes a page of them")  # fmt: skip
-    parser.add_argument("--fit-calibration", metavar="FILE", help="fit a temperature for each model and language on these "
+    parser.add_argument("--fit-calibration", metavar="URI", help="fit a temperature for each model and language on these "
                         "rows, for jobs.annotate --calibration")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")

@@ -12,7 +12,6 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
@@ -201,9 +200,14 @@ def require_precision(precision: str, *, mode: str, device: str) -> None:
 
 def read_temperatures(file: str) -> dict[str, float]:
     """Temperatures by model fingerprint, from a calibration file. Raises: ValueError saying what is wrong with it."""
+    # imported late: few jobs need it, and it costs half a second
+    from pipeline.storage import read_text
+
     try:
-        document = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = json.loads(read_text(file))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     try:
         if document["format"] != 1 or document["method"] != "temperature":
@@ -258,11 +262,14 @@ def _sentences(error: ValidationError) -> Iterable[str]:
 
 
 def _read_file(file: str) -> Mapping[str, object]:
-    path = Path(file)
+    from pipeline.storage import read_text
+
     try:
-        content = path.read_text(encoding="utf-8")
-        parsed = tomllib.loads(content) if path.suffix.lower() == ".toml" else yaml.safe_load(content)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        content = read_text(file)
+        parsed = tomllib.loads(content) if file.lower().endswith(".toml") else yaml.safe_load(content)
+    except ConfigError as error:
+        raise ConfigError(f"--config: {error}") from error
+    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--config {file}: {error}") from error
     if not isinstance(parsed, Mapping):
         raise ConfigError(f"--config {file}: expected a mapping of options, found {type(parsed).__name__}")

@@ -37,7 +37,8 @@ _ROW_S = 0.00075
 """Everything but audio and models: 2,657 rows/s on 2 cores. Source: docs/performance.md, scale."""
 PLANNED_ROWS_PER_S = 6000.0
 """Rows a second that one driver reads, checks and plans. Source: docs/performance.md, scale."""
-_CORES_PER_CARD = 4
+_ACTOR_CORES, _FEWEST_CORES_PER_CARD = 2, 4
+"""Two actors share a card and hold a core each (`pipeline.pools`); no machine with a card has fewer cores than four."""
 _TARGET_H = 24.0
 """The suggested cluster is done within this."""
 _ONE_MACHINE_CORES = 16
@@ -120,13 +121,21 @@ def models_tflop(corpus: Corpus, mode: str) -> float:
     return corpus.windows * _WHISPER_TFLOP + corpus.encoder_tflop + texts
 
 
+def cards_hours(corpus: Corpus, mode: str) -> dict[str, float]:
+    """Hours that one card of each kind computes for, if it gives all of its arithmetic."""
+    return {name: models_tflop(corpus, mode) / speed / 3600 for name, speed in CARDS.items()}
+
+
+def feeding_hours(corpus: Corpus, mode: str) -> float:
+    """Hours of one core for everything but models: fetching, decoding, voice activity, writing."""
+    opened_s = corpus.heard_s if mode == "text" else corpus.audio_s
+    return (opened_s * _DECODE_S_PER_S + corpus.heard_s * _VAD_S_PER_S + corpus.rows * _ROW_S) / 3600
+
+
 def estimate(corpus: Corpus, mode: str) -> dict[str, str]:
     """Lines for a person."""
-    work = models_tflop(corpus, mode)
-    cards_h = {name: work / speed / 3600 for name, speed in CARDS.items()}
-    opened_s = corpus.heard_s if mode == "text" else corpus.audio_s
-    feeding_h = (opened_s * _DECODE_S_PER_S + corpus.heard_s * _VAD_S_PER_S + corpus.rows * _ROW_S) / 3600
-    cores_h = work / _CORE_TFLOP_PER_S / 3600 + feeding_h
+    cards_h, feeding_h = cards_hours(corpus, mode), feeding_hours(corpus, mode)
+    cores_h = models_tflop(corpus, mode) / _CORE_TFLOP_PER_S / 3600 + feeding_h
     without = (
         f", of it {corpus.rows_without_duration:,} rows without a duration taken for {ASSUMED_DURATION_S:.0f} s each"
     )
@@ -139,18 +148,20 @@ def estimate(corpus: Corpus, mode: str) -> dict[str, str]:
         "cpu_core_time_without_gpus": f"{_time(cores_h)} (published models; Whisper's part is arithmetic)",
         "objects": f"about {corpus.shards:,} files of utterances, {math.ceil(corpus.shards / SHARDS_PER_FILE) + 5:,} others",
         "driver_plans_for": _time(corpus.rows / PLANNED_ROWS_PER_S / 3600),
-        "suggested_cluster": _cluster(cards_h, cores_h),
+        "suggested_cluster": _cluster(cards_h, feeding_h, cores_h),
     }
 
 
-def _cluster(cards_h: Mapping[str, float], cores_h: float) -> str:
+def _cluster(cards_h: Mapping[str, float], feeding_h: float, cores_h: float) -> str:
     if cores_h <= _ONE_MACHINE_CORES * _TARGET_H:
         cores = math.ceil(cores_h / _TARGET_H)
         return f"one machine; {cores} CPU core{'s' * (cores > 1)} would need a day at most"
-    cards = {name: math.ceil(hours / CARD_SHARE / _TARGET_H) for name, hours in cards_h.items()}
-    said = " or ".join(f"{count:,} x {name}" for name, count in cards.items())
+    said = []
+    for name, hours in cards_h.items():
+        cores = max(_FEWEST_CORES_PER_CARD, _ACTOR_CORES + math.ceil(feeding_h / (hours / CARD_SHARE)))
+        said.append(f"{math.ceil(hours / CARD_SHARE / _TARGET_H):,} x {name} with {cores} CPU cores each")
     return (
-        f"for a day: {said}, each with {_CORES_PER_CARD} CPU cores, if cards give a third of their arithmetic; "
+        f"for a day: {' or '.join(said)}, if cards give a third of their arithmetic; "
         f"or {math.ceil(cores_h / _TARGET_H):,} CPU cores"
     )
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import socket
 import sys
 import tempfile
@@ -65,7 +66,10 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
+    # Ray of its own listens on loopback alone, as on macOS, and wants a token that no file holds
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = not embedded
     if embedded:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray ends idle processes above one a core after a second; the next stage would import for two seconds again
         started["_system_config"] = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}
     if not embedded:

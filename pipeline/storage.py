@@ -338,6 +338,21 @@ def open_store(uri: str) -> Store:
     return LocalStore(Path(path)) if isinstance(filesystem, LocalFileSystem) else ObjectStore(uri)
 
 
+def open_folder_of(uri: str) -> tuple[Store, str]:
+    """The store that a file of somebody's lies in, and its key there; nothing is read or written."""
+    folder, slash, name = uri.rpartition("/")
+    return open_store(folder or slash or "."), name
+
+
+def read_text(uri: str) -> str:
+    """A small file that a user named, on disk or in a store, whole. Raises: ConfigError saying why it cannot be read."""
+    store, name = open_folder_of(uri)
+    try:
+        return store.read(name).decode("utf-8")
+    except (*TRANSIENT, JobError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{without_query(uri)} cannot be read: {error}") from error
+
+
 def require_conditional_writes(store: Store, probe: str = PROBE_KEY) -> None:
     """Refuse a store on which two attempts at one shard could both win.
 

@@ -2,7 +2,7 @@
 
 Repositories are dictionaries of revisions; a revision is a commit hash with files. Branches and tags point at commits.
 Every request is noted as `METHOD path`, so that a test can tell what was asked for, or that nothing was. Weights have their
-sha256 as ETag, as what the hub keeps in LFS has; they can be broken off, damaged, or held back by a gate.
+sha256 as ETag, as what the hub keeps in LFS has; they can be broken off, stopped halfway, damaged, or held back by a gate.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Hub:
     Attributes:
         cut: file name -> how many of the next GETs of it end halfway, with the connection.
         damaged: file names of which the last byte arrives as another.
+        held: file names of which half arrives, and the rest when the name is taken out.
     """
 
     endpoint: str
@@ -41,6 +43,14 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that are killed leave broken pipes."""
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -75,7 +85,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 body = body[: len(body) // 2]
                 self.close_connection = True
             if with_body:
-                self.wfile.write(body)
+                half = len(body) // 2
+                self.wfile.write(body[:half])
+                while name in hub.held:
+                    time.sleep(0.02)
+                self.wfile.write(body[half:])
 
         def _find(self, path: str) -> tuple[int, dict[str, str], bytes]:
             api = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/(.+?))?", path.rstrip("/"))
@@ -119,14 +133,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 def serve(repositories: dict[str, Repository]) -> Iterator[Hub]:
     """Run a stand-in on a free loopback port."""
     hub = Hub("", repositories)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _handler(hub))
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield hub
     finally:
+        hub.held.clear()
         server.shutdown()
         server.server_close()
         thread.join()

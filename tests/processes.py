@@ -44,6 +44,14 @@ def wait_until(
         time.sleep(_POLL_S)
 
 
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Poll until the condition holds; fails when time runs out."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
+        time.sleep(_POLL_S)
+
+
 def kill_hard(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL the driver, as the out-of-memory killer would, and after a moment what it left: Ray's agents linger for minutes."""
     left = descendants(process.pid)

@@ -183,18 +183,34 @@ def test_abstention_is_weighed_not_hidden(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_from_labels_to_a_config(tmp_path, capsys):
-    """Fails if what the evaluation writes is not what the job reads, or a temperature is of another model."""
-    file = tmp_path / "calibration.json"
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder for files of a user's: of this disk, of a bucket."""
+    return str(tmp_path) if request.param == "disk" else f"s3://{request.getfixturevalue('s3').bucket}/{tmp_path.name}"
+
+
+def test_from_labels_to_a_config(place, tmp_path, capsys):
+    """Fails if what the evaluation writes is not what the job reads, there where it was written, or a temperature is of
+    another model.
+    """
+    file = f"{place}/calibration.json"
     output = labelled_output(tmp_path)
-    assert main([output, "--labels", "label", "--resamples", "0", "--fit-calibration", str(file)]) == 0
-    fitted = json.loads(file.read_text())["models"]
+    again = [output, "--labels", "label", "--resamples", "0", "--fit-calibration", file]
+    assert main(again) == 0
+    fitted = json.loads(open_store(place).read("calibration.json"))["models"]
     assert list(fitted) == [FITTED] and f"{FITTED}: temperature" in capsys.readouterr().out
-    config = load_config(None, {"manifest": ["m"], "output": "o", "calibration": str(file)})
+    assert main(again) == 2 and "calibration.json is there already" in capsys.readouterr().err
+    assert main([*again, "--overwrite"]) == 0
+    open_store(place).put_if_absent("job.yaml", f"calibration: {file}\n".encode())
+    config = load_config(f"{place}/job.yaml", {"manifest": ["m"], "output": "o"})
     settings = config.settings(precision="fp32", asr_compute_type="float32")
     assert settings["calibration"] == {FITTED: fitted[FITTED]["temperature"]}
     assert slots.temperature(outputs.MODELS, settings, "en") == fitted[FITTED]["temperature"] != 1.0
     slots.require_calibration(outputs.MODELS, settings)
+    with pytest.raises(ConfigError, match=r"--calibration: .*/gone\.json cannot be read"):
+        load_config(None, {"manifest": ["m"], "output": "o", "calibration": f"{place}/gone.json"})
+    with pytest.raises(ConfigError, match=r"--config: .*/gone\.yaml cannot be read"):
+        load_config(f"{place}/gone.yaml", {})
     with pytest.raises(ConfigError, match=r"no temperature for mean-en:abababababab@bf16, only for mean-en"):
         slots.require_calibration(outputs.MODELS, {**settings, "precision": "bf16"})
 

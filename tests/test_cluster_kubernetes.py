@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
@@ -9,15 +10,20 @@ import subprocess
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import pyarrow as pa
 import pytest
 import yaml
 
 from jobs.annotate import _parser
 from pipeline.config import JobConfig, load_config
+from pipeline.plan import ShardSize
+from pipeline.pools import Resources, size_pools
+from pipeline.sizing import CARD_SHARE, cards_hours, feeding_hours, measure
 from tests.corpus import ROOT
 from tests.kuberay import SCHEMAS, cluster_of, job_of, pods, ray_pods
 
@@ -183,6 +189,96 @@ def test_the_pools_fit_the_cluster(built):
     assert config.asr_actors == config.emotion_actors == sizes["models"]["maxReplicas"]
 
 
+PUBLISHED = {
+    "fusion/en": {"bytes": 2_330_000_000},
+    "sentence_encoder/en": {"bytes": 440_000_000},
+    "asr/en": {"bytes": 1_620_000_000},
+}
+"""Sizes of the published models: 582 M and 110 M parameters of 4 bytes, 809 M of 2."""
+HEAP_SHARE = 0.7
+"""Of a pod's memory; Ray keeps the rest for its object store."""
+COPY = 1.3
+"""Memory of a loaded model over its files, on a machine with a GPU."""
+
+
+@dataclass
+class Node:
+    """What is left of a pod."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+
+    def takes(self, cpus: float, gpus: float, memory_bytes: float) -> bool:
+        if fits := self.cpus >= cpus and self.gpus >= gpus and self.memory_bytes >= memory_bytes:
+            self.cpus, self.gpus, self.memory_bytes = (
+                self.cpus - cpus,
+                self.gpus - gpus,
+                self.memory_bytes - memory_bytes,
+            )
+        return fits
+
+
+def worker_nodes(built: Built, count: str) -> list[Node]:
+    """As many as `count` (replicas, maxReplicas) says."""
+    found = []
+    for group in cluster_of(built.ray)["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        size = (limits["cpu"], limits.get("nvidia.com/gpu", "0"), limits["memory"])
+        cpus, gpus, memory_bytes = map(quantity, size)
+        found += [Node(cpus, gpus, HEAP_SHARE * memory_bytes) for _ in range(group[count])]
+    return found
+
+
+def test_the_actors_of_the_job_find_their_nodes(built):
+    """Fails if the pools of a job find no place on the nodes it starts with, or grown as far as they may, on those it has then: a
+    GPU whose second actor finds no CPU or no memory, a card that stays idle, or a node whose actors leave no room for a task.
+    """
+    now, later = worker_nodes(built, "replicas"), worker_nodes(built, "maxReplicas")
+    resources = Resources(
+        cpus=sum(node.cpus for node in now),
+        gpus=sum(node.gpus for node in now),
+        memory_bytes=sum(node.memory_bytes for node in now),
+        nodes=len(now),
+        node_cpus=min(node.cpus for node in now),
+        node_memory_bytes=min(node.memory_bytes for node in now),
+        cpus_per_gpu=min(node.cpus / node.gpus for node in now if node.gpus),
+        grows=True,
+    )
+    pools = size_pools(job_config(built), resources, SimpleNamespace(models=PUBLISHED), 10**6)
+    stages = {"transcribe": ("asr/en",), "recognise": ("fusion/en", "sentence_encoder/en")}
+    for nodes, actors in ((now, lambda pool: pool.start), (later, lambda pool: pool.most)):
+        for pool in pools.pools:
+            memory_bytes = max(pool.memory_bytes, COPY * sum(PUBLISHED[slot]["bytes"] for slot in stages[pool.stage]))
+            for number in range(actors(pool)):
+                assert any(node.takes(pool.cpus, pool.gpus, memory_bytes) for node in nodes), (pool, number)
+        assert not any(node.gpus for node in nodes), "a card, or half of one, that no actor uses"
+        assert all(node.cpus >= pools.task_cpus for node in nodes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_are_those_of_the_arithmetic(size, tmp_path_factory):
+    """Fails if an overlay promises more or less than docs/sizing.md comes to, or its CPUs are not twice what its cards eat."""
+    built = build(size, "standing", tmp_path_factory.getbasetemp())
+    groups = {g["groupName"]: g for g in cluster_of(built.ray)["workerGroupSpecs"]}
+    cards = groups["models"]["maxReplicas"]
+    said = (ROOT / "cluster" / "kubernetes" / "overlays" / size / "kustomization.yaml").read_text()
+    promised = re.search(r"For ([\d,]+) hours of short clips or ([\d,]+) hours of long recordings a day", said)
+    assert promised is not None
+    most_cores = 0.0
+    for clip_s, text in zip((4.0, 1800.0), promised.groups(), strict=True):
+        columns = {"duration_s": [clip_s] * 10_000, "language": ["en"] * 10_000}
+        rows = pa.table({**columns, "text": pa.nulls(10_000, pa.string())})
+        size_of_shards = ShardSize(rows=1024, audio_s=3600.0)
+        corpus = measure([rows], mode="mean", segmentation="auto", group_by=["language"], size=size_of_shards)
+        (card_h,) = (h for name, h in cards_hours(corpus, "mean").items() if name.startswith("A10"))
+        a_day = cards * 24 * CARD_SHARE * corpus.audio_s / 3600 / card_h
+        assert 0.95 * a_day <= float(text.replace(",", "")) <= a_day
+        most_cores = max(most_cores, cards * feeding_hours(corpus, "mean") * CARD_SHARE / card_h)
+    limits = groups["audio"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert groups["audio"]["maxReplicas"] == math.ceil(2 * most_cores / quantity(limits["cpu"]))
+
+
 def job_config(built: Built) -> JobConfig:
     content = built.named("ConfigMap")["speech-emotion-job"]["data"]["job.yaml"]
     return JobConfig(**yaml.safe_load(content))
@@ -192,7 +288,7 @@ def job_config(built: Built) -> JobConfig:
 def test_the_options_are_those_of_the_job(size):
     """Fails if job.yaml names an option that jobs.annotate does not know."""
     config = load_config(str(ROOT / "cluster" / "kubernetes" / "overlays" / size / "job.yaml"), {})
-    assert config.output.startswith("s3://") and config.fusion_model and config.asr_model
+    assert config.output.startswith("s3://") and config.models == "s3://BUCKET/models"
 
 
 def test_the_entry_point_is_one_that_runs(built):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import stages
+from pipeline.errors import Reason
 from pipeline.metrics import COUNTERS, GAUGES, PREFIX
 from tests.corpus import ROOT, annotate, broken_rows, model_options, rows, write_manifest
 from tests.test_cluster import free_port, head
@@ -82,3 +85,12 @@ def test_the_runbook_names_every_metric() -> None:
     """Fails if a number is published that nobody is told how to read."""
     runbook = (ROOT / "docs" / "runbook.md").read_text()
     assert [name for name in (*COUNTERS, *GAUGES) if f"`{name}`" not in runbook] == []
+
+
+def test_the_runbook_names_every_reason_and_every_stage() -> None:
+    """Fails if a row can be rejected for what the runbook is silent on, or Ray's dashboard shows a stage by another name."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert [reason for reason in Reason if f"`{reason}`" not in runbook] == []
+    named = set(re.findall(r"MapBatches\((\w+)\)", runbook))
+    mapped = set(re.findall(r"map_batches\(\s*(\w+),", inspect.getsource(stages))) | {"Transcribe", "Recognise"}
+    assert named == {name for name in mapped if hasattr(stages, name)}

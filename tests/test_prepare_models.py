@@ -29,6 +29,7 @@ from tests import published
 from tests.corpus import ROOT
 from tests.fault_proxy import Fault, fault_proxy
 from tests.hub_standin import Hub, serve
+from tests.processes import started, wait_until
 from tests.published import ASR, ENCODER, FUSION, NEW, OLD
 
 ENGLISH = ("--language", "en")
@@ -217,6 +218,23 @@ def test_a_download_that_breaks_off_is_taken_up(hub, tmp_path):
     assert main(["--output", str(tmp_path / "models"), *ENGLISH]) == 0
     assert len([line for line in downloads(hub) if line.endswith("model.safetensors")]) == 2
     assert main(["--output", str(tmp_path / "models"), "--verify"]) == 0
+
+
+def test_a_download_that_is_killed_is_begun_anew(hub, tmp_path):
+    """Fails if a SIGKILL in the middle of a download leaves a lock, or half a file that the next run takes for whole."""
+    folder, cache = tmp_path / "models", tmp_path / "hub-cache"
+    hub.held.add("model.safetensors")
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache)}
+    command = [sys.executable, "-m", "jobs.prepare_models", "--output", str(folder), *ENGLISH]
+    with started(command, tmp_path / "log", environment) as process:
+        wait_until(lambda: any(p.endswith("model.safetensors") for p in downloads(hub)), process, tmp_path / "log")
+        assert list(cache.rglob("*.incomplete"))
+        process.kill()
+    hub.held.clear()
+    assert read_prepared(str(folder)) is None and not list(cache.rglob("model.safetensors"))
+    assert main(["--output", str(folder), *ENGLISH]) == 0
+    assert len([line for line in downloads(hub) if line.endswith("model.safetensors")]) == 2
+    assert main(["--output", str(folder), "--verify"]) == 0
 
 
 def test_a_damaged_download_is_refused(hub, tmp_path, capsys):

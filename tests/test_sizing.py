@@ -90,6 +90,13 @@ def test_a_cluster_is_suggested_where_one_machine_is_too_slow():
     assert said["driver_plans_for"].startswith("46")
 
 
+def test_cores_beside_a_card_are_those_that_feed_it():
+    """Fails if cards are suggested with cores that cannot keep up: a fast card eats long recordings faster than four decode."""
+    long, short = corpus_of(table([1800.0] * 100_000)), corpus_of(table([4.0] * 1_000_000))
+    assert "2 x H200 with 8 CPU cores each or 12 x A10" in estimate(long, "mean")["suggested_cluster"]
+    assert "1 x H200 with 4 CPU cores each or 2 x A10" in estimate(short, "mean")["suggested_cluster"]
+
+
 def test_an_empty_manifest_needs_nothing():
     """Fails if nothing to do is an error."""
     assert corpus_of(table([])).shards == 0 and estimate(corpus_of(), "text")["cpu_core_time_without_gpus"].startswith(

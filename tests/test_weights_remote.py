@@ -6,6 +6,9 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,9 @@ from pipeline.models.weights import (
     Checkpoint,
     resolve,
 )
+from tests.fault_proxy import Fault, fault_proxy
 from tests.hub_standin import Repository, serve
+from tests.processes import until
 from tests.test_weights import linear, written
 
 ROOT = Path(__file__).parents[1]
@@ -122,15 +127,20 @@ print(json.dumps(found))
 """
 
 
-def in_a_process(cache: Path, specs: list[str], *, endpoint: str, offline: bool = False) -> list:
-    """`resolve` in a new process: huggingface_hub reads HF_ENDPOINT when it is imported."""
-    environment = {
-        "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+def environment(cache: Path, endpoint: str) -> dict[str, str]:
+    """Of a new process: huggingface_hub reads HF_ENDPOINT when it is imported."""
+    return {
+        "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(cache / "home"), "HOME": str(cache), "PATH": "/usr/bin:/bin",
     }  # fmt: skip
+
+
+def in_a_process(cache: Path, specs: list[str], *, endpoint: str, offline: bool = False) -> list:
+    """`resolve` in a new process."""
     finished = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(cache), *specs], env=environment, cwd=ROOT, capture_output=True, text=True,
-        check=False, timeout=120,
+        [sys.executable, "-c", PROGRAM, str(cache), *specs],
+        env={**environment(cache, endpoint), "HF_HUB_OFFLINE": str(int(offline))},
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads(finished.stdout)
@@ -181,3 +191,88 @@ def test_the_hub_says_no(repository, tmp_path):
     assert fetched[0] == NEW
     assert "cannot get org/name from the hub" in gone
     assert "object-store URI" in gone
+
+
+# --- processes of one node at once
+
+FETCH = """
+import sys
+from pathlib import Path
+from pipeline.models import hub
+where, cache = sys.argv[1], Path(sys.argv[2])
+print(hub.fetch_from_store(where, cache) if "://" in where else hub.fetch_from_hub(where, sys.argv[3], cache)[0])
+"""
+
+
+@dataclass
+class Source:
+    """Where the processes fetch from: it stops in the middle of the first answer with weights.
+
+    Attributes:
+        asked: how many processes have asked so far what there is.
+        downloads: how many times weights were asked for.
+    """
+
+    arguments: list[str]
+    environment: dict[str, str]
+    asked: Callable[[], int]
+    downloads: Callable[[], int]
+    go_on: Callable[[], None]
+
+
+@pytest.fixture(params=["hub", "store"])
+def source(request, repository, s3, checkpoints, tmp_path) -> Iterator[Source]:
+    with ExitStack() as stack:
+        if request.param == "hub":
+            standin = stack.enter_context(serve({"org/name": repository}))
+            standin.held.add("model.safetensors")
+            file = f"/org/name/resolve/{OLD}/model.safetensors"
+            yield Source(
+                ["org/name", str(tmp_path), OLD],
+                environment(tmp_path, standin.endpoint),
+                asked=lambda: standin.requests.count(f"HEAD {file}"),
+                downloads=lambda: standin.requests.count(f"GET {file}"),
+                go_on=standin.held.clear,
+            )
+            return
+        files, folder = s3.filesystem(), f"{s3.bucket}/{tmp_path.name}"
+        files.put_file(str(checkpoints / "text-en" / "config.json"), f"{folder}/config.json")
+        files.put_file(str(checkpoints / "text-en" / "model.safetensors"), f"{folder}/model.safetensors")
+        proxy = stack.enter_context(fault_proxy(s3.endpoint))
+        stalls = [Fault.STALL]
+        proxy.plan = lambda r: (
+            stalls.pop() if stalls and r.path.endswith(".safetensors") and r.method == "GET" else None
+        )
+        yield Source(
+            [f"s3://{folder}", str(tmp_path)],
+            {**s3.environment, "AWS_ENDPOINT_URL": proxy.endpoint, "PATH": "/usr/bin:/bin"},
+            asked=lambda: sum("list-type" in r.query for r in proxy.requests),
+            downloads=lambda: sum(r.method == "GET" and r.path.endswith(".safetensors") for r in proxy.requests),
+            go_on=lambda: None,
+        )
+
+
+def test_another_process_takes_over_from_one_that_is_killed(source, checkpoints, tmp_path):
+    """Fails if of processes that fetch a model at once more than one does, one sees half of it, or those that wait for one
+    that is killed in the middle wait for ever.
+    """
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", FETCH, *source.arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=source.environment, stdout=subprocess.PIPE, text=True)
+
+    with ExitStack() as stack:
+        first = stack.enter_context(start())
+        until(lambda: source.downloads() == 1)
+        asked = source.asked()
+        others = [stack.enter_context(start()) for _ in range(3)]
+        until(lambda: source.asked() >= asked + 3)
+        assert source.downloads() == 1
+        first.kill()
+        source.go_on()
+        answers = {process.communicate(timeout=60)[0].strip() for process in others}
+        assert [process.returncode for process in others] == [0] * 3
+    (folder,) = answers
+    theirs, ours = Path(folder) / "model.safetensors", checkpoints / "text-en" / "model.safetensors"
+    assert theirs.read_bytes() == ours.read_bytes()
+    assert source.downloads() == 2

@@ -25,7 +25,7 @@ from pipeline.plan import Plan, load_plans
 from pipeline.roots import without_query
 from pipeline.schema import ROW_SCHEMA, utterance_schema
 from pipeline.spool import reject_schema
-from pipeline.storage import Store, open_store, resolve
+from pipeline.storage import Store, open_folder_of, resolve
 
 if TYPE_CHECKING:
     import duckdb
@@ -183,8 +183,7 @@ def quoted(name: str) -> str:
 
 def new_file(uri: str) -> Callable[[bytes], None]:
     """Where a result is to be written that must not replace another. Raises: ConfigError when something is there."""
-    folder, _, name = uri.rpartition("/")
-    store = open_store(folder or (uri if uri.startswith("/") else "."))
+    store, name = open_folder_of(uri)
     taken = ConfigError(f"{without_query(uri)} is there already; name a file that is not, or remove it")
     if not name.endswith(".parquet"):
         raise ConfigError(f"{without_query(uri)}: results are written as Parquet; name a file that ends in .parquet")

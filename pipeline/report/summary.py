@@ -12,7 +12,7 @@ from pipeline.report import plots
 from pipeline.report.page import Page, Section, ask, listed, shown
 from pipeline.roots import without_query
 from pipeline.schema import EMOTIONS
-from pipeline.storage import open_store
+from pipeline.storage import open_folder_of
 
 _GROUPS = 30
 _NEEDED = {"recordings", "utterances", "speech_s", "share", "confidence"}
@@ -20,8 +20,7 @@ _NEEDED = {"recordings", "utterances", "speech_s", "share", "confidence"}
 
 def summary_page(file: str) -> Page:
     """The report of one table. Raises: ConfigError for one that is none of ours, JobError when it cannot be read."""
-    folder, _, name = file.rpartition("/")
-    store = open_store(folder or ("/" if file.startswith("/") else "."))
+    store, name = open_folder_of(file)
     with reaching(store):
         try:
             with store.open(name) as content:
