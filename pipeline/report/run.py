@@ -83,7 +83,8 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
         sections = list(_sections(connection, plan, with_texts=with_texts))
     return Page(
         title=f"Run {plan.plan}",
-        subtitle=f"{without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, mode {plan.settings['mode']}",
+        subtitle=f"{without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
+        f"mode {plan.settings['mode']}",
         facts=_facts(report),
         sections=sections,
         details=_details(plan, report),
