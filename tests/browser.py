@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from typing import Any
 
 import aiohttp
 
-PROGRAM = shutil.which("chromium") or shutil.which("chromium-headless-shell") or shutil.which("google-chrome")
+_NAMES = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-headless-shell", "google-chrome")
+PROGRAM = next(filter(None, map(shutil.which, _NAMES)), None)
 _ANSWERS_WITHIN_S = 60.0
 _COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Network.loadingFailed")
 
