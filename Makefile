@@ -1,5 +1,7 @@
 # make demo   the main job on a small corpus, from a bare machine with Python 3.11+
 # make test   everything the README promises, about 20 minutes on 2 cores
+# make test-browser   the reports in a headless Chromium, which it installs where none is (Debian); pictures in build/pictures
+# make picture   the demo, then docs/report.png of its report, with Chromium
 # make check  lint, format, types
 # make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
 # make bench  the figures of docs/performance.md; benchmarks/README.md says what it needs
@@ -12,7 +14,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test check chaos bench demo-models audit lock clean
+.PHONY: demo picture test test-browser check chaos bench demo-models audit lock clean
 
 $(VENV)/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -26,6 +28,20 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # many tests wait; a file's tests share what they start
+
+BROWSER = $(firstword $(shell command -v chromium chromium-headless-shell google-chrome))
+
+$(VENV)/browser: $(VENV)/installed
+	@command -v chromium chromium-headless-shell google-chrome > /dev/null \
+		|| $(SUDO) apt-get install --yes --no-install-recommends chromium-headless-shell
+	touch $@
+
+test-browser: $(VENV)/browser
+	BROWSER=required $(RUN) -m pytest tests/test_browser.py
+
+picture: $(VENV)/browser demo
+	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,1130 \
+		--screenshot=docs/report.png demo/out/_runs/000001/report.html
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

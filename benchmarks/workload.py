@@ -174,7 +174,7 @@ def _teach_words(path: Path) -> None:
 
 def annotate_command(manifest: Path, output: Path, models: Sequence[str], *options: str) -> list[str]:
     """The whole job over a manifest of ours."""
-    where = ["--manifest", str(manifest), "--output", str(output)]
+    where = ["--manifest", str(manifest), "--output", str(output), "--no-page"]
     return [sys.executable, "-m", "jobs.annotate", *where, *models, *options]
 
 

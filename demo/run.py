@@ -30,6 +30,7 @@ from demo.table import Column, bar, clean, fill, render
 MANIFEST = "demo/corpus/manifest.jsonl"
 OUTPUT = "demo/out"
 PICTURE = f"{OUTPUT}/picture.svg"
+PAGE = f"{OUTPUT}/_runs/000001/report.html"
 BROKEN = "broken-"
 """In the id of the rows that are meant to be rejected."""
 HEARD = "≈"
@@ -189,6 +190,8 @@ def _show(width: int, elapsed_s: float) -> int:
     print(f"{lines} manifest lines = {recordings} annotated + {rejects.num_rows} rejected, in {elapsed_s:.0f} s\n")
     _print([f"utterances  {OUTPUT}/utterances/*.parquet", f"rejects     {OUTPUT}/rejects/*.parquet"])
     print(f"picture     {PICTURE}")
+    if (models.ROOT / PAGE).exists():
+        print(f"report      {PAGE}, to open in a browser")
     print(f'\nQuery it:\n\nduckdb -c "{_QUERY}"\n\nor, without the duckdb program:\n')
     print(f"{command('', ())[0]} -c \"import duckdb; duckdb.sql('''{_QUERY} ''').show()\"")
     print("\nYour own recordings: leave out the model options, and the published models are fetched (several GB):\n")

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs.parser import Parser, add_named_models
+from jobs.report import draw
 from pipeline import __version__
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, JobError
@@ -112,6 +113,7 @@ def _parser() -> Parser:
     run.add_argument("--wait-for-workers-s", type=float, metavar="S",
                      help="end the job after so long in which no worker could start or go on, for want of machines or a "
                      "broken environment; raise it where an autoscaler needs longer (default: 3600; 0: for ever)")  # fmt: skip
+    run.add_argument("--no-page", action="store_true", help="leave out report.html; jobs.report draws it any time")
     run.add_argument("--dry-run", action="store_true", help="print what would be done; decode nothing, write nothing")
     run.add_argument("--version", action="version", version=__version__)
     return parser
@@ -119,10 +121,9 @@ def _parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit status."""
-    flags = vars(_parser().parse_all(arguments))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _run(load_config(flags.pop("config", None), flags))
+        return _run(read_config(arguments))
     except ConfigError as error:
         print(f"python -m jobs.annotate: {error}", file=sys.stderr)
         return 2
@@ -135,6 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. What was committed stays; the same command goes on from there.", file=sys.stderr)
         return 130
+
+
+def read_config(arguments: Sequence[str] | None) -> JobConfig:
+    """The command line, and the file that `--config` names. Raises: ConfigError; ends with status 2 for no option of ours."""
+    flags = vars(_parser().parse_all(arguments))
+    return load_config(flags.pop("config", None), flags)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -167,8 +174,11 @@ def _report(config: JobConfig, driver: Driver) -> int:
             f"{report['utterances']:,} utterances, {report['audio_hours']:.2f} hours of audio, "
             f"{report['parts']:,} files in {config.output}/utterances"
             + (f"\nrejects in {config.output}/rejects/{report['run_id']}.parquet" if report["rejected"] else "")
-            + f"\nreport in {config.output}/_runs/{report['run_id']}/report.json"
+            + f"\nreport in {config.output}/_runs/{report['run_id']}/report.json",
+            flush=True,
         )
+        if not config.no_page:
+            print(draw(config.output, report["run_id"]))
     return 0
 
 

@@ -16,9 +16,9 @@ from pipeline import __version__
 from pipeline.corpora.annotated import read_meacorpus, read_meld
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.exchange import complete, json_lines, lhotse_lines, nemo_lines, read_lhotse, read_rows
-from pipeline.corpora.files import audio_of, list_files
+from pipeline.corpora.files import audio_of, list_files, list_versions
 from pipeline.corpora.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
-from pipeline.manifest.fields import derived_id
+from pipeline.manifest.fields import derived_id, version_id
 from pipeline.outfile import require_absent, write_file
 from pipeline.roots import without_query
 
@@ -48,6 +48,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--durations", action="store_true", help="read each file, and write the duration its header says"
     )
+    parser.add_argument("--versions", action="store_true",
+                        help="write each file's version (its ETag, or size and time of change), and make it part of the id: a "
+                        "file whose content is replaced becomes a new row")  # fmt: skip
     parser.add_argument("--language", metavar="CODE", help="of rows whose source does not say it")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--version", action="version", version=__version__)
@@ -56,7 +59,10 @@ def _parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the manifest; returns the exit status."""
-    flags = _parser().parse_all(arguments)
+    parser = _parser()
+    flags = parser.parse_all(arguments)
+    if flags.versions and flags.layout != "files":
+        parser.error("--versions is for --layout files: the rows of a corpus take their ids from its names")
     return run_guarded("python -m jobs.make_manifest", lambda: _make(flags))
 
 
@@ -67,7 +73,7 @@ def _make(flags: argparse.Namespace) -> int:
         require_absent(uri, overwrite=flags.overwrite)
     corpus = Corpus()
     for source in flags.source:
-        read = _read(source, flags.layout)
+        read = _read(source, flags.layout, versions=flags.versions)
         corpus.rows += read.rows
         for why, names in read.left_out.items():
             corpus.left_out.setdefault(why, []).extend(names)
@@ -87,9 +93,15 @@ def _make(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _read(source: str, layout: str) -> Corpus:
+def _read(source: str, layout: str, *, versions: bool) -> Corpus:
     if layout in ("manifest", "nemo"):
         return read_rows(source)
+    if versions:
+        found = list_versions(source)
+        rows = [(uri, found[uri]) for uri in audio_of(list(found), source)]
+        return Corpus(
+            rows=[{"id": version_id(uri, version), "audio": uri, "version": version} for uri, version in rows]
+        )
     files = list_files(source)
     if layout == "lhotse":
         return read_lhotse(files)
@@ -98,8 +110,7 @@ def _read(source: str, layout: str) -> Corpus:
         return read_named(_NAMED[layout], files, audio)
     if layout in _TABLED:
         return _TABLED[layout](files, audio)
-    rows = [{"id": derived_id(uri, None, None, None), "audio": uri} for uri in audio]
-    return Corpus(rows=[dict(row) for row in rows])
+    return Corpus(rows=[{"id": derived_id(uri, None, None, None), "audio": uri} for uri in audio])
 
 
 def _summarise(corpus: Corpus, output: str) -> None:

@@ -7,16 +7,51 @@ nothing to report on; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
+from pipeline.children import search_path
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.analytics.tables import Rows
+
+_PACKAGES = ("duckdb", "jinja2", "matplotlib")
+_DRAWN_WITHIN_S = 600.0
+
+
+def draw(output: str, run: str) -> str:
+    """Draw the page of a finished run, in a process of its own: whatever happens to it, the run stands.
+
+    Returns: a line that says where the page is, or why there is none and what to do about it.
+    Costs about three seconds of a CPU for a small run, of which half are imports.
+    """
+    again = f"python -m jobs.report {output} {run}"
+    if not all(map(find_spec, _PACKAGES)):
+        return f"page: none, its packages are not installed; pip install -e '.[analytics]', then {again}"
+    words = [sys.executable, "-m", "jobs.report", output, run]
+    environment = {**os.environ, "PYTHONPATH": search_path()}
+    try:
+        done = subprocess.run(
+            words, env=environment, capture_output=True, text=True, timeout=_DRAWN_WITHIN_S, check=False
+        )
+        why = done.stderr.strip().rpartition("\n")[2] or f"status {done.returncode}"
+        if done.returncode == 0:
+            return f"page in {output.rstrip('/')}/{page_key(run)}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = type(error).__name__
+    return f"page: none ({why}); {again} tries again"
+
+
+def page_key(run: str) -> str:
+    """Where the page of a run lies."""
+    return f"_runs/{run}/report.html"
 
 
 def _parser() -> Parser:
@@ -56,7 +91,7 @@ def _report(flags: argparse.Namespace) -> int:
     from pipeline.analytics.tables import optional
     from pipeline.outfile import require_absent, write_file
 
-    for package in ("duckdb", "jinja2", "matplotlib"):
+    for package in _PACKAGES:
         optional(package, extra="analytics")
     if flags.to:
         require_absent(flags.to, overwrite=flags.overwrite)
@@ -101,7 +136,7 @@ def _into_output(flags: argparse.Namespace) -> int:
     from pipeline.report.run import run_page
 
     rows = _rows(flags)
-    key = f"_runs/{rows.plans[0].plan}/report.html"
+    key = page_key(rows.plans[0].plan)
     with reaching(rows.store, key):
         there = is_committed(rows.store, key)
     written = not there and rows.store.put_if_absent(key, render(run_page(rows)))

@@ -125,6 +125,7 @@ class JobConfig(ModelChoice):
     max_batch_s: float | None = Field(default=None, gt=0)
     wait_for_workers_s: float = Field(default=3600.0, ge=0)
     max_reject_rate: float | None = Field(default=None, ge=0, le=1)
+    no_page: bool = False
     dry_run: bool = False
 
     @field_validator("manifest", "audio_root", "partition_by", mode="before")

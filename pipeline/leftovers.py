@@ -7,7 +7,7 @@ at everything, and for `prune`, the one place that deletes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -103,10 +103,10 @@ def _walk_bucket(store: Store, prefix: str) -> Iterator[StoredFile]:
     for path, info in found.items():
         # consoles of object stores make empty objects named like folders
         if info["type"] == "file" and not path.endswith("/") and path.startswith(f"{root}/"):
-            yield StoredFile(path[len(root) + 1 :], info["size"] or 0, _modified_s(info))
+            yield StoredFile(path[len(root) + 1 :], info["size"] or 0, modified_s(info))
 
 
-def _modified_s(info: dict[str, Any]) -> float:
+def modified_s(info: Mapping[str, Any]) -> float:
     """When an object was written, under the names that s3fs, gcsfs, adlfs and the local file system give it."""
     for name in ("LastModified", "mtime", "last_modified", "updated"):
         value = info.get(name)

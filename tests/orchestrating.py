@@ -2,7 +2,7 @@
 
 A process of its own, because Ray takes RAY_AUTH_MODE from the environment in which it is first imported.
 
-usage: python -m tests.orchestrating JSON, an object {manifest, output, models}; prints what came of it as JSON
+usage: python -m tests.orchestrating JSON, an object {corpus, output, models}; prints what came of it as JSON
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ ORCHESTRATORS = ROOT / "cluster" / "orchestrators"
 def main() -> None:
     """Two nights of the DAG, two materialisations of the asset, the second of them with a mistaken option."""
     asked = json.loads(sys.argv[1])
-    manifest, output, models = asked["manifest"], asked["output"], asked["models"]
+    corpus, output, models = asked["corpus"], asked["output"], asked["models"]
     tasks: list[Any] = []
-    params = {"manifest": manifest, "output": output, "options": models}
+    params = {"corpus": corpus, "output": output, "by": ["language"], "options": models}
     context = {"params": params, "run_id": "scheduled__2026-11-22", "ti": SimpleNamespace(try_number=1)}
     _load(
         "airflow_dag", "airflow.sdk", Param=_anything, dag=_decorator, get_current_context=lambda: context,
@@ -32,7 +32,8 @@ def main() -> None:
     run, summarise = tasks
     nights = [summarise(run()), summarise(run())]  # the same try is joined, not started again
     asset = _load("dagster_asset", "dagster", Config=SimpleNamespace, asset=_decorator, **_DAGSTER)["utterances"]
-    config = SimpleNamespace(dashboard=os.environ["RAY_DASHBOARD"], manifest=manifest, output=output, options=models)
+    dashboard = os.environ["RAY_DASHBOARD"]
+    config = SimpleNamespace(dashboard=dashboard, corpus=corpus, output=output, by=["language"], options=models)
     log = SimpleNamespace(info=lambda _: None)
     nothing_new = asset(SimpleNamespace(run_id="1", retry_number=0, log=log), config)
     config.options = ["--modee", "mean"]

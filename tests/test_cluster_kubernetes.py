@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from jobs import nightly
 from jobs.annotate import _parser
 from pipeline.config import JobConfig, load_config
 from pipeline.plan import ShardSize
@@ -297,7 +298,14 @@ def test_the_entry_point_is_one_that_runs(built):
     if job is None:
         return
     python, dash_m, module, *words = shlex.split(job["entrypoint"])
-    assert (python, dash_m, module) == ("python", "-m", "jobs.annotate")
+    assert (python, dash_m) == ("python", "-m")
+    if built.ray["kind"] == FORMS["nightly"]:
+        assert module == "jobs.nightly" and shlex.join(shlex.split(job["entrypoint"])) == job["entrypoint"].strip()
+        tonight = nightly._parser().parse_all(words[: words.index("--")])
+        words = words[words.index("--") + 1 :]
+        assert vars(_parser().parse_all(words))["audio_root"] == tonight.corpus
+    else:
+        assert module == "jobs.annotate"
     path = Path(vars(_parser().parse_all(words))["config"])
     (container,) = ray_pods(built.ray)["head"]["spec"]["containers"]
     (mount,) = [m for m in container["volumeMounts"] if m["name"] == "job"]

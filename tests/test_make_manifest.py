@@ -6,7 +6,9 @@ The corpora are trees of empty files under the names the corpora really give; he
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -347,6 +349,38 @@ def test_nothing_to_make_one_of(tmp_path, capsys, source, options, sentence):
     tree(tmp_path, "in/a.wav", "texts/a.txt", "texts/b.txt")
     made(source if "://" in source else tmp_path / source, tmp_path / "m.jsonl", *options, expect=2)
     assert sentence in capsys.readouterr().err and not (tmp_path / "m.jsonl").exists()
+
+
+def test_a_replaced_file_is_a_new_row_where_versions_count(tmp_path, capsys):
+    """Fails if a file that was replaced keeps its id, one that was not loses it, or ids hang on versions unasked."""
+    folder = tree(tmp_path / "in", "a.wav", "b.wav")
+    plain = made(folder, tmp_path / "plain.jsonl")
+    before = made(folder, tmp_path / "1.jsonl", "--versions")
+    assert [str(row["id"]).rpartition("-")[0] for row in before] == [row["id"] for row in plain]
+    (folder / "b.wav").write_bytes(b"")  # as long as it was
+    os.utime(folder / "b.wav", (1e9, 1e9))
+    after = made(folder, tmp_path / "2.jsonl", "--versions")
+    assert after[0] == before[0] and after[1]["audio"] == before[1]["audio"]
+    assert after[1]["id"] != before[1]["id"] and after[1]["version"] == "0-1000000000.000000"
+    assert made(folder, tmp_path / "plain.jsonl", "--overwrite") == plain
+    with pytest.raises(SystemExit):
+        main([str(folder), "--versions", "--layout", "tess", "--output", str(tmp_path / "3.jsonl")])
+    assert "--layout files" in capsys.readouterr().err
+
+
+def test_a_version_in_a_bucket_is_its_content(tmp_path, s3: S3Server):
+    """Fails if the same bytes, uploaded again, are a new version, or other bytes are none."""
+    key, store = f"{s3.bucket}/versions/a.wav", s3.filesystem()
+
+    def put(content: bytes) -> dict[str, object]:
+        store.pipe_file(key, content)
+        (row,) = made(f"s3://{s3.bucket}/versions", tmp_path / "m.jsonl", "--versions", "--overwrite")
+        return row
+
+    first = put(b"one")
+    assert put(b"one") == first and put(b"two")["id"] != first["id"]
+    assert first["version"] == hashlib.md5(b"one", usedforsecurity=False).hexdigest()
+    assert put(b"one") == first
 
 
 def test_nothing_is_overwritten_unasked(tmp_path, capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import iam
-from tests.corpus import ROOT, rows
+from tests.corpus import AUDIO, ROOT
 from tests.fault_proxy import fault_proxy
 from tests.s3_server import S3Server
 from tests.test_cluster import head
@@ -23,15 +23,11 @@ from tests.test_cluster import head
 
 @pytest.fixture
 def models(s3: S3Server, checkpoints: Path, asr: Path) -> list[str]:
-    """Puts a manifest, its audio and models below the prefixes that cluster/aws speaks of; options that name the models."""
+    """Puts audio and models below the prefixes that cluster/aws speaks of; options that name the models."""
     filesystem = s3.filesystem()
-    records = rows(3)
-    for record in records:
-        audio = Path(str(record["audio"]))
-        filesystem.put_file(str(audio), f"{s3.bucket}/corpus/audio/{audio.name}")
-        record["audio"] = f"audio/{audio.name}"
-    lines = "\n".join(json.dumps(record) for record in [*records, {"id": "gone", "audio": "audio/gone.wav"}])
-    filesystem.pipe_file(f"{s3.bucket}/corpus/manifest.jsonl", lines.encode())
+    for name in ("en_16k_short.wav", "en_22k05.mp3", "en_16k_pcm16.wav"):
+        filesystem.put_file(str(AUDIO / name), f"{s3.bucket}/corpus/audio/{name}")
+    filesystem.pipe_file(f"{s3.bucket}/corpus/audio/broken.wav", b"no audio at all, whatever the name says")
     folders = {"mean-en": checkpoints / "mean-en", "bert-en": checkpoints / "bert-en", "whisper": asr}
     for name, folder in folders.items():
         for file in folder.iterdir():
@@ -43,11 +39,11 @@ def models(s3: S3Server, checkpoints: Path, asr: Path) -> list[str]:
 def test_they_run_the_job_and_read_its_record_with_no_more_than_their_role_allows(
     tmp_path: Path, s3: S3Server, models: list[str]
 ) -> None:
-    """Fails if the job cannot be submitted, its report is not found, a second night does work again or fails for having none, or
-    any call it makes to S3 is one that the policies in cluster/aws refuse.
+    """Fails if the night's job cannot be submitted, nothing is summed up, its report is not found, a second night does work
+    again or fails for having none, or any call it makes to S3 is one that the policies in cluster/aws refuse.
     """
     asked = {
-        "manifest": f"s3://{s3.bucket}/corpus/manifest.jsonl",
+        "corpus": f"s3://{s3.bucket}/corpus",
         "output": f"s3://{s3.bucket}/emotions",
         "models": models,
     }
@@ -65,6 +61,7 @@ def test_they_run_the_job_and_read_its_record_with_no_more_than_their_role_allow
         (totals, again), failure = found["nights"], found["failure"]
         assert (totals["rows"], totals["utterances"], totals["rejected"]) == (4, 3, 1) and again == totals
         assert found["new_runs"] == [] and "--mode" in failure
+        assert s3.filesystem().exists(f"{s3.bucket}/emotions/summaries/language/000001.parquet")
         policies = [
             statement
             for name in ("reader", "writer", "output-bucket")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, summarize, verify
-from jobs.report import main
+from jobs.report import draw, main
 from pipeline.commit import committed_parts, read_receipt
 from pipeline.finish import finish
 from pipeline.plan import read_shard
@@ -268,6 +268,25 @@ def test_the_page_of_a_run_is_written_once(store, page, tmp_path, capsys):
         main([store.root, "--to", str(tmp_path / "page.html")]) == 2 and "is there already" in capsys.readouterr().err
     )
     assert main([store.root, "--to", str(tmp_path / "page.html"), "--overwrite"]) == 0
+
+
+def test_a_job_says_where_its_page_is_or_why_there_is_none(tmp_path, monkeypatch):
+    """Fails if a page that cannot be drawn, for whatever reason, is more than a line to the job that asked for it."""
+    store = output_of(tmp_path)
+    path = Path(store.root, "_runs/000001/report.html")
+    again = f"python -m jobs.report {store.root} 000001"
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.report._DRAWN_WITHIN_S", 0.01)
+        assert draw(store.root, "000001") == f"page: none (TimeoutExpired); {again} tries again"
+        patch.setattr("jobs.report._PACKAGES", ("duckdb", "nomatplotlib"))
+        assert draw(store.root, "000001").endswith(f"pip install -e '.[analytics]', then {again}")
+    part = next(Path(store.root, "utterances").rglob("*.parquet"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    said = draw(store.root, "000001")
+    assert said.startswith("page: none (python -m jobs.report: ") and not path.exists()
+    part.write_bytes(whole)
+    assert draw(store.root, "000001") == f"page in {path}" and path.exists()
 
 
 def test_a_run_of_rejects_alone(tmp_path, monkeypatch):

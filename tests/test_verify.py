@@ -340,6 +340,9 @@ def test_the_command(out, tmp_path):
     for name in ("_SUCCESS", "report.json"):
         (out / "_runs/000001" / name).unlink()
     (out / "rejects/000001.parquet").unlink()
+    (out / "_runs/000001/report.html").write_text("a page that nobody may draw yet")
+    assert run(out).stdout.startswith("PUBLISHED_EARLY  _runs/000001/report.html  stands though 1 of 6")
+    (out / "_runs/000001/report.html").unlink()
     done = run(out)
     assert done.returncode == 3 and done.stdout.splitlines()[0] == "plan 000001: unfinished: 5 of 6 shards"
     done = run(tmp_path / "none")

@@ -1,4 +1,4 @@
-"""An Airflow DAG: every night, what is new in the manifest. Lies in the DAG folder beside `ray_job.py`.
+"""An Airflow DAG: every night, what is new or changed in the corpus. Lies in the DAG folder beside `ray_job.py`.
 
 Airflow's workers need `ray[default]==2.60.0` and `s3fs`, and in their environment RAY_DASHBOARD, RAY_AUTH_MODE=token,
 RAY_AUTH_TOKEN and whatever reads the output. The job runs on the cluster; the task waits.
@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
-from ray_job import annotate
+from ray_job import run_night
 
 
 @dag(
@@ -20,21 +20,23 @@ from ray_job import annotate
     catchup=False,
     max_active_runs=1,  # two at once would cooperate, and pay twice for what both do
     params={
-        "manifest": Param("s3://BUCKET/corpus/manifest.jsonl", type="string"),
+        "corpus": Param("s3://BUCKET/corpus", type="string"),
         "output": Param("s3://BUCKET/emotions", type="string"),
+        "by": Param(["language"], type="array", items={"type": "string"}, description="columns of the summary"),
         "options": Param([], type="array", items={"type": "string"}, description="more options of jobs.annotate"),
     },
 )
 def speech_emotion() -> None:
-    """Annotate what is new."""
+    """Annotate what is new, and sum it up."""
 
     @task(retries=3, retry_delay=timedelta(minutes=5))  # a retry goes on from what is committed
     def run() -> list[dict[str, Any]]:
         context = get_current_context()
         params, instance = context["params"], context["ti"]
-        options = ["--manifest", params["manifest"], "--output", params["output"], *params["options"]]
+        options = ["--output", params["output"], *params["options"]]
         name = "".join(c if c.isalnum() else "-" for c in context["run_id"])
-        return annotate(os.environ["RAY_DASHBOARD"], f"airflow-{name}-{instance.try_number}", options)
+        submission = f"airflow-{name}-{instance.try_number}"
+        return run_night(os.environ["RAY_DASHBOARD"], submission, params["corpus"], params["by"], options)
 
     @task
     def summarise(reports: list[dict[str, Any]]) -> dict[str, float]:

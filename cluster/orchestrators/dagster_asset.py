@@ -16,7 +16,7 @@ from dagster import (
     define_asset_job,
 )
 from pydantic import Field
-from ray_job import annotate
+from ray_job import run_night
 
 
 class Run(Config):
@@ -24,12 +24,15 @@ class Run(Config):
 
     Attributes:
         dashboard: of the Ray cluster.
+        corpus: folder or prefix of audio.
+        by: columns of the summary.
         options: more options of jobs.annotate.
     """
 
     dashboard: str
-    manifest: str
+    corpus: str
     output: str
+    by: list[str] = Field(default_factory=lambda: ["language"])
     options: list[str] = Field(default_factory=list)
 
 
@@ -37,8 +40,8 @@ class Run(Config):
 def utterances(context: AssetExecutionContext, config: Run) -> MaterializeResult:
     """One row for each labelled span of speech."""
     name = f"dagster-{context.run_id}-{context.retry_number}"
-    options = ["--manifest", config.manifest, "--output", config.output, *config.options]
-    reports = annotate(config.dashboard, name, options, log=context.log.info)
+    options = ["--output", config.output, *config.options]
+    reports = run_night(config.dashboard, name, config.corpus, config.by, options, log=context.log.info)
     totals = {key: sum(r[key] for r in reports) for key in ("rows", "utterances", "rejected", "audio_hours")}
     return MaterializeResult(metadata={**totals, "runs": [r["run_id"] for r in reports], "output": config.output})
 

@@ -1,4 +1,4 @@
-"""Submit `jobs.annotate` to a standing Ray cluster, wait for it, read what its run recorded: what DAG and asset share.
+"""Submit a night's job to a standing Ray cluster, wait for it, read what its run recorded: what DAG and asset share.
 
 Needs `ray[default]` of the cluster's version and, for outputs in S3, `s3fs`. The token comes from the environment, as Ray has it:
 `RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`.
@@ -25,28 +25,34 @@ class JobFailedError(RuntimeError):
     """The job ended with another status than 0. What it committed stays; submitted again it goes on."""
 
 
-def annotate(
+def run_night(
     address: str,
     submission_id: str,
+    corpus: str,
+    by: Sequence[str],
     options: Sequence[str],
     *,
     working_dir: str | None = None,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Run `python -m jobs.annotate OPTIONS` on the cluster; the reports of the runs it published, none when nothing was new.
+    """Run `python -m jobs.nightly` on the cluster; the reports of the runs it published, none when nothing was new.
 
     Args:
         address: of Ray's dashboard, such as http://speech-emotion-head-svc:8265.
         submission_id: one name for one try. A try that is there already, because whoever waited for it was restarted, is joined;
             to try again, use another name.
-        options: the command line of the job.
+        corpus: folder or prefix of audio; what is new or changed in it since the last night is annotated.
+        by: columns to sum up by.
+        options: of jobs.annotate.
         working_dir: a checkout to send along; None where the nodes' image holds the code.
     Raises: JobFailedError with the last of what the job said.
     """
     client = JobSubmissionClient(address)
     if submission_id not in {job.submission_id for job in client.list_jobs()}:
+        manifest = f"/tmp/{submission_id}.jsonl"  # on the head; what was planned stays in the output
+        words = ["python", "-m", "jobs.nightly", corpus, "--manifest", manifest, *(["--by", *by] if by else [])]
         client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "jobs.annotate", *options]),
+            entrypoint=shlex.join([*words, "--", "--audio-root", corpus, *options]),
             submission_id=submission_id,
             runtime_env={"working_dir": working_dir} if working_dir else None,
         )

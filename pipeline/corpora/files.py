@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Any
 
 from fsspec import AbstractFileSystem
 
 from pipeline.audio.decode import probe
 from pipeline.audio.decoders import AudioHeader
 from pipeline.errors import ConfigError, RejectedRow
+from pipeline.leftovers import modified_s
 from pipeline.manifest.source import uri_of
 from pipeline.readahead import read_ahead
 from pipeline.retrying import ABSENT, DENIED, TRANSIENT, principal, retried
@@ -62,6 +63,9 @@ AUDIO_ENDINGS = frozenset(
 )
 """Names that end so count as audio when a folder is listed; their content decides later."""
 
+Listing = dict[str, dict[str, Any]]
+"""What fsspec says of each file, by its name."""
+
 _MAX_BYTES = 2 * 2**30  # as the job's own --max-bytes
 
 
@@ -72,36 +76,55 @@ def list_files(source: str) -> list[str]:
 
     Raises: ConfigError for what is not there, may not be listed, or is http, which cannot be listed.
     """
+    return sorted(_found(source))
+
+
+def list_versions(source: str) -> dict[str, str]:
+    """The same files in the same order, each with its version: an object store's ETag, elsewhere size and time of change.
+
+    It changes with every replacement by other content. Where the same bytes are written again an ETag stays as a rule (one
+    of a multipart upload may not), a time does not. Raises: ConfigError as `list_files`.
+    """
+    return {uri: _version(info) for uri, info in sorted(_found(source).items())}
+
+
+def _found(source: str) -> Listing:
     shown = without_query(source)
     if source.lower().startswith(("http://", "https://")):
         raise ConfigError(f"{shown}: http servers cannot be listed; give a folder, an object store or a manifest")
     filesystem, path = resolve(source)
     scheme = source.partition("://")[0] if "://" in source else "file"
     try:
-        names = retried(lambda: _names(filesystem, path), what=f"listing {shown}")
+        listed = retried(lambda: _listed(filesystem, path), what=f"listing {shown}")
     except DENIED:
         raise ConfigError(f"{shown}: {principal()} may not list it") from None
     except TRANSIENT as error:
         raise ConfigError(f"{shown} cannot be listed: {error}") from error
-    if not names:
+    if not listed:
         raise ConfigError(f"{shown}: no file is there")
-    kept = [name for name in names if not PurePosixPath(name).name.startswith(".")]
-    return sorted(dict.fromkeys(uri_of(scheme, name) for name in kept))
+    return {uri_of(scheme, name): info for name, info in listed.items() if not PurePosixPath(name).name.startswith(".")}
 
 
-def _names(filesystem: AbstractFileSystem, path: str) -> list[str]:
+def _listed(filesystem: AbstractFileSystem, path: str) -> Listing:
     try:
+        if filesystem.isdir(
+            path
+        ):  # asked first: it lists, and a role that may read below a prefix may not read its name
+            return dict(filesystem.find(path, detail=True))
         if filesystem.isfile(path):
-            return [path]
-        if filesystem.isdir(path):
-            return list(filesystem.find(path))
+            return {path: filesystem.info(path)}
         pattern = path if re.search(r"[*?\[]", path) else f"{path}*"
-        found = filesystem.glob(pattern, detail=True).items()
+        found: Listing = {}
+        for name, info in filesystem.glob(pattern, detail=True).items():
+            found |= filesystem.find(name, detail=True) if info["type"] == "directory" else {name: info}
     except ABSENT:
-        return []
-    return list(itertools.chain.from_iterable(
-        filesystem.find(name) if info["type"] == "directory" else [name] for name, info in found
-    ))  # fmt: skip
+        return {}
+    return found
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    tag = info.get("ETag") or info.get("etag")
+    return str(tag).strip('"') if tag else f"{info['size']}-{modified_s(info):.6f}"
 
 
 def audio_of(files: Sequence[str], source: str) -> list[str]:

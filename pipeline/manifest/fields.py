@@ -107,6 +107,11 @@ def derived_id(
     return "rec-" + hashlib.blake2b("\n".join(parts).encode(), digest_size=10).hexdigest()
 
 
+def version_id(audio: str, version: str) -> str:
+    """The id of one version of a file: that of the file, `-`, and 12 hex digits (48 bits) of BLAKE2b over the version."""
+    return f"{derived_id(audio, None, None, None)}-{hashlib.blake2b(version.encode(), digest_size=6).hexdigest()}"
+
+
 def _derived(fields: Fields, i: int) -> str:
     return derived_id(fields.audio[i], fields.offset_s[i], fields.duration_s[i], fields.channel[i], fields.text[i])
 

@@ -83,7 +83,8 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
         sections = list(_sections(connection, plan, with_texts=with_texts))
     return Page(
         title=f"Run {plan.plan}",
-        subtitle=f"{without_query(rows.store.root)}, planned {plan.created_at}, mode {plan.settings['mode']}",
+        subtitle=f"{without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
+        f"mode {plan.settings['mode']}",
         facts=_facts(report),
         sections=sections,
         details=_details(plan, report),
@@ -110,8 +111,7 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
         "utterances": shown(report["utterances"]),
         "recordings annotated": shown(report["recordings_annotated"]),
         "hours of audio": shown(round(report["audio_hours"], 3)),
-        "rows rejected": shown(report["rejected"]),
-        "of all rows": share(report["rejected"], report["rows"]),
+        "rows rejected": f"{shown(report['rejected'])} ({share(report['rejected'], report['rows'])})",
     }
 
 
@@ -193,7 +193,8 @@ def _rejects(connection: duckdb.DuckDBPyConnection) -> Iterator[Section]:
     if not rows:
         yield Section("rejects", "Rejects", names, rows, REJECTS, "No row was rejected.")
         return
-    reasons = [f"{reason} ({stage})" for reason, stage, _ in rows]
+    told = [reason for reason, _, _ in rows]
+    reasons = [reason if told.count(reason) == 1 else f"{reason} ({stage})" for reason, stage, _ in rows]
     svg = plots.bars(reasons, [row[2] for row in rows], label="rows", form="{:,.0f}", name="rejects")
     alt = listed(reasons, [shown(row[2]) for row in rows])
     yield Section("rejects", "Rejects by reason", names, rows, REJECTS, "Rows that could not be annotated.", svg, alt)

@@ -17,10 +17,11 @@ from pipeline.plan import plan_name
 from pipeline.storage import Store
 
 RUNS, REJECTS = "_runs", "rejects"
+_RESULTS = ("_SUCCESS", "report.json", "report.html")
 DATASET_KEY = "_dataset.json"
 TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 """What `LocalStore.put_if_absent` writes before it links."""
-_RUN_FILE = re.compile(r"_runs/([0-9]{6,})/(plan\.json|report\.json|_SUCCESS|shards/.+)", re.DOTALL)
+_RUN_FILE = re.compile(r"_runs/([0-9]{6,})/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+)", re.DOTALL)
 _REJECTS_FILE = re.compile(r"rejects/([0-9]{6,})\.parquet")
 _PART = re.compile(r"utterances/(?:.+/)?([0-9]{6,})-([0-9]{6,})\.parquet", re.DOTALL)
 
@@ -32,7 +33,7 @@ class Outline:
     Attributes:
         plans: names for which there is a `plan.json`, in order.
         parts: plan name and shard number to the keys of its parts, of which there should be one.
-        published: plan name to its result files: `_SUCCESS`, `report.json`, the rejects.
+        published: plan name to its result files: `_SUCCESS`, `report.json`, the page, the rejects.
         strays: files among the results whose name is none of ours.
         shard_files: what lies in the plans' `shards/` folders, with sizes.
         temporaries: hidden files of writers that are at work or were killed.
@@ -62,7 +63,7 @@ def read_outline(store: Store) -> Outline:
     runs = list(walk(store, RUNS))
     published: dict[str, dict[str, str]] = defaultdict(dict)
     for file in results:
-        if (match := _RUN_FILE.fullmatch(file.key)) and match[2] in ("_SUCCESS", "report.json"):
+        if (match := _RUN_FILE.fullmatch(file.key)) and match[2] in _RESULTS:
             published[match[1]][match[2]] = file.key
         elif match := _REJECTS_FILE.fullmatch(file.key):
             published[match[1]][REJECTS] = file.key

@@ -97,7 +97,7 @@ def check_published(
     """
     plan = tally.plan
     report_key, rejects_key = f"_runs/{plan.plan}/report.json", f"{REJECTS}/{plan.plan}.parquet"
-    early = seen.get("_SUCCESS") or seen.get("report.json") or seen.get(REJECTS)
+    early = next((seen[name] for name in ("_SUCCESS", "report.json", REJECTS, "report.html") if name in seen), None)
     if early is not None and tally.missing:
         sentence = f"stands though {len(tally.missing):,} of {plan.num_shards:,} shards have no part"
         yield Violation(Promise.PUBLISHED_EARLY, early, sentence)

@@ -1,0 +1,94 @@
+"""A headless Chromium, asked over its DevTools protocol what a page loads, says, measures and looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+_NAMES = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-headless-shell", "google-chrome")
+PROGRAM = next(filter(None, map(shutil.which, _NAMES)), None)
+_ANSWERS_WITHIN_S = 60.0
+_COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Network.loadingFailed")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A page as it was shown: what it asked of the network, what it complained of, and what the expression gave."""
+
+    requests: list[str]
+    complaints: list[dict[str, Any]]
+    value: Any
+
+
+@contextmanager
+def chromium(folder: Path) -> Iterator[str]:
+    """A browser without a window; gives the address of its DevTools on loopback."""
+    words = [str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]  # fmt: skip
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stderr is not None
+            address = next(
+                (m[1] for line in process.stderr if (m := re.search(r"DevTools listening on ws://([^/]+)/", line))),
+                None,
+            )
+            assert address, f"{PROGRAM} ended before it listened"
+            yield f"http://{address}"
+        finally:
+            process.kill()
+
+
+def look(devtools: str, page: Path, *, width: int, dark: bool, expression: str, picture: Path) -> Seen:
+    """Show a file in a tab of its own, evaluate a JavaScript expression in it, and take a picture of the whole page."""
+    return asyncio.run(_look(devtools, page, width=width, dark=dark, expression=expression, picture=picture))
+
+
+async def _look(devtools: str, page: Path, *, width: int, dark: bool, expression: str, picture: Path) -> Seen:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.put(f"{devtools}/json/new?about:blank") as answer,
+        session.ws_connect((await answer.json())["webSocketDebuggerUrl"], max_msg_size=0) as tab,
+    ):
+        numbers, events = count(1), []
+
+        async def call(method: str, until: str | None = None, **given: Any) -> dict[str, Any]:
+            number, result = next(numbers), None
+            await tab.send_json({"id": number, "method": method, "params": given})
+            while result is None or until:
+                message = json.loads(await asyncio.wait_for(tab.receive_str(), _ANSWERS_WITHIN_S))
+                if message.get("id") == number:
+                    assert "error" not in message, message
+                    result = message["result"]
+                elif "method" in message:
+                    events.append(message)
+                    until = None if message["method"] == until else until
+            return result
+
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            await call(f"{domain}.enable")
+        await call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=812, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await call("Emulation.setEmulatedMedia", features=[scheme])
+        await call("Page.navigate", until="Page.loadEventFired", url=page.as_uri())
+        found = await call("Runtime.evaluate", expression=expression, returnByValue=True)
+        shot = await call("Page.captureScreenshot", captureBeyondViewport=True)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(base64.b64decode(shot["data"]))
+        await call("Page.close")
+        requests = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return Seen(requests, [e for e in events if e["method"] in _COMPLAINTS], found["result"]["value"])
