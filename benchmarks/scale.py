@@ -53,7 +53,8 @@ def _measure(folder: Path, size: int, models: list[str], armed: Mapping[str, str
                    "duration": 4.0, "speaker": f"s{number % 1000}"}  # fmt: skip
             file.write(json.dumps(row) + "\n")
     command = [sys.executable, "-m", "jobs.annotate", "--manifest", str(manifest), "--output", str(output),
-               "--audio-root", "/audio", *models, "--shard-rows", str(_SHARD_ROWS), "--shard-audio-s", "1e9", "--no-page"]  # fmt: skip
+               "--audio-root", "/audio", "--no-page", *models,
+               "--shard-rows", str(_SHARD_ROWS), "--shard-audio-s", "1e9"]  # fmt: skip
     job = ran(command, env=armed, timeout_s=_TIMEOUT_S)
     planned_s = job.moment("run 000001:")
     job.require(f"{size:,} annotated + 0 rejected")

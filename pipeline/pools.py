@@ -111,8 +111,9 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
     else:
         memory = _memory(plan, stages)
         node_memory = resources.node_memory_bytes or resources.memory_bytes
-        copies = min(int(resources.node_cpus) // len(stages), int(node_memory / max(1.0, sum(memory.values()))))
-        copies = max(1, copies)
+        # so many of each kind as there are cores: which kind has more to do is the models' and the texts' affair, and the
+        # system shares the cores out
+        copies = max(1, min(int(resources.node_cpus), int(node_memory / max(1.0, sum(memory.values())))))
         places, place_cpus = int(resources.cpus / resources.node_cpus), resources.node_cpus
     fitting = max(1, min(int(places * copies), num_shards))
     asked = {"transcribe": config.asr_actors, "recognise": config.emotion_actors}

@@ -72,14 +72,14 @@ def test_a_cluster_starts_with_what_fits_and_grows_to_what_is_allowed():
     assert counts(sized(2, 8, gpus=4.0)) == [(1, 8, None)]
     allowed = {"asr_actors": 1, "emotion_actors": 32}
     assert counts(sized(2, 8, gpus=1.0, asr=True, **allowed)) == [(1, 1, 1), (1, 2, 32)]
-    assert counts(sized(2, 8, asr=True)) == [(1, 8, None), (1, 8, None)]
+    assert counts(sized(2, 8, asr=True)) == [(1, 16, None), (1, 16, None)]
     # 0.5 + 0.3 of a card: 4 cards hold 4 of each, not the 5 that their sum would
     assert counts(sized(4, 8, gpus=1.0, asr=True, emotion_gpus=0.3)) == [(1, 4, None), (1, 4, None)]
 
 
 def test_one_machine_keeps_its_pools():
     """Fails if a laptop's pools are cut when idle and load their models again, or are not as large as asked for."""
-    assert counts(sized(1, 8, grows=False, asr=True)) == [(4, 4, 4), (4, 4, 4)]
+    assert counts(sized(1, 8, grows=False, asr=True)) == [(8, 8, 8), (8, 8, 8)]
     pools = sized(1, 2, grows=False, emotion_actors=4)
     assert counts(pools) == [(4, 4, 4)] and pools.pools[0].cpus == pytest.approx(0.3)
     assert pools.pools[0].memory_bytes == 0
