@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from types import TracebackType
 from typing import Any, TextIO
 
 import pyarrow as pa
@@ -74,12 +75,10 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
         started["_system_config"] = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}
     if not embedded:
         _require_head(os.environ["RAY_ADDRESS"])
+    where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
     with _native_chatter_kept_back():
-        try:
+        with _Starting(where):
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
-            raise JobError(f"cannot {where}: {error}") from error
         _set_up_ray_data()
         nodes = _living_nodes()
         try:
@@ -87,6 +86,20 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
                 yield _resources(nodes, grows=not embedded)
         finally:
             ray.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class _Starting:
+    """Turns what Ray raises as it starts into a sentence: on a machine so busy that it takes over 30 s, a bare `Exception`."""
+
+    where: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is Exception or isinstance(error, (ConnectionError, RuntimeError, ray.exceptions.RayError)):
+            raise JobError(f"cannot {self.where}: {error}") from error
 
 
 def _is_embedded() -> bool:

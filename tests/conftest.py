@@ -15,8 +15,8 @@ from tests.corpus import ROOT
 from tests.s3_server import S3Server, s3_server
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-_LONGEST = ("test_kills", "test_annotate_job", "test_cluster", "test_attempts", "test_listening", "test_faults", "test_secrets",
-            "test_nodes")  # fmt: skip
+_LONGEST = ("test_kills", "test_annotate_job", "test_attempts", "test_listening", "test_secrets", "test_faults", "test_nightly",
+            "test_airgapped", "test_orchestrators", "test_waiting", "test_nodes", "test_cluster")  # fmt: skip
 """Files of minutes rather than seconds, each started first: one begun last would keep one process busy and the others idle."""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import RayError
 
-from pipeline.stages import _root_cause
+from pipeline.errors import JobError
+from pipeline.stages import _root_cause, _Starting
 
 TASK = """\x1b[36mray::MapBatches(commit_shard)()\x1b[39m (pid=1, ip=10.0.0.1)
   File "pipeline/storage.py", line 7, in put_if_absent
@@ -37,3 +38,14 @@ def test_the_cause_is_said_and_not_rays_advice(cause, said):
 def test_without_a_known_cause_the_last_line_is_said():
     """Fails if an error of Ray's own is reported as nothing."""
     assert _root_cause(RayError("The node died.\nIts address was 10.0.0.1")) == "RayError: Its address was 10.0.0.1"
+
+
+def test_a_start_that_fails_is_a_sentence() -> None:
+    """Fails if Ray's bare exception on a busy machine ends the job with a traceback, or a mistake of ours with a sentence."""
+    with (
+        pytest.raises(JobError, match="cannot start Ray here: The current node timed out"),
+        _Starting("start Ray here"),
+    ):
+        raise Exception("The current node timed out during startup.")
+    with pytest.raises(KeyError), _Starting("start Ray here"):
+        raise KeyError("ours")
