@@ -29,11 +29,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # many tests wait; a file's tests share what they start
 
-BROWSER = $(firstword $(shell command -v chromium chromium-headless-shell google-chrome))
+BROWSER = $(firstword $(shell which chromium chromium-headless-shell google-chrome))
 
 $(VENV)/browser: $(VENV)/installed
-	@command -v chromium chromium-headless-shell google-chrome > /dev/null \
-		|| $(SUDO) apt-get install --yes --no-install-recommends chromium-headless-shell
+	@test -n "$(BROWSER)" \
+		|| { $(SUDO) apt-get update --quiet=2 && $(SUDO) apt-get install --yes --no-install-recommends chromium-headless-shell; }
 	touch $@
 
 test-browser: $(VENV)/browser

@@ -177,6 +177,12 @@ class JobConfig(ModelChoice):
             )
         return tuple(name for name in EMBEDDINGS if name in full)
 
+    @model_validator(mode="after")
+    def _known_precision(self) -> Self:
+        if self.precision != "auto":
+            require_precision(self.precision, mode=self.mode, device="cuda" if self.device == "cuda" else "cpu")
+        return self
+
     def settings(self, *, precision: str, asr_compute_type: str) -> dict[str, Any]:
         """What decides the rows of a dataset, apart from its models and manifests; `auto` resolved."""
         names = ["mode", "language", "segmentation", "partition_by", "embeddings", "embedding_dtype", "beam_size"]

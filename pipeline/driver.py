@@ -316,7 +316,12 @@ class Driver:
                 "models": slots.choose(
                     self.config, languages, needs_asr=self._needs_asr(selection), prepared=self.prepared
                 ),
-                "resources": asdict(resources) | ({} if os.environ.get("RAY_ADDRESS") else {"gpus": "not looked for"}),
+                "resources": {
+                    "cpus": resources.cpus,
+                    "gpus": resources.gpus if os.environ.get("RAY_ADDRESS") else "not looked for",
+                    "memory_bytes": resources.memory_bytes,
+                    "nodes": resources.nodes,
+                },
                 "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }
 

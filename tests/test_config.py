@@ -337,3 +337,11 @@ def test_a_regional_tag_names_its_language_and_a_longer_word_a_path():
         None, {"manifest": ["m"], "output": "o", "fusion_model": ["en-GB=X", "english=1/x"]}
     ).fusion_model
     assert found == {"en": "X", "*": "english=1/x"}
+
+
+def test_eight_bits_are_refused_at_once_where_there_are_none():
+    """Fails if a run of a mode or device without int8 starts, or a dry run of it says that all is well."""
+    assert config(precision="int8").precision == "int8"
+    for change in ({"mode": "text"}, {"device": "cuda"}):
+        with pytest.raises(ConfigError, match="int8 is for the audio encoder on CPU"):
+            config(precision="int8", **change)

@@ -390,10 +390,7 @@ OUTSIDE = json.dumps(
 ).encode()
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"{", "JSON"), (b'{"format": 2}', "format"), (OUTSIDE, "folder")],
-)
+@pytest.mark.parametrize(("content", "said"), [(b"{", "JSON"), (b'{"format": 2}', "format"), (OUTSIDE, "folder")])
 def test_a_lock_of_another_kind_is_refused(tmp_path, content, said):
     """Fails if a damaged lock, one of a later version, or one that points outside its folder is used."""
     (tmp_path / "locks").mkdir()

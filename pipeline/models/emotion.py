@@ -82,8 +82,8 @@ class EmotionRecogniser:
         sentence_encoder: for mean, concat and multihead; audio and text ignore it.
         device: as torch names it.
         precision: of the audio encoder, in text mode of the classifier. The sentence encoder, pooling, fusion, head and
-            softmax stay in fp32. bf16 moves scores by 0.04 to 0.12, int8 (on CPU, modes with audio) by more: for those who count
-            label flips first.
+            softmax stay in fp32. bf16 moves scores by 0.04 to 0.12, int8 (on CPU, modes with audio) moved them by
+            0.005 with trained and 0.05 with random weights: for those who count label flips first.
         max_batch: utterances in one forward pass; by default 32 on a GPU, on CPU 1, or 8 of a model narrower than 512; in int8
             always 1, or a clip's scores would depend on its neighbours.
         max_batch_s: seconds of audio, after padding, in one forward pass of more than one utterance.
