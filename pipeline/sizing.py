@@ -33,10 +33,10 @@ _DECODE_S_PER_S = 0.00125
 """One core, of a second of MP3 through the sandboxed child; WAV takes 0.0005. Source: docs/performance.md, levers."""
 _VAD_S_PER_S = 0.002
 """One core, voice activity of a second. Source: audio/segment.py."""
-_ROW_S = 0.00075
-"""Everything but audio and models: 2,657 rows/s on 2 cores. Source: docs/performance.md, scale."""
-PLANNED_ROWS_PER_S = 6000.0
-"""Rows a second that one driver reads, checks and plans. Source: docs/performance.md, scale."""
+_ROW_S = 0.0003
+"""Everything but audio and models: 6,600 to 9,600 rows/s on 2 cores. Source: docs/performance.md, scale, and its earlier run."""
+PLANNED_ROWS_PER_S = 33_000.0
+"""Rows a second that one driver reads, checks and plans, of a million and more. Source: docs/performance.md, scale."""
 _ACTOR_CORES, _FEWEST_CORES_PER_CARD = 2, 4
 """Two actors share a card and hold a core each (`pipeline.pools`); no machine with a card has fewer cores than four."""
 _TARGET_H = 24.0

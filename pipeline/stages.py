@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import blocks
 from pipeline.annotate import prepare, recognise, transcribe
-from pipeline.attempts import Ledger
+from pipeline.attempts import Ledger, count_deaths
 from pipeline.config import JobConfig
 from pipeline.errors import JobError
 from pipeline.finish import MAX_DENIED, Finished, finish
@@ -40,10 +40,11 @@ from pipeline.heartbeat import heard
 from pipeline.metrics import Metrics
 from pipeline.models import slots
 from pipeline.plan import Shard
-from pipeline.pools import Pools, Resources
-from pipeline.waiting import Patience, Seen, bounded
+from pipeline.pools import Pools, Resources, size_pools
+from pipeline.waiting import Patience, Seen, StartOver, bounded
 from pipeline.work import Work
 
+_log = logging.getLogger(__name__)
 _SHARDS_PER_WAVE = 4096
 """Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
 _CPUS_OF_NODES_TO_COME = 2.0
@@ -190,28 +191,36 @@ def run_shards(
 ) -> None:
     """Annotate and commit shards; calls back once for each, in no order. To be called in the main thread.
 
+    What hangs after a node was lost starts anew, with pools sized for the nodes that are left.
+
     Raises: JobError naming what stopped the job, a wait for workers that was too long among it. What was committed stays.
     """
-    remaining = iter(shards)
+    remaining = {shard.number: shard for shard in shards}
     # on the driver's node: what outlives the actors must not die with one of theirs
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
     metrics = Metrics(work.output, work.plan)
-    ray.data.DataContext.get_current().op_resource_reservation_ratio = pools.reserved_share
-    patience = Patience(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
-    finished = 0
-    with bounded(patience, partial(_look, pools, ledger, metrics), lambda: finished):
-        while wave := tuple(islice(remaining, _SHARDS_PER_WAVE)):
-            try:
-                dataset = _pipeline(work, wave, pools, config, ledger)
-                for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    total = len(remaining)
+    while remaining:
+        wave = tuple(islice(remaining.values(), _SHARDS_PER_WAVE))
+        ray.data.DataContext.get_current().op_resource_reservation_ratio = pools.reserved_share
+        patience = Patience(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
+        try:
+            with bounded(patience, partial(_look, pools, ledger, metrics), lambda: total - len(remaining)):
+                for table in _pipeline(work, wave, pools, config, ledger).iter_batches(
+                    batch_size=None, batch_format="pyarrow"
+                ):
                     for line in pa.table(table)["finished"].to_pylist():
                         shard = Finished(**json.loads(line))
-                        finished += 1
+                        del remaining[shard.shard]
                         metrics.count(shard)
                         on_finished(shard)
-            except ray.exceptions.RayError as error:
-                raise JobError(_root_cause(error)) from error
+        except StartOver as stuck:
+            on_device = config.model_copy(update={"device": pools.device})
+            pools = size_pools(on_device, _resources(_living_nodes(), grows=True), work.plan, len(remaining))
+            _log.warning("warning: %s", stuck)
+        except ray.exceptions.RayError as error:
+            raise JobError(_root_cause(error)) from error
 
 
 def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: ANN401 - Ray's handles are untyped
@@ -224,7 +233,7 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
     except (ray.exceptions.RayError, RuntimeError, OSError):
         return None
     try:
-        under_way = int(ray.get(ledger.under_way.remote(), timeout=_LEDGER_ANSWERS_WITHIN_S))
+        under_way = int(ray.get(ledger.under_way.remote(set(nodes)), timeout=_LEDGER_ANSWERS_WITHIN_S))
     except ray.exceptions.RayError:  # it cannot start either
         under_way = 0
     for actor in actors.values():
@@ -318,9 +327,10 @@ class _RayWatch:
     restarted: bool = False
 
     def begin(self) -> dict[int, int] | None:
-        found: dict[int, int] | None = ray.get(self.ledger.begin.remote(self.step))
+        node = ray.get_runtime_context().get_node_id()
+        found: dict[int, list[str]] | None = ray.get(self.ledger.begin.remote(self.step, node))
         self.restarted = found is not None
-        return found
+        return count_deaths(found, {node["NodeID"] for node in _living_nodes()} if found else ())
 
     def enter(self, line: int) -> None:
         ray.get(self.ledger.enter.remote(self.step, line))

@@ -2,7 +2,9 @@
 
 A job is stuck while a pool has actors that wait and none that runs, or while no stage has a shard in hand. A shard that
 is finished, an actor that starts or a node that joins ends that; so does an autoscaler, whenever its machines come. After
-two minutes the job says what it waits for, and after `--wait-for-workers-s` it ends.
+two minutes the job says what it waits for, and after `--wait-for-workers-s` it ends. Where a node was lost it starts anew
+instead, once for each loss: Ray starts the actors of the lost node on those that are left, where they may hold the place
+that another stage needs to make the lost shards again.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ _LOOK_EVERY_S = 10.0
 _WARN_AFTER_S, _WARN_EVERY_S = 120.0, 600.0
 
 
+class StartOver(Exception):
+    """The job hangs since a node was lost; pools sized for the nodes that are left may do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What Ray says at one moment.
 
     Attributes:
         alive, waiting: actors by stage; those that are dead for good are in neither.
-        under_way: shards that some stage has in hand.
+        under_way: shards that some stage has in hand on a living node.
         nodes: CPUs, GPUs and bytes of memory of every living node, by its id.
     """
 
@@ -58,7 +64,10 @@ class Patience:
         self._warned: float | None = None
 
     def look(self, seen: Seen, finished: int, now: float) -> None:
-        """Take in what is seen, with the shards finished so far; a warning is logged. Raises: JobError past the limit."""
+        """Take in what is seen, with the shards finished so far; a warning is logged.
+
+        Raises: JobError past the limit, StartOver before that when a node was lost.
+        """
         alive = sum(seen.alive.values())
         news = finished > self._finished or alive > self._alive or bool(set(seen.nodes) - self._nodes)
         self._finished, self._alive = finished, alive
@@ -72,6 +81,8 @@ class Patience:
             raise JobError(
                 f"{stuck} For {_time(waited_s)} nothing has changed, and --wait-for-workers-s allows no more"
             )
+        if waited_s >= _WARN_AFTER_S and self._nodes - set(seen.nodes):
+            raise StartOver(f"{stuck} A node was lost: what is not done starts anew on those that are left.")
         if waited_s >= _WARN_AFTER_S and (self._warned is None or now - self._warned >= _WARN_EVERY_S):
             self._warned = now
             until = f"up to {_time(self._limit_s)}" if self._limit_s else "for ever"
@@ -107,9 +118,9 @@ def bounded(patience: Patience, look: Callable[[], Seen | None], finished: Calla
 
     Args:
         look: asks Ray; None when it does not answer just now.
-    Raises: JobError of `Patience.look`.
+    Raises: what `Patience.look` does.
     """
-    ended, refusals = threading.Event(), list[JobError]()
+    ended, refusals = threading.Event(), list[JobError | StartOver]()
     main = threading.get_ident()
 
     def watch() -> None:
@@ -118,7 +129,7 @@ def bounded(patience: Patience, look: Callable[[], Seen | None], finished: Calla
             try:
                 if seen is not None:
                     patience.look(seen, finished(), time.monotonic())
-            except JobError as refusal:
+            except (JobError, StartOver) as refusal:
                 refusals.append(refusal)
                 if not ended.is_set():
                     signal.pthread_kill(main, signal.SIGUSR1)

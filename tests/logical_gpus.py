@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -27,7 +26,6 @@ def arm() -> None:
     slots.Loaded.__init__, slots.Loaded.recogniser_for = on_cpu, unhurried
 
 
-def environment(pause_s: float) -> Mapping[str, str]:
-    """With these variables a job's workers are armed; `pause_s` goes by before each shard is recognised."""
-    hook = {"worker_process_setup_hook": f"{__name__}.arm", "env_vars": {_PAUSE: str(pause_s)}}
-    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": hook})}
+def runtime_env(pause_s: float) -> Mapping[str, Any]:
+    """With this runtime environment a job's workers are armed; `pause_s` goes by before each shard is recognised."""
+    return {"worker_process_setup_hook": f"{__name__}.arm", "env_vars": {_PAUSE: str(pause_s)}}

@@ -63,15 +63,15 @@ def kill_hard(process: subprocess.Popen[bytes]) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """Process ids below `root`, from /proc; Ray's session leaders count too, since they remember the driver's session."""
-    parents: dict[int, int] = {}
+    """Process ids below `root`, from /proc, and of the session it leads: those stay when `root` is gone, as Ray's head does."""
+    above: dict[int, set[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            found = re.search(r"\) \S (\d+)", _read(entry / "stat"))
+            found = re.search(r"\) \S (\d+) \d+ (\d+)", _read(entry / "stat"))
             if found:
-                parents[int(entry.name)] = int(found.group(1))
+                above[int(entry.name)] = {int(found.group(1)), int(found.group(2))}
     below = {root}
-    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+    while more := {pid for pid, parents in above.items() if parents & below} - below:
         below |= more
     return sorted(below - {root})
 

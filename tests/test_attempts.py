@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.annotate import prepare, recognise
-from pipeline.attempts import MOST_DEATHS, Ledger, LedgerWatch
+from pipeline.attempts import MOST_DEATHS, MOST_LOST_NODES, Ledger, LedgerWatch, count_deaths
 from tests.corpus import ROOT, annotate, model_options, rejects, rows, utterances, write_manifest
 from tests.lethal_hook import LETHAL, environment
 from tests.shards import models_of, real_recogniser, work_of
@@ -20,13 +20,46 @@ def test_the_ledger_remembers_who_was_inside():
     assert ledger.begin("a") == {}
     ledger.enter("a", 3)
     ledger.enter("a", 4)
-    assert ledger.begin("a") == {4: 1}
+    assert ledger.begin("a") == {4: [""]}
     ledger.enter("a", 4)
-    assert ledger.begin("a") == {4: 2}
+    assert ledger.begin("a") == {4: ["", ""]}
     ledger.enter("a", 5)
     ledger.end("a")
     assert ledger.begin("a") is None
     assert ledger.begin("b") == {}
+
+
+def test_what_a_lost_node_had_in_hand_is_not_under_way():
+    """Fails if a job with nothing but the shards of a lost node waits for them as if somebody worked."""
+    ledger = Ledger()
+    for step, node in (("a", "one"), ("b", "two"), ("c", "two")):
+        ledger.begin(step, node)
+    ledger.end("c")
+    assert [ledger.under_way(nodes) for nodes in ({"one", "two"}, {"two"}, {"three"})] == [2, 1, 0]
+    ledger.begin("a", "two")
+    assert ledger.under_way({"two"}) == 2
+
+
+def test_a_line_is_not_charged_with_its_nodes():
+    """Fails if an utterance that was in hand on three nodes that were preempted is rejected as the one that killed them."""
+    ledger = Ledger()
+    for node in ("one", "two", "three", "four"):
+        found = ledger.begin("a", node)
+        ledger.enter("a", 4)
+    assert [count_deaths(found, living) for living in ({"four"}, {"two", "four"}, {"one", "two", "three"})] == [
+        {4: 0},
+        {4: 1},
+        {4: 3},
+    ]
+    assert count_deaths(None, {"one"}) is None
+
+
+def test_a_line_that_ends_its_nodes_is_not_tried_for_ever():
+    """Fails if an utterance that takes the machine along, as by its memory, goes on from node to node until none is left."""
+    lost = [f"node {number}" for number in range(MOST_LOST_NODES + 1)]
+    assert count_deaths({4: lost[:-1]}, set()) == {4: 0}
+    assert count_deaths({4: lost}, set()) == {4: len(lost)}
+    assert len(lost) > MOST_DEATHS
 
 
 class Death(BaseException):

@@ -20,6 +20,8 @@ from tests.noop_models import ASR, environment, models_of
 from tests.processes import started, wait_until
 
 _BIN = Path(sys.executable).parent
+KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
+"""A node of one or two CPUs would end the worker of its tasks a second after a shard, and start it anew for the next."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ def head(
     ]  # fmt: skip
     log = folder / "head.log"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with started(command, log, {"PATH": f"{_BIN}:{os.environ['PATH']}", **token, **(environment or {})}) as process:
+    common = {**token, **KEEP_WORKERS}
+    with started(command, log, {"PATH": f"{_BIN}:{os.environ['PATH']}", **common, **(environment or {})}) as process:
         wait_until(lambda: _listens(port) and _listens(dashboard), process, log)
-        yield Head(f"http://127.0.0.1:{dashboard}", {"RAY_ADDRESS": f"127.0.0.1:{port}", **token})
+        yield Head(f"http://127.0.0.1:{dashboard}", {"RAY_ADDRESS": f"127.0.0.1:{port}", **common})
 
 
 def _listens(port: int) -> bool:

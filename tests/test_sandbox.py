@@ -294,6 +294,7 @@ def test_threads_take_turns(sandboxed):
     assert not wrong
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # once another test of this process has imported it
 def test_a_forked_process_has_a_child_of_its_own(stubbed):
     """Fails if a process forked from a worker talks into the worker's pipes, or kills the worker's child."""
     stubbed.decode(GOOD)

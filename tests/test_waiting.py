@@ -13,7 +13,7 @@ import pytest
 from pipeline import waiting
 from pipeline.errors import JobError
 from pipeline.pools import Pool
-from pipeline.waiting import Patience, Seen, bounded
+from pipeline.waiting import Patience, Seen, StartOver, bounded
 from tests.corpus import ROOT, annotate, rows, write_manifest
 from tests.noop_models import environment, models_of
 from tests.test_cluster import head
@@ -101,6 +101,29 @@ def test_idle_workers_end_the_job():
         watched.look(seen(under_way=0), 0, 601.0)
 
 
+NODE_LOST = seen(alive={"transcribe": 0, "recognise": 2}, waits={"transcribe": 2}, nodes=SMALL)
+
+
+def test_what_hangs_after_a_loss_starts_over():
+    """Fails if the actors of a lost node may hold for an hour the place that another stage needs, or work goes with them."""
+    watched = patience()
+    watched.look(seen(), 0, 0.0)
+    watched.look(seen(nodes=SMALL), 5, 5000.0)
+    watched.look(NODE_LOST, 5, 5010.0)
+    watched.look(NODE_LOST, 5, 5100.0)
+    with pytest.raises(StartOver, match="no transcribe actor runs"):
+        watched.look(NODE_LOST, 5, 5130.0)
+
+
+def test_it_starts_over_once_for_each_loss():
+    """Fails if a job loads its models for ever, each time to hang again."""
+    watched = patience()  # of the next attempt, which knows only the nodes that are left
+    watched.look(NODE_LOST, 5, 0.0)
+    watched.look(NODE_LOST, 5, 590.0)
+    with pytest.raises(JobError):
+        watched.look(NODE_LOST, 5, 601.0)
+
+
 def test_it_warns_and_never_ends_where_that_is_asked_for(caplog):
     """Fails if nobody is told for what a job waits, if it is said every few seconds, or if 0 is not for ever."""
     watched = patience(limit_s=0)
@@ -118,6 +141,10 @@ def test_the_block_is_interrupted_wherever_it_waits(monkeypatch):
     with pytest.raises(JobError, match="no transcribe actor"), bounded(patience(0.1), lambda: NO_CARD, lambda: 0):
         threading.Event().wait(30)
     assert time.monotonic() - started < 10
+    monkeypatch.setattr(waiting, "_WARN_AFTER_S", 0.05)
+    looks = iter([seen(), *[NODE_LOST] * 1000])
+    with pytest.raises(StartOver), bounded(patience(), lambda: next(looks), lambda: 0):
+        threading.Event().wait(30)
     with pytest.raises(KeyboardInterrupt), bounded(patience(), lambda: None, lambda: 0):
         raise KeyboardInterrupt
 

@@ -181,13 +181,15 @@ def _read_part(store: Store, key: str, schema: pa.Schema) -> pa.Table:
     """One part, every page held against its checksum, with the columns of the large file; those it lacks are null."""
     try:
         with pq.ParquetFile(pa.BufferReader(store.read(key)), page_checksum_verification=True) as file:
-            table, receipt = file.read(), receipt_of(file.metadata.metadata)
+            part, receipt = file.read(), receipt_of(file.metadata.metadata)
+        columns = [
+            part[field.name].cast(field.type)  # another version may have written it, with texts as a dictionary
+            if field.name in part.column_names
+            else pa.nulls(part.num_rows, field.type)
+            for field in schema
+        ]
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise JobError(f"{store.root}/{key} cannot be read: {error}; see python -m jobs.verify --deep") from error
-    if table.num_rows != receipt.utterances:
-        raise JobError(f"{store.root}/{key} has {table.num_rows} rows, its receipt {receipt.utterances}")
-    columns = [
-        table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
+    if part.num_rows != receipt.utterances:
+        raise JobError(f"{store.root}/{key} has {part.num_rows} rows, its receipt {receipt.utterances}")
     return pa.table(columns, schema=schema)
