@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 
@@ -15,6 +16,8 @@ from pipeline.errors import ConfigError, JobError
 from pipeline.manifest.read import expand
 from tests.manifests import put, read
 
+gzipped = functools.partial(gzip.compress, mtime=0)  # parameters are names of tests: no clock in them
+
 
 def test_form_by_content(tmp_path) -> None:
     """Fails if the name decides: a CSV called .jsonl, JSON Lines called .csv, Parquet called .txt, gzip without .gz."""
@@ -26,14 +29,14 @@ def test_form_by_content(tmp_path) -> None:
         "a.csv": line,
         "b.jsonl": b"audio,id\na.wav,1\n",
         "c.txt": table.getvalue(),
-        "d.jsonl": gzip.compress(line),
+        "d.jsonl": gzipped(line),
         "e.jsonl": zstd(line),
         "f.jsonl": b"\xef\xbb\xbf" + line,
         "g.csv": b"\xef\xbb\xbfid\taudio\r\n1\ta.wav\r\n",
         "h.csv": b"id;audio\n1;a.wav\n",
-        "i.csv": gzip.compress(b'"id" , "audio"\n"1","a.wav"\n'.replace(b" , ", b",")),
+        "i.csv": gzipped(b'"id" , "audio"\n"1","a.wav"\n'.replace(b" , ", b",")),
         "j.jsonl": b"\n\n \r\n" + line,
-        "k.jsonl.gz": gzip.compress(line[:9]) + gzip.compress(line[9:]) + b"\0" * 512,
+        "k.jsonl.gz": gzipped(line[:9]) + gzipped(line[9:]) + b"\0" * 512,
         "l.jsonl.zst": zstd(line[:9]) + zstd(line[9:]),
         "m.csv": b"audio , id\na.wav,1\n",
         "n.csv": b'audio,"id"\n"a.wav",1',
@@ -44,7 +47,7 @@ def test_form_by_content(tmp_path) -> None:
         assert not rejects
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", gzip.compress(b""), b"audio,id\n", b"audio"])
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", gzipped(b""), b"audio,id\n", b"audio"])
 def test_empty(tmp_path, content) -> None:
     """Fails if an empty manifest is an error or has a row."""
     rows, rejects = read(put(tmp_path / "m", content))
@@ -66,8 +69,8 @@ JUNK = [
     (b"BZh91AY&SY\x9a", "bzip2"),
     (b"\x80\x04\x95\x0b\0", "binary"),
     ("audio,niño\n".encode("latin-1"), "binary or not UTF-8"),
-    (gzip.compress(gzip.compress(b"{}")), "compressed twice"),
-    (gzip.compress(b"PAR1\0\0"), "Parquet"),
+    (gzipped(gzipped(b"{}")), "compressed twice"),
+    (gzipped(b"PAR1\0\0"), "Parquet"),
     (b"audio,audio\na,b\n", "'audio' and 'audio'"),
     (b"audio,x,X\na,b,c\n", "'x' and 'X'"),
     (b"audio,manifest_label,label\na,b,c\n", "one column"),
@@ -86,7 +89,7 @@ def test_junk_is_named(tmp_path, content, word) -> None:
         read(put(tmp_path / "m", content))
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress])
+@pytest.mark.parametrize("compress", [gzipped, zstandard.ZstdCompressor(write_checksum=True).compress])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "junk"])
 def test_broken_compression(tmp_path, compress, damage) -> None:
     """Fails if half a manifest passes for a whole one: zstandard's own stream reader ends without a word."""
@@ -145,7 +148,7 @@ def test_a_real_s3_server(s3) -> None:
     """Fails if listing, gzip over a range-read object, or the errors of a real store differ from those of a disk."""
     files = s3.filesystem()
     top = f"{s3.bucket}/manifest-test"
-    files.pipe_file(f"{top}/b.jsonl.gz", gzip.compress(b'{"audio": "x.wav"}\n' * 50_000))
+    files.pipe_file(f"{top}/b.jsonl.gz", gzipped(b'{"audio": "x.wav"}\n' * 50_000))
     files.pipe_file(f"{top}/deep/a.csv", b"audio\n../y.wav\n")
     files.pipe_file(f"{top}/deep/a.wav", b"")
     found = [f"s3://{top}/b.jsonl.gz", f"s3://{top}/deep/a.csv"]
