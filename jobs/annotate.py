@@ -98,7 +98,12 @@ def _parser() -> Parser:
     machine.add_argument(
         "--shard-audio-s", type=float, metavar="S", help="audio seconds of a shard at most (default: 600, 3600)"
     )
-    machine.add_argument("--max-batch-s", type=float, metavar="S", help="padded audio seconds of one recognition batch")
+    machine.add_argument(
+        "--max-batch-s",
+        type=float,
+        metavar="S",
+        help="padded audio seconds of one recognition batch; by default what its part of a GPU holds, at most 960",
+    )
     machine.add_argument(
         "--max-duration-s", type=float, metavar="S", help="longest recording accepted (default: 14400)"
     )

@@ -265,17 +265,17 @@ def _pipeline(
     few = {"concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))} if _is_embedded() else {}  # type: ignore[no-untyped-call]
     shared = {"work": work, "max_denied": max_denied, "ledger": ledger}
     task: dict[str, Any] = {**whole, **few, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
-    arguments = (work, pools.device, pools.num_threads, config.max_batch_s, ledger)
+    loaded = {"device": pools.device, "num_threads": pools.num_threads, "max_batch_s": config.max_batch_s}
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": json.dumps(asdict(s))} for s in wave], override_num_blocks=len(wave)
     )
     dataset.set_name(f"annotate_{work.plan.plan}")
     dataset = dataset.map_batches(prepare_shard, **task)  # type: ignore[arg-type]
-    actors = {"transcribe": Transcribe, "recognise": Recognise}
+    actors: dict[str, Any] = {"transcribe": Transcribe, "recognise": Recognise}
     for pool in pools.pools:
         dataset = dataset.map_batches(
             actors[pool.stage],
-            fn_constructor_args=arguments,
+            fn_constructor_kwargs={"work": work, "ledger": ledger, **loaded, "gpu_share": min(1.0, pool.gpus)},
             compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most, initial_size=pool.start),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
@@ -342,16 +342,10 @@ class _RayWatch:
 class _ModelActor:
     """Holds the models of one process; subclasses load theirs before the first block, so a failure is seen at once."""
 
-    def __init__(self, work: Work, device: str, num_threads: int, max_batch_s: float | None, ledger: Any) -> None:  # noqa: ANN401 - as above
+    def __init__(self, *, work: Work, ledger: Any, **loaded: Any) -> None:  # noqa: ANN401 - as above
         self._work = work
         self._ledger = ledger
-        self._models = slots.Loaded(
-            work.plan.models,
-            settings=work.plan.settings,
-            device=device,
-            num_threads=num_threads,
-            max_batch_s=max_batch_s,
-        )
+        self._models = slots.Loaded(work.plan.models, settings=work.plan.settings, **loaded)
 
     def _run(
         self, name: str, step: Callable[..., pa.Table], model_for: Callable[..., Any], block: pa.Table
@@ -367,8 +361,8 @@ class _ModelActor:
 class Transcribe(_ModelActor):
     """The transcription pool's actor."""
 
-    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as above
-        super().__init__(*arguments)
+    def __init__(self, **arguments: Any) -> None:  # noqa: ANN401 - as above
+        super().__init__(**arguments)
         self._models.load_transcribers()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -379,8 +373,8 @@ class Transcribe(_ModelActor):
 class Recognise(_ModelActor):
     """The recognition pool's actor."""
 
-    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as above
-        super().__init__(*arguments)
+    def __init__(self, **arguments: Any) -> None:  # noqa: ANN401 - as above
+        super().__init__(**arguments)
         self._models.load_recognisers()
 
     def __call__(self, block: pa.Table) -> pa.Table:

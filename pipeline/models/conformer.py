@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from pipeline.models.attention import RelativeKeyAttention
+from pipeline.models.attention import QUERY_BLOCK, RelativeKeyAttention
 
 
 class FeedForward(nn.Module):
@@ -110,13 +110,14 @@ class Conformer(nn.Module):
     """The encoder.
 
     Args:
-        config: a `Wav2Vec2BertConfig`; read, not kept.
+        config: a `Wav2Vec2BertConfig`; not changed.
     Raises: ConfigError for what no published emotion model has: adapters, other positions or another activation.
     """
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - as above
         super().__init__()
         _require(config)
+        self._config = config
         self.feature_projection = FeatureProjection(
             config.feature_projection_input_dim, config.hidden_size, config.layer_norm_eps
         )
@@ -126,6 +127,19 @@ class Conformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.feature_projection.projection.weight.dtype
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """The most that a padded frame takes in a pass, weights aside: in the attention, or in a wide feed-forward.
+
+        Counted without a fused attention kernel, which computes in fp32 whatever it is given and holds a block's scores
+        three times: 86 kB at the published size. With one it is 54 in fp32 and 36 in bf16 (tests/test_memory.py counts).
+        """
+        config, size = self._config, torch.float32.itemsize
+        width, heads = config.hidden_size, config.num_attention_heads
+        distances = config.left_max_position_embeddings + config.right_max_position_embeddings + 1
+        attended = 8 * width + heads * (distances + 3 * QUERY_BLOCK)
+        return int(max(attended * size, (3 * width + 2 * config.intermediate_size) * self.dtype.itemsize))
 
     def states(self, input_features: Tensor, padding: Tensor | None) -> Iterator[Tensor]:
         """What goes into the first layer and what comes out of each, [B, L, D].

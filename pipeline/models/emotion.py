@@ -8,8 +8,10 @@ encoder.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
 from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
 from pipeline.models.fusion import UNEXPECTED_ALLOWED, FusionModel, FusionOutput
+from pipeline.models.memory import memory_left
 from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
 from pipeline.models.quantised import quantise
 from pipeline.models.sentence import TextModel
@@ -41,7 +44,13 @@ MIN_SAMPLES = WINDOW + HOP
 _GPU_BATCH = 32
 _NARROW, _NARROW_BATCH = 512, 8
 """On CPU a batch gains nothing once a layer keeps a core busy, as at the published width of 1,024; at 96 it gains 1.25x."""
-_MAX_BATCH_S = 960.0  # 32 clips of 30 s, or 6 of 160 s: the attention blocks of either take about 0.8 GB in fp32
+_MAX_BATCH_S = 960.0
+"""Padded seconds in one pass, where there is memory for them: 32 clips of 30 s, which keep any device busy; 4 GB in fp32."""
+_OF_MEMORY = 0.8
+"""Of what is left, the part to plan with: allocators cut it into pieces, and filter banks and texts need some."""
+_FRAMES_PER_S = 50
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,9 @@ class EmotionRecogniser:
             0.005 with trained and 0.05 with random weights: for those who count label flips first.
         max_batch: utterances in one forward pass; by default 32 on a GPU, on CPU 1, or 8 of a model narrower than 512; in int8
             always 1, or a clip's scores would depend on its neighbours.
-        max_batch_s: seconds of audio, after padding, in one forward pass of more than one utterance.
+        max_batch_s: seconds of audio, after padding, in one forward pass of more than one utterance; by default what the
+            memory left at the first pass holds, at most 960.
+        gpu_share: of the card, that is for this process.
         num_threads: torch's, for this whole process; 0 or None leaves it.
         temperature: by which logits are divided before the softmax; labels and the order of scores stay.
     Raises: ConfigError when the checkpoints are not what the mode needs, or name a label outside the shared vocabulary.
@@ -102,6 +113,7 @@ class EmotionRecogniser:
         precision: str = "fp32",
         max_batch: int | None = None,
         max_batch_s: float | None = None,
+        gpu_share: float = 1.0,
         num_threads: int | None = None,
         temperature: float = 1.0,
     ) -> None:
@@ -128,13 +140,10 @@ class EmotionRecogniser:
         if precision == "int8":
             quantise(self._fusion.wav2vec2_bert)
             max_batch = 1
-        narrow = self._fusion.projector.in_features < _NARROW
-        on_cpu = _NARROW_BATCH if narrow else 1
-        self._batcher = Batcher(
-            max_batch=max_batch or (on_cpu if self._device.type == "cpu" else _GPU_BATCH),
-            max_padded=max_batch_s or _MAX_BATCH_S,
-            device=device,
-        )
+        on_cpu = _NARROW_BATCH if self._fusion.projector.in_features < _NARROW else 1
+        self._max_batch = max_batch or (on_cpu if self._device.type == "cpu" else _GPU_BATCH)
+        self._max_batch_s, self._gpu_share = max_batch_s, gpu_share
+        self._bytes_per_s = _FRAMES_PER_S * self._fusion.bytes_per_frame
 
     def recognise(
         self, waveforms: Sequence[NDArray[np.float32]] | None, texts: Sequence[str | None] | None
@@ -168,6 +177,18 @@ class EmotionRecogniser:
             truncated=none if heard is None else frames > MAX_MEL_FRAMES,
             text_truncated=none if read is None else read.truncated,
         )
+
+    @cached_property
+    def _batcher(self) -> Batcher:
+        """Made at the first pass, when every model of this process is loaded and the memory left is known."""
+        padded_s = self._max_batch_s
+        if padded_s is None:
+            left = memory_left(str(self._device), self._gpu_share)
+            padded_s = min(_MAX_BATCH_S, _OF_MEMORY * left / self._bytes_per_s)
+            _log.info(
+                "batches of %.0f s: %.1f MB a second, %.1f GB left", padded_s, self._bytes_per_s / 1e6, left / 1e9
+            )
+        return Batcher(max_batch=self._max_batch, max_padded=padded_s, device=str(self._device))
 
     def take_figures(self) -> BatchFigures:
         """What was counted since the last call: batches of audio, in text mode of texts, and the seconds of both."""

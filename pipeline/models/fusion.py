@@ -167,6 +167,13 @@ class FusionModel(nn.Module):
         """Put the encoder, which is all of the cost, into `dtype`; pooling, fusion and head stay in fp32."""
         self.wav2vec2_bert.to(dtype)
 
+    @property
+    def bytes_per_frame(self) -> int:
+        """The most that a padded frame takes in a pass, weights aside."""
+        features = 2 * 160 * torch.float32.itemsize  # filter banks, as they come and normalised
+        summed = 3 * self.projector.in_features * torch.float32.itemsize if self.weighted else 0
+        return self.wav2vec2_bert.bytes_per_frame + features + summed
+
     def forward(
         self, input_features: Tensor, attention_mask: Tensor, text_embedding: Tensor | None = None
     ) -> FusionOutput:

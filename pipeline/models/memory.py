@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,23 @@ def memory_in_use(device: str) -> int | None:
         return None
     free, whole = torch.cuda.mem_get_info()
     return int(whole - free)
+
+
+def memory_left(device: str, share: float = 1.0) -> float:
+    """Bytes that this process may still take.
+
+    Args:
+        device: as torch names it.
+        share: of the card, that is this process's by the scheduler's account; the rest is the neighbours', loaded or not.
+    Returns: on CPU infinity, where the system tells nobody until it ends the process.
+    """
+    if not device.startswith("cuda"):
+        return math.inf
+    import torch
+
+    free, whole = torch.cuda.mem_get_info(device)
+    mine, kept = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return max(0.0, min(free + kept - mine, share * whole - mine))
 
 
 @contextmanager

@@ -215,7 +215,8 @@ class Loaded:
         settings: the plan's settings (mode, precision, asr_compute_type, beam_size).
         device: cpu or cuda.
         num_threads: CPU threads a model may use; None leaves the library's choice.
-        max_batch_s: padded audio seconds in one batch; None for the device's default.
+        max_batch_s: padded audio seconds in one batch; None for what the device holds.
+        gpu_share: of the card, that is for this process.
     """
 
     def __init__(
@@ -226,9 +227,11 @@ class Loaded:
         device: str,
         num_threads: int | None = None,
         max_batch_s: float | None = None,
+        gpu_share: float = 1.0,
     ) -> None:
         self._models, self._settings = models, settings
-        self._device, self._num_threads, self._max_batch_s = device, num_threads, max_batch_s
+        self._device, self._num_threads = device, num_threads
+        self._max_batch_s, self._gpu_share = max_batch_s, gpu_share
         self._recognisers: dict[str, EmotionRecogniser] = {}
         self._transcribers: dict[str, Transcriber] = {}
 
@@ -274,6 +277,7 @@ class Loaded:
                 precision=self._settings["precision"],
                 num_threads=self._num_threads,
                 max_batch_s=self._max_batch_s,
+                gpu_share=self._gpu_share,
                 temperature=temperature(self._models, self._settings, language),
             )
         return self._recognisers[language]
