@@ -102,7 +102,7 @@ def _parser() -> Parser:
         "--max-batch-s",
         type=float,
         metavar="S",
-        help="padded audio seconds of one recognition batch; by default what its part of a GPU holds, at most 960",
+        help="padded audio seconds of one recognition batch (default: what its part of a GPU holds, at most 960)",
     )
     machine.add_argument(
         "--max-duration-s", type=float, metavar="S", help="longest recording accepted (default: 14400)"
