@@ -20,7 +20,7 @@ import math
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,8 +31,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import canonical_hash
 from pipeline.errors import ConfigError
+from pipeline.keys import Keys, id_keys
 from pipeline.schema import ROW_SCHEMA
-from pipeline.spool import Keys, Selection, id_keys, reject_keys
+from pipeline.spool import Selection, reject_keys
 from pipeline.storage import Store
 
 FORMAT = 1
@@ -162,19 +163,18 @@ def _open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
-def held_keys(store: Store, plans: Iterable[Plan]) -> tuple[Keys, Keys]:
-    """The ids, and the rejects, that earlier plans hold. Reads their id columns: 16 bytes of memory a row."""
-    ids: list[Keys] = [id_keys([])]
-    rejects: list[Keys] = [id_keys([])]
+def held_keys(store: Store, plans: Sequence[Plan]) -> tuple[Iterator[Keys], Keys]:
+    """The ids, some at a time as their columns are read, and the rejects that earlier plans hold: for `Spool.select`."""
+    refused = [reject_keys(table) for plan in plans if (table := read_rejects(store, plan)) is not None]
+    return _held_ids(store, plans), np.concatenate([id_keys([]), *refused])
+
+
+def _held_ids(store: Store, plans: Iterable[Plan]) -> Iterator[Keys]:
     for plan in plans:
         for file, _ in plan.files:
             with _open_parquet(store, file) as parquet:
-                column = parquet.read(columns=["recording_id"])["recording_id"]
-            ids.extend(id_keys(chunk.to_pylist()) for chunk in column.chunks)
-        refused = read_rejects(store, plan)
-        if refused is not None:
-            rejects.append(reject_keys(refused))
-    return np.concatenate(ids), np.concatenate(rejects)
+                for rows in parquet.iter_batches(columns=["recording_id"]):
+                    yield id_keys(rows["recording_id"].to_pylist())
 
 
 @dataclass

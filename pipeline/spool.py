@@ -1,13 +1,14 @@
 """Manifests read once, as a stream, onto the driver's disk, with duplicates found on the way.
 
-Costs the driver about 64 bytes of memory a row (16-byte id keys, and their order while duplicates are looked for) and the
-disk one copy of the manifest. Reading once means that a manifest which changes meanwhile cannot contradict itself.
+Costs the driver four bytes of memory a row, and 16 a reject; the disk one copy of the manifest, and 24 bytes for each id
+and each id of an earlier plan. Reading once means that a manifest which changes meanwhile cannot contradict itself.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.keys import KeyHeaps, Keys, as_keys, id_keys, key_of, repeated
 from pipeline.manifest.read import ManifestReject, conform, read_manifest, unify
 from pipeline.roots import without_query
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
@@ -25,21 +27,10 @@ from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
 """Columns of a row that its reject carries besides those of `REJECT_SCHEMA`."""
 
-Keys = NDArray[np.bytes_]
-_KEY = np.dtype("S16")
+Mask = NDArray[np.bool_]
 
 Check = Callable[[pa.Table], tuple[pa.Table, dict[int, RejectedRow]]]
 """Looks at one chunk of rows; gives them back, perhaps completed, and the rejects by position."""
-
-
-def key_of(*parts: str) -> bytes:
-    """16 bytes that stand for an id, or for a rejected line, in the sets of what earlier plans hold."""
-    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def id_keys(ids: Iterable[str]) -> Keys:
-    """One key per recording id."""
-    return np.frombuffer(b"".join(map(key_of, ids)), dtype=_KEY)
 
 
 def reject_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
@@ -62,9 +53,10 @@ class Spool:
     rows: int = 0
     chunks: list[Path] = field(default_factory=list)
     reject_chunks: list[Path] = field(default_factory=list)
-    _keys: bytearray = field(default_factory=bytearray)
     _reject_keys: bytearray = field(default_factory=bytearray)
-    _refused_ids: bytearray = field(default_factory=bytearray)
+
+    def __post_init__(self) -> None:
+        self._ids, self._refused_ids = KeyHeaps(self.folder / "ids"), KeyHeaps(self.folder / "refused")
 
     def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
         """Stream the manifests onto disk."""
@@ -74,7 +66,7 @@ class Spool:
                 # of refused rows too: their rejects carry these columns
                 self.extra = unify([self.extra, _extra_schema(rows.schema)])
                 kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
-                self._refused_ids += b"".join(key_of(rows["recording_id"][row].as_py()) for row in refused)
+                self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
                 self._add_rows(rows.take(pa.array(kept)))
                 self._add_rejects(_refused_table(rows, refused), _raw_table(chunk.rejects))
 
@@ -82,7 +74,7 @@ class Spool:
         if not rows.num_rows:
             return
         self.extra = unify([self.extra, _extra_schema(rows.schema)])
-        self._keys += id_keys(rows["recording_id"].to_pylist()).tobytes()
+        self._ids.add(id_keys(rows["recording_id"].to_pylist()))
         self.rows += rows.num_rows
         self.chunks.append(_write(rows, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
 
@@ -94,46 +86,51 @@ class Spool:
                     _write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
                 )
 
-    def select(self, held_ids: Keys, held_rejects: Keys) -> Selection:
-        """Decide which rows are new: not held by an earlier plan, one of each set of equal rows, none of unequal ones."""
-        keys = np.frombuffer(bytes(self._keys), dtype=_KEY)
-        new = ~np.isin(keys, held_ids) if len(held_ids) else np.ones(len(keys), dtype=bool)
-        held = int(len(keys) - new.sum())
-        # stable sort: equal keys stay in manifest order, so the first of each run is the first seen
-        order = np.argsort(keys, kind="stable")
-        ranked = keys[order]
-        same_as_previous = (
-            np.concatenate([[False], ranked[1:] == ranked[:-1]]) if len(keys) else np.zeros(0, dtype=bool)
-        )
-        repeated_keys = np.unique(ranked[same_as_previous])
-        repeated = np.isin(keys, repeated_keys) & new if len(repeated_keys) else np.zeros(len(keys), dtype=bool)
-        clashing = self._settle(keys, repeated, new)
+    def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
+        """Decide which rows are new: not held by an earlier plan, one of each set of equal rows, none of unequal ones.
+
+        Args:
+            held_ids: keys of the ids that earlier plans hold, some at a time.
+            held_rejects: as `reject_keys` gives them.
+        """
+        new = np.ones(self.rows, dtype=bool)
+        doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            theirs = KeyHeaps(Path(folder) / "held")
+            for some in held_ids:
+                theirs.add(some)
+            heaps = zip(self._ids.heaps(), theirs.heaps(), self._refused_ids.heaps(), strict=True)
+            for (keys, positions), (held, _), (refused, _) in heaps:
+                new[positions] = ~np.isin(keys, held)
+                beside_refused[positions] = np.isin(keys, refused)
+                doubtful[positions] = repeated(keys)
+        held_rows = self.rows - int(new.sum())
+        clashing = self._settle(doubtful & new, new)
         # another row of the id was read and refused: whatever the order, neither may stand for it
-        beside_refused = np.isin(keys, np.frombuffer(bytes(self._refused_ids), dtype=_KEY)) & new
+        beside_refused &= new
         clashing |= beside_refused
         new &= ~beside_refused
-        reject_keys = np.frombuffer(bytes(self._reject_keys), dtype=_KEY)
-        return Selection(self, new, clashing, held, ~np.isin(reject_keys, held_rejects), held_rejects)
+        reject_keys = as_keys(self._reject_keys)
+        return Selection(self, new, clashing, held_rows, ~np.isin(reject_keys, held_rejects), held_rejects)
 
-    def _settle(self, keys: Keys, repeated: NDArray[np.bool_], new: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Among repeated ids: drop equal repeats from `new`, and return the mask of those whose content differs."""
-        clashing = np.zeros(len(keys), dtype=bool)
-        if not repeated.any():
+    def _settle(self, doubtful: Mask, new: Mask) -> Mask:
+        """Among repeated ids: drop equal repeats from `new`, and return the mask of those whose contents differ."""
+        clashing = np.zeros(self.rows, dtype=bool)
+        if not doubtful.any():
             return clashing
-        seen: dict[bytes, tuple[int, bytes]] = {}
-        clashes: set[bytes] = set()
+        stands: dict[bytes, list[int]] = defaultdict(list)
+        contents: dict[bytes, bytes] = {}
         for start, table in self._tables():
-            for position in np.flatnonzero(repeated[start : start + table.num_rows]):
-                key = keys[start + position : start + position + 1].tobytes()  # a scalar would lose its trailing zeros
-                content = _content_key(table.slice(position, 1).to_pylist()[0])
-                first, first_content = seen.setdefault(key, (start + int(position), content))
-                if content != first_content:
-                    clashes.add(key)
-                elif first != start + position:
-                    new[start + position] = False
-        if clashes:
-            clashing = repeated & np.isin(keys, np.frombuffer(b"".join(sorted(clashes)), dtype=_KEY))
-            new &= ~clashing
+            for position in np.flatnonzero(doubtful[start : start + table.num_rows]).tolist():
+                row = table.slice(position, 1).to_pylist()[0]
+                key, content = key_of(row["recording_id"]), _content_key(row)
+                stands[key].append(start + position)
+                if content != contents.setdefault(key, content):
+                    clashing[start + position] = True
+        for positions in stands.values():
+            clashing[positions] = clashing[positions].any()
+            new[positions[1:]] = False
+        new &= ~clashing
         return clashing
 
     def _tables(self) -> Iterator[tuple[int, pa.Table]]:
@@ -149,10 +146,10 @@ class Selection:
     """The rows and rejects of a spool that a new plan shall hold."""
 
     spool: Spool
-    new: NDArray[np.bool_]
-    clashing: NDArray[np.bool_]
+    new: Mask
+    clashing: Mask
     held: int
-    new_rejects: NDArray[np.bool_]
+    new_rejects: Mask
     held_rejects: Keys
 
     def __bool__(self) -> bool:
@@ -193,7 +190,7 @@ class Selection:
                 for p in positions
             }
             rejects = conform(_refused_table(table, refused), schema)
-            keys = np.frombuffer(b"".join(map(_reject_key, rejects.to_pylist())), dtype=_KEY)
+            keys = as_keys(b"".join(map(_reject_key, rejects.to_pylist())))
             mask = ~np.isin(keys, self.held_rejects)
             if mask.any():
                 yield rejects.filter(pa.array(mask))
@@ -268,4 +265,4 @@ def _write(table: pa.Table, path: Path) -> Path:
 def reject_keys(rejects: pa.Table) -> Keys:
     """The keys of rejects a plan holds, for `Spool.select` of a later run."""
     names = ["manifest", "line", "recording_id", "reason", "raw"]
-    return np.frombuffer(b"".join(map(_reject_key, rejects.select(names).to_pylist())), dtype=_KEY)
+    return as_keys(b"".join(map(_reject_key, rejects.select(names).to_pylist())))

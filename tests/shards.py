@@ -15,11 +15,12 @@ import pytest
 from pipeline.annotate import prepare, recognise, transcribe
 from pipeline.config import load_config
 from pipeline.finish import finish
+from pipeline.keys import id_keys
 from pipeline.models import slots
 from pipeline.models.transcribe import Transcript
 from pipeline.plan import ShardSize, write_plan
 from pipeline.roots import AudioRoots
-from pipeline.spool import Spool, id_keys
+from pipeline.spool import Spool
 from pipeline.storage import LocalStore
 from pipeline.work import Work
 from tests.golden import PARITY
@@ -57,7 +58,7 @@ def work_of(
     spool.read([str(manifest)], lambda rows: (rows, {}), audio_optional=mode == "text")
     models, widths = pinned(tuple(sorted(chosen.items())), mode)
     plan = write_plan(
-        LocalStore(folder / "out"), 1, spool.select(id_keys([]), id_keys([])),
+        LocalStore(folder / "out"), 1, spool.select([], id_keys([])),
         settings=config.settings(precision="fp32", asr_compute_type="float32"), models=models,
         embedding_widths={name: width for name, width in widths.items() if name in config.embeddings},
         manifests=[str(manifest)], size=ShardSize(1000, 1e9), needs_text=mode != "audio",

@@ -32,8 +32,9 @@ from pipeline.commit import (
     write_part,
 )
 from pipeline.errors import JobError
+from pipeline.keys import id_keys
 from pipeline.plan import Plan, ShardSize, read_shard, write_plan
-from pipeline.spool import Spool, id_keys
+from pipeline.spool import Spool
 from pipeline.storage import LocalStore, Store
 from tests.manifests import jsonl
 from tests.memory_store import MemoryStore
@@ -59,7 +60,7 @@ def planned(store: Store, folder: Path, records: list[dict[str, object]], *, row
     spool = Spool(folder)
     spool.read([str(jsonl(folder / "m.jsonl", *records))], lambda rows: (rows, {}))
     plan = write_plan(
-        store, 1, spool.select(id_keys([]), id_keys([])), settings=SETTINGS, models={}, embedding_widths={},
+        store, 1, spool.select([], id_keys([])), settings=SETTINGS, models={}, embedding_widths={},
         manifests=["m"], size=ShardSize(rows_per_shard, 1e9), needs_text=True,
     )  # fmt: skip
     assert plan is not None

@@ -13,10 +13,11 @@ from pipeline.commit import RejectNote, committed_parts, read_receipt
 from pipeline.config import load_config
 from pipeline.errors import JobError
 from pipeline.finish import finish
+from pipeline.keys import id_keys
 from pipeline.plan import ShardSize, write_plan
 from pipeline.roots import AudioRoots
 from pipeline.schema import EMOTIONS, utterance_schema
-from pipeline.spool import Spool, id_keys
+from pipeline.spool import Spool
 from pipeline.storage import LocalStore
 from pipeline.work import WORK_SCHEMA, Work
 from tests.manifests import jsonl
@@ -34,7 +35,7 @@ def work_of(folder: Path, count: int, **flags: object) -> Work:
     spool = Spool(folder)
     spool.read([str(manifest)], lambda rows: (rows, {}))
     plan = write_plan(
-        LocalStore(folder / "out"), 1, spool.select(id_keys([]), id_keys([])),
+        LocalStore(folder / "out"), 1, spool.select([], id_keys([])),
         settings=config.settings(precision="fp32", asr_compute_type="float32"), models=MODELS,
         embedding_widths={"audio_embedding": 2}, manifests=["m"], size=ShardSize(100, 1e9), needs_text=True,
     )  # fmt: skip

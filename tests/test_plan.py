@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline import plan as plan_module
 from pipeline.errors import ConfigError
+from pipeline.keys import id_keys
 from pipeline.plan import (
     Plan,
     Shard,
@@ -30,7 +31,7 @@ from pipeline.plan import (
     tiny_shards_warning,
     write_plan,
 )
-from pipeline.spool import Selection, Spool, id_keys
+from pipeline.spool import Selection, Spool
 from pipeline.storage import LocalStore, Store
 from tests import selections
 from tests.manifests import jsonl, put
@@ -129,7 +130,7 @@ def test_many_shards_in_several_files(tmp_path, monkeypatch):
         assert [shard.number for shard in plan.shards()] == list(range(count))
         assert [rows[0]["recording_id"] for rows in shards_of(store, plan)] == names(count)
         assert [shard.name for shard in plan.shards()][:2] == ["000001-000000", "000001-000001"]
-        assert held_keys(store, [plan])[0].tobytes() == id_keys(names(count)).tobytes()
+        assert b"".join(keys.tobytes() for keys in held_keys(store, [plan])[0]) == id_keys(names(count)).tobytes()
 
 
 def test_shards_are_closed_early_when_there_are_too_many_partitions(tmp_path, monkeypatch):
@@ -149,7 +150,7 @@ def test_shards_are_closed_early_when_there_are_too_many_partitions(tmp_path, mo
             "speaker": [f"s{n % 15}" for n in range(start, start + 6)],
         })  # fmt: skip
         spool._add_rows(table)
-    plan = planned(store, spool.select(id_keys([]), id_keys([])), partition_by=("speaker",))
+    plan = planned(store, spool.select([], id_keys([])), partition_by=("speaker",))
     rows = shards_of(store, plan)
     assert sorted(row["recording_id"] for shard in rows for row in shard) == names(60)
     assert all(len({row["speaker"] for row in shard}) == 1 for shard in rows)
@@ -199,7 +200,7 @@ def test_pass_through_types_survive(tmp_path):
     pq.write_table(pa.table({"id": ["a", "b"], "audio": ["/x/a.wav", "/x/b.wav"], **columns}), tmp_path / "m.parquet")
     spool = Spool(tmp_path)
     spool.read([str(tmp_path / "m.parquet")], lambda rows: (rows, {}))
-    plan = planned(store, spool.select(id_keys([]), id_keys([])))
+    plan = planned(store, spool.select([], id_keys([])))
     (loaded,) = load_plans(store)
     rows = read_shard(store, next(loaded.shards()))
     for name, array in columns.items():
@@ -216,7 +217,7 @@ def test_planning_rejects_are_kept(tmp_path):
         tmp_path / "m.jsonl", 'x\n{"id": "a", "audio": "1"}\n{"id": "b", "audio": "2"}\n{"id": "a", "audio": "3"}\n'
     )
     spool.read([str(manifest)], lambda rows: (rows, {}))
-    plan = planned(store, spool.select(id_keys([]), id_keys([])))
+    plan = planned(store, spool.select([], id_keys([])))
     assert (plan.rows, plan.rejects) == (1, 3)
     rejects = read_rejects(store, plan)
     assert sorted(zip(rejects["line"].to_pylist(), rejects["reason"].to_pylist(), strict=True)) == [
@@ -231,7 +232,7 @@ def test_a_plan_of_rejects_alone(tmp_path):
     store = MemoryStore()
     spool = Spool(tmp_path)
     spool.read([str(put(tmp_path / "m.jsonl", '{"audio": 5}\n'))], lambda rows: (rows, {}))
-    plan = planned(store, spool.select(id_keys([]), id_keys([])))
+    plan = planned(store, spool.select([], id_keys([])))
     assert (plan.rows, plan.num_shards, plan.rejects) == (0, 0, 1)
     assert load_plans(store) == [plan] and not list(plan.shards())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.keys import id_keys, key_of
 from pipeline.manifest import read
-from pipeline.spool import Selection, Spool, id_keys, key_of, reject_keys, reject_schema
+from pipeline.spool import Selection, Spool, reject_keys, reject_schema
 from tests.manifests import jsonl, put
 
 NOTHING = id_keys([])
@@ -43,7 +45,7 @@ def refused(selection: Selection) -> list[dict[str, object]]:
 
 
 def select(spool: Spool, held: Sequence[str] = (), rejects=NOTHING) -> Selection:
-    return spool.select(id_keys(held), rejects)
+    return spool.select([id_keys([name]) for name in held], rejects)
 
 
 def expected(rows: Sequence[dict[str, object]]) -> tuple[list[str], Counter[str]]:
@@ -196,9 +198,9 @@ def test_rejects_of_a_rerun_are_not_logged_again(tmp_path):
     assert sorted(row["line"] for table in first for row in table.to_pylist()) == [2, 3, 4, 5, 6]
     logged = np.concatenate([reject_keys(table) for table in first])
     again = spooled(tmp_path / "2", manifest, check=no_beds)
-    assert not again.select(id_keys(["ok"]), logged)
+    assert not again.select([id_keys(["ok"])], logged)
     put(manifest, "\n".join([*lines, "worse"]) + "\n")
-    grown = spooled(tmp_path / "3", manifest, check=no_beds).select(id_keys(["ok"]), logged)
+    grown = spooled(tmp_path / "3", manifest, check=no_beds).select([id_keys(["ok"])], logged)
     assert grown and [row["line"] for row in refused(grown)] == [7]
 
 
@@ -297,11 +299,12 @@ def test_a_manifest_column_of_any_name_passes(tmp_path, name):
     assert [r[passed] for r in rejects[1:]] == ["mine", "mine"] and '"bad"' in rejects[0]["raw"]
 
 
-def test_memory_is_keys_not_rows(tmp_path):
-    """Fails if the spool keeps rows: what stays in memory must not grow with what they hold."""
+def test_memory_grows_by_bytes_a_row(tmp_path):
+    """Fails if the spool keeps rows, or a key of each: what stays in memory must not grow with what they hold."""
     spool = Spool(tmp_path)
     count, rounds = 2_000, 5
     before = pa.total_allocated_bytes()
+    tracemalloc.start()
     for start in range(0, count * rounds, count):
         names = [f"row-{n}" for n in range(start, start + count)]
         table = pa.table({
@@ -310,10 +313,14 @@ def test_memory_is_keys_not_rows(tmp_path):
             "channel": pa.nulls(count, pa.int32()), "manifest": ["m"] * count, "line": list(range(count)),
         })  # fmt: skip
         spool._add_rows(table)
-        del table
-    assert len(spool._keys) == 16 * count * rounds
+        del table, names
     assert pa.total_allocated_bytes() - before < 2_000 * count
-    assert sum(pc.count(table["recording_id"]).as_py() for table in select(spool).tables()) == count * rounds
+    selection = select(spool)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 8 * count * rounds, "a key alone has 16 bytes"
+    assert selection.rows == count * rounds
+    assert sum(pc.count(table["recording_id"]).as_py() for table in selection.tables()) == count * rounds
 
 
 @pytest.mark.parametrize("refused_first", [True, False])
@@ -329,8 +336,7 @@ def test_an_id_is_not_both_a_refused_row_and_a_new_one(tmp_path, refused_first):
         return rows, {i: cause for i, audio in enumerate(rows["audio"].to_pylist()) if audio.endswith("refused.wav")}
 
     spool = Spool(tmp_path / "spool")
-    spool.folder.mkdir()
     spool.read([str(manifest)], check)
-    selection = spool.select(id_keys([]), id_keys([]))
+    selection = select(spool)
     assert [i for t in selection.tables() for i in t["recording_id"].to_pylist()] == ["y"]
     assert sorted(r for t in selection.rejects() for r in t["reason"].to_pylist()) == ["DUPLICATE_ID", "NOT_ALLOWED"]

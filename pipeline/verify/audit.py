@@ -1,13 +1,15 @@
 """The audit of an output, finished, broken or still being written. It reads only.
 
 Costs, without `deep`: one listing, and of each part the footer and three id columns; with `deep` all of it once. Memory: 16
-bytes a plan row and a reject, twice that while duplicates are looked for, and the shards that are in hand.
+bytes a reject, and the shards that are in hand; disk: 24 bytes a plan row.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from pipeline.dataset import compare_models, compare_settings
 from pipeline.errors import ConfigError
@@ -35,8 +37,9 @@ def audit(store: Store, *, deep: bool = False, tell: Tell = lambda violation: No
     Raises: ConfigError when there is no output, or the store does not let us read it.
     """
     outline = read_outline(store)
-    auditor = _Auditor(store, outline, deep=deep, tell=tell)
-    auditor.run()
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        auditor = _Auditor(store, outline, IdLedger(Path(folder)), deep=deep, tell=tell)
+        auditor.run()
     return Audit(
         output=without_query(store.root),
         deep=deep,
@@ -51,12 +54,11 @@ def audit(store: Store, *, deep: bool = False, tell: Tell = lambda violation: No
 class _Auditor:
     """One audit under way."""
 
-    def __init__(self, store: Store, outline: Outline, *, deep: bool, tell: Tell) -> None:
-        self.store, self.outline, self.deep, self.tell = store, outline, deep, tell
+    def __init__(self, store: Store, outline: Outline, ledger: IdLedger, *, deep: bool, tell: Tell) -> None:
+        self.store, self.outline, self.ledger, self.deep, self.tell = store, outline, ledger, deep, tell
         self.violations: list[Violation] = []
         self.states: list[PlanState] = []
         self.plans: list[Plan] = []
-        self.ledger = IdLedger()
         self.leftovers = {file.key: file.size_bytes for file in outline.temporaries}
 
     def broken(self, promise: Promise, key: str, sentence: str) -> None:

@@ -1,17 +1,18 @@
-"""Plans as an audit takes them: nothing believed unchecked, one shard in memory at a time, ids as 16-byte keys."""
+"""Plans as an audit takes them: nothing believed unchecked, one shard in memory at a time, ids as keys on disk."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.commit import part_key, partition_folder
+from pipeline.keys import KeyHeaps, id_keys, repeated
 from pipeline.plan import Plan, Shard, plan_key, plan_of
 from pipeline.schema import EMBEDDINGS, ROW_SCHEMA
-from pipeline.spool import Keys, id_keys
 from pipeline.storage import Store
 from pipeline.verify.reading import UNREADABLE, DamagedFile, document, parquet
 
@@ -107,35 +108,37 @@ def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) ->
             yield PlannedShard(shard, rows, part_key(shard, folders.pop()))
 
 
-@dataclass
 class IdLedger:
-    """Which ids the plans hold. Memory: 16 bytes an id, and as much again while `clashes` looks."""
+    """Which ids the plans hold, on disk below `folder`."""
 
-    _shards: list[Shard] = field(default_factory=list)
-    _keys: list[Keys] = field(default_factory=list)
+    def __init__(self, folder: Path) -> None:
+        self._heaps = KeyHeaps(folder / "ids")
+        self._shards: list[Shard] = []
+        self._starts: list[int] = []
 
     def add(self, planned: PlannedShard) -> None:
         """Note the ids of a shard."""
         self._shards.append(planned.shard)
-        self._keys.append(id_keys(planned.rows["recording_id"].to_pylist()))
+        self._starts.append(len(self._heaps))
+        self._heaps.add(id_keys(planned.rows["recording_id"].to_pylist()))
 
     def clashes(self) -> Iterator[tuple[str, Shard, int, int]]:
         """Ids with two owners: the plan that had them first, and of the later plan a shard and row that has one of them,
         and how many they are. Once for each two plans.
         """
-        ranked = np.sort(np.concatenate(self._keys)) if self._keys else np.zeros(0, "S16")
-        repeated = np.unique(ranked[1:][ranked[1:] == ranked[:-1]])
-        if not len(repeated):
-            return
-        owners: dict[bytes, str] = {}
-        found: dict[tuple[str, str], tuple[Shard, int, int]] = {}
-        for shard, keys in zip(self._shards, self._keys, strict=True):
-            for row in np.flatnonzero(np.isin(keys, repeated)).tolist():
-                key = keys[row : row + 1].tobytes()  # a scalar would lose its trailing zeros
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for keys, positions in self._heaps.heaps():
+            twice = repeated(keys)
+            owners: dict[bytes, str] = {}
+            for key, position in zip(keys[twice].tolist(), positions[twice].tolist(), strict=True):
+                plan = self._shards[self._shard_at(position)].plan
                 if key in owners:
-                    pair = (owners[key], shard.plan)
-                    example, example_row, count = found.get(pair, (shard, row, 0))
-                    found[pair] = (example, example_row, count + 1)
-                owners.setdefault(key, shard.plan)
-        for (first_plan, _), (shard, row, count) in found.items():
-            yield first_plan, shard, row, count
+                    first, count = found.get((owners[key], plan), (position, 0))
+                    found[owners[key], plan] = (min(first, position), count + 1)
+                owners.setdefault(key, plan)
+        for (first_plan, _), (position, count) in found.items():
+            number = self._shard_at(position)
+            yield first_plan, self._shards[number], position - self._starts[number], count
+
+    def _shard_at(self, position: int) -> int:
+        return bisect_right(self._starts, position) - 1

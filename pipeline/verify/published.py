@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.commit import Receipt
+from pipeline.keys import key_of
 from pipeline.leftovers import reaching
 from pipeline.plan import Plan
-from pipeline.spool import key_of, reject_schema
+from pipeline.spool import reject_schema
 from pipeline.storage import Store
 from pipeline.verify.outline import REJECTS
 from pipeline.verify.plans import PlannedShard

@@ -1,0 +1,73 @@
+"""Keys in heaps on disk: each once, with its position, beside its equals, in memory that one heap needs."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.keys import KeyHeaps, id_keys, key_of, repeated
+
+
+def walked(heaps: KeyHeaps) -> list[dict[int, bytes]]:
+    """Keys by position, heap by heap."""
+    return [
+        {position: keys[n : n + 1].tobytes() for n, position in enumerate(positions.tolist())}
+        for keys, positions in heaps.heaps()
+    ]
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [5, 0, 300, 1], [2_000]])
+def test_every_key_is_in_one_heap_with_its_position(tmp_path, sizes):
+    """Fails if a key is lost, doubled or given another's position where one call of `add` ends and the next begins."""
+    heaps = KeyHeaps(tmp_path / "heaps")
+    names = [f"id-{n % 700}" for n in range(sum(sizes))]
+    start = 0
+    for size in sizes:
+        heaps.add(id_keys(names[start : start + size]))
+        start += size
+    assert len(heaps) == len(names)
+    for _ in range(2):  # they stay
+        found = walked(heaps)
+        assert {position: key for heap in found for position, key in heap.items()} == dict(
+            enumerate(map(key_of, names))
+        )
+        assert all(list(heap) == sorted(heap) for heap in found)
+        owners = Counter(key for heap in found for key in set(heap.values()))
+        assert set(owners.values()) <= {1}, "equal keys are in two heaps"
+
+
+def test_heaps_of_two_sets_go_together(tmp_path):
+    """Fails if the heaps of what is new and of what is held cannot be walked side by side."""
+    one, other = KeyHeaps(tmp_path / "a"), KeyHeaps(tmp_path / "b")
+    one.add(id_keys(f"id-{n}" for n in range(1000)))
+    other.add(id_keys(f"id-{n}" for n in range(999, -1, -3)))
+    met = sum(np.isin(keys, held).sum() for (keys, _), (held, _) in zip(one.heaps(), other.heaps(), strict=True))
+    assert met == 334
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([f"id-{n}" for n in range(12)]), max_size=30))
+def test_repeated(names):
+    """Fails if a key that stands there once is called repeated, or one of several is not."""
+    counted = Counter(names)
+    assert repeated(id_keys(names)).tolist() == [counted[name] > 1 for name in names]
+
+
+def test_memory_is_one_heap(tmp_path):
+    """Fails if all keys stand in memory at once."""
+    count, chunk = 200_000, 10_000
+    heaps, random = KeyHeaps(tmp_path / "heaps"), np.random.default_rng(5)
+    chunks = [random.bytes(16 * chunk) for _ in range(count // chunk)]
+    tracemalloc.start()
+    for some in chunks:
+        heaps.add(np.frombuffer(some, "S16"))
+    for keys, _ in heaps.heaps():
+        assert not repeated(keys).any()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * count, "a key alone has 16 bytes"
