@@ -56,7 +56,9 @@ class Spool:
     _reject_keys: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
-        self._ids, self._refused_ids = KeyHeaps(self.folder / "ids"), KeyHeaps(self.folder / "refused")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(dir=self.folder))
+        self._ids, self._refused_ids = KeyHeaps(own / "ids"), KeyHeaps(own / "refused")
 
     def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
         """Stream the manifests onto disk."""
