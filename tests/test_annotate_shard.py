@@ -276,8 +276,9 @@ def test_channels_are_recordings_of_their_own(tmp_path, checkpoints, stereo):
     _, finished = by_hand(work, recogniser_for=lambda _: real_recogniser(checkpoints))
     found = {r["recording_id"]: r for r in parts(work).to_pylist()}
     assert finished.rejects == ("BAD_CHANNEL",)
-    assert found["r0"]["scores"] == found["rleft"]["scores"] and found["r1"]["scores"] == found["rright"]["scores"]
-    assert found["r2"]["scores"] not in (found["r0"]["scores"], found["r1"]["scores"])
+    for channel, alone in (("r0", "rleft"), ("r1", "rright")):  # places in a batch may differ in the last bits
+        assert found[channel]["scores"] == pytest.approx(found[alone]["scores"], abs=1e-6)
+        assert found["r2"]["scores"] != pytest.approx(found[channel]["scores"], abs=1e-6)
     assert [found[i]["channel"] for i in ("r0", "r1", "r2")] == [0, 1, None]
 
 
