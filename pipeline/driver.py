@@ -1,6 +1,6 @@
 """One run from the driver's side: read manifests, plan, run what is not done, publish.
 
-The driver holds ids (64 bytes a row while planning) and counts; audio and rows stay on the workers and in the store.
+The driver holds four bytes a row while planning, and counts; audio and rows stay on the workers and in the store.
 """
 
 from __future__ import annotations
