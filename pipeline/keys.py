@@ -14,6 +14,8 @@ Positions = NDArray[np.int64]
 
 _KEY = np.dtype("S16")
 _NOTED = np.dtype([("key", _KEY), ("position", "<i8")])
+_AT_ONCE = 65_536
+"""Keys that wait in memory to be written together: shards bring a few at a time, and each writing opens every heap."""
 _HEAPS = 64
 """Keys are hashes, so one heap holds a 64th: of 10^9 keys 375 MB, and some times that while equal ones are looked for."""
 
@@ -43,16 +45,24 @@ class KeyHeaps:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._files = [folder / f"{number:02}" for number in range(_HEAPS)]
-        self._count = 0
+        self._waiting: list[Keys] = []
+        self._count = self._written = 0
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, keys: Keys) -> None:
         """Note some more."""
+        self._waiting.append(keys)
+        self._count += len(keys)
+        if self._count - self._written >= _AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        keys = np.concatenate([id_keys([]), *self._waiting])
         noted = np.empty(len(keys), dtype=_NOTED)
         noted["key"] = keys
-        noted["position"] = np.arange(self._count, self._count + len(keys))
+        noted["position"] = np.arange(self._written, self._count)
         heaps = keys.view(np.uint8).reshape(-1, _KEY.itemsize)[:, 0] % _HEAPS
         noted = noted[np.argsort(heaps, kind="stable")]
         ends = np.cumsum(np.bincount(heaps, minlength=_HEAPS))
@@ -60,10 +70,11 @@ class KeyHeaps:
             if len(some):
                 with file.open("ab") as heap:
                     heap.write(some.tobytes())
-        self._count += len(keys)
+        self._waiting, self._written = [], self._count
 
     def heaps(self) -> Iterator[tuple[Keys, Positions]]:
         """One heap after the other, always as many, in the order of their first bits; positions rise within each."""
+        self._write()
         for file in self._files:
             noted = np.fromfile(file, dtype=_NOTED) if file.exists() else np.empty(0, dtype=_NOTED)
             yield noted["key"].copy(), noted["position"].copy()

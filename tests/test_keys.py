@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import keys as keys_module
 from pipeline.keys import KeyHeaps, id_keys, key_of, repeated
 
 
@@ -21,9 +22,10 @@ def walked(heaps: KeyHeaps) -> list[dict[int, bytes]]:
     ]
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [1], [5, 0, 300, 1], [2_000]])
-def test_every_key_is_in_one_heap_with_its_position(tmp_path, sizes):
-    """Fails if a key is lost, doubled or given another's position where one call of `add` ends and the next begins."""
+@pytest.mark.parametrize("sizes", [[], [0], [1], [5, 0, 300, 1], [2_000], [90, 30, 100, 250]])
+def test_every_key_is_in_one_heap_with_its_position(tmp_path, monkeypatch, sizes):
+    """Fails if a key is lost, doubled or given another's position where one call of `add`, or one writing, ends."""
+    monkeypatch.setattr(keys_module, "_AT_ONCE", 100)
     heaps = KeyHeaps(tmp_path / "heaps")
     names = [f"id-{n % 700}" for n in range(sum(sizes))]
     start = 0
@@ -58,11 +60,12 @@ def test_repeated(names):
     assert repeated(id_keys(names)).tolist() == [counted[name] > 1 for name in names]
 
 
-def test_memory_is_one_heap(tmp_path):
+def test_memory_is_one_heap(tmp_path, monkeypatch):
     """Fails if all keys stand in memory at once."""
     count, chunk = 200_000, 10_000
     heaps, random = KeyHeaps(tmp_path / "heaps"), np.random.default_rng(5)
     chunks = [random.bytes(16 * chunk) for _ in range(count // chunk)]
+    monkeypatch.setattr(keys_module, "_AT_ONCE", chunk)
     tracemalloc.start()
     for some in chunks:
         heaps.add(np.frombuffer(some, "S16"))

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import keys
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.keys import id_keys, key_of
 from pipeline.manifest import read
@@ -299,8 +300,9 @@ def test_a_manifest_column_of_any_name_passes(tmp_path, name):
     assert [r[passed] for r in rejects[1:]] == ["mine", "mine"] and '"bad"' in rejects[0]["raw"]
 
 
-def test_memory_grows_by_bytes_a_row(tmp_path):
+def test_memory_grows_by_bytes_a_row(tmp_path, monkeypatch):
     """Fails if the spool keeps rows, or a key of each: what stays in memory must not grow with what they hold."""
+    monkeypatch.setattr(keys, "_AT_ONCE", 1_000)
     spool = Spool(tmp_path)
     count, rounds = 2_000, 5
     before = pa.total_allocated_bytes()
