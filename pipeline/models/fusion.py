@@ -170,9 +170,8 @@ class FusionModel(nn.Module):
     @property
     def bytes_per_frame(self) -> int:
         """The most that a padded frame takes in a pass, weights aside."""
-        features = (
-            2 * self.wav2vec2_bert.feature_projection.projection.in_features * torch.float32.itemsize
-        )  # filter banks, as they come and normalised
+        mels = self.wav2vec2_bert.feature_projection.projection.in_features
+        features = 2 * mels * torch.float32.itemsize  # as they come and normalised
         summed = 3 * self.projector.in_features * torch.float32.itemsize if self.weighted else 0
         return self.wav2vec2_bert.bytes_per_frame + features + summed
 
