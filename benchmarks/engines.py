@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from benchmarks.workload import (
     clips,
     in_our_words,
     named,
+    published_models,
     small_models,
     write_manifest,
 )
@@ -40,6 +43,8 @@ from benchmarks.workload import (
 FOLDER = RESULTS / "engines"
 DAFT = "daft==0.7.26"
 PLAIN = {"plain Ray Data": "benchmarks.plain_ray", "Daft": "benchmarks.plain_daft"}
+Taken = dict[str, list[float]]
+"""By what was measured, one value a round."""
 SETTINGS = {
     "DAFT_ANALYTICS_ENABLED": "0",
     "DO_NOT_TRACK": "true",
@@ -48,44 +53,73 @@ SETTINGS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One size of checkpoint.
+
+    Attributes:
+        few, many: clips of the two jobs whose difference is the steady state.
+        options: of our command beyond what it is told anyway.
+    """
+
+    name: str
+    models: Models
+    few: int
+    many: int
+    rounds: int
+    options: Sequence[str] = ()
+
+
 def run(*, quick: bool) -> Result:
-    """Each engine at two sizes, in turn."""
-    few, many, rounds = (8, 24, 1) if quick else (256, 1024, 3)
-    models, given = small_models(), clips(lengths(many))
-    manifests = {count: write_manifest(FOLDER / f"{count}.jsonl", given[:count]) for count in (few, many)}
-    variants = ["ours", *PLAIN]
-    taken: dict[str, dict[str, list[float]]] = {name: {"steady": [], "whole": [], "peak": []} for name in variants}
+    """Each engine at two numbers of clips, in turn; at both sizes of models."""
+    cases = [Case("small", small_models(), 8, 24, 1) if quick else Case("small", small_models(), 256, 1024, 3)]
+    if not quick:
+        cases.append(Case("published", published_models(), 8, 40, 3, ("--shard-rows", "4")))
+    rows: list[list[str]] = []
     notes: list[str] = []
-    for number in range(rounds):
+    figures: dict[str, float] = {}
+    for case in cases:
+        taken, said = _compare(case)
+        rows += [_row(case, name, taken) for name in taken]
+        notes += said
+        figures |= {f"{case.name} {name} {what}": float(np.median(values))
+                    for name in taken for what, values in taken[name].items()}  # fmt: skip
+    notes += [
+        "Small: the parity checkpoints. Published: w2v-bert 2.0 and BERT base in their shapes with random weights, which take "
+        f"2.8 GB in fp32. Texts given, mode mean; two model processes of a thread each; plain scripts: batches of {BATCH_SIZE}.",
+        "Peak: of the whole process tree, looked at every two seconds; a page that n processes share counts an nth in each. "
+        "Resident sum: the same, but shared pages count in full in each.",
+        f"{DAFT} in an environment of its own with our torch and transformers; ours writes labels and scores, as they do.",
+    ]
+    columns = ("checkpoints", "", "a clip, steady", "this / ours", "whole job", "this / ours",
+               "peak memory", "this / ours", "resident sum", "this / ours")  # fmt: skip
+    return Result("The whole job against plain Ray Data and Daft scripts", columns, rows, notes, figures)
+
+
+def _compare(case: Case) -> tuple[dict[str, Taken], list[str]]:
+    """What each engine takes at one size of models, round by round, and what is to be said of it."""
+    given = clips(lengths(case.many))
+    manifests = {count: write_manifest(FOLDER / f"{count}.jsonl", given[:count]) for count in (case.few, case.many)}
+    variants = ["ours", *PLAIN]
+    taken: dict[str, Taken] = {name: {"steady": [], "whole": [], "peak": [], "resident": []} for name in variants}
+    notes: list[str] = []
+    for number in range(case.rounds):
         results: dict[str, Scored] = {}
         turn = number % len(variants)
         for name in variants[turn:] + variants[:turn]:
-            small, _ = _annotate(name, manifests[few], models)
-            large, results[name] = _annotate(name, manifests[many], models)
-            taken[name]["steady"].append((large.wall_s - small.wall_s) / (many - few))
+            small, _ = _annotate(name, manifests[case.few], case)
+            large, results[name] = _annotate(name, manifests[case.many], case)
+            taken[name]["steady"].append((large.wall_s - small.wall_s) / (case.many - case.few))
             taken[name]["whole"].append(large.wall_s)
             taken[name]["peak"].append(large.peak_bytes)
-        notes = [agree(results[name], results["ours"], who=name) for name in PLAIN]
+            taken[name]["resident"].append(large.resident_bytes)
+        notes = [agree(results[name], results["ours"], who=f"{name}, {case.name}") for name in PLAIN]
     seconds = sum(clip.duration_s for clip in given)
-    notes += [
-        f"{many:,} clips of {given_range(given)}, {seconds / 60:.0f} min of 16 kHz WAV, texts given, mode mean, parity "
-        f"checkpoints; steady state from {few} and {many:,} clips; plain scripts: batches of {BATCH_SIZE}.",
-        "Peak: largest sum of resident memory over the whole process tree, looked at five times a second; pages that "
-        "processes share count in each.",
-        f"{DAFT} in an environment of its own with our torch and transformers; ours writes labels and scores, as they do.",
-    ]
-    rows = [_row(name, taken) for name in variants]
-    figures = {f"{name} {what}": float(np.median(values)) for name in taken for what, values in taken[name].items()}
-    columns = (
-        "",
-        "a clip, steady",
-        "this / ours",
-        f"whole job, {many:,} clips",
-        "this / ours",
-        "peak memory",
-        "this / ours",
+    notes.append(
+        f"{case.name.capitalize()}: {case.many:,} clips of {given_range(given)}, {seconds / 60:.0f} min of 16 kHz WAV; steady "
+        f"state from {case.few} and {case.many:,} clips."
     )
-    return Result("The whole job against plain Ray Data and Daft scripts", columns, rows, notes, figures)
+    return taken, notes
 
 
 def lengths(count: int) -> list[float]:
@@ -100,11 +134,11 @@ def given_range(given: list[Clip]) -> str:
     return f"{min(durations):.1f} to {max(durations):.1f} s (median {np.median(durations):.1f})"
 
 
-def _annotate(name: str, manifest: Path, models: Models) -> tuple[Finished, Scored]:
-    output = FOLDER / "out"
+def _annotate(name: str, manifest: Path, case: Case) -> tuple[Finished, Scored]:
+    output, models = FOLDER / "out", case.models
     shutil.rmtree(output, ignore_errors=True)
     if name == "ours":
-        command = annotate_command(manifest, output, named(models), "--embeddings", "none")
+        command = annotate_command(manifest, output, named(models), "--embeddings", "none", *case.options)
         finished = run_process(command, timeout_s=1800)
         found = annotated(output)
     else:
@@ -139,16 +173,12 @@ def _daft_python() -> str:
     return str(python)
 
 
-def _row(name: str, taken: dict[str, dict[str, list[float]]]) -> list[str]:
-    steady, whole = (Timing(tuple(taken[name][what]), ()) for what in ("steady", "whole"))
-    our_steady, our_whole = (Timing(tuple(taken["ours"][what]), ()) for what in ("steady", "whole"))
-    peak, our_peak = (float(np.median(taken[who]["peak"])) for who in (name, "ours"))
-    return [
-        name,
-        str(steady),
-        "1" if name == "ours" else ratio(steady, our_steady),
-        str(whole),
-        "1" if name == "ours" else ratio(whole, our_whole),
-        f"{peak / 2**30:.2f} GiB",
-        "1" if name == "ours" else f"{peak / our_peak:.2f}x",
-    ]
+def _row(case: Case, name: str, taken: dict[str, Taken]) -> list[str]:
+    cells = [case.name, name]
+    for what in ("steady", "whole"):
+        theirs, ours = (Timing(tuple(taken[who][what]), ()) for who in (name, "ours"))
+        cells += [str(theirs), "1" if name == "ours" else ratio(theirs, ours)]
+    for what in ("peak", "resident"):
+        held, held_by_us = (float(np.median(taken[who][what])) for who in (name, "ours"))
+        cells += [f"{held / 2**30:.2f} GiB", "1" if name == "ours" else f"{held / held_by_us:.2f}x"]
+    return cells

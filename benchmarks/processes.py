@@ -17,6 +17,8 @@ from benchmarks.harness import ROOT
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _EVERY_S = 0.2
+_TREE_EVERY = 10
+"""Looks at the whole tree are one in so many: a proportional size costs the kernel a walk over a process's pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,10 @@ class Finished:
 
     Attributes:
         wall_s: from its start to its end.
-        peak_bytes: the largest sum of resident memory over it and its descendants, looked at five times a second. Pages
-            that processes share count once in each.
-        own_peak_bytes: of the process itself.
+        peak_bytes: the most memory that it and its descendants held together, looked at every two seconds. A page that
+            n processes share counts an nth in each (proportional set size), so that weights which two map count once.
+        resident_bytes: the same with shared pages counted in full in each, as `ps` and `top` add up to.
+        own_peak_bytes: resident memory of the process itself, looked at five times a second.
         worker_peak_bytes: of the largest of its Ray workers.
         lines: what it said on both streams, each line with the seconds since the start.
         output: standard output.
@@ -35,6 +38,7 @@ class Finished:
 
     wall_s: float
     peak_bytes: int
+    resident_bytes: int
     own_peak_bytes: int
     worker_peak_bytes: int
     lines: Sequence[tuple[float, str]]
@@ -82,7 +86,7 @@ def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | No
         said = "\n".join(line for _, line in lines[-40:])
         raise SystemExit(f"{' '.join(command[:4])} ... ended with {process.returncode}:\n{said}")
     output = "".join(f"{line}\n" for _, line in streams[0].lines)
-    return Finished(wall_s, watch.tree, watch.own, watch.worker, lines, output)
+    return Finished(wall_s, watch.tree, watch.resident, watch.own, watch.worker, lines, output)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -109,13 +113,17 @@ class _Watch(threading.Thread):
     def __init__(self, root: int) -> None:
         super().__init__(daemon=True)
         self.done = threading.Event()
-        self.tree = self.own = self.worker = 0
+        self.tree = self.resident = self.own = self.worker = 0
         self._root = root
 
     def run(self) -> None:
+        looks = 0
         while not self.done.wait(_EVERY_S):
             resident = _resident(self._root)
-            self.tree = max(self.tree, sum(resident.values()))
+            self.resident = max(self.resident, sum(resident.values()))
+            if looks % _TREE_EVERY == 0:
+                self.tree = max(self.tree, sum(_proportional(pid, size) for pid, size in resident.items()))
+            looks += 1
             self.own = max(self.own, resident.get(self._root, 0))
             workers = [size for pid, size in resident.items() if _command(pid).startswith("ray::")]
             self.worker = max(self.worker, *workers, 0)
@@ -140,6 +148,15 @@ def _resident(root: int) -> dict[int, int]:
         found[pid] = resident.get(pid, 0)
         waiting.extend(child for child, parent in parents.items() if parent == pid)
     return found
+
+
+def _proportional(pid: int, resident: int) -> int:
+    """Proportional set size of a process in bytes; what is resident where the kernel does not say, as it is gone by now."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return resident
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), resident)
 
 
 def _command(pid: int) -> str:

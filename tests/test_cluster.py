@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.corpus import ROOT, annotate, model_options, rows, utterances, write_manifest
-from tests.noop_models import ASR, environment, models_of
 from tests.processes import started, wait_until
 
 _BIN = Path(sys.executable).parent
@@ -75,21 +73,6 @@ def test_it_runs_on_any_number_of_logical_cpus(cpus: int, tmp_path: Path, checkp
         options = [*model_options(checkpoints, asr), "--shard-rows", "4"]
         annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
     assert utterances(tmp_path / "out").num_rows == 8
-
-
-def test_it_runs_on_gpus(tmp_path: Path) -> None:
-    """Fails if Ray Data refuses the pipeline where there are GPUs, as it did: it wants a batch size then."""
-    manifest = write_manifest(tmp_path / "m.jsonl", [*rows(6), *rows(2, with_text=False, prefix="heard")])
-    models, widths = models_of("mean")
-    with head(tmp_path, 2, gpus=2) as cluster:
-        armed = {**cluster.environment, **environment(widths)}
-        annotate(manifest, tmp_path / "out", *models, *ASR, "--language", "en", "--shard-rows", "2", env=armed)
-    heard = utterances(tmp_path / "out")
-    assert heard.num_rows == 8 and set(heard["label"].to_pylist()) == {"happy"}
-    assert set(heard["text_source"].to_pylist()) == {"manifest", "asr"}
-    pools = json.loads((tmp_path / "out" / "_runs" / "000001" / "report.json").read_text())["pools"]
-    found = [(pool["stage"], pool["start"], pool["gpus"]) for pool in pools["pools"]]
-    assert pools["device"] == "cuda" and found == [("transcribe", 2, 0.5), ("recognise", 2, 0.5)]
 
 
 def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path, checkpoints: Path, asr: Path) -> None:

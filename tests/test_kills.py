@@ -105,18 +105,9 @@ def test_kills_of_the_driver_on_s3(tmp_path: Path, s3: S3Server, options: list[s
     assert refused["reason"].to_pylist() == ["NOT_FOUND"] * GONE
 
 
-@pytest.mark.parametrize("where", ["disk", "s3"])
-def test_kills_of_every_role_cost_no_row(
-    where: str, tmp_path: Path, options: list[str], undisturbed: pa.Table, request: pytest.FixtureRequest
-) -> None:
+def test_kills_of_every_role_cost_no_row(tmp_path: Path, options: list[str], undisturbed: pa.Table) -> None:
     """Fails if the death of a transcriber, a recogniser or a task worker ends the job, or changes a row."""
-    manifest, log = write_manifest(tmp_path / "m.jsonl", _records()), tmp_path / "log"
-    output, files, folder = str(tmp_path / "out"), None, str(tmp_path / "out")
-    if where == "s3":
-        server: S3Server = request.getfixturevalue("s3")
-        files, folder = server.filesystem(), f"{server.bucket}/{tmp_path.name}"
-        # rows that are utterances on this machine's disk, written to a bucket
-        output = f"s3://{folder}"
+    manifest, log, output = write_manifest(tmp_path / "m.jsonl", _records()), tmp_path / "log", tmp_path / "out"
     killed: list[str] = []
 
     def try_kill(pid: int, role: str) -> Callable[[], bool]:
@@ -134,7 +125,7 @@ def test_kills_of_every_role_cost_no_row(
             time.sleep(0.5)
         assert process.wait(200) == 0, log.read_text()
     assert [any(role in name for name in killed) for role in ("prepare_shard", "Transcribe", "Recognise")] == [True] * 3
-    _same(utterances(folder, files), undisturbed)
+    _same(utterances(output), undisturbed)
 
 
 def test_two_runs_at_once_on_one_output(tmp_path: Path, options: list[str]) -> None:

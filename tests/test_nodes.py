@@ -46,8 +46,9 @@ def node(cluster: Head, folder: Path, name: str, *, gpus: int = 1) -> Iterator[s
 
 @pytest.mark.timeout(600)
 def test_pools_follow_the_nodes(tmp_path: Path, checkpoints: Path, monkeypatch) -> None:
-    """Fails if a job is refused or hangs while there is no GPU, if its pools do not spread to a node that joins, if a row is
-    lost or doubled with a node, or if a node needs another's disk."""
+    """Fails if Ray Data refuses the pipeline where there are GPUs (it wanted a batch size then), if a job is refused or hangs
+    while there is none, if its pools do not spread to a node that joins, if a row is lost or doubled with a node, or if a
+    node needs another's disk."""
     with s3_server(tmp_path) as s3, ExitStack() as nodes:
         for name, value in s3.environment.items():
             monkeypatch.setenv(name, value)
@@ -90,6 +91,9 @@ def test_pools_follow_the_nodes(tmp_path: Path, checkpoints: Path, monkeypatch) 
         found = utterances(f"{s3.bucket}/out", store)
         assert sorted(found["recording_id"].to_pylist()) == sorted(str(row["id"]) for row in records)
         assert set(found["text_source"].to_pylist()) == {"manifest", "asr"}
+        pools = json.loads(store.cat(f"{s3.bucket}/out/_runs/000001/report.json"))["pools"]
+        assert pools["device"] == "cuda"
+        assert [(pool["stage"], pool["gpus"]) for pool in pools["pools"]] == [("transcribe", 0.5), ("recognise", 0.5)]
         audit = subprocess.run(
             [sys.executable, "-m", "jobs.verify", f"{bucket}/out", "--deep"],
             cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
