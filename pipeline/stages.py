@@ -67,6 +67,9 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     # the job says what it does itself; Ray's logs stay in its session folder
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray Data counts on what it asked for, and of the rest on whole CPUs; its default asks for shares of CPUs, an operator at
+    # a time, and on small nodes no CPU is left for commits until all else is done. This one asks for nodes as they are
+    os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
     started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
     # Ray of its own listens on loopback alone, as on macOS, and wants a token that no file holds
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = not embedded

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from tests.corpus import ROOT
 
 _DEVICE_SECONDS = "NOOP_DEVICE_S_PER_AUDIO_S"
 _WIDTHS = "NOOP_EMBEDDING_WIDTHS"
+_STEPS = "NOOP_STEPS_FILE"
 
 
 ASR = ("--asr-model", str(MODELS / "whisper"))
@@ -67,6 +70,19 @@ def arm() -> None:
     slots.Loaded.load_transcribers = lambda _: None
     slots.Loaded.recogniser_for = lambda *_: NoOpRecogniser()
     slots.Loaded.transcriber_for = lambda *_: NoOpTranscriber()
+    if steps := os.environ.get(_STEPS):
+        from pipeline import stages
+
+        stages.prepare, stages.finish = _noting("p", stages.prepare, steps), _noting("c", stages.finish, steps)
+
+
+def _noting(step: str, function: Callable[..., Any], path: str) -> Callable[..., Any]:
+    def noted(*arguments: object, **named: object) -> object:
+        with Path(path).open("a", encoding="ascii") as steps:
+            steps.write(step)
+        return function(*arguments, **named)
+
+    return noted
 
 
 def models_of(mode: str) -> tuple[list[str], dict[str, int]]:
@@ -82,12 +98,19 @@ def models_of(mode: str) -> tuple[list[str], dict[str, int]]:
     return [*named, "--sentence-encoder", f"en={encoder}"], widths
 
 
-def environment(widths: Mapping[str, int], *, device_s_per_audio_s: float = 0.0) -> Mapping[str, str]:
-    """With these variables a job's workers are armed."""
+def environment(
+    widths: Mapping[str, int], *, device_s_per_audio_s: float = 0.0, steps: Path | None = None
+) -> Mapping[str, str]:
+    """With these variables a job's workers are armed.
+
+    Args:
+        steps: where to note a p for each shard prepared, a c for each committed, in their order.
+    """
     variables = {
         "PYTHONPATH": str(ROOT),
         _DEVICE_SECONDS: str(device_s_per_audio_s),
         _WIDTHS: json.dumps(widths),
+        **({} if steps is None else {_STEPS: str(steps)}),
     }
     hook = {"worker_process_setup_hook": f"{__name__}.arm", "env_vars": variables}
     return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": hook})}

@@ -9,6 +9,8 @@ import pytest
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.pools import Pools, Resources, choose_device, size_pools
+from tests.corpus import annotate, rows, write_manifest
+from tests.noop_models import environment, models_of
 
 GB = 1e9
 
@@ -64,6 +66,23 @@ def test_finished_shards_do_not_wait_for_all_others(nodes):
     pools = sized(nodes, 2)
     (pool,) = pools.pools
     assert pool.start * pool.cpus + 2 * pools.task_cpus < 0.9 * nodes * 2
+
+
+def test_shards_are_committed_while_others_are_prepared(tmp_path):
+    """Fails if a job commits only when all is prepared: killed before, it would have nothing to show."""
+    shards, hurried = (
+        200,
+        {"RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "1"},
+    )  # Ray Data counts its CPUs anew at each
+    manifest, steps = write_manifest(tmp_path / "m.jsonl", rows(shards)), tmp_path / "steps"
+    models, widths = models_of("text")
+    options = [*models, "--language", "en", "--shard-rows", "1"]
+    annotate(manifest, tmp_path / "out", *options, env={**environment(widths, steps=steps), **hurried})
+    ahead, most = 0, 0
+    for step in steps.read_text():
+        ahead += 1 if step == "p" else -1
+        most = max(most, ahead)
+    assert steps.read_text().count("c") == shards and most < shards / 5
 
 
 def test_a_cluster_starts_with_what_fits_and_grows_to_what_is_allowed():
