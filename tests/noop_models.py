@@ -13,17 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.models import MODELS
-from pipeline.models.transcribe import Transcript
 from tests.checkpoints import materialize
 from tests.corpus import ROOT
 
 _DEVICE_SECONDS = "NOOP_DEVICE_S_PER_AUDIO_S"
 _WIDTHS = "NOOP_EMBEDDING_WIDTHS"
 _STEPS = "NOOP_STEPS_FILE"
-
-
-ASR = ("--asr-model", str(MODELS / "whisper"))
 
 
 class NoOpRecogniser:
@@ -52,24 +47,12 @@ class NoOpRecogniser:
         )
 
 
-class NoOpTranscriber:
-    """Hears the same words everywhere."""
-
-    def transcribe_many(
-        self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
-    ) -> list[Transcript]:
-        """As `Transcriber.transcribe_many`."""
-        return [Transcript("words", language, -0.1, 0.0, 1.0) for _, language in zip(waveforms, languages, strict=True)]
-
-
 def arm() -> None:
     """Replace the models of this process."""
     from pipeline.models import slots
 
     slots.Loaded.load_recognisers = lambda _: None
-    slots.Loaded.load_transcribers = lambda _: None
     slots.Loaded.recogniser_for = lambda *_: NoOpRecogniser()
-    slots.Loaded.transcriber_for = lambda *_: NoOpTranscriber()
     if steps := os.environ.get(_STEPS):
         from pipeline import stages
 
