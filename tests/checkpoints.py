@@ -7,6 +7,7 @@ import hashlib
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 PARITY = Path(__file__).parent / "parity"
@@ -24,27 +25,42 @@ def _digest() -> str:
 def materialize(target: Path = CACHED, *, pickled: bool = False) -> Path:
     """Write the twelve parity checkpoints (about 400 MB, some ten seconds) unless `target` already holds them.
 
-    A lock makes of several test processes one that writes and others that wait.
     Args:
         pickled: the fusion weights as `model.bin` instead of safetensors.
     """
-    target.mkdir(parents=True, exist_ok=True)
+    return write_once(target, _digest(), lambda folder: _run_materialize(folder, pickled=pickled))
+
+
+def write_once(target: Path, digest: str, write: Callable[[Path], None]) -> Path:
+    """Have one of several processes fill the folder `target`, while the others wait for it.
+
+    `write` fills a temporary folder beside `target`, which takes its place when complete: a process that is killed leaves
+    no half-written folder under the final name. A folder whose `COMPLETE` file holds another digest is written again.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    marker = target / "COMPLETE"
     with (target.parent / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        marker = target / "COMPLETE"
-        if not marker.exists() or marker.read_text() != _digest():
-            shutil.rmtree(target)
-            target.mkdir()
-            argv, path = sys.argv, list(sys.path)
-            sys.argv = ["materialize.py", str(target), *(["--bin"] if pickled else [])]
-            sys.path.insert(0, str(PARITY))
-            before = sys.modules.pop("weights", None)
-            try:
-                runpy.run_path(str(PARITY / "materialize.py"), run_name="__main__")
-            finally:
-                sys.argv, sys.path[:] = argv, path
-                sys.modules.pop("weights", None)
-                if before is not None:
-                    sys.modules["weights"] = before
-            marker.write_text(_digest())
+        if not marker.exists() or marker.read_text() != digest:
+            partial = target.parent / f"{target.name}.partial"
+            for leftover in (partial, target):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir()
+            write(partial)
+            (partial / marker.name).write_text(digest)
+            partial.rename(target)
     return target
+
+
+def _run_materialize(target: Path, *, pickled: bool) -> None:
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = ["materialize.py", str(target), *(["--bin"] if pickled else [])]
+    sys.path.insert(0, str(PARITY))
+    before = sys.modules.pop("weights", None)
+    try:
+        runpy.run_path(str(PARITY / "materialize.py"), run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        sys.modules.pop("weights", None)
+        if before is not None:
+            sys.modules["weights"] = before
