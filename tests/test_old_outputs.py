@@ -47,7 +47,7 @@ class Old:
         named = ["--manifest", f"s3://{BUCKET}/{self.kind}-{manifest}.jsonl", "--output", self.uri, "--shard-rows", "3"]
         return self.jobs("annotate", *named, *options(), *FLAGS[self.kind], "--embeddings", "audio", "--no-page")
 
-    def keys(self) -> set[str]:
+    def stored(self) -> set[str]:
         return {name.removeprefix(f"{BUCKET}/{self.kind}/") for name in self.files.find(f"{BUCKET}/{self.kind}")}
 
     def rows(self) -> pa.Table:
@@ -99,7 +99,7 @@ def test_an_old_output_resumes_and_grows(old: Old) -> None:
     """Fails if a new version refuses an old output's settings, changes its columns or its values, or repeats its rows."""
     before = old.rows()
     parts = sorted(
-        key for key in old.keys() if key.startswith("utterances/") and "/000002-" in f"/{key.rpartition('/')[2]}"
+        key for key in old.stored() if key.startswith("utterances/") and "/000002-" in f"/{key.rpartition('/')[2]}"
     )
     removed = [*UNFINISHED, *parts[:2]]
     for key in removed:
@@ -110,7 +110,7 @@ def test_an_old_output_resumes_and_grows(old: Old) -> None:
 
     done = old.annotate("third")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert set(removed) <= old.keys()
+    assert set(removed) <= old.stored()
     audit = old.jobs("verify", old.uri, "--deep")
     assert audit.returncode == 0, audit.stdout + audit.stderr
 
