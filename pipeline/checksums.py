@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _DIGEST_BYTES = {"sha256": 32, "md5": 16}
-"""Manifest columns that are taken for checksums of the whole audio object."""
+"""Manifest columns, in any case, that are taken for checksums of the whole audio object."""
 
 
 def check_content(content: bytes, record: Mapping[str, Any], shown: str) -> None:
@@ -19,13 +19,14 @@ def check_content(content: bytes, record: Mapping[str, Any], shown: str) -> None
 
     Raises: RejectedRow CHECKSUM when the bytes are others, BAD_FIELD when the column holds no such checksum.
     """
-    for name, size in _DIGEST_BYTES.items():
-        stated = record.get(name)
-        if stated is None or stated == "":
+    for column, stated in record.items():
+        name = column.lower()
+        size = _DIGEST_BYTES.get(name)
+        if size is None or stated is None or stated == "":
             continue
         expected = _digest(stated, size)
         if expected is None:
-            detail = f"column {name!r} holds {str(stated)[:80]!r}, which is no {name} in hex or base64"
+            detail = f"column {column!r} holds {str(stated)[:80]!r}, which is no {name} in hex or base64"
             raise RejectedRow(Reason.BAD_FIELD, detail, Stage.FETCH)
         found = hashlib.new(name, content, usedforsecurity=False).digest()
         if found != expected:

@@ -9,8 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.manifest.columns import KEPT_MARKS, MIXED, has_scalars, nested_part
 from pipeline.plan import FORMAT, Plan, create_json, read_document
 from pipeline.storage import Store
+
+MAX_WIDENED_FIELDS = 1024
+"""Keys of one struct over all plans. Rows with more are rejected: such an object is a map in disguise."""
 
 
 def claim_dataset(store: Store, settings: Mapping[str, Any]) -> None:
@@ -45,14 +49,105 @@ def compare_settings(there: Mapping[str, Any], asked: Mapping[str, Any], *, what
 
 
 def settle_types(extra: pa.Schema, plans: Iterable[Plan]) -> pa.Schema:
-    """Give pass-through columns the types they have in earlier plans, so that one column has one type in all files.
+    """Give pass-through columns the names and types they have in earlier plans, so that one column is one in all files.
 
-    A column without a value anywhere is text: Arrow's null type would clash with whatever comes later. Values that do not
-    fit the earlier type are refused where they are cast (`manifest.columns.conform`).
+    A struct takes the keys that are new; everything else keeps its type, and a row whose value does not fit is rejected
+    (`manifest.fit`). A column without a value anywhere is text, also inside a nested one: Arrow's null type would clash
+    with whatever comes later.
+
+    Args:
+        extra: the columns as `unify` found them in the manifests.
+    Raises: ConfigError when a column changes between scalar and nested.
     """
-    earlier = {field.name: field.type for plan in reversed(list(plans)) for field in plan.extra}
-    fields = [field.with_type(earlier.get(field.name, field.type)) for field in extra]
-    return pa.schema([field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in fields])
+    there = dataset_columns(plans)
+    settled = []
+    for field in extra:
+        known = there.get(field.name.lower())
+        if known is None:
+            marks = {name: value for name, value in (field.metadata or {}).items() if name in KEPT_MARKS}
+            marks |= MIXED if pa.types.is_null(field.type) else {}
+            settled.append(pa.field(field.name, without_null(field.type), metadata=marks or None))
+            continue
+        _refuse_change(field, known)
+        settled.append(known.with_type(without_null(widened(known.type, nested_part(field)))))
+    return pa.schema(settled)
+
+
+def dataset_columns(plans: Iterable[Plan]) -> dict[str, pa.Field]:
+    """The pass-through columns of all plans by their names in lower case: DuckDB and Spark tell no others apart."""
+    columns: dict[str, pa.Field] = {}
+    for plan in plans:
+        for field in plan.extra:
+            known = columns.setdefault(field.name.lower(), field)
+            columns[field.name.lower()] = known.with_type(widened(known.type, field.type))
+    return columns
+
+
+def _refuse_change(field: pa.Field, known: pa.Field) -> None:
+    nested = nested_part(field)
+    if pa.types.is_nested(known.type):
+        changed = has_scalars(field) and pa.types.is_null(nested)
+    else:
+        mixed = MIXED.items() <= (known.metadata or {}).items()
+        changed = not (has_scalars(field) or pa.types.is_null(nested) or mixed)
+    if changed:
+        raise ConfigError(
+            f"column {field.name!r} is {field.type} in the manifests, and {known.type} in the output; a column cannot change "
+            "between single values and lists or objects. Rename it in the manifest, or use another --output"
+        )
+
+
+def widened(kind: pa.DataType, found: pa.DataType) -> pa.DataType:
+    """The type with the keys that `found` has beside its own, wherever both are structs; other types stay."""
+    if pa.types.is_null(kind):
+        return found
+    if pa.types.is_struct(kind) and pa.types.is_struct(found):
+        fields = {field.name.lower(): field for field in kind}
+        for field in found:
+            known = fields.get(field.name.lower())
+            if known is not None:
+                fields[field.name.lower()] = known.with_type(widened(known.type, field.type))
+            elif len(fields) < MAX_WIDENED_FIELDS:
+                fields[field.name.lower()] = field.with_nullable(True)
+        return pa.struct(list(fields.values()))
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_fixed_size_list(found):
+        return pa.list_(widened(kind.value_type, found.value_type), kind.list_size)
+    if pa.types.is_list(kind) and pa.types.is_list(found):
+        return pa.list_(widened(kind.value_type, found.value_type))
+    if pa.types.is_map(kind) and pa.types.is_map(found):
+        return pa.map_(kind.key_type, widened(kind.item_type, found.item_type))
+    return kind
+
+
+def different_columns(plan: Plan, earlier: Iterable[Plan]) -> list[str]:
+    """The columns of a plan that are not those of earlier plans: of another type, or spelled in another case."""
+    there = dataset_columns(earlier)
+    return [
+        field.name
+        for field in plan.extra
+        if (known := there.get(field.name.lower())) is not None
+        and (known.name != field.name or not _grown(known.type, field.type))
+    ]
+
+
+def _grown(known: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether a later plan's type holds everything that an earlier one holds, as it is."""
+    return bool(widened(known, kind) == kind)
+
+
+def without_null(kind: pa.DataType) -> pa.DataType:
+    """The type with text where it has Arrow's null type."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(without_null(field.type)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(without_null(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(without_null(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, without_null(kind.item_type))
+    return kind
 
 
 def compare_models(plans: Iterable[Plan], models: Mapping[str, Any]) -> None:

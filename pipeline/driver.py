@@ -95,7 +95,11 @@ class Driver:
         spool.read(
             self.manifests, lambda rows: self._check(rows, roots, known), audio_optional=self.config.mode == "text"
         )
-        spool.extra = settle_types(spool.extra, self.plans)
+        return self._select(spool)
+
+    def _select(self, spool: Spool) -> Selection:
+        """What no plan holds yet, with the columns that the plans there are have settled."""
+        spool.extra = settle_types(spool.found, self.plans)
         self._check_partition_columns(spool.extra)
         return spool.select(*held_keys(self.store, self.plans))
 
@@ -225,7 +229,7 @@ class Driver:
             others += load_plans(self.store)[len(self.plans) :]
             self.plans = load_plans(self.store)
             compare_models(self.plans, pinned)
-            selection = selection.spool.select(*held_keys(self.store, self.plans))
+            selection = self._select(selection.spool)
         return others
 
     def _finish(self, plan: Plan, resources: Resources) -> dict[str, Any]:

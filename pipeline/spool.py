@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.keys import KeyHeaps, Keys, as_keys, id_keys, key_of, repeated
-from pipeline.manifest.read import ManifestReject, conform, read_manifest, unify
+from pipeline.manifest.columns import json_of
+from pipeline.manifest.fit import Misfit, fit
+from pipeline.manifest.read import ManifestReject, read_manifest, unify
+from pipeline.manifest.records import RAW_CHARACTERS
 from pipeline.roots import without_query
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
 
@@ -45,10 +48,12 @@ class Spool:
 
     Attributes:
         rows: accepted rows, duplicates included until `select`.
-        extra: the pass-through columns, one type each over all manifests.
+        found: the pass-through columns as the manifests have them, one type each, as `unify` makes it.
+        extra: the same as the plan is to have them; set it to what `settle_types` makes of `found`, then `select`.
     """
 
     folder: Path
+    found: pa.Schema = field(default_factory=lambda: pa.schema([]))
     extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
     rows: int = 0
     chunks: list[Path] = field(default_factory=list)
@@ -66,16 +71,19 @@ class Spool:
             for chunk in read_manifest(manifest, audio_optional=audio_optional):
                 rows, refused = check(chunk.rows)
                 # of refused rows too: their rejects carry these columns
-                self.extra = unify([self.extra, _extra_schema(rows.schema)])
+                self._find(rows.schema)
                 kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
                 self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
                 self._add_rows(rows.take(pa.array(kept)))
                 self._add_rejects(_refused_table(rows, refused), _raw_table(chunk.rejects))
 
+    def _find(self, schema: pa.Schema) -> None:
+        self.found = self.extra = unify([self.found, _extra_schema(schema)])
+
     def _add_rows(self, rows: pa.Table) -> None:
         if not rows.num_rows:
             return
-        self.extra = unify([self.extra, _extra_schema(rows.schema)])
+        self._find(rows.schema)
         self._ids.add(id_keys(rows["recording_id"].to_pylist()))
         self.rows += rows.num_rows
         self.chunks.append(_write(rows, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
@@ -89,7 +97,8 @@ class Spool:
                 )
 
     def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
-        """Decide which rows are new: not held by an earlier plan, one of each set of equal rows, none of unequal ones.
+        """Decide which rows are new: not held by an earlier plan, one of each set of equal rows, none of unequal ones, and
+        none with a value that the type of its column cannot hold.
 
         Args:
             held_ids: keys of the ids that earlier plans hold, some at a time.
@@ -97,6 +106,7 @@ class Spool:
         """
         new = np.ones(self.rows, dtype=bool)
         doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
+        misfit = self._misfit_rows()
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             theirs = KeyHeaps(Path(folder) / "held")
             for some in held_ids:
@@ -104,16 +114,27 @@ class Spool:
             heaps = zip(self._ids.heaps(), theirs.heaps(), self._refused_ids.heaps(), strict=True)
             for (keys, positions), (held, _), (refused, _) in heaps:
                 new[positions] = ~np.isin(keys, held)
-                beside_refused[positions] = np.isin(keys, refused)
+                beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
                 doubtful[positions] = repeated(keys)
         held_rows = self.rows - int(new.sum())
+        misfit &= new
+        new &= ~misfit
         clashing = self._settle(doubtful & new, new)
         # another row of the id was read and refused: whatever the order, neither may stand for it
         beside_refused &= new
         clashing |= beside_refused
         new &= ~beside_refused
         reject_keys = as_keys(self._reject_keys)
-        return Selection(self, new, clashing, held_rows, ~np.isin(reject_keys, held_rejects), held_rejects)
+        return Selection(self, new, clashing, misfit, held_rows, ~np.isin(reject_keys, held_rejects), held_rejects)
+
+    def _misfit_rows(self) -> Mask:
+        """Rows with a value that the settled type of its column cannot hold."""
+        mask = np.zeros(self.rows, dtype=bool)
+        if self.extra.equals(self.found):
+            return mask  # types found in the values themselves
+        for start, _, misfits in self._tables():
+            mask[[start + row for row in misfits]] = True
+        return mask
 
     def _settle(self, doubtful: Mask, new: Mask) -> Mask:
         """Among repeated ids: drop equal repeats from `new`, and return the mask of those whose contents differ."""
@@ -122,7 +143,7 @@ class Spool:
             return clashing
         stands: dict[bytes, list[int]] = defaultdict(list)
         contents: dict[bytes, bytes] = {}
-        for start, table in self._tables():
+        for start, table, _ in self._tables():
             for position in np.flatnonzero(doubtful[start : start + table.num_rows]).tolist():
                 row = table.slice(position, 1).to_pylist()[0]
                 key, content = key_of(row["recording_id"]), _content_key(row)
@@ -135,11 +156,13 @@ class Spool:
         new &= ~clashing
         return clashing
 
-    def _tables(self) -> Iterator[tuple[int, pa.Table]]:
+    def _tables(self) -> Iterator[tuple[int, pa.Table, dict[int, list[Misfit]]]]:
+        """The chunks with one schema: position of the first row, rows, and by row what its columns cannot hold."""
         start = 0
+        schema = pa.schema([*ROW_SCHEMA, *self.extra])
         for path in self.chunks:
-            table = conform(pq.read_table(path), pa.schema([*ROW_SCHEMA, *self.extra]))
-            yield start, table
+            table, misfits = fit(_read(path), schema)
+            yield start, table, misfits
             start += table.num_rows
 
 
@@ -150,6 +173,7 @@ class Selection:
     spool: Spool
     new: Mask
     clashing: Mask
+    misfit: Mask
     held: int
     new_rejects: Mask
     held_rejects: Keys
@@ -165,7 +189,7 @@ class Selection:
 
     def tables(self) -> Iterator[pa.Table]:
         """The new rows, chunk by chunk, with one schema."""
-        for start, table in self.spool._tables():
+        for start, table, _ in self.spool._tables():
             mask = self.new[start : start + table.num_rows]
             if mask.any():
                 yield table.filter(pa.array(mask))
@@ -175,27 +199,54 @@ class Selection:
         schema = reject_schema(self.spool.extra)
         start = 0
         for path in self.spool.reject_chunks:
-            table = conform(pq.read_table(path), schema)
+            table, misfits = fit(_read(path), schema)
             mask = self.new_rejects[start : start + table.num_rows]
             start += table.num_rows
             if mask.any():
-                yield table.filter(pa.array(mask))
-        yield from self._clash_rejects(schema)
+                yield _with_misfits(table, misfits).filter(pa.array(mask))
+        for start, table, misfits in self.spool._tables():
+            yield from self._later_rejects(start, table, misfits, schema)
 
-    def _clash_rejects(self, schema: pa.Schema) -> Iterator[pa.Table]:
-        for start, table in self.spool._tables():
-            positions = np.flatnonzero(self.clashing[start : start + table.num_rows])
-            refused = {
-                int(p): RejectedRow(
-                    Reason.DUPLICATE_ID, "the id stands on several rows whose contents differ", Stage.MANIFEST
-                )
-                for p in positions
-            }
-            rejects = conform(_refused_table(table, refused), schema)
-            keys = as_keys(b"".join(map(_reject_key, rejects.to_pylist())))
-            mask = ~np.isin(keys, self.held_rejects)
-            if mask.any():
-                yield rejects.filter(pa.array(mask))
+    def _later_rejects(
+        self, start: int, table: pa.Table, misfits: dict[int, list[Misfit]], schema: pa.Schema
+    ) -> Iterator[pa.Table]:
+        """The rows of one chunk that could be read, and not be taken."""
+        refused: dict[int, RejectedRow] = {}
+        raw: dict[int, str] = {}
+        for row in np.flatnonzero(self.clashing[start : start + table.num_rows]).tolist():
+            detail = "the id stands on several rows whose contents differ"
+            refused[row] = RejectedRow(Reason.DUPLICATE_ID, detail, Stage.MANIFEST)
+        for row in np.flatnonzero(self.misfit[start : start + table.num_rows]).tolist():
+            detail = "; ".join(misfit.sentence for misfit in misfits[row])
+            refused[row] = RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)
+            raw[row] = json_of({misfit.column: misfit.value for misfit in misfits[row]})[:RAW_CHARACTERS]
+        if not refused:
+            return
+        rejects = _refused_table(table, refused)
+        texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
+        rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts).cast(schema)
+        keys = as_keys(b"".join(map(_reject_key, rejects.to_pylist())))
+        mask = ~np.isin(keys, self.held_rejects)
+        if mask.any():
+            yield rejects.filter(pa.array(mask))
+
+
+def _read(path: Path) -> pa.Table:
+    """A chunk, and nothing but its own columns: `pq.read_table` adds those that folders above it seem to name."""
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
+def _with_misfits(rejects: pa.Table, misfits: dict[int, list[Misfit]]) -> pa.Table:
+    """Rejects that say of which of their values there is no room in their columns."""
+    if not misfits:
+        return rejects
+    said = [
+        "; ".join([detail, *(misfit.sentence for misfit in misfits.get(row, ()))])
+        for row, detail in enumerate(rejects["detail"].to_pylist())
+    ]
+    place = rejects.schema.get_field_index("detail")
+    return rejects.set_column(place, rejects.schema.field(place), pa.array(said, pa.string()))
 
 
 def _extra_schema(schema: pa.Schema) -> pa.Schema:

@@ -1,10 +1,13 @@
 """Types of the manifest columns we pass through: found in values, united over chunks and files, losing nothing.
 
 JSON has no types for a column, only for each value, and a manifest is read as a stream: chunk 1 may hold whole numbers
-where chunk 900 holds fractions or lists. `array_of` types one chunk's values, `unify` the chunks' schemas, `conform`
-brings a chunk to the united schema. Where no one type holds every value exactly, the column becomes text: strings stay
-as they are, everything else is its compact JSON. Numbers are never rounded to fit: beyond 2**53 beside fractions, or
-beyond int64, they become text too.
+where chunk 900 holds fractions or lists. `array_of` types one chunk's values and `unify` the chunks' schemas;
+`manifest.fit` brings a chunk to a schema. Where no one type holds every value exactly, the column becomes text: strings
+stay as they are, everything else is its compact JSON. Numbers are never rounded to fit: beyond 2**53 beside fractions,
+or beyond int64, they become text too.
+
+Until then a chunk of several kinds of values is a column of JSON documents, which still tells 7 from "7": a dataset may
+have a type for the column that holds one of them and not the other. Its field is marked `MIXED`.
 """
 
 from __future__ import annotations
@@ -16,15 +19,29 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError
-
 EXACT = 2**53
 """Every integer up to here is a float64."""
 
 MAX_STRUCT_FIELDS = 256
 """An object with more keys over a chunk is a map in disguise (`{"word": score}`); as a struct it would be all nulls."""
 
+DOCUMENTS = pa.json_()
+"""What `array_of` gives for values of no one type: each a JSON document, so that a string keeps its quotes."""
+
 _WIDE = {b"beyond_2_53": b"1"}  # on a field: it holds integers that float64 would round, so `unify` must not offer it
+MIXED = {b"mixed": b"1"}
+"""On a text field: it may hold JSON of any value, because the column had values of several kinds, or none yet.
+A chunk's column that is marked so holds documents, as `array_of` gives them."""
+_SCALARS = {b"scalars": b"1"}  # beside MIXED: some of its values were neither lists nor objects
+_NESTED = b"nested"  # beside MIXED: a schema whose one field has the type of those of its values that were
+
+KEPT_MARKS = frozenset((*_WIDE, *MIXED))
+"""Marks that a plan keeps; the others are of what was found in its manifests."""
+
+_EMPTY = {b"no_values": b"1"}  # on a field: it has no value but null, so its type decides nothing
+
+UNTYPED = {b"untyped": b"1"}
+"""On a text field of a chunk: it is text because its format has no types, as CSV."""
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
 
@@ -34,14 +51,15 @@ class _NoOneType(Exception):
 
 
 def array_of(values: Sequence[object]) -> pa.Array:
-    """The JSON values of one column as an Arrow array of the type that holds them all, or of JSON text."""
+    """The JSON values of one column as an Arrow array of the type that holds them all, or of `DOCUMENTS`."""
     kinds = set(map(type, values)) - {type(None)}
     if kinds == {str}:
         return pa.array(values, pa.string())
     try:
         return pa.array(values, _type_of(values))
     except (_NoOneType, pa.ArrowInvalid, OverflowError):
-        return pa.array([_text(value) for value in values], pa.string())
+        documents = [None if value is None else json_of(value) for value in values]
+        return pa.ExtensionArray.from_storage(DOCUMENTS, pa.array(documents, pa.string()))
 
 
 def _type_of(values: Sequence[object]) -> pa.DataType:  # noqa: PLR0911 - one line a kind
@@ -83,9 +101,63 @@ def _struct_of(objects: Sequence[dict[str, object]]) -> pa.DataType:
     return pa.struct([pa.field(key, _type_of([value.get(key) for value in objects])) for key in keys])
 
 
+def documents(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    """The values of a column of JSON documents."""
+    return [None if value is None else json.loads(value) for value in column.cast(pa.string()).to_pylist()]
+
+
 def field_of(name: str, array: pa.Array) -> pa.Field:
-    """The column's field, marked when it holds integers that a later float64 would round."""
+    """The column's field, marked with what its type does not say and `unify` and `settle_types` need to know."""
+    if array.type == DOCUMENTS:
+        values = documents(array)
+        nested = [value for value in values if isinstance(value, list | dict)]
+        scalars = len(nested) < len(values) - array.null_count
+        return pa.field(name, pa.string(), metadata=_mixed(_loose_type_of(nested), scalars=scalars))
+    if array.null_count == len(array):
+        return pa.field(name, array.type, metadata=_EMPTY)
     return pa.field(name, array.type, metadata=_WIDE if _has_wide_integers(array) else None)
+
+
+def _mixed(nested: pa.DataType, *, scalars: bool) -> dict[bytes, bytes]:
+    said = {} if pa.types.is_null(nested) else {_NESTED: pa.schema([pa.field("", nested)]).serialize().to_pybytes()}
+    return {**MIXED, **said, **(_SCALARS if scalars else {})}
+
+
+def nested_part(field: pa.Field) -> pa.DataType:
+    """The type of the lists and objects in a column, null when it has none; of differing ones as loose as needed."""
+    marks = field.metadata or {}
+    said = marks.get(_NESTED)
+    if said is not None:
+        return pa.ipc.read_schema(pa.py_buffer(said)).field(0).type
+    return field.type if pa.types.is_nested(field.type) and not _EMPTY.keys() <= marks.keys() else pa.null()
+
+
+def has_scalars(field: pa.Field) -> bool:
+    """Whether the column has values that are neither lists nor objects."""
+    marks = field.metadata or {}
+    if _EMPTY.keys() <= marks.keys():
+        return False
+    if MIXED.keys() <= marks.keys():
+        return _SCALARS.keys() <= marks.keys()
+    return not (pa.types.is_nested(field.type) or pa.types.is_null(field.type))
+
+
+def _loose_type_of(values: Sequence[object]) -> pa.DataType:
+    """As `_type_of`, with text wherever values differ: a key of all of them, and no value that costs the others theirs."""
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {list}:
+        return pa.list_(_loose_type_of([item for value in values if isinstance(value, list) for item in value]))
+    if dict in kinds and kinds <= {dict, list}:  # of both, objects: they are what new keys come in
+        objects = [value for value in values if isinstance(value, dict)]
+        keys = {key: None for value in objects for key in value if key and key.isprintable()}
+        fields = [pa.field(key, _loose_type_of([value.get(key) for value in objects])) for key in keys]
+        return pa.struct(fields) if fields else pa.null()
+    if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
+        return pa.string()
+    try:
+        return _type_of(values)
+    except _NoOneType:
+        return pa.string()
 
 
 def _has_wide_integers(array: pa.Array | pa.ChunkedArray) -> bool:
@@ -123,11 +195,16 @@ def plain_type(kind: pa.DataType, *, readable: bool = False) -> pa.DataType:  # 
         return pa.map_(key, item)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(plain_type(kind.value_type, readable=readable), kind.list_size)
-    if any(is_one(kind) for is_one in _LISTS):
+    if is_list_like(kind):
         return pa.list_(plain_type(kind.value_type, readable=readable))
     if readable and (pa.types.is_temporal(kind) or pa.types.is_decimal(kind)):
         return pa.string()
     return kind
+
+
+def is_list_like(kind: pa.DataType) -> bool:
+    """Whether it is a list of any length."""
+    return any(is_one(kind) for is_one in _LISTS)
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
@@ -142,19 +219,48 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     for schema in schemas:
         for field in schema:
             name = spelling.setdefault(field.name.lower(), field.name)
-            fields[name] = _merge_fields(fields[name], field.with_name(name)) if name in fields else field
+            found = field.with_name(name)
+            if UNTYPED.items() <= (field.metadata or {}).items():
+                found = found.remove_metadata()
+            fields[name] = _merge_fields(fields[name], found) if name in fields else found
     return pa.schema(list(fields.values()))
 
 
 def _merge_fields(one: pa.Field, other: pa.Field) -> pa.Field:
     if one.equals(other, check_metadata=True):
         return one
-    wide = any(key in (field.metadata or {}) for field in (one, other) for key in _WIDE)
+    for empty, full in ((one, other), (other, one)):
+        if _EMPTY.items() <= (empty.metadata or {}).items() and not _EMPTY.items() <= (full.metadata or {}).items():
+            return full.with_name(one.name)
+    marks = [*(one.metadata or {}), *(other.metadata or {})]
+    wide = not set(marks).isdisjoint(_WIDE)
     try:
         kind = _merge(one.type, other.type, wide=wide)
+        mixed = not set(marks).isdisjoint(MIXED)
     except _NoOneType:
-        kind = pa.string()
-    return pa.field(one.name, kind, one.nullable or other.nullable, metadata=_WIDE if wide else None)
+        kind, mixed = pa.string(), True
+    metadata = {mark: b"1" for mark in (*_WIDE, *_EMPTY) if marks.count(mark) > (mark in _EMPTY)}
+    if mixed:
+        nested = _loose_merge(nested_part(one), nested_part(other))
+        metadata |= _mixed(nested, scalars=has_scalars(one) or has_scalars(other))
+    return pa.field(one.name, kind, one.nullable or other.nullable, metadata=metadata or None)
+
+
+def _loose_merge(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """As `_merge`, with text wherever types differ."""
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        kinds = {field.name: field.type for field in one}
+        for field in other:
+            kinds[field.name] = _loose_merge(kinds.get(field.name, pa.null()), field.type)
+        return pa.struct(list(kinds.items()))
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(_loose_merge(one.value_type, other.value_type))
+    if pa.types.is_nested(one) and pa.types.is_nested(other) and one != other:
+        return one if pa.types.is_struct(one) else other
+    try:
+        return _merge(one, other, wide=True)
+    except _NoOneType:
+        return pa.string()
 
 
 def _merge(one: pa.DataType, other: pa.DataType, *, wide: bool) -> pa.DataType:  # noqa: PLR0911 - one line a rule
@@ -190,46 +296,9 @@ def _merge_structs(one: pa.DataType, other: pa.DataType, *, wide: bool) -> pa.Da
     return pa.struct([pa.field(name, kind) for name, kind in kinds.items()])
 
 
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Bring a chunk to a schema from `unify`: absent columns are null, values are cast exactly or become JSON text.
-
-    Raises: ConfigError when the schema does not come from a `unify` that saw this table: a column it lacks, or a type
-    that cannot hold a value exactly.
-    """
-    spelling = {name.lower(): name for name in schema.names}
-    table = table.rename_columns([spelling.get(name.lower(), name) for name in table.column_names])
-    lost = sorted(set(table.column_names) - set(schema.names))
-    if lost:
-        raise ConfigError(f"columns {', '.join(map(repr, lost))} are not in the schema to conform to")
-    columns = []
-    for field in schema:
-        if field.name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, field.type))
-        else:
-            columns.append(_cast(table[field.name], field))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:
-    if column.type == field.type:
-        return column
-    if pa.types.is_null(column.type):
-        return pa.nulls(len(column), field.type)
-    if pa.types.is_string(field.type):
-        return json_text(column)
-    try:
-        return column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
-        pass  # structs that gain a field, in some versions: rebuild them from values, as exactly
-    try:
-        return pa.array(to_python(column), field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        raise ConfigError(f"column {field.name!r}: its {column.type} values do not fit {field.type} exactly") from None
-
-
 def json_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column as text: strings stay, null stays null, everything else is compact JSON (times, decimals: text)."""
-    return pa.array([_text(value) for value in to_python(column)], pa.string())
+    return pa.array([text_of(value) for value in to_python(column)], pa.string())
 
 
 def to_python(column: pa.Array | pa.ChunkedArray) -> list[object]:
@@ -239,13 +308,15 @@ def to_python(column: pa.Array | pa.ChunkedArray) -> list[object]:
     return values
 
 
-def _text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_bytes_text)
+def text_of(value: object) -> str | None:
+    """A value as it is written in a text column: a string as it is, null as null, anything else as `json_of`."""
+    return value if value is None or isinstance(value, str) else json_of(value)
 
 
-def _bytes_text(value: object) -> str:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    raise TypeError(f"no JSON for a {type(value).__name__}")
+def json_of(value: object) -> str:
+    """Compact JSON; bytes are base64, and what else JSON does not have is what Python writes for it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_no_json)
+
+
+def _no_json(value: object) -> str:
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)

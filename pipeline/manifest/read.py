@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, Reason, did_you_mean
-from pipeline.manifest.columns import array_of, conform, field_of, unify
+from pipeline.manifest.columns import UNTYPED, array_of, field_of, unify
 from pipeline.manifest.delimited import read_csv
 from pipeline.manifest.fields import ALIASES, KNOWN, Fields, check_fields, derived_id
+from pipeline.manifest.fit import conform
 from pipeline.manifest.jsonl import read_jsonl
 from pipeline.manifest.parquet import read_parquet
 from pipeline.manifest.records import RAW_CHARACTERS, Records
@@ -147,7 +148,10 @@ def _chunk(records: Records, uri: str, shown: str, *, audio_optional: bool) -> M
             array = array_of(leftover[name] if kept is None else [leftover[name][i] for i in kept])
         else:
             array = records.array(name, kept)
-        table = table.append_column(field_of(passthrough_name(name), array), array)
+        field = field_of(passthrough_name(name), array)
+        table = table.append_column(
+            field.with_metadata(UNTYPED) if records.from_csv else field, getattr(array, "storage", array)
+        )
     return ManifestChunk(table, rejects)
 
 
