@@ -9,12 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.manifest.columns import KEPT_MARKS, MIXED, has_scalars, nested_part
+from pipeline.manifest.columns import KEPT_MARKS, MIXED, has_scalars, nested_part, unify
+from pipeline.manifest.growth import widened, without_null
 from pipeline.plan import FORMAT, Plan, create_json, read_document
 from pipeline.storage import Store
-
-MAX_WIDENED_FIELDS = 1024
-"""Keys of one struct over all plans. Rows with more are rejected: such an object is a map in disguise."""
 
 
 def claim_dataset(store: Store, settings: Mapping[str, Any]) -> None:
@@ -73,6 +71,13 @@ def settle_types(extra: pa.Schema, plans: Iterable[Plan]) -> pa.Schema:
     return pa.schema(settled)
 
 
+def with_columns(extra: pa.Schema, names: Iterable[str], plans: Iterable[Plan]) -> pa.Schema:
+    """The schema with these columns too, as earlier plans have them or else as text, for manifests without any row."""
+    there = dataset_columns(plans)
+    missing = [name for name in names if name not in extra.names and name != "language"]
+    return pa.schema([*extra, *(there.get(name.lower(), pa.field(name, pa.string())) for name in missing)])
+
+
 def dataset_columns(plans: Iterable[Plan]) -> dict[str, pa.Field]:
     """The pass-through columns of all plans by their names in lower case: DuckDB and Spark tell no others apart."""
     columns: dict[str, pa.Field] = {}
@@ -97,26 +102,18 @@ def _refuse_change(field: pa.Field, known: pa.Field) -> None:
         )
 
 
-def widened(kind: pa.DataType, found: pa.DataType) -> pa.DataType:
-    """The type with the keys that `found` has beside its own, wherever both are structs; other types stay."""
-    if pa.types.is_null(kind):
-        return found
-    if pa.types.is_struct(kind) and pa.types.is_struct(found):
-        fields = {field.name.lower(): field for field in kind}
-        for field in found:
-            known = fields.get(field.name.lower())
-            if known is not None:
-                fields[field.name.lower()] = known.with_type(widened(known.type, field.type))
-            elif len(fields) < MAX_WIDENED_FIELDS:
-                fields[field.name.lower()] = field.with_nullable(True)
-        return pa.struct(list(fields.values()))
-    if pa.types.is_fixed_size_list(kind) and pa.types.is_fixed_size_list(found):
-        return pa.list_(widened(kind.value_type, found.value_type), kind.list_size)
-    if pa.types.is_list(kind) and pa.types.is_list(found):
-        return pa.list_(widened(kind.value_type, found.value_type))
-    if pa.types.is_map(kind) and pa.types.is_map(found):
-        return pa.map_(kind.key_type, widened(kind.item_type, found.item_type))
-    return kind
+def read_columns(plans: Iterable[Plan]) -> pa.Schema:
+    """The pass-through columns of all plans, by the very names that are in their files, with types that hold the values of
+    each: versions before this one let the types of one column differ, and the case of its name.
+    """
+    columns: dict[str, pa.Field] = {}
+    for field in (field for plan in plans for field in plan.extra):
+        known = columns.setdefault(field.name, field)
+        kind = widened(known.type, field.type)
+        if widened(field.type, known.type) != kind and not pa.types.is_nested(kind):
+            kind = unify([pa.schema([known]), pa.schema([field])]).field(0).type
+        columns[field.name] = known.with_type(kind)
+    return pa.schema([field.remove_metadata() for field in columns.values()])
 
 
 def different_columns(plan: Plan, earlier: Iterable[Plan]) -> list[str]:
@@ -133,21 +130,6 @@ def different_columns(plan: Plan, earlier: Iterable[Plan]) -> list[str]:
 def _grown(known: pa.DataType, kind: pa.DataType) -> bool:
     """Whether a later plan's type holds everything that an earlier one holds, as it is."""
     return bool(widened(known, kind) == kind)
-
-
-def without_null(kind: pa.DataType) -> pa.DataType:
-    """The type with text where it has Arrow's null type."""
-    if pa.types.is_null(kind):
-        return pa.string()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(without_null(field.type)) for field in kind])
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(without_null(kind.value_type), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(without_null(kind.value_type))
-    if pa.types.is_map(kind):
-        return pa.map_(kind.key_type, without_null(kind.item_type))
-    return kind
 
 
 def compare_models(plans: Iterable[Plan], models: Mapping[str, Any]) -> None:

@@ -23,10 +23,17 @@ import pyarrow.compute as pc
 from pipeline import sizing
 from pipeline.commit import NULL_PARTITION, committed_parts, is_published, partition_folder, publish
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language, require_precision
-from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
+from pipeline.dataset import (
+    claim_dataset,
+    compare_models,
+    compare_settings,
+    dataset_settings,
+    settle_types,
+    with_columns,
+)
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage, did_you_mean
 from pipeline.finish import MAX_DENIED, Finished
-from pipeline.manifest.read import expand
+from pipeline.manifest.read import conform, expand, unify
 from pipeline.models import slots
 from pipeline.models.lock import Prepared
 from pipeline.models.pinning import Pinning
@@ -100,7 +107,10 @@ class Driver:
     def _select(self, spool: Spool) -> Selection:
         """What no plan holds yet, with the columns that the plans there are have settled."""
         spool.extra = settle_types(spool.found, self.plans)
-        self._check_partition_columns(spool.extra)
+        if spool.rows:
+            self._check_partition_columns(spool.extra)
+        else:  # what is only rejected, or nothing, is in no folder
+            spool.extra = with_columns(spool.extra, self.config.partition_by, self.plans)
         return spool.select(*held_keys(self.store, self.plans))
 
     def _check(self, rows: pa.Table, roots: AudioRoots, known: set[str]) -> tuple[pa.Table, dict[int, RejectedRow]]:
@@ -114,8 +124,9 @@ class Driver:
             languages = pc.fill_null(rows["language"], "en")
         rows = rows.set_column(rows.schema.get_field_index("language"), rows.schema.field("language"), languages)
         refused: dict[int, RejectedRow] = {}
-        columns = [name for name in self.config.partition_by if name in rows.schema.names]
-        for row, record in enumerate(rows.select(list(dict.fromkeys(["audio", "language", *columns]))).to_pylist()):
+        columns = [name for name in rows.schema.names if name.lower() in map(str.lower, self.config.partition_by)]
+        looked_at = rows.select(list(dict.fromkeys(["audio", "language", *columns])))
+        for row, record in enumerate(conform(looked_at, unify([looked_at.schema])).to_pylist()):
             try:
                 if record["audio"] is not None:
                     roots.check(record["audio"])

@@ -111,13 +111,15 @@ def utterance_schema(
 
 
 _OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA)
-_TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS, "raw")}
+_SCANNED = ("__filename", "__fragment_index", "__batch_index", "__last_in_fragment")
+"""Columns that Arrow's scanner adds; a file that has one by itself cannot be read by pandas or `pyarrow.dataset`."""
+_TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS, "raw", *_SCANNED)}
 
 
 def passthrough_name(column: str) -> str:
     """The output name of a manifest column we do not read: its own, or `manifest_<name>` where ours has that name.
 
-    Names are compared without case because Spark and DuckDB do.
+    Names are compared without case because Spark and DuckDB do. Names that Arrow gives to columns of its own count as ours.
     """
     return f"manifest_{column}" if column.lower() in _TAKEN else column
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.analytics.tables import Rows
 from pipeline.commit import UTTERANCES, encodings, receipt_of
+from pipeline.dataset import read_columns
 from pipeline.errors import JobError
 from pipeline.plan import FORMAT, create_json, plan_name, read_document
 from pipeline.schema import utterance_schema
@@ -149,7 +150,7 @@ def _execute(rows: Rows, generation: Generation) -> Compacted:
 def _schema(rows: Rows) -> pa.Schema:
     """Of the large files: what the plans' parts have, which is one kind of rows, and every pass-through column of any."""
     first = rows.plans[0]
-    extra = pa.unify_schemas([plan.extra for plan in rows.plans])
+    extra = read_columns(rows.plans)
     fields = utterance_schema(first.embedding_widths, first.settings["embedding_dtype"], extra)
     return pa.schema([field for field in fields if field.name not in first.settings["partition_by"]])
 

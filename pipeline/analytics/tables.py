@@ -1,7 +1,8 @@
 """The rows of finished plans as tables that DuckDB can ask.
 
-Arrow reads the files, so that every store the pipeline writes to can be read, and with the plan's own types: a partition
-column `007` stays text, a column that one night lacks is null there. DuckDB asks, and can itself open no file.
+Arrow reads the files, so that every store the pipeline writes to can be read, and with the plans' types: a partition column
+`007` stays text, and a column, or a key of a nested one, that one night lacks is null there. DuckDB asks, and opens no
+file itself.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from pipeline.commit import UTTERANCES, committed_parts, is_published
-from pipeline.dataset import dataset_settings
+from pipeline.dataset import dataset_settings, read_columns
 from pipeline.errors import ConfigError, JobError, did_you_mean
 from pipeline.leftovers import cause, reaching
+from pipeline.manifest.growth import asked_type, path_type
 from pipeline.plan import Plan, load_plans
 from pipeline.roots import without_query
 from pipeline.schema import ROW_SCHEMA, utterance_schema
@@ -39,7 +41,8 @@ class Rows:
         plans: finished and published, oldest first.
         unfinished: names of the others, whose rows are left out.
         parts: plan name and shard number to the key of its part.
-        extra: pass-through columns of all finished plans, also where some plans are left out.
+        extra: pass-through columns of all finished plans, also where some plans are left out, with every key that a
+            struct has in any of them.
     """
 
     store: Store
@@ -60,20 +63,25 @@ class Rows:
 
     @property
     def partition_fields(self) -> list[pa.Field]:
-        """Columns that stand in the path alone, with their types."""
+        """Columns that are in the path alone, with the types that Arrow can read there."""
         if not self.plans:
             return []
-        return [
+        fields = [
             (self.extra if name in self.extra.names else ROW_SCHEMA).field(name)
             for name in self.plans[0].settings["partition_by"]
         ]
+        return [field.with_type(path_type(field.type)) for field in fields]
 
     def schema(self) -> pa.Schema:
-        """Of `utterances`: the pass-through columns of all these plans, and embeddings in float32."""
+        """Of `utterances`: the pass-through columns of all these plans as `asked_type` has them, embeddings in float32."""
         widths = {name: width for plan in self.plans for name, width in plan.embedding_widths.items()}
-        written = utterance_schema(widths, "float32", self.extra)
+        written = utterance_schema(widths, "float32", self._asked())
         others = [field for field in self.partition_fields if field.name not in written.names]
         return pa.schema([*written, *others])
+
+    def _asked(self) -> list[pa.Field]:
+        paths = {field.name: field for field in self.partition_fields}
+        return [paths.get(field.name, field.with_type(asked_type(field.type))) for field in self.extra]
 
     def part_keys(self) -> list[str]:
         """The parts, in the order of plans and shards."""
@@ -93,7 +101,8 @@ class Rows:
         """Every reject of these plans, of planning too."""
         there = {entry.key for entry in self.store.list("rejects")}
         keys = [key for plan in self.plans if (key := f"rejects/{plan.plan}.parquet") in there]
-        return dataset(self.store, "rejects", keys, reject_schema(self.extra))
+        extra = [field.with_type(asked_type(field.type)) for field in self.extra]
+        return dataset(self.store, "rejects", keys, reject_schema(extra))
 
 
 def finished_rows(store: Store) -> Rows:
@@ -111,8 +120,7 @@ def finished_rows(store: Store) -> Rows:
                 f"see python -m jobs.verify {without_query(store.root)}"
             )
     unfinished = tuple(plan.plan for plan in plans if plan not in published)
-    extra = pa.unify_schemas([pa.schema([]), *(plan.extra for plan in published)])
-    return Rows(store, tuple(published), unfinished, parts, extra)
+    return Rows(store, tuple(published), unfinished, parts, read_columns(published))
 
 
 def dataset(

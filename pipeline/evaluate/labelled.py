@@ -17,9 +17,9 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from pipeline.commit import is_published
-from pipeline.dataset import dataset_settings
+from pipeline.dataset import dataset_settings, read_columns
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.manifest.columns import unify
+from pipeline.manifest.growth import path_type
 from pipeline.plan import Plan, load_plans
 from pipeline.roots import without_query
 from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, utterance_schema
@@ -122,9 +122,9 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
 
 def _schema_of(plans: Sequence[Plan], settings: dict[str, Any]) -> tuple[pa.Schema, pa.Schema]:
     """What the files of all plans hold, and the columns that stand in their paths, with the types the plans have."""
-    extra = unify([plan.extra for plan in plans])
-    whole = utterance_schema({}, "float32", extra)
-    partitions = pa.schema([whole.field(name) for name in settings["partition_by"]])
+    whole = utterance_schema({}, "float32", read_columns(plans))
+    fields = [whole.field(name) for name in settings["partition_by"]]
+    partitions = pa.schema([field.with_type(path_type(field.type)) for field in fields])
     return pa.schema([field.with_nullable(True) for field in whole if field.name not in partitions.names]), partitions
 
 

@@ -1,4 +1,4 @@
-"""Records of a CSV manifest: RFC 4180 with a header, delimited by comma, tab or semicolon.
+"""Records of a CSV manifest: RFC 4180 with a header, delimited by comma, tab or semicolon, or as a line `sep=|` says.
 
 Quoted cells may hold newlines; a line number is where the record starts. Cells have no types: a column we do not know
 is text as it stands (`007`, and an empty cell is an empty string), an empty cell of one we know is absent.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -20,6 +21,9 @@ from pipeline.errors import ConfigError, Reason
 from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.records import CHUNK_BYTES, BadLine, BadName, Names, raw_text
 from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
+
+_DECLARED = re.compile('"?sep=([,;|\t])"?', re.IGNORECASE)
+"""A first line in which Excel says what delimits cells."""
 
 
 class CsvRecords:
@@ -136,10 +140,13 @@ def _header(feed: _Feed, shown: str) -> tuple[list[str], str]:
         first = next(feed)
         while not first.strip():
             first = next(feed)
+        declared = _DECLARED.fullmatch(first.strip("\ufeff \r\n"))
+        if declared:
+            first = next(feed, "")
     except _TooLong:
         raise ConfigError(f"manifest {shown}: its header is longer than {MAX_LINE_BYTES:,} bytes") from None
     try:
-        delimiter = delimiter_of(first)
+        delimiter = declared[1] if declared else delimiter_of(first)
         cells = [name.strip() for name in next(csv.reader([first], delimiter=delimiter, strict=True))]
         if not feed.clean:
             raise BadName("it is not UTF-8")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, Reason
@@ -71,9 +72,10 @@ def read_parquet(raw: BinaryIO, chunk_rows: int, shown: str) -> Iterator[Parquet
             wanted = _schema(file.schema_arrow, shown)
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             per_row = row_bytes // max(1, file.metadata.num_rows) + 1
-            yield _records(pa.RecordBatch.from_pylist([], schema=file.schema_arrow), wanted, first)  # shows the columns
+            empty = pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+            yield _records(empty, wanted, first, shown)  # shows the columns
             for batch in file.iter_batches(batch_size=max(1, min(chunk_rows, CHUNK_BYTES // per_row))):
-                yield _records(batch, wanted, first)
+                yield _records(batch, wanted, first, shown)
                 first += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -89,19 +91,31 @@ def _schema(schema: pa.Schema, shown: str) -> pa.Schema:
         Names().add(schema.names)
     except BadName as error:
         raise ConfigError(f"manifest {shown}: {error}") from None
-    fields = [pa.field(column.name, plain_type(column.type)) for column in schema]
-    for column in fields:
-        expected, tests = _EXPECTED.get(KNOWN.get(column.name.lower(), ""), ("", ()))
-        if expected and not pa.types.is_null(column.type) and not any(test(column.type) for test in tests):
-            raise ConfigError(f"manifest {shown}: column {column.name!r} is {column.type}; {expected} is expected")
-    return pa.schema(fields)
+    return pa.schema([pa.field(column.name, plain_type(column.type)) for column in schema])
 
 
-def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int) -> ParquetRecords:
+def _known(column: pa.Array, name: str, shown: str) -> pa.Array:
+    """A column that we read, or nulls for one without a value: pandas gives such a column any type, mostly of numbers.
+
+    Raises: ConfigError for values of a type that the column cannot have.
+    """
+    expected, tests = _EXPECTED.get(KNOWN.get(name.lower(), ""), ("", ()))
+    if not expected or any(test(column.type) for test in tests):
+        return column
+    absent = column.null_count
+    if pa.types.is_floating(column.type):
+        absent += pc.sum(pc.is_nan(column)).as_py() or 0
+    if absent == len(column):
+        return pa.nulls(len(column), pa.string() if pa.types.is_string in tests else pa.float64())
+    raise ConfigError(f"manifest {shown}: column {name!r} is {column.type}; {expected} is expected")
+
+
+def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int, shown: str) -> ParquetRecords:
     columns = [
-        column if column.type == field.type else column.cast(field.type)
+        _known(column if column.type == field.type else column.cast(field.type), field.name, shown)
         for column, field in zip(batch.columns, wanted, strict=True)
     ]
+    wanted = pa.schema([field.with_type(column.type) for column, field in zip(columns, wanted, strict=True)])
     rows = range(batch.num_rows)
     wrong: dict[int, str] = {}
     for column, field in zip(columns, wanted, strict=True):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.dataset import compare_models, compare_settings
+from pipeline.dataset import compare_models, compare_settings, different_columns
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan, Shard, plan_key
 from pipeline.roots import without_query
@@ -121,10 +121,9 @@ class _Auditor:
                 self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), f"is not of the dataset's kind: {difference}")
             except (KeyError, TypeError):
                 self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), "names models without their hashes")
-            types = {field.name: field.type for earlier in self.plans[:number] for field in earlier.extra}
-            other = [field.name for field in plan.extra if types.get(field.name, field.type) != field.type]
+            other = different_columns(plan, self.plans[:number])
             if other:
-                sentence = f"has other types than earlier plans for {', '.join(other[:5])}"
+                sentence = f"has other types or another spelling than earlier plans for {', '.join(other[:5])}"
                 self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), sentence)
 
     # -- one plan
