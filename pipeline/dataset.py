@@ -102,12 +102,12 @@ def _refuse_change(field: pa.Field, known: pa.Field) -> None:
         )
 
 
-def read_columns(plans: Iterable[Plan]) -> pa.Schema:
-    """The pass-through columns of all plans, by the very names that are in their files, with types that hold the values of
-    each: versions before this one let the types of one column differ, and the case of its name.
+def read_columns(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """The columns of files that are read together, by the very names they have there, with types that hold the values of
+    each: later plans have more keys in a struct, and versions before this one let types and the case of names differ.
     """
     columns: dict[str, pa.Field] = {}
-    for field in (field for plan in plans for field in plan.extra):
+    for field in (field for schema in schemas for field in schema):
         known = columns.setdefault(field.name, field)
         kind = widened(known.type, field.type)
         if widened(field.type, known.type) != kind and not pa.types.is_nested(kind):

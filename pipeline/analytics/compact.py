@@ -150,7 +150,7 @@ def _execute(rows: Rows, generation: Generation) -> Compacted:
 def _schema(rows: Rows) -> pa.Schema:
     """Of the large files: what the plans' parts have, which is one kind of rows, and every pass-through column of any."""
     first = rows.plans[0]
-    extra = read_columns(rows.plans)
+    extra = read_columns(plan.extra for plan in rows.plans)
     fields = utterance_schema(first.embedding_widths, first.settings["embedding_dtype"], extra)
     return pa.schema([field for field in fields if field.name not in first.settings["partition_by"]])
 

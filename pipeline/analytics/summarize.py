@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.analytics.tables import Rows, asking, dataset, quoted
+from pipeline.dataset import read_columns
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.plan import FORMAT, parquet_bytes, read_document
 from pipeline.schema import EMOTIONS
@@ -148,10 +149,14 @@ def merged(store: Store, groups: Groups) -> pa.Table:
         emotion with which recordings most often begin and end.
     """
     keys = sorted(entry.key for entry in store.list(groups.folder) if entry.key.endswith(".parquet"))
-    with store.open(keys[0]) as file:
-        schema = pq.read_schema(file)
+    schema = read_columns(_schema(store, key) for key in keys)
     with asking(summaries=dataset(store, groups.folder, keys, schema)) as connection:
         return connection.sql(_shares(groups)).to_arrow_table()
+
+
+def _schema(store: Store, key: str) -> pa.Schema:
+    with store.open(key) as file:
+        return pq.read_schema(file)
 
 
 def _shares(groups: Groups) -> str:

@@ -120,7 +120,7 @@ def finished_rows(store: Store) -> Rows:
                 f"see python -m jobs.verify {without_query(store.root)}"
             )
     unfinished = tuple(plan.plan for plan in plans if plan not in published)
-    return Rows(store, tuple(published), unfinished, parts, read_columns(published))
+    return Rows(store, tuple(published), unfinished, parts, read_columns(plan.extra for plan in published))
 
 
 def dataset(

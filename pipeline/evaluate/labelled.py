@@ -122,7 +122,7 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
 
 def _schema_of(plans: Sequence[Plan], settings: dict[str, Any]) -> tuple[pa.Schema, pa.Schema]:
     """What the files of all plans hold, and the columns that stand in their paths, with the types the plans have."""
-    whole = utterance_schema({}, "float32", read_columns(plans))
+    whole = utterance_schema({}, "float32", read_columns(plan.extra for plan in plans))
     fields = [whole.field(name) for name in settings["partition_by"]]
     partitions = pa.schema([field.with_type(path_type(field.type)) for field in fields])
     return pa.schema([field.with_nullable(True) for field in whole if field.name not in partitions.names]), partitions

@@ -14,7 +14,7 @@ from pipeline.manifest.columns import MIXED, UNTYPED, documents, is_list_like, j
 from pipeline.manifest.values import Holder, NoFitError, cell_holder, holder, is_bytes, same_zone
 from pipeline.roots import without_query
 
-_SHOWN = 80
+_SHOWN = 120
 _PYTHON_KINDS = {str: "text", bool: "boolean", int: "whole number", float: "number", dict: "object", list: "list"}
 
 
@@ -105,12 +105,12 @@ def _by_value(
 def _misfit(target: pa.Field, value: object, found: pa.DataType | None) -> Misfit:
     if isinstance(value, str) and "://" in value:
         value = without_query(value)
-    shown = json_of(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     kind = _PYTHON_KINDS[type(value)] if found is None else str(found)
-    return Misfit(
-        target.name, value, f"column {target.name!r} holds {shown} ({kind}), which does not fit its type, {target.type}"
+    shown, theirs, ours = (
+        text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in (json_of(value), kind, str(target.type))
     )
+    sentence = f"column {target.name!r} holds {shown} ({theirs}); its type in the output is {ours}, which cannot hold that value"
+    return Misfit(target.name, value, sentence)
 
 
 # ------------------------------------------------------------------------------------------------------ whole columns

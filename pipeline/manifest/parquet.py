@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -72,7 +73,7 @@ def read_parquet(raw: BinaryIO, chunk_rows: int, shown: str) -> Iterator[Parquet
             wanted = _schema(file.schema_arrow, shown)
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             per_row = row_bytes // max(1, file.metadata.num_rows) + 1
-            empty = pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+            empty = pa.RecordBatch.from_pylist([], schema=wanted)
             yield _records(empty, wanted, first, shown)  # shows the columns
             for batch in file.iter_batches(batch_size=max(1, min(chunk_rows, CHUNK_BYTES // per_row))):
                 yield _records(batch, wanted, first, shown)
@@ -112,7 +113,7 @@ def _known(column: pa.Array, name: str, shown: str) -> pa.Array:
 
 def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int, shown: str) -> ParquetRecords:
     columns = [
-        _known(column if column.type == field.type else column.cast(field.type), field.name, shown)
+        _known(column if column.type == field.type else _plain(column).cast(field.type), field.name, shown)
         for column, field in zip(batch.columns, wanted, strict=True)
     ]
     wanted = pa.schema([field.with_type(column.type) for column, field in zip(columns, wanted, strict=True)])
@@ -124,6 +125,15 @@ def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int, shown: str) -
     bad = [BadLine(first + i, Reason.MALFORMED, f"column {wrong[i]!r} is not UTF-8", None) for i in sorted(wrong)]
     lines = [first + i for i in rows if i not in wrong]
     return ParquetRecords(pa.RecordBatch.from_arrays(columns, schema=wanted), first, bad, lines)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """The column, a list instead of a view of one: Arrow's own cast of these loses the last offset (pyarrow 26)."""
+    if not (pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type)):
+        return column
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, column.flatten(), mask=column.is_null())
 
 
 def _valid(column: pa.Array) -> bool:
