@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.manifest.columns import KEPT_MARKS, MIXED, has_scalars, nested_part, unify
-from pipeline.manifest.growth import widened, without_null
+from pipeline.manifest.growth import settled, widened
 from pipeline.plan import FORMAT, Plan, create_json, read_document
 from pipeline.storage import Store
 
@@ -58,17 +58,17 @@ def settle_types(extra: pa.Schema, plans: Iterable[Plan]) -> pa.Schema:
     Raises: ConfigError when a column changes between scalar and nested.
     """
     there = dataset_columns(plans)
-    settled = []
+    columns = []
     for field in extra:
         known = there.get(field.name.lower())
         if known is None:
             marks = {name: value for name, value in (field.metadata or {}).items() if name in KEPT_MARKS}
             marks |= MIXED if pa.types.is_null(field.type) else {}
-            settled.append(pa.field(field.name, without_null(field.type), metadata=marks or None))
+            columns.append(pa.field(field.name, settled(field.type), metadata=marks or None))
             continue
         _refuse_change(field, known)
-        settled.append(known.with_type(without_null(widened(known.type, nested_part(field)))))
-    return pa.schema(settled)
+        columns.append(known.with_type(settled(widened(known.type, nested_part(field)))))
+    return pa.schema(columns)
 
 
 def with_columns(extra: pa.Schema, names: Iterable[str], plans: Iterable[Plan]) -> pa.Schema:

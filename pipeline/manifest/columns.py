@@ -112,7 +112,7 @@ def field_of(name: str, array: pa.Array) -> pa.Field:
         values = documents(array)
         nested = [value for value in values if isinstance(value, list | dict)]
         scalars = len(nested) < len(values) - array.null_count
-        return pa.field(name, pa.string(), metadata=_mixed(_loose_type_of(nested), scalars=scalars))
+        return pa.field(name, pa.string(), metadata=_mixed(_loose_field("", nested).type, scalars=scalars))
     if array.null_count == len(array):
         return pa.field(name, array.type, metadata=_EMPTY)
     return pa.field(name, array.type, metadata=_WIDE if _has_wide_integers(array) else None)
@@ -142,16 +142,24 @@ def has_scalars(field: pa.Field) -> bool:
     return not (pa.types.is_nested(field.type) or pa.types.is_null(field.type))
 
 
-def _loose_type_of(values: Sequence[object]) -> pa.DataType:
-    """As `_type_of`, with text wherever values differ: a key of all of them, and no value that costs the others theirs."""
-    kinds = set(map(type, values)) - {type(None)}
-    if kinds == {list}:
-        return pa.list_(_loose_type_of([item for value in values if isinstance(value, list) for item in value]))
-    if dict in kinds and kinds <= {dict, list}:  # of both, objects: they are what new keys come in
-        objects = [value for value in values if isinstance(value, dict)]
-        keys = {key: None for value in objects for key in value if key and key.isprintable()}
-        fields = [pa.field(key, _loose_type_of([value.get(key) for value in objects])) for key in keys]
-        return pa.struct(fields) if fields else pa.null()
+def _loose_field(name: str, values: Sequence[object]) -> pa.Field:
+    """As `_type_of`, but no value costs the others theirs: all keys there are, text where single values differ. Where lists
+    or objects are among other values, it has their type and is marked `MIXED`.
+    """
+    objects = [value for value in values if isinstance(value, dict)]
+    lists = [value for value in values if isinstance(value, list)]
+    scalars = [value for value in values if value is not None and not isinstance(value, list | dict)]
+    keys = {key: None for value in objects for key in value if key and key.isprintable()}
+    if keys:  # beside lists, objects: they are what new keys come in
+        kind = pa.struct([_loose_field(key, [value.get(key) for value in objects]) for key in keys])
+    elif lists:
+        kind = pa.list_(_loose_field("item", [item for value in lists for item in value]))
+    else:
+        return pa.field(name, _loose_scalar(scalars))
+    return pa.field(name, kind, metadata=MIXED if scalars or (keys and lists) else None)
+
+
+def _loose_scalar(values: Sequence[object]) -> pa.DataType:
     if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
         return pa.string()
     try:
@@ -241,26 +249,33 @@ def _merge_fields(one: pa.Field, other: pa.Field) -> pa.Field:
         kind, mixed = pa.string(), True
     metadata = {mark: b"1" for mark in (*_WIDE, *_EMPTY) if marks.count(mark) > (mark in _EMPTY)}
     if mixed:
-        nested = _loose_merge(nested_part(one), nested_part(other))
+        nested = _loose_merge(pa.field("", nested_part(one)), pa.field("", nested_part(other))).type
         metadata |= _mixed(nested, scalars=has_scalars(one) or has_scalars(other))
     return pa.field(one.name, kind, one.nullable or other.nullable, metadata=metadata or None)
 
 
-def _loose_merge(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """As `_merge`, with text wherever types differ."""
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        kinds = {field.name: field.type for field in one}
-        for field in other:
-            kinds[field.name] = _loose_merge(kinds.get(field.name, pa.null()), field.type)
-        return pa.struct(list(kinds.items()))
-    if pa.types.is_list(one) and pa.types.is_list(other):
-        return pa.list_(_loose_merge(one.value_type, other.value_type))
-    if pa.types.is_nested(one) and pa.types.is_nested(other) and one != other:
-        return one if pa.types.is_struct(one) else other
-    try:
-        return _merge(one, other, wide=True)
-    except _NoOneType:
-        return pa.string()
+def _loose_merge(one: pa.Field, other: pa.Field) -> pa.Field:
+    """Of two fields of `_loose_field` the one that it makes of the values of both."""
+    if pa.types.is_null(one.type) or pa.types.is_null(other.type):
+        return other.with_name(one.name) if pa.types.is_null(one.type) else one
+    nested = [field for field in (one, other) if pa.types.is_nested(field.type)]
+    mixed = len(nested) == 1 or any(MIXED.items() <= (field.metadata or {}).items() for field in nested)
+    if not nested:
+        try:
+            return pa.field(one.name, _merge(one.type, other.type, wide=True))
+        except _NoOneType:
+            return pa.field(one.name, pa.string())
+    kind = nested[0].type
+    if len(nested) > 1 and pa.types.is_struct(one.type) and pa.types.is_struct(other.type):
+        fields = {field.name: field for field in one.type}
+        for field in other.type:
+            fields[field.name] = _loose_merge(fields[field.name], field) if field.name in fields else field
+        kind = pa.struct(list(fields.values()))
+    elif len(nested) > 1 and pa.types.is_list(one.type) and pa.types.is_list(other.type):
+        kind = pa.list_(_loose_merge(one.type.value_field, other.type.value_field))
+    elif len(nested) > 1 and one.type != other.type:
+        kind, mixed = one.type if pa.types.is_struct(one.type) else other.type, True
+    return pa.field(one.name, kind, metadata=MIXED if mixed else None)
 
 
 def _merge(one: pa.DataType, other: pa.DataType, *, wide: bool) -> pa.DataType:  # noqa: PLR0911 - one line a rule

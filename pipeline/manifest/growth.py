@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from pipeline.manifest.columns import MIXED
+
 MAX_WIDENED_FIELDS = 1024
 """Keys of one struct over all plans. Rows with more are rejected: such an object is a map in disguise."""
 
@@ -32,19 +34,23 @@ def widened(kind: pa.DataType, found: pa.DataType) -> pa.DataType:
     return kind
 
 
-def without_null(kind: pa.DataType) -> pa.DataType:
-    """The type with text where it has Arrow's null type."""
+def settled(kind: pa.DataType) -> pa.DataType:
+    """The type with text where a nested one has Arrow's null type, or a part that is marked `MIXED`."""
     if pa.types.is_null(kind):
         return pa.string()
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(without_null(field.type)) for field in kind])
+        return pa.struct([(field.name, _settled_part(field)) for field in kind])
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(without_null(kind.value_type), kind.list_size)
+        return pa.list_(_settled_part(kind.value_field), kind.list_size)
     if pa.types.is_list(kind):
-        return pa.list_(without_null(kind.value_type))
+        return pa.list_(_settled_part(kind.value_field))
     if pa.types.is_map(kind):
-        return pa.map_(kind.key_type, without_null(kind.item_type))
+        return pa.map_(kind.key_type, _settled_part(kind.item_field))
     return kind
+
+
+def _settled_part(field: pa.Field) -> pa.DataType:
+    return pa.string() if MIXED.items() <= (field.metadata or {}).items() else settled(field.type)
 
 
 def asked_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line a kind
