@@ -80,7 +80,11 @@ def written(output: Path, column: str = "x") -> dict[str, object]:
 
 
 def rejected(output: Path) -> dict[str, dict[str, object]]:
-    rows = [row for path in sorted((output / "rejects").rglob("*.parquet")) for row in pq.ParquetFile(path).read().to_pylist()]
+    rows = [
+        row
+        for path in sorted((output / "rejects").rglob("*.parquet"))
+        for row in pq.ParquetFile(path).read().to_pylist()
+    ]
     assert len({row["recording_id"] for row in rows}) == len(rows)
     return {str(row["recording_id"]): row for row in rows}
 
@@ -113,7 +117,9 @@ def read_everywhere(output: Path, column: str, first: str) -> dict[str, object]:
         assert connection.sql("SELECT count(*) FROM utterances").fetchall() == [(utterances,)]
     for folder in ("utterances", "compacted"):
         by_pandas = sum(len(pd.read_parquet(path)) for path in (output / folder).rglob("*.parquet"))
-        glob = f"'{output}/{folder}/**/*.parquet', union_by_name=true, hive_partitioning=true, hive_types_autocast=false"
+        glob = (
+            f"'{output}/{folder}/**/*.parquet', union_by_name=true, hive_partitioning=true, hive_types_autocast=false"
+        )
         relation = duckdb.sql(f'SELECT recording_id, CAST("{column}" AS VARCHAR) FROM read_parquet({glob})')
         assert by_pandas == len(relation.fetchall()) == utterances
     return dict(zip(plain["recording_id"].to_pylist(), plain[column].to_pylist(), strict=True))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.annotate import prepare
 from pipeline.checksums import check_content, identity
 from pipeline.errors import Reason, RejectedRow
 from tests.shards import CLIP, by_hand, models_of, parts, real_recogniser, row, work_of
@@ -48,6 +49,30 @@ def test_a_column_that_holds_no_checksum_says_so(stated):
     with pytest.raises(RejectedRow, match="sha256") as caught:
         check_content(CONTENT, {"sha256": stated}, "a.wav")
     assert caught.value.reason == Reason.BAD_FIELD
+
+
+@pytest.mark.parametrize("name", ["SHA256", "Sha256", "sHA256", "MD5", "Md5"])
+def test_a_checksum_column_counts_in_any_case(name):
+    """Fails if a column spelled `SHA256` is never looked at, and wrong bytes pass."""
+    right = (MD5 if name.lower() == "md5" else SHA256).hex()
+    check_content(CONTENT, {name: right, "note": "x"}, "a.wav")
+    with pytest.raises(RejectedRow) as caught:
+        check_content(CONTENT, {name: "0" * len(right)}, "a.wav")
+    assert caught.value.reason == Reason.CHECKSUM
+    with pytest.raises(RejectedRow, match=f"column '{name}' holds") as caught:
+        check_content(CONTENT, {name: "abc"}, "a.wav")
+    assert caught.value.reason == Reason.BAD_FIELD
+
+
+@pytest.mark.parametrize(
+    "spellings", [("Sha256", "sha256", "SHA256"), ("sha256", "SHA256", "sha256"), ("MD5", "md5", "Md5")]
+)
+def test_spellings_of_a_checksum_column_may_be_mixed(tmp_path, spellings):
+    """Fails if the first row's spelling decides whether the others are looked at."""
+    wrong = "0" * (32 if spellings[0].lower() == "md5" else 64)
+    work = work_of(tmp_path, [row(n, **{name: wrong}) for n, name in enumerate(spellings)], {}, mode="audio")
+    (shard,) = work.plan.shards()
+    assert prepare(work, shard)["reason"].to_pylist() == ["CHECKSUM"] * 3
 
 
 def test_rows_are_held_against_their_manifest(tmp_path, checkpoints):

@@ -7,7 +7,6 @@ import json
 import math
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.commit import receipt_of, write_part
 from pipeline.dataset import settle_types
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError
 from pipeline.keys import id_keys
 from pipeline.plan import load_plans
 from pipeline.spool import Spool
@@ -94,7 +93,9 @@ def test_a_reject_names_column_value_and_both_types(tmp_path, quick):
     night(output, manifest_of(tmp_path / "1", "a", [1]))
     night(output, manifest_of(tmp_path / "2", "b", ["007", "https://h/a?sig=secret"]))
     detail = rejected(output)["b0"]["detail"]
-    assert detail == """column 'x' holds "007" (string); its type in the output is int64, which cannot hold that value"""
+    assert (
+        detail == """column 'x' holds "007" (string); its type in the output is int64, which cannot hold that value"""
+    )
     assert rejected(output)["b0"]["raw"] == '{"x":"007"}'
     assert "secret" not in str(rejected(output)["b1"])
 
@@ -114,7 +115,7 @@ def _settled(folder: Path, values: list[object], plans: list[_Plan]) -> tuple[Sp
     return spool, kept, refused
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(json_values, min_size=1, max_size=4), st.lists(json_values, min_size=1, max_size=4))
 def test_no_second_night_changes_a_value(tmp_path_factory, first, second):
     """Fails if some value, generated, is neither as it came in the plan nor whole in the reject of its row."""
@@ -184,7 +185,13 @@ def test_new_keys_survive_a_row_of_another_kind(tmp_path, quick):
     night(output, manifest_of(tmp_path / "2", "b", values))
     assert rejected(output).keys() == {"b1", "b3"}
     kept = {key: _bare(value) for key, value in written(output).items()}
-    assert kept == {"a0": {"a": 1}, "b0": {"a": 2, "b": "1"}, "b2": {"b": "x"}, "b4": {"a": 3, "c": [{"d": 1}]}, "b5": {}}
+    assert kept == {
+        "a0": {"a": 1},
+        "b0": {"a": 2, "b": "1"},
+        "b2": {"b": "x"},
+        "b4": {"a": 3, "c": [{"d": 1}]},
+        "b5": {},
+    }
 
 
 @pytest.mark.parametrize(
@@ -212,7 +219,9 @@ def test_a_column_that_was_empty_at_first_takes_anything(tmp_path, quick, second
         assert kept == value if isinstance(value, str | None) else json.loads(kept) == value
 
 
-@pytest.mark.parametrize("empty", [pa.nulls(2), pa.nulls(2, pa.float64()), pa.array([math.nan, None]).fill_null(math.nan)])
+@pytest.mark.parametrize(
+    "empty", [pa.nulls(2), pa.nulls(2, pa.float64()), pa.array([math.nan, None]).fill_null(math.nan)]
+)
 def test_a_night_without_values_fits_whatever_its_type(tmp_path, quick, empty):
     """Fails if a column that pandas writes as numbers for want of values is refused beside one of objects."""
     output = tmp_path / "out"
@@ -338,21 +347,21 @@ def test_deep_verify_sees_names_that_differ_in_case(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "as_it_was"),
+    ("values", "as_it_was"),
     [
-        ([30.5, 31.0], pa.float64(), lambda column: column.cast(pa.int64(), safe=False).cast(pa.float64())),
-        (["007", "x"], pa.string(), lambda column: pa.chunked_array([["7", "x"]])),
-        ([True, False], pa.bool_(), lambda column: pa.chunked_array([[True, True]])),
-        ([{"a": 1, "b": 2}, {"a": 2, "b": 3}], None, lambda column: pa.chunked_array([[{"a": 1, "b": None}, {"a": 2, "b": 3}]])),
+        ([30.5, 31.0], [30.0, 31.0]),
+        (["007", "x"], ["7", "x"]),
+        ([True, False], [True, True]),
+        ([{"a": 1, "b": 2}, {"a": 2, "b": 3}], [{"a": 1, "b": None}, {"a": 2, "b": 3}]),
     ],
-)  # fmt: skip
-def test_deep_verify_sees_a_part_whose_values_were_cast(tmp_path, values, kind, as_it_was):
+)
+def test_deep_verify_sees_a_part_whose_values_were_cast(tmp_path, values, as_it_was):
     """Fails if a part that holds other values than its plan's rows, as casts made them, is called sound."""
-    output = two_plans(tmp_path, values, [])if False else two_plans(tmp_path, values, values)
+    output = two_plans(tmp_path, values, values)
     path = next((output / "utterances").rglob("000002-000000.parquet"))
     with pq.ParquetFile(path) as file:
         table, receipt = file.read(), receipt_of(file.metadata.metadata)
-    column = as_it_was(table["take"]).cast(table["take"].type)
+    column = pa.array(as_it_was, table["take"].type)
     cast = table.set_column(table.schema.get_field_index("take"), table.schema.field("take"), column)
     path.unlink()
     assert write_part(open_store(str(output)), str(path.relative_to(output)), cast, receipt)
