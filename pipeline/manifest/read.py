@@ -19,11 +19,12 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, Reason, did_you_mean
 from pipeline.manifest.columns import array_of, conform, field_of, unify
 from pipeline.manifest.delimited import read_csv
+from pipeline.manifest.expand import expand
 from pipeline.manifest.fields import ALIASES, KNOWN, Fields, check_fields, derived_id
 from pipeline.manifest.jsonl import read_jsonl
 from pipeline.manifest.parquet import read_parquet
 from pipeline.manifest.records import RAW_CHARACTERS, Records
-from pipeline.manifest.source import Form, Source, expand, open_manifest
+from pipeline.manifest.source import Form, Source, open_manifest
 from pipeline.schema import ROW_SCHEMA, passthrough_name
 
 __all__ = ["ManifestChunk", "ManifestReject", "conform", "derived_id", "expand", "read_manifest", "unify"]
