@@ -89,7 +89,7 @@ def _make(flags: argparse.Namespace) -> int:
             write_file(uri, json_lines(lines, compressed=True))
     else:
         write_file(flags.output, json_lines(nemo_lines(corpus) if flags.to == "nemo" else corpus.rows))
-    _summarise(corpus, without_query(flags.output))
+    _summarise(corpus, printable(without_query(flags.output)))
     _report(unlisted, to=sys.stderr)
     if flags.durations and (unsaid := sum("duration" not in row for row in corpus.rows)):
         print(f"without duration: {unsaid:,}, whose header says none or cannot be read")

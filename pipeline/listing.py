@@ -209,22 +209,18 @@ def glob(
 
 
 def without_aliases(paths: Iterable[str], left_out: LeftOut) -> list[str]:
-    """Drop second names of local files, which links to folders give them; the real name is kept where it is given.
+    """Drop second names of local files, which links to folders give them.
 
-    In the order given; URIs stay. Links to single files count as files of their own.
+    Of several names the real one is kept where it is given, else the one with the fewest folders. In the order given; URIs
+    stay. Links to single files count as files of their own.
     """
     real_folder = cache(os.path.realpath)
     kept: dict[str, str] = {}
     for path in paths:
-        if "://" in path:
-            kept[path] = path
-            continue
         folder, _, name = path.rpartition("/")
-        real = f"{real_folder(folder or '/')}/{name}"
-        if real not in kept or path == real:
-            if real in kept and kept[real] != path:
-                left_out[ALIASES].append(kept[real])
-            kept[real] = path
-        elif kept[real] != path:
-            left_out[ALIASES].append(path)
+        real = path if "://" in path else f"{real_folder(folder or '/')}/{name}"
+        other = kept.get(real, path)
+        kept[real] = min(other, path, key=lambda each: (each != real, each.count("/")))
+        if other != path:
+            left_out[ALIASES].append(path if kept[real] == other else other)
     return list(kept.values())

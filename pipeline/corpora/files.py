@@ -77,6 +77,8 @@ def _found(source: str, left_out: LeftOut) -> Details:
             seen[_NOT_UTF8].append(name)
         else:
             found[uri_of(scheme, name)] = info
+    if not found and _NOT_UTF8 in seen:
+        raise ConfigError(f"{shown}: {len(seen[_NOT_UTF8]):,} files have {_NOT_UTF8}")
     for why, names in seen.items():
         left_out[why] += names
     return found

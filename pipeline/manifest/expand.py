@@ -11,7 +11,18 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.listing import Contents, LeftOut, glob, is_audio_name, is_glob, is_utf8, printable, walk, without_aliases
+from pipeline.listing import (
+    ALIASES,
+    Contents,
+    LeftOut,
+    glob,
+    is_audio_name,
+    is_glob,
+    is_utf8,
+    printable,
+    walk,
+    without_aliases,
+)
 from pipeline.manifest.source import make_one_of, store_errors
 from pipeline.manifest.tables import OWN_FOLDERS, Guard
 from pipeline.roots import without_query
@@ -89,7 +100,8 @@ class _Search:
         for why, left in sorted(self._left_out.items()):
             more = ", ..." if len(left) > _SHOWN else ""
             shown = ", ".join(map(printable, left[:_SHOWN]))
-            _log.warning("manifest %s: left out: %s, %s: %s%s", self._shown, f"{len(left):,}", why, shown, more)
+            level = logging.INFO if why == ALIASES else logging.WARNING  # they are read, under another name
+            _log.log(level, "manifest %s: left out: %s, %s: %s%s", self._shown, f"{len(left):,}", why, shown, more)
         scheme = self._uri.partition("://")[0] if "://" in self._uri else "file"
         for name in names:
             if not is_utf8(name):
