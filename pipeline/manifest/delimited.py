@@ -147,7 +147,7 @@ def _comma_cells(feed: _Feed, header: Sequence[str], delimiter: str) -> NextCell
     def cells() -> list[str]:
         found = next(reader)
         lines = [line.decode("utf-8", "surrogateescape") for _, line in feed.taken]
-        if len(lines) > 1 and rows.hidden(lines, len(found)):
+        if len(lines) > 1 and rows.hidden(lines, found):
             raise csv.Error(f"a quote would swallow the rows up to line {feed.taken[-1][0]}")
         return found
 
@@ -174,16 +174,19 @@ def _tab_cells(feed: _Feed, width: int) -> NextCells:
 
 
 def _over_lines(feed: _Feed, line: str, width: int) -> list[str] | None:
-    """The cells of a record whose quotes close on a later line; None when a line on the way is a record by itself."""
-    text = line
+    """The cells of a record whose quotes close on a later line; None when a line on the way is a record by itself.
+
+    Where the first line is none, the last, in which the quotes close, may have as many cells as one.
+    """
+    text, first_is_row = line, len(plain_cells(line, "\t")) == width
     while text.count('"') % 2:
         try:
             more = next(feed)
         except (StopIteration, _TooLong):
             return None
-        if len(plain_cells(more, "\t")) == width:
-            return None
         text += more
+        if len(plain_cells(more, "\t")) == width and (first_is_row or text.count('"') % 2):
+            return None
     found = None if text is line else split_line(text, "\t")
     return found if found is not None and len(found) == width else None
 

@@ -38,15 +38,16 @@ class RowTest:
         keys = [lower.index(name) for name in (*ALIASES["audio"], *ALIASES["id"]) if name in lower]
         self._key = keys[0] if keys else None
 
-    def hidden(self, lines: Sequence[str], width: int) -> bool:
-        """Whether a record's lines after its first include a row, which a quote in the first would swallow.
+    def hidden(self, lines: Sequence[str], record: Sequence[str]) -> bool:
+        """Whether the lines of a record, after its first, include a row, which a quote in the first would swallow.
 
         The count of cells must be right, and the audio (or id) must look like that of the first line: a sentence of a
-        transcript may hold any number of commas. In a record of the right `width` the first line must be a row by itself
-        too: where it is not, the lines belong together.
+        transcript may hold any number of commas. In a `record` with the right number of cells the first line must be a row
+        by itself too: where it is not, the lines belong together.
         """
         own = self._as_text(lines[0])
-        if width == self._width and len(own) != self._width:
+        right_count, key = len(record) == self._width, self._key
+        if right_count and (len(own) != self._width or (key is not None and not _alike(record[key], own[key]))):
             return False
         return any(self._is_row(line, own) for line in lines[1:])
 
