@@ -61,6 +61,21 @@ def test_a_manifest_folder_that_holds_the_output_gives_its_own_manifests(tmp_pat
         assert "the output of this job" in caplog.text
 
 
+def test_the_job_tells_the_search_where_its_output_is(tmp_path):
+    """Fails if the driver looks for manifests without knowing what it must not read."""
+    import io
+
+    from pipeline.config import load_config
+    from pipeline.driver import Driver
+
+    (tmp_path / "out/utterances").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "out/utterances/000001-000000.parquet")
+    jsonl(tmp_path / "m.jsonl", {"id": "u", "audio": "u.wav", "text": "t"})
+    config = load_config(None, {"manifest": [str(tmp_path)], "output": f"{tmp_path}/out", "mode": "text"})
+    described = Driver(config, io.StringIO()).describe()
+    assert (described["manifests"], described["rows_new"]) == ([f"{tmp_path}/m.jsonl"], 1)
+
+
 def test_a_link_into_the_output_is_no_way_in(tmp_path):
     """Fails if a link in the corpus, to the output or to a file of it, lets results back in."""
     corpus = tmp_path / "corpus"
