@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
@@ -18,6 +19,7 @@ from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.exchange import complete, json_lines, lhotse_lines, nemo_lines, read_lhotse, read_rows
 from pipeline.corpora.files import audio_of, list_files, list_versions
 from pipeline.corpora.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
+from pipeline.listing import LeftOut, printable
 from pipeline.manifest.fields import derived_id, version_id
 from pipeline.outfile import require_absent, write_file
 from pipeline.roots import without_query
@@ -71,9 +73,9 @@ def _make(flags: argparse.Namespace) -> int:
     lhotse = [f"{folder}/recordings.jsonl.gz", f"{folder}/supervisions.jsonl.gz"]
     for uri in lhotse if flags.to == "lhotse" else [flags.output]:
         require_absent(uri, overwrite=flags.overwrite)
-    corpus = Corpus()
+    corpus, unlisted = Corpus(), LeftOut(list)
     for source in flags.source:
-        read = _read(source, flags.layout, versions=flags.versions)
+        read = _read(source, flags, unlisted)
         corpus.rows += read.rows
         for why, names in read.left_out.items():
             corpus.left_out.setdefault(why, []).extend(names)
@@ -87,22 +89,24 @@ def _make(flags: argparse.Namespace) -> int:
             write_file(uri, json_lines(lines, compressed=True))
     else:
         write_file(flags.output, json_lines(nemo_lines(corpus) if flags.to == "nemo" else corpus.rows))
-    _summarise(corpus, without_query(flags.output))
+    _summarise(corpus, printable(without_query(flags.output)))
+    _report(unlisted, to=sys.stderr)
     if flags.durations and (unsaid := sum("duration" not in row for row in corpus.rows)):
         print(f"without duration: {unsaid:,}, whose header says none or cannot be read")
     return 0
 
 
-def _read(source: str, layout: str, *, versions: bool) -> Corpus:
+def _read(source: str, flags: argparse.Namespace, unlisted: LeftOut) -> Corpus:
+    layout = flags.layout
     if layout in ("manifest", "nemo"):
-        return read_rows(source)
-    if versions:
-        found = list_versions(source)
+        return read_rows(source, output=flags.output)
+    if flags.versions:
+        found = list_versions(source, unlisted)
         rows = [(uri, found[uri]) for uri in audio_of(list(found), source)]
         return Corpus(
             rows=[{"id": version_id(uri, version), "audio": uri, "version": version} for uri, version in rows]
         )
-    files = list_files(source)
+    files = list_files(source, unlisted)
     if layout == "lhotse":
         return read_lhotse(files)
     audio = audio_of(files, source)
@@ -122,9 +126,13 @@ def _summarise(corpus: Corpus, output: str) -> None:
     unlabelled = sum("label" not in row for row in corpus.rows)
     if 0 < unlabelled < len(corpus.rows):
         print(f"without label: {unlabelled:,}")
-    for why, names in sorted(corpus.left_out.items()):
+    _report(corpus.left_out, to=sys.stdout)
+
+
+def _report(left_out: Mapping[str, Sequence[str]], to: TextIO) -> None:
+    for why, names in sorted(left_out.items()):
         more = ", ..." if len(names) > _SHOWN else ""
-        print(f"left out: {len(names):,}, {why}: {', '.join(names[:_SHOWN])}{more}")
+        print(f"left out: {len(names):,}, {why}: {', '.join(map(printable, names[:_SHOWN]))}{more}", file=to)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self.prepared = slots.prepared_models(self.config)
-        self.manifests = expand(self.config.manifest)
+        self.manifests = expand(self.config.manifest, output=self.config.output)
         self.store = open_store(self.config.output)
         self.plans = load_plans(self.store)
         self._quick_refusal()

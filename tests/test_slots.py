@@ -14,6 +14,7 @@ from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import published, slots
 from pipeline.plan import Plan
+from tests.published import whisper
 
 
 def config(**flags: object) -> JobConfig:
@@ -33,6 +34,17 @@ def copied(source: Path, target: Path) -> Path:
 
 
 # -- choosing
+
+
+@pytest.mark.parametrize("name", ["whisper", "whisper of ours"])
+def test_a_whisper_in_hugging_face_form_names_the_command_that_converts_it(tmp_path, name):
+    """Fails if somebody who names a Whisper as Hugging Face publishes it is only told which file is missing."""
+    whisper(tmp_path / name)
+    with pytest.raises(ConfigError) as refused:
+        slots.pin({"asr/en": str(tmp_path / name)}, "mean")
+    quoted = f"'{tmp_path / name}'" if " " in name else str(tmp_path / name)
+    assert f"python -m jobs.prepare_models --output MODELS --asr-model {quoted}`" in str(refused.value)
+    assert "--models MODELS" in str(refused.value)
 
 
 def test_the_published_models_by_language_and_mode():

@@ -29,10 +29,14 @@ _OURS = {"recording_id": "id", "offset_s": "offset", "duration_s": "duration"}
 _PLACE = ("manifest", "line")
 
 
-def read_rows(source: str) -> Corpus:
-    """The rows of manifests as `jobs.annotate` reads them, NeMo's included (its `lang` becomes `language`)."""
+def read_rows(source: str, *, output: str | None = None) -> Corpus:
+    """The rows of manifests as `jobs.annotate` reads them, NeMo's included (its `lang` becomes `language`).
+
+    Args:
+        output: what the rows are written to: not read, though it may be in the folder that `source` names.
+    """
     corpus = Corpus()
-    for uri in expand([source]):
+    for uri in expand([source], output=output):
         for chunk in read_manifest(uri):
             for reject in chunk.rejects:
                 corpus.leave_out(f"{reject.reason}: {reject.detail}", f"line {reject.line}")

@@ -1,11 +1,15 @@
-"""Records of a CSV manifest: RFC 4180 with a header, delimited by comma, tab or semicolon, or as a line `sep=|` says.
+"""Records of a CSV or TSV manifest: with a header, delimited by comma, tab or semicolon, or as a line `sep=|` says.
 
-Quoted cells may hold newlines; a line number is where the record starts. Cells have no types: a column we do not know
-is text as it stands (`007`, and an empty cell is an empty string), an empty cell of one we know is absent.
+Cells have no types: a column we do not know is text as it is written (`007`, and an empty cell is an empty string), an empty
+cell of one we know is absent. A line number is where the record starts.
 
-A record that does not parse is taken for a stray quote: its first line is rejected and reading goes on with the next,
-so that an unclosed quote costs its own line and not the file. One case cannot be told from a cell of several lines and
-is read as one: an open quote whose next quote, lines later, stands at the end of a cell.
+Comma and semicolon follow RFC 4180: quoted cells may hold newlines. A record that does not parse, or that holds a line which
+is a row by itself (`pipeline.manifest.quotes`), has a stray quote: its first line is rejected and reading goes on with the
+next, so that an unclosed quote costs its own line and not the file.
+
+In tab-separated files quotes are mostly plain characters, since most are written without quoting (Common Voice's among
+them). There a cell is unquoted when its quotes close on its line, or over lines of which none has the header's number of
+cells; all other quotes are text.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, Reason
 from pipeline.manifest.fields import KNOWN
+from pipeline.manifest.quotes import RowTest, plain_cells, split_line
 from pipeline.manifest.records import CHUNK_BYTES, BadLine, BadName, Names, raw_text
 from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
 
@@ -107,12 +112,12 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # of the process; 128 KiB would refuse 1 MB texts
     feed = _Feed(blocks)
     header, delimiter = _header(feed, shown)
-    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    next_cells = _tab_cells(feed, len(header)) if delimiter == "\t" else _comma_cells(feed, header, delimiter)
     records, size = CsvRecords(header), 0
     while True:
         feed.start_record()
         try:
-            cells = next(reader)
+            cells = next_cells()
         except StopIteration:
             break
         except (csv.Error, _TooLong) as error:
@@ -121,7 +126,7 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
             if not feed.taken[0][1].strip() and len(cells) <= 1:
                 continue  # a blank line; `""` is a record of one empty cell
             if len(cells) != len(header):
-                _reject_count(feed, records, len(cells), len(header), delimiter)
+                _reject(records, feed, _wrong_count(feed, len(cells), len(header)))
             elif not feed.clean:
                 _reject(records, feed, "not UTF-8: the record holds bytes of another encoding")
             else:
@@ -133,6 +138,61 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
             yield records
             records, size = CsvRecords(header), 0
     yield records  # also when empty: a header alone shows whether this is a manifest
+
+
+NextCells = Callable[[], list[str]]
+"""Reads one record from a feed. Raises: StopIteration at the end; csv.Error and _TooLong for a first line to reject."""
+
+
+def _comma_cells(feed: _Feed, header: Sequence[str], delimiter: str) -> NextCells:
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    rows = RowTest(header, delimiter)
+
+    def cells() -> list[str]:
+        found = next(reader)
+        lines = [line.decode("utf-8", "surrogateescape") for _, line in feed.taken]
+        if len(lines) > 1 and rows.hidden(lines, found):
+            raise csv.Error(f"a quote would swallow the rows up to line {feed.taken[-1][0]}")
+        return found
+
+    return cells
+
+
+def _tab_cells(feed: _Feed, width: int) -> NextCells:
+    def cells() -> list[str]:
+        line = next(feed)
+        quoted, plain = split_line(line, "\t"), plain_cells(line, "\t")
+        if quoted is not None and (len(quoted) == width or len(plain) != width):
+            return quoted
+        if '"' not in line or any("\r" in cell for cell in plain):
+            return next(csv.reader([line], delimiter="\t", strict=True))  # raises the reason
+        clean = feed.clean
+        over_lines = _over_lines(feed, line, width)
+        if over_lines is not None:
+            return over_lines
+        feed.give_back(1)
+        feed.size, feed.clean = len(line), clean
+        return plain
+
+    return cells
+
+
+def _over_lines(feed: _Feed, line: str, width: int) -> list[str] | None:
+    """The cells of a record whose quotes close on a later line; None when a line on the way is a record by itself.
+
+    Where the first line is none, the last, in which the quotes close, may have as many cells as one.
+    """
+    text, first_is_row = line, len(plain_cells(line, "\t")) == width
+    while text.count('"') % 2:
+        try:
+            more = next(feed)
+        except (StopIteration, _TooLong):
+            return None
+        text += more
+        if len(plain_cells(more, "\t")) == width and (first_is_row or text.count('"') % 2):
+            return None
+    found = None if text is line else split_line(text, "\t")
+    return found if found is not None and len(found) == width else None
 
 
 def _header(feed: _Feed, shown: str) -> tuple[list[str], str]:
@@ -184,16 +244,6 @@ def _stray(feed: _Feed, error: csv.Error | _TooLong) -> BadLine:
     return BadLine(number, Reason.MALFORMED, why, raw_text(line))
 
 
-def _reject_count(feed: _Feed, records: CsvRecords, found: int, wanted: int, delimiter: str) -> None:
-    """Reject a record of the wrong number of cells; a line in it that is a whole record was hidden by a stray quote."""
-    _reject(records, feed, f"{found} cells, the header has {wanted}")
-    for position, (_, line) in enumerate(feed.taken[1:], 1):
-        if line.count(b'"') % 2:
-            continue
-        try:
-            cells = next(csv.reader([line.decode("utf-8", "replace")], delimiter=delimiter, strict=True), [])
-        except csv.Error:
-            continue
-        if len(cells) == wanted:
-            feed.give_back(position)
-            return
+def _wrong_count(feed: _Feed, found: int, wanted: int) -> str:
+    lines = f"; the record spans the lines to {feed.taken[-1][0]}" if len(feed.taken) > 1 else ""
+    return f"{found} cells, the header has {wanted}{lines}"

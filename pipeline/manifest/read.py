@@ -19,12 +19,14 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, Reason, did_you_mean
 from pipeline.manifest.columns import UNTYPED, array_of, field_of, unify
 from pipeline.manifest.delimited import read_csv
+from pipeline.manifest.expand import expand
 from pipeline.manifest.fields import ALIASES, KNOWN, Fields, check_fields, derived_id
 from pipeline.manifest.fit import conform
 from pipeline.manifest.jsonl import read_jsonl
 from pipeline.manifest.parquet import read_parquet
+from pipeline.manifest.partitions import Partitioned, partition_columns
 from pipeline.manifest.records import RAW_CHARACTERS, Records
-from pipeline.manifest.source import Form, Source, expand, open_manifest
+from pipeline.manifest.source import Form, Source, open_manifest
 from pipeline.schema import ROW_SCHEMA, passthrough_name
 
 __all__ = ["ManifestChunk", "ManifestReject", "conform", "derived_id", "expand", "read_manifest", "unify"]
@@ -106,7 +108,9 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
     """
     with open_manifest(uri) as source:
         seen = _Seen(source.shown, audio_optional)
-        for records in _records(source, chunk_rows):
+        stated = partition_columns(uri)
+        for found in _records(source, chunk_rows):
+            records = Partitioned(found, stated)
             seen.add(records)
             if seen.rows >= _PATIENCE_ROWS:
                 seen.verify()
@@ -124,11 +128,13 @@ def _records(source: Source, chunk_rows: int) -> Iterator[Records]:
         yield from read_parquet(source.raw, chunk_rows, source.shown)
 
 
-def _chunk(records: Records, uri: str, shown: str, *, audio_optional: bool) -> ManifestChunk:
+def _chunk(records: Partitioned, uri: str, shown: str, *, audio_optional: bool) -> ManifestChunk:
     found, leftover = _known_columns(records)
     fields = check_fields(
         lambda name: found[name], from_csv=records.from_csv, manifest=uri, audio_optional=audio_optional
     )
+    for position, detail in records.contradictions().items():
+        fields.bad.setdefault(position, (Reason.BAD_FIELD, detail))
     rejects = [ManifestReject(shown, b.line, b.reason, b.detail, None, None, b.raw) for b in records.bad]
     for position, (reason, detail) in fields.bad.items():
         given = fields.audio[position] or _as_given(found["audio"][position])

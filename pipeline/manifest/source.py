@@ -1,8 +1,7 @@
-"""Where manifests come from: names to files, bytes to lines, and which format the bytes are, judged by content.
+"""Open a manifest and judge its format by its content.
 
-`expand` turns what the user typed (files, globs, folders) into files. `open_manifest` opens one, sees through gzip and
-zstd, and says whether it is JSON Lines, CSV or Parquet, whatever it is called. Nothing is held but one block and the
-line being read, up to `MAX_LINE_BYTES`.
+`open_manifest` sees through gzip and zstd, and says whether the bytes are JSON Lines, CSV or Parquet, whatever the file is
+called. One block is held, and the line being read, up to `MAX_LINE_BYTES`.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ import gzip
 import io
 import itertools
 import re
+import shlex
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import aiohttp
 import botocore.exceptions
 import pyarrow as pa
-from fsspec import AbstractFileSystem
 
-from pipeline.errors import ConfigError, JobError, did_you_mean
+from pipeline.errors import ConfigError, JobError
+from pipeline.listing import is_audio_name, printable
 from pipeline.roots import without_query
 from pipeline.storage import resolve
 
@@ -34,11 +33,6 @@ MAX_LINE_BYTES = 4 << 20
 
 READ_BYTES = 1 << 20
 _HEAD_BYTES = 64 << 10
-_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
-_COMPRESSED = (".gz", ".zst")
-_HIDDEN = re.compile(r"/[._]")  # `.git`, `_SUCCESS`, and our own `_runs`
-_SIBLINGS = 10_000  # names looked at for "did you mean"; a bucket may hold millions
-
 _MAGIC = {
     **{b"PK\x03\x04": "a ZIP or XLSX file", b"\x89PNG": "a PNG image", b"RIFF": "a WAV file", b"fLaC": "a FLAC file"},
     **{b"ID3": "an MP3 file", b"OggS": "an Ogg file", b"%PDF": "a PDF file", b"\x7fELF": "a program"},
@@ -47,6 +41,8 @@ _MAGIC = {
     **{b"\x1f\x8b": "a file compressed twice", b"\x28\xb5\x2f\xfd": "a file compressed twice"},
     **{b"PAR1": "a Parquet file inside gzip or zstd (Parquet compresses itself: give it as it is)"},
 }
+_AUDIO_MAGIC = (b"RIFF", b"fLaC", b"ID3", b"OggS")
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _ACCEPTED = "JSON Lines, CSV with a header (UTF-8; also .gz, .zst) and Parquet are read"
 
 
@@ -85,93 +81,6 @@ class Source:
     form: Form
     raw: BinaryIO
     blocks: Iterator[bytes]
-
-
-# ---------------------------------------------------------------------------------------------------- names to files
-
-
-def expand(uris: Sequence[str]) -> list[str]:
-    """The manifests that files, globs and folders name, without repeats, in the order given.
-
-    A file counts whatever its name; so does all that a glob matches. A folder counts for the files in it, at any depth,
-    sorted, whose names end like a manifest's (.jsonl .json .ndjson .csv .tsv .parquet, the text ones also .gz .zst).
-    What starts with `.` or `_` counts only when named. Local names come back absolute; http(s) URLs as they are, since
-    they cannot be listed.
-
-    Raises: ConfigError for a name that leads to nothing, with the nearest name beside it.
-    """
-    if not uris:
-        raise ConfigError("no manifest is given")
-    return list(dict.fromkeys(itertools.chain.from_iterable(map(_expand_one, uris))))
-
-
-def _expand_one(uri: str) -> list[str]:
-    shown = without_query(uri)
-    if "::" in uri:
-        raise ConfigError(f"manifest {shown}: chained file systems ('::') are not read; unpack it first")
-    if uri.lower().startswith(("http://", "https://")):
-        return [uri]
-    with store_errors(shown):
-        filesystem, path = resolve(uri)
-        scheme = uri.partition("://")[0] if "://" in uri else "file"
-        if filesystem.isfile(path):
-            return [uri_of(scheme, path)]
-        if filesystem.isdir(path):
-            found = _manifests_below(filesystem, path)
-            if not found:
-                raise ConfigError(f"manifest folder {shown} holds no file named like a manifest ({_endings()})")
-            return [uri_of(scheme, name) for name in found]
-        if re.search(r"[*?\[]", path) and (files := _matches(filesystem, path)):
-            return [uri_of(scheme, name) for name in files]
-        raise ConfigError(f"manifest {shown} does not exist{_nearest(filesystem, path)}")
-
-
-def uri_of(scheme: str, path: str) -> str:
-    """What names a path of a listing from outside its filesystem: an absolute local path, or a URI."""
-    if scheme.lower() in ("file", "local"):
-        return str(Path(path).absolute())
-    return f"{scheme}://{path.lstrip('/')}"
-
-
-def _matches(filesystem: AbstractFileSystem, pattern: str) -> list[str]:
-    fixed = len(re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0])
-    files: list[str] = []
-    for name, info in sorted(filesystem.glob(pattern, detail=True).items()):
-        if _HIDDEN.search(name[fixed:]) and not _HIDDEN.search(pattern[fixed:]):
-            continue
-        files += [name] if info["type"] == "file" else _manifests_below(filesystem, name)
-    return files
-
-
-def _manifests_below(filesystem: AbstractFileSystem, folder: str) -> list[str]:
-    """Walked folder by folder, so that the audio beside a manifest is never held as one list."""
-    top = folder.rstrip("/")
-    found = []
-    for here, folders, files in filesystem.walk(folder):
-        for name in [name for name in folders if name.startswith((".", "_"))]:
-            folders.remove(name) if isinstance(folders, list) else folders.pop(name)
-        found += [f"{here.rstrip('/')}/{name}" for name in files if _looks_like_manifest(name)]
-    return sorted(name for name in found if not _HIDDEN.search(name[len(top) :]))
-
-
-def _looks_like_manifest(name: str) -> bool:
-    bare = name.lower()
-    for ending in _COMPRESSED:
-        bare = bare.removesuffix(ending)
-    return bare.endswith(_SUFFIXES) and not (bare.endswith(".parquet") and bare != name.lower())
-
-
-def _endings() -> str:
-    return f"{', '.join(_SUFFIXES)}, the text ones also {', '.join(_COMPRESSED)}"
-
-
-def _nearest(filesystem: AbstractFileSystem, path: str) -> str:
-    folder, _, name = path.rstrip("/").rpartition("/")
-    try:
-        siblings = itertools.islice(filesystem.ls(folder or "/", detail=False), _SIBLINGS)
-    except (FileNotFoundError, NotADirectoryError):
-        return f"; nor does its folder {folder}"
-    return did_you_mean(name, [sibling.rstrip("/").rpartition("/")[2] for sibling in siblings])
 
 
 # ---------------------------------------------------------------------------------------------------- files to blocks
@@ -297,14 +206,22 @@ def lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 # ---------------------------------------------------------------------------------------------------- bytes to a form
 
 
+def make_one_of(uri: str) -> str:
+    """How to get a manifest of audio, as the end of a sentence."""
+    source = shlex.quote(printable(without_query(uri)))
+    return f"make a manifest with `python -m jobs.make_manifest {source} --output manifest.jsonl` and give that"
+
+
 def _form(head: bytes, shown: str) -> Form:
     """Judge by the first 64 KiB. Raises: ConfigError that says what it looks like instead."""
+    if is_audio_name(shown) and head and not _is_text(head[:256]):
+        raise ConfigError(f"manifest {shown} is an audio file, not a manifest of audio: {make_one_of(shown)}")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:2] == b"{\0" or head[:2] == b"\0{":
         raise ConfigError(f"manifest {shown} is UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    binary = re.compile(rb"[\x00-\x08\x0e-\x1f]")
     for magic, what in _MAGIC.items():  # a header may read `PARENT,audio`: magic that is letters counts before binary
-        if head.startswith(magic) and (not _is_utf8(head[:256]) or binary.search(head[:256])):
-            raise ConfigError(f"manifest {shown} is {what}; {_ACCEPTED}")
+        if head.startswith(magic) and not _is_text(head[:256]):
+            advice = make_one_of(shown) if magic in _AUDIO_MAGIC else _ACCEPTED
+            raise ConfigError(f"manifest {shown} is {what}; {advice}")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if not text:
         return Form.EMPTY
@@ -321,12 +238,14 @@ def _form(head: bytes, shown: str) -> Form:
         return Form.JSONL
     if text[:1] == b"<":
         raise ConfigError(f"manifest {shown} is an HTML or XML page, perhaps a log-in or error page; {_ACCEPTED}")
-    if binary.search(lines[0]) or not _is_utf8(lines[0]):
+    if not _is_text(lines[0]):
         raise ConfigError(f"manifest {shown} is binary or not UTF-8 in its first line; {_ACCEPTED}")
     return Form.CSV
 
 
-def _is_utf8(line: bytes) -> bool:
+def _is_text(line: bytes) -> bool:
+    if _BINARY.search(line):
+        return False
     try:
         line.decode()
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
@@ -120,6 +121,7 @@ def pin(
             if kind == _ASR:
                 if spec.endswith(".en") and language != "en":
                     raise ConfigError("an English-only model; name a multilingual one for this language")
+                _refuse_transformers_form(spec, checkpoint)
                 check_model(checkpoint.directory, language)
             elif kind == _ENCODER:
                 encoders[language] = checkpoint
@@ -139,6 +141,16 @@ def pin(
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
     return pinned, next(iter(widths.values()), {})
+
+
+def _refuse_transformers_form(spec: str, checkpoint: Checkpoint) -> None:
+    from pipeline.models.convert import is_transformers_whisper
+
+    if is_transformers_whisper(checkpoint) and not (checkpoint.directory / "model.bin").is_file():
+        raise ConfigError(
+            "a Whisper in Hugging Face's form, and faster-whisper needs CTranslate2's; convert it once with `python -m "
+            f"jobs.prepare_models --output MODELS --asr-model {shlex.quote(spec)}`, then give this job --models MODELS too"
+        )
 
 
 def needs_asr(plan: Plan) -> bool:

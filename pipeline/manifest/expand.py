@@ -1,0 +1,223 @@
+"""Find the manifests that files, globs and folders name."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fsspec import AbstractFileSystem
+
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.listing import (
+    ALIASES,
+    Contents,
+    LeftOut,
+    glob,
+    is_audio_name,
+    is_glob,
+    is_utf8,
+    printable,
+    walk,
+    without_aliases,
+)
+from pipeline.manifest.source import make_one_of, store_errors
+from pipeline.manifest.tables import OWN_FOLDERS, Guard
+from pipeline.roots import without_query
+from pipeline.storage import resolve
+
+_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+_COMPRESSED = (".gz", ".zst")
+_HIDDEN = re.compile(r"[._]")  # `.git`, `_SUCCESS`, and our own `_runs`
+_HIDDEN_INSIDE = re.compile(r"/[._]")
+_NEVER_READ = re.compile(r"\._|(_temporary|_spark_metadata|__pycache__|\.git|\.cache|\.ipynb_checkpoints)$")
+"""Hidden names that nobody expects to be read: no message is due."""
+_OTHER_FORMS = re.compile(
+    r"(part-[^.]*|\d[\d_-]*|.*\.(orc|avro|arrow|feather|xlsx|zip|bz2|xz|lz4|snappy|deflate|parquet\.(gz|zst)))$",
+    re.IGNORECASE,
+)
+"""Names of table files that are not read: other formats, and Hive's parts without an ending."""
+_HIDDEN_NAMES = "names that begin with '.' or '_' are read only when they are named"
+_OWN_OUTPUT = "the output of this job"
+_UNREAD = "not named like a manifest, though perhaps one"
+_SIBLINGS = 10_000  # names looked at for "did you mean"; a bucket may hold millions
+_SHOWN = 3
+
+_log = logging.getLogger(__name__)
+
+
+def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
+    """The manifests that files, globs and folders name, without repeats, in the order given.
+
+    A file counts whatever its name; so does all that a glob matches. A folder counts for the files in it, at any depth,
+    sorted, whose names end like a manifest's (.jsonl .json .ndjson .csv .tsv .parquet, the text ones also .gz .zst).
+    What starts with `.` or `_` counts only when named. Symbolic links are followed. Local names come back absolute;
+    http(s) URLs as they are, since they cannot be listed. What is left out, and could be missed, is logged as a warning.
+
+    Args:
+        output: where the job writes: what folders and globs find below it is left out.
+
+    Raises: ConfigError for a name that leads to nothing, with the nearest name beside it; for a folder that may not be
+        listed; and for what belongs to an output or a table (`pipeline.manifest.tables`).
+    """
+    if not uris:
+        raise ConfigError("no manifest is given")
+    guard = Guard(output)
+    found = itertools.chain.from_iterable(_Search(uri, guard).run() for uri in uris)
+    return without_aliases(found, LeftOut(list))
+
+
+def uri_of(scheme: str, path: str) -> str:
+    """What names a path of a listing from outside its filesystem: an absolute local path, or a URI."""
+    if scheme.lower() in ("file", "local"):
+        return str(Path(path).absolute())
+    return f"{scheme}://{path.lstrip('/')}"
+
+
+class _Search:
+    """What one name given by the user leads to."""
+
+    def __init__(self, uri: str, guard: Guard) -> None:
+        self._uri, self._guard, self._shown = uri, guard, printable(without_query(uri))
+        self._left_out = LeftOut(list)
+        self._audio = 0
+        self._fixed: str | None = None
+        self._hidden_too = False
+
+    def run(self) -> list[str]:
+        """The manifests. Raises: ConfigError, as `expand`."""
+        if "::" in self._uri:
+            raise ConfigError(f"manifest {self._shown}: chained file systems ('::') are not read; unpack it first")
+        if self._uri.lower().startswith(("http://", "https://")):
+            return [self._uri]
+        with store_errors(self._shown):
+            filesystem, path = resolve(self._uri)
+            names = self._names(filesystem, path)
+        if not names:
+            raise ConfigError(self._nothing(filesystem, path))
+        for why, left in sorted(self._left_out.items()):
+            more = ", ..." if len(left) > _SHOWN else ""
+            shown = ", ".join(map(printable, left[:_SHOWN]))
+            level = logging.INFO if why == ALIASES else logging.WARNING  # they are read, under another name
+            _log.log(level, "manifest %s: left out: %s, %s: %s%s", self._shown, f"{len(left):,}", why, shown, more)
+        scheme = self._uri.partition("://")[0] if "://" in self._uri else "file"
+        for name in names:
+            if not is_utf8(name):
+                raise ConfigError(
+                    f"manifest {printable(name)}: its name is not UTF-8, so no row could name it; rename it"
+                )
+        return [uri_of(scheme, name) for name in names]
+
+    def _names(self, filesystem: AbstractFileSystem, path: str) -> list[str]:
+        if filesystem.isfile(path):
+            self._guard.check_above(filesystem, path, self._shown, is_file=True)
+            return [path]
+        if filesystem.isdir(path):
+            self._guard.check_above(filesystem, path, self._shown)
+            return self._below(filesystem, path)
+        return self._matches(filesystem, path) if is_glob(path) else []
+
+    def _below(self, filesystem: AbstractFileSystem, folder: str) -> list[str]:
+        """Walked folder by folder, so that the audio beside a manifest is never held as one list."""
+        found: list[str] = []
+        for contents in walk(filesystem, folder, left_out=self._left_out):
+            self._visit(filesystem, contents)
+            self._audio += sum(map(is_audio_name, contents.files))
+            found += self._manifests(filesystem, contents)
+            if unread := [name for name in contents.files if _OTHER_FORMS.match(name)]:
+                self._left_out[_UNREAD] += contents.paths(unread)
+        return sorted(found)
+
+    def _manifests(self, filesystem: AbstractFileSystem, contents: Contents) -> list[str]:
+        """The files of a folder that count: not what this job writes there, nor links into a table. Raises: ConfigError."""
+        taken = []
+        for name in filter(_looks_like_manifest, contents.files):
+            (path,) = contents.paths([name])
+            if self._guard.is_output(filesystem, path):
+                self._left_out[_OWN_OUTPUT].append(path)
+                continue
+            if contents.files[name].get("islink"):
+                self._guard.check_above(filesystem, path, self._shown, is_file=True)
+            taken.append(path)
+        return taken
+
+    def _matches(self, filesystem: AbstractFileSystem, pattern: str) -> list[str]:
+        self._fixed = fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+        self._hidden_too = _HIDDEN_INSIDE.search(pattern[len(fixed) :]) is not None
+        if not filesystem.isdir(fixed or "/"):
+            return []
+        if not self._guard.is_output(filesystem, fixed):
+            self._guard.check_above(filesystem, fixed, self._shown)
+        files: list[str] = []
+        visit = lambda contents: self._visit(filesystem, contents)  # noqa: E731
+        for name, info in sorted(glob(filesystem, pattern, visit, left_out=self._left_out).items()):
+            if info is None:
+                files += self._below(filesystem, name)
+            elif self._guard.is_output(filesystem, name):
+                self._left_out[_OWN_OUTPUT].append(name)
+            else:
+                if info.get("islink"):
+                    self._guard.check_above(filesystem, name, self._shown, is_file=True)
+                files.append(name)
+        return files
+
+    def _visit(self, filesystem: AbstractFileSystem, contents: Contents) -> None:
+        """Remove what is not read from a listed folder. Raises: ConfigError for a table."""
+        if self._guard.is_output(filesystem, contents.path):
+            self._left_out[_OWN_OUTPUT].append(contents.path)
+            named = contents.path == self._fixed  # then files there that are the user's own may be meant
+            for name in OWN_FOLDERS if named else list(contents.folders):
+                contents.folders.pop(name, None)
+            if not named:
+                contents.files.clear()
+        else:
+            self._guard.check(filesystem, contents, self._shown)
+        for path in contents.paths(name for name, is_link in contents.folders.items() if is_link):
+            if not self._guard.is_output(filesystem, path):
+                self._guard.check_above(filesystem, path, self._shown)
+        if self._hidden_too:
+            return
+        hidden = [name for name in (*contents.folders, *contents.files) if _HIDDEN.match(name)]
+        missed = [
+            name
+            for name in hidden
+            if not _NEVER_READ.match(name) and (name in contents.folders or _looks_like_manifest(name))
+        ]
+        if missed:
+            self._left_out[_HIDDEN_NAMES] += contents.paths(missed)
+        for name in hidden:
+            contents.folders.pop(name, None)
+            contents.files.pop(name, None)
+
+    def _nothing(self, filesystem: AbstractFileSystem, path: str) -> str:
+        """Say why a name leads to nothing, and what to do."""
+        reasons = [f"{len(names):,} left out, {why}" for why, names in sorted(self._left_out.items())]
+        if self._audio:
+            reasons.insert(0, f"but {self._audio:,} audio files: {make_one_of(self._uri)}")
+        what = "; ".join(["", *reasons])
+        with store_errors(self._shown):
+            if filesystem.isdir(path):
+                return f"manifest folder {self._shown} holds no file named like a manifest ({_endings()}){what}"
+            return f"manifest {self._shown} does not exist{what or _nearest(filesystem, path)}"
+
+
+def _looks_like_manifest(name: str) -> bool:
+    bare = name.lower()
+    for ending in _COMPRESSED:
+        bare = bare.removesuffix(ending)
+    return bare.endswith(_SUFFIXES) and not (bare.endswith(".parquet") and bare != name.lower())
+
+
+def _endings() -> str:
+    return f"{', '.join(_SUFFIXES)}, the text ones also {', '.join(_COMPRESSED)}"
+
+
+def _nearest(filesystem: AbstractFileSystem, path: str) -> str:
+    folder, _, name = path.rstrip("/").rpartition("/")
+    try:
+        siblings = itertools.islice(filesystem.ls(folder or "/", detail=False), _SIBLINGS)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"; nor does its folder {folder}"
+    return did_you_mean(name, [sibling.rstrip("/").rpartition("/")[2] for sibling in siblings])

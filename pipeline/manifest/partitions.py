@@ -1,0 +1,127 @@
+"""Columns that a manifest's folders state, as Hive names them: `language=es/speaker=007/part-0.parquet`.
+
+Spark, Hive, Athena and pandas (`partition_cols`) leave such columns out of the file. They are text here (`007` stays `007`),
+and null where the folder says `__HIVE_DEFAULT_PARTITION__`. A row that holds another value in a column of that name
+contradicts its folder and is rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from pipeline.errors import ConfigError
+from pipeline.manifest.columns import array_of, to_python
+from pipeline.manifest.fields import KNOWN, NUMBERS
+from pipeline.manifest.records import BadName, Names, Records
+from pipeline.roots import without_query
+from pipeline.schema import passthrough_name
+
+_FOLDER = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SHOWN = 80
+
+
+def partition_columns(uri: str) -> dict[str, str | None]:
+    """The columns that the folders of a manifest state, outermost first.
+
+    Raises: ConfigError for a name that no column may have, and for two folders that state one column differently.
+    """
+    shown = without_query(uri)
+    found: dict[str, str | None] = {}
+    names = Names()
+    for folder in shown.partition("://")[2 if "://" in shown else 0].split("/")[:-1]:
+        if not (stated := _FOLDER.fullmatch(folder)):
+            continue
+        value = None if stated[2] == _NULL else unquote(stated[2])
+        try:
+            (name,) = names.add([unquote(stated[1])])
+        except BadName as error:
+            raise ConfigError(f"manifest {shown}: folder {folder[:_SHOWN]!r}: {error}") from None
+        if name in found and found[name] != value:
+            raise ConfigError(
+                f"manifest {shown}: its folders state two values of {name!r}: {found[name]!r} and {value!r}"
+            )
+        found[name] = value
+    return found
+
+
+class Partitioned:
+    """Records of a file with the columns of its folders."""
+
+    def __init__(self, records: Records, stated: Mapping[str, str | None]) -> None:
+        self._records = records
+        self.from_csv, self.lines, self.bad = records.from_csv, records.lines, records.bad
+        spelling = {passthrough_name(name).lower(): name for name in records.names}
+        own = {spelling.get(passthrough_name(name).lower(), name): value for name, value in stated.items()}
+        self.names: dict[str, None] = {**records.names, **dict.fromkeys(own)}
+        self._stated = own
+
+    def raw(self, position: int) -> str:
+        """The row as it stands in the file."""
+        return self._records.raw(position)
+
+    def values(self, name: str) -> Sequence[object]:
+        """One column; rows whose file does not say take the folder's value."""
+        if name not in self._stated:
+            return self._records.values(name)
+        stated = _known_value(name, self._stated[name], from_csv=self.from_csv)
+        if name not in self._records.names:
+            return [stated] * len(self.lines)
+        return [stated if _absent(value) else value for value in self._records.values(name)]
+
+    def array(self, name: str, kept: Sequence[int] | None) -> pa.Array:
+        """One pass-through column; rows whose file does not say take the folder's value."""
+        count = len(self.lines) if kept is None else len(kept)
+        if name not in self._stated:
+            return self._records.array(name, kept)
+        if name not in self._records.names:
+            return pa.array([self._stated[name]] * count, pa.string())
+        array = self._records.array(name, kept)
+        if self._stated[name] is None or not array.null_count:
+            return array
+        return array_of([self._stated[name] if value is None else value for value in to_python(array)])
+
+    def contradictions(self) -> dict[int, str]:
+        """Rows, by position, that hold another value than their folder states, and a sentence on each."""
+        found: dict[int, str] = {}
+        for name, stated in self._stated.items():
+            if name not in self._records.names:
+                continue
+            known = name.lower() in KNOWN
+            values = self._records.values(name) if known else to_python(self._records.array(name, None))
+            for position, value in enumerate(values):
+                if (value is None or (known and value == "")) or (stated is not None and _same(value, stated)):
+                    continue
+                folder = "no value" if stated is None else repr(stated[:_SHOWN])
+                found.setdefault(
+                    position,
+                    f"column {name!r} is {str(value)[:_SHOWN]!r} in the file, but its folder's name states {folder}",
+                )
+        return found
+
+
+def _absent(value: object) -> bool:
+    return value is None or value == ""
+
+
+def _known_value(name: str, stated: str | None, *, from_csv: bool) -> object:
+    """A folder's value of a column that we read, as the file's format would hold it."""
+    if not stated:
+        return None
+    if KNOWN.get(name.lower()) in NUMBERS and not from_csv and _NUMBER.fullmatch(stated):
+        return float(stated)
+    return stated
+
+
+def _same(value: object, stated: str) -> bool:
+    """Whether a file's value is the one that its folder states; numbers and booleans are compared as such."""
+    if isinstance(value, bool):
+        return stated.lower() == str(value).lower()
+    if isinstance(value, int | float):
+        return _NUMBER.fullmatch(stated) is not None and float(stated) == value
+    return str(value) == stated

@@ -1,0 +1,81 @@
+"""Tell a cell of several lines from a stray quote that swallows the lines after it.
+
+A quote that opens a cell and is not closed on its line may begin a cell of several lines (RFC 4180), or be a character of
+the text: somebody speaks, and the file was written without quoting. Read the first way, the lines up to the next quote
+disappear into one cell. The evidence for the second is a line inside that is a whole record on its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+
+from pipeline.manifest.fields import ALIASES
+
+_ENDING = re.compile(r"\.\w{1,5}$")
+
+
+def split_line(line: str, delimiter: str) -> list[str] | None:
+    """The cells of one line by itself, or None when its quotes do not close on it or are not quoting at all."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return None
+
+
+def plain_cells(line: str, delimiter: str) -> list[str]:
+    """The cells of one line where quotes are characters like others."""
+    return line.rstrip("\r\n").split(delimiter)
+
+
+class RowTest:
+    """Decides whether a line, read by itself, is a row of the manifest with this header."""
+
+    def __init__(self, header: Sequence[str], delimiter: str) -> None:
+        self._width, self._delimiter = len(header), delimiter
+        lower = [name.lower() for name in header]
+        keys = [lower.index(name) for name in (*ALIASES["audio"], *ALIASES["id"]) if name in lower]
+        self._key = keys[0] if keys else None
+
+    def hidden(self, lines: Sequence[str], record: Sequence[str]) -> bool:
+        """Whether the lines of a record, after its first, include a row, which a quote in the first would swallow.
+
+        The count of cells must be right, and the audio (or id) must look like that of the first line: a sentence of a
+        transcript may hold any number of commas. In a `record` with the right number of cells the first line must be a row
+        by itself too: where it is not, the lines belong together.
+        """
+        own = self._as_text(lines[0])
+        right_count, key = len(record) == self._width, self._key
+        if right_count and (len(own) != self._width or (key is not None and not _alike(record[key], own[key]))):
+            return False
+        return any(self._is_row(line, own) for line in lines[1:])
+
+    def _as_text(self, line: str) -> list[str]:
+        """The cells of a line whose last quote opens a cell and does not close, with that quote as text."""
+        cells = split_line(line.rstrip("\r\n") + '"', self._delimiter)
+        if not cells:
+            return plain_cells(line, self._delimiter)
+        return [*cells[:-1], *cells[-1].split(self._delimiter)]
+
+    def _is_row(self, line: str, own: Sequence[str]) -> bool:
+        for cells in (split_line(line, self._delimiter), plain_cells(line, self._delimiter)):
+            if cells is not None and len(cells) == self._width and any(cells):
+                if self._key is None:
+                    return self._width > 1
+                if _alike(own[self._key] if self._key < len(own) else "", cells[self._key]):
+                    return True
+        return False
+
+
+def _alike(own: str, other: str) -> bool:
+    """Whether two cells may be of the same column of file names or ids, judged by how they are written."""
+    own, other = own.strip().strip('"'), other.strip().strip('"')
+    if not other or not own:
+        return bool(other)
+    endings = [_ENDING.search(cell.partition("?")[0]) is not None for cell in (own, other)]
+    if any(endings):
+        return all(endings)
+    if "/" in own + other:
+        return "/" in own and "/" in other
+    return (" " in own or " " not in other) and (not re.search(r"\d", own) or re.search(r"\d", other) is not None)

@@ -1,0 +1,130 @@
+"""Recognise folders whose files are not all rows: outputs of ours, and Delta, Iceberg, Lance and Hudi tables.
+
+A table's log says which of its files, and which of their rows, count; read file by file, deleted and replaced rows come
+back. An output of `jobs.annotate` holds results under the names of manifest columns; read as a manifest, it doubles every
+row. Neither is read: the caller is told how to get a manifest of it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError
+from pipeline.listing import Contents, list_folder, printable
+from pipeline.retrying import ABSENT, DENIED
+from pipeline.storage import resolve
+
+_DATASET = "_dataset.json"
+OWN_FOLDERS = ("_runs", "utterances", "rejects", "summaries", "compacted")
+"""What the jobs write below an output. Other folders and files there are the user's."""
+
+_LOGS = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
+"""Folder that a table's format puts beside its data -> the format."""
+
+_EXPORTS = {
+    "Delta": "pq.write_table(deltalake.DeltaTable({uri!r}).to_pyarrow_table(), 'manifest.parquet')",
+    "Iceberg": "pq.write_table(catalog.load_table(NAME).scan().to_arrow(), 'manifest.parquet')",
+    "Lance": "pq.write_table(lance.dataset({uri!r}).to_table(), 'manifest.parquet')",
+    "Hudi": "spark.read.format('hudi').load({uri!r}).write.parquet('manifest')",
+}
+
+
+class Guard:
+    """Refuses files that are no manifest though their folder is named as one, or lies below one.
+
+    Args:
+        output: where the job writes, if that is known: a folder, or a file that the job replaces.
+    """
+
+    def __init__(self, output: str | None) -> None:
+        self._output = resolve(output) if output else None
+        self._allowed: set[str] = set()
+
+    def is_output(self, filesystem: AbstractFileSystem, path: str) -> bool:
+        """Whether a path is the output itself, under whatever name."""
+        if self._output is None:
+            return False
+        other, output = self._output
+        if isinstance(filesystem, LocalFileSystem) and isinstance(other, LocalFileSystem):
+            with suppress(OSError):
+                return Path(path).samefile(output)
+            return False
+        return type(filesystem) is type(other) and path.strip("/") == output.strip("/")
+
+    def check(self, filesystem: AbstractFileSystem, contents: Contents, shown: str) -> None:
+        """Refuse a listed folder that is a table. Raises: ConfigError."""
+        if _DATASET in contents.files:
+            raise _of_output(shown, contents.path)
+        for name, form in _LOGS.items():
+            if name in contents.folders:
+                raise _of_table(shown, contents.path, form)
+        if "metadata" in contents.folders and _is_iceberg(filesystem, contents.path):
+            raise _of_table(shown, contents.path, "Iceberg")
+
+    def check_above(self, filesystem: AbstractFileSystem, path: str, shown: str, *, is_file: bool = False) -> None:
+        """Refuse a file or folder that belongs to a table or an output. Costs some requests for each folder above it.
+
+        Raises: ConfigError.
+        """
+        names = {path, os.path.realpath(path)} if isinstance(filesystem, LocalFileSystem) else {path}
+        for name in names:
+            folder, below = name.rstrip("/"), ""
+            if is_file:
+                folder, _, below = name.rpartition("/")
+            while folder and f"{folder}\0{below}" not in self._allowed:
+                self._check_one(filesystem, folder, below, shown)
+                self._allowed.add(f"{folder}\0{below}")
+                folder, _, last = folder.rpartition("/")
+                below = last
+
+    def _check_one(self, filesystem: AbstractFileSystem, folder: str, below: str, shown: str) -> None:
+        """Check one folder; `below` is the name in it that leads to what was asked for, empty for the folder itself."""
+        if (not below or below in OWN_FOLDERS) and (
+            self.is_output(filesystem, folder) or _exists(filesystem, f"{folder}/{_DATASET}")
+        ):
+            raise _of_output(shown, folder)
+        for name, form in _LOGS.items():
+            if _exists(filesystem, f"{folder}/{name}"):
+                raise _of_table(shown, folder, form)
+        if _is_iceberg(filesystem, folder):
+            raise _of_table(shown, folder, "Iceberg")
+
+
+def _exists(filesystem: AbstractFileSystem, path: str) -> bool:
+    """Whether something is there; a role that may read below a prefix need not be allowed to look above it."""
+    try:
+        return bool(filesystem.exists(path))
+    except (*ABSENT, *DENIED):
+        return False
+
+
+def _is_iceberg(filesystem: AbstractFileSystem, folder: str) -> bool:
+    path = f"{folder}/metadata"
+    if not _exists(filesystem, path):
+        return False
+    try:
+        files = list_folder(filesystem, path).files
+    except (*ABSENT, ConfigError):
+        return False
+    return any(name.endswith((".metadata.json", ".metadata.json.gz")) for name in files)
+
+
+def _of_output(shown: str, folder: str) -> ConfigError:
+    return ConfigError(
+        f"manifest {shown}: {printable(folder)} is an output of jobs.annotate, and its rows would be annotated again. Name "
+        "the manifests themselves, or move the output out of the folder; to annotate the same recordings in another way, "
+        "give their manifest and another --output"
+    )
+
+
+def _of_table(shown: str, folder: str, form: str) -> ConfigError:
+    export = _EXPORTS[form].format(uri=printable(folder))
+    return ConfigError(
+        f"manifest {shown}: {printable(folder)} is a table of the {form} format, whose log says which rows count; its files "
+        f"still hold deleted and replaced rows. Export the rows that count and give that file, for example: {export}"
+    )
