@@ -4,8 +4,8 @@ Columns read: audio (or audio_filepath, path, uri: the first of them a row has),
 channel; every other one, `label` too, passes through under `passthrough_name` with its type. Names are matched without
 case. What is wrong with one line rejects that line; what makes the file as a whole no manifest is a ConfigError.
 
-The formats are in `manifest_jsonl`, `manifest_csv` and `manifest_parquet`, files and bytes in `manifest_source`, the
-columns read in `manifest_fields`, the types of the others in `columns`. Costs about 10 microseconds a row on one core;
+The formats are in `jsonl`, `delimited` and `parquet`, what folders and globs give in `expand`, columns in folder names in
+`partitions`, the columns read in `fields`, the types of the others in `columns`. Costs about 10 microseconds a row on one core;
 memory is one chunk (at most 32 MiB of text and its parsed form), however long the manifest.
 """
 

@@ -27,11 +27,11 @@ _LOGS = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
 """Folder that a table's format puts beside its data -> the format."""
 
 _EXPORTS = {
-    "Delta": "pq.write_table(deltalake.DeltaTable({uri!r}).to_pyarrow_table(), 'manifest.parquet')",
-    "Iceberg": "pq.write_table(catalog.load_table(NAME).scan().to_arrow(), 'manifest.parquet')",
-    "Lance": "pq.write_table(lance.dataset({uri!r}).to_table(), 'manifest.parquet')",
-    "Hudi": "spark.read.format('hudi').load({uri!r}).write.parquet('manifest')",
+    "Delta": "import deltalake; table = deltalake.DeltaTable({uri!r}).to_pyarrow_table()",
+    "Iceberg": "import pyiceberg.catalog as c; table = c.load_catalog().load_table('NAMESPACE.NAME').scan().to_arrow()",
+    "Lance": "import lance; table = lance.dataset({uri!r}).to_table()",
 }
+"""Python that reads the rows which count, by format."""
 
 
 class Guard:
@@ -123,7 +123,10 @@ def _of_output(shown: str, folder: str) -> ConfigError:
 
 
 def _of_table(shown: str, folder: str, form: str) -> ConfigError:
-    export = _EXPORTS[form].format(uri=printable(folder))
+    export = "with Spark"
+    if form in _EXPORTS:
+        code = _EXPORTS[form].format(uri=printable(folder))
+        export = f"python -c \"{code}; import pyarrow.parquet as p; p.write_table(table, 'm.parquet')\""
     return ConfigError(
         f"manifest {shown}: {printable(folder)} is a table of the {form} format, whose log says which rows count; its files "
         f"still hold deleted and replaced rows. Export the rows that count and give that file, for example: {export}"
