@@ -50,14 +50,14 @@ THROUGHPUT = f"""WITH axis AS (
     SELECT least(min(planned_s), min(start_s)) AS first,
         greatest((max(written_s) - least(min(planned_s), min(start_s))) / {_INTERVALS}, 1.0) AS step_s FROM parts),
 steps AS (
-    SELECT number, step_s, first, first + number * step_s AS from_s FROM axis, range({_INTERVALS}) AS steps(number))
-SELECT number * step_s / 60 AS from_minute, step_s,
-    count(*) FILTER (number = least(floor((written_s - first) / step_s), {_INTERVALS - 1})) AS parts,
-    sum(audio_s * greatest(least(written_s, from_s + step_s) - greatest(start_s, from_s), 0) / (written_s - start_s)) / 3600
-        AS audio_hours,
-    audio_hours * 3600 / step_s AS times_real_time
-FROM steps JOIN parts ON start_s <= from_s + step_s AND written_s >= from_s GROUP BY ALL
-HAVING audio_hours > 0 OR parts > 0 ORDER BY from_minute"""
+    SELECT number, step_s, first, first + number * step_s AS from_s FROM axis, range({_INTERVALS}) AS steps(number)),
+spread AS (
+    SELECT number, step_s, number = least(floor((written_s - first) / step_s), {_INTERVALS - 1}) AS ends_here,
+        audio_s * greatest(least(written_s, from_s + step_s) - greatest(start_s, from_s), 0) / (written_s - start_s) AS audio_s
+    FROM steps JOIN parts ON start_s <= from_s + step_s AND written_s >= from_s)
+SELECT number * step_s / 60 AS from_minute, step_s, count(*) FILTER (ends_here) AS parts,
+    sum(audio_s) / 3600 AS audio_hours, sum(audio_s) / step_s AS times_real_time
+FROM spread GROUP BY number, step_s HAVING sum(audio_s) > 0 OR bool_or(ends_here) ORDER BY number"""
 
 TIMELINES = f"""WITH long AS (
     SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
