@@ -1,7 +1,8 @@
-"""Hold an output against the labels and texts its manifest brought: how good are the models on this data?
+"""Evaluate an output against the labels and texts of its manifest: how good are the models on this data?
 
-Exit status: 0 evaluated; 1 a store failed, or the results cannot be written; 2 usage, or nothing there to compare; 130
-interrupted.
+Exit status: 0 evaluated; 1 a store failed, or the results cannot be written; 2 usage, or nothing there to compare; 3 evaluated,
+but no temperature fits the rows that --fit-calibration was given; 130 interrupted. Whatever is wrong with a calibration, the
+evaluation is printed and written first.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.errors import ConfigError
+
+NOT_FITTED = 3
 
 
 def _parser() -> Parser:
@@ -22,7 +26,9 @@ def _parser() -> Parser:
         usage="%(prog)s OUT [OUT ...] --labels COLUMN [options]",
         description="Accuracy, F1, confusions, calibration and word error rates of outputs of jobs.annotate whose manifest "
         "brought labels; of several, each is compared with the first on the utterances they share. Reads only.",
-        epilog="Figures of acted speech do not carry over to calls or meetings: evaluate on the data you mean to annotate.",
+        epilog="Figures of acted speech do not carry over to calls or meetings: evaluate on the data you mean to annotate. "
+        "Exit status: 0 evaluated; 1 a store failed; 2 usage, or nothing to compare; 3 evaluated, but no calibration could be "
+        "fitted; 130 interrupted.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
@@ -67,6 +73,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
         from pipeline.evaluate.evaluation import Options, evaluate, read
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'speech-emotion-pipeline[analytics]'") from error
+    from pipeline.evaluate.calibration import NoTemperatureError
     from pipeline.evaluate.fitted import fit_outputs
     from pipeline.evaluate.lines import lines_of
     from pipeline.evaluate.tables import tables_of
@@ -82,8 +89,17 @@ def _evaluate(flags: argparse.Namespace) -> int:
         resample_by=flags.resample_by, published_test_set=flags.published_test_set,
     )  # fmt: skip
     outputs = read(flags.output, options)
-    fitted = fit_outputs(outputs) if flags.fit_calibration else None
-    evaluation = {**evaluate(outputs, options), "fitted_calibration": fitted}
+    fitted: dict[str, Any] | None = None
+    failure: ConfigError | None = None
+    try:
+        fitted = fit_outputs(outputs) if flags.fit_calibration else None
+    except ConfigError as error:  # reported once the evaluation, which needs no calibration, is printed and written
+        failure = error
+    evaluation = {
+        **evaluate(outputs, options),
+        "fitted_calibration": fitted,
+        "calibration_failure": failure and str(failure),
+    }
     document = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False)
     print(document if flags.json else "\n".join(lines_of(evaluation)))
     if folder:
@@ -91,6 +107,10 @@ def _evaluate(flags: argparse.Namespace) -> int:
             write_file(f"{folder}/{name}", content)
         write_file(f"{folder}/metrics.json", document.encode())  # last: where it is, the tables are
         print(f"written to {without_query(folder)}", file=sys.stderr)
+    if failure is not None:
+        kept = "The evaluation is complete; no calibration is written"
+        print(f"python -m jobs.evaluate: --fit-calibration: {failure}\n{kept}", file=sys.stderr)
+        return NOT_FITTED if isinstance(failure, NoTemperatureError) else 2
     if fitted is not None:
         write_file(flags.fit_calibration, json.dumps(fitted, indent=1).encode())
         print(f"calibration written to {without_query(flags.fit_calibration)}", file=sys.stderr)

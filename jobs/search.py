@@ -11,12 +11,16 @@ import json
 import sys
 from collections.abc import Sequence
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.analytics.indexed import nearest_in_lance
 from pipeline.analytics.nearest import SHOWN, nearest
+from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.search import Query, heard, like, read
-from pipeline.analytics.tables import Rows, asking, finished_rows
+from pipeline.analytics.tables import Rows, finished_rows
 from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS
 from pipeline.storage import open_store
@@ -72,10 +76,9 @@ def _search(flags: argparse.Namespace) -> int:
             print(json.dumps(row, ensure_ascii=False, default=str))
         return 0
     print(f"nearest by {query.column} of {query.model}\n")
-    with asking(found=found) as connection:
-        connection.sql("SELECT * REPLACE (round(similarity, 4) AS similarity) FROM found").show(
-            max_rows=1000, max_width=200
-        )
+    rounded = pc.round(found["similarity"].cast(pa.float64()), 4)
+    for line in table_lines(found.set_column(0, "similarity", rounded), width=terminal_width(), keys=2):
+        print(line)
     return 0
 
 

@@ -1,7 +1,8 @@
 """Sum up an output by speaker, day or any column; each run adds the finished runs that are not yet summed up.
 
-Writes OUT/summaries/<columns>/<run>.parquet, one file a run, and prints what all of them add up to. Exit status: 0 done, or
-nothing new; 1 a file cannot be read or written; 2 the command line is wrong, or there is no output; 130 interrupted.
+Writes OUT/summaries/<columns>/<run>.parquet, one file a run, and prints the groups of all of them together: all groups, or on a
+terminal the first 50. docs/summaries.md describes the columns. Exit status: 0 done, or nothing new; 1 a file cannot be read or
+written; 2 the command line is wrong, or there is no output; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import pyarrow as pa
+
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.analytics.summarize import merged, parse_groups, summarize
+from pipeline.analytics.printed import table_lines, terminal_width
+from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
 from pipeline.analytics.tables import asking, finished_rows, new_file, quoted
 from pipeline.plan import parquet_bytes
 from pipeline.schema import EMOTIONS
@@ -23,12 +27,20 @@ _SHOWN = (
     + "".join(f"round(share.{emotion}, 2) AS {emotion}, " for emotion in EMOTIONS)
     + "round(confidence, 2) AS confidence, round(changes, 2) AS changes, opens_with, closes_with FROM groups"
 )
+_ON_A_TERMINAL = 50
+"""Groups printed there unless --rows asks for more."""
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m jobs.summarize",
-        usage="%(prog)s OUT --by COLUMN[,COLUMN] [NAME=SQL ...] [--to FILE]",
+        usage="%(prog)s OUT --by COLUMN[,COLUMN] [NAME=SQL ...] [--rows N] [--to FILE]",
         description="Emotions, confidence and speech by group, as Parquet that adds up. Reads what is new alone.",
         epilog="Groups of few utterances say little, and labels are a model's estimates.",
         allow_abbrev=False,
@@ -37,7 +49,9 @@ def _parser() -> Parser:
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--by", nargs="+", action="extend", required=True, metavar="GROUP",
                         help="columns, as in recording_id or speaker,channel; or NAME=SQL, as in "
-                        "\"day=strftime(recorded_at::TIMESTAMP, '%%Y-%%m-%%d')\"")  # fmt: skip
+                        "\"day=strftime(recorded_at::TIMESTAMP, '%%Y-%%m-%%d')\" or \"minute=floor(start_s / 60)\"")  # fmt: skip
+    parser.add_argument("--rows", type=_count, metavar="N", help="print the first N groups (default: all; on a terminal "
+                        f"{_ON_A_TERMINAL})")  # fmt: skip
     parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a new Parquet file")
     parser.add_argument("--version", action="version", version=__version__)
     return parser
@@ -62,12 +76,28 @@ def _summarize(flags: argparse.Namespace) -> int:
     if not rows.plans:
         return 0
     table = merged(rows.store, groups)
-    with asking(groups=table) as connection:
-        connection.sql(_SHOWN.format(", ".join(map(quoted, groups.by)))).show(max_rows=20, max_width=200)
+    _print(table, groups, flags.rows)
     if write:
         write(parquet_bytes(table))
         print(f"all columns of {table.num_rows:,} groups in {flags.to}")
     return 0
+
+
+def _print(table: pa.Table, groups: Groups, rows: int | None) -> None:
+    """Print the groups: every column, also where a terminal is narrower than the table."""
+    width = terminal_width()
+    if rows is None:
+        rows = table.num_rows if width is None else _ON_A_TERMINAL
+    with asking(groups=table.slice(0, rows)) as connection:
+        shown = connection.sql(_SHOWN.format(", ".join(map(quoted, groups.by)))).to_arrow_table()
+    for line in table_lines(shown, width=width, keys=len(groups.by)):
+        print(line)
+    left = table.num_rows - shown.num_rows
+    if left:
+        print(f"{left:,} more groups; --rows {table.num_rows} prints all, --to FILE writes all")
+    for name in undivided(table, groups):
+        print(f"note: {name} is not a whole number in every group: // rounds integers only. For decimals write floor(a / b), "
+              "under another name", file=sys.stderr)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.figures import Figures, total
-from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shard
+from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shards
 from pipeline.schema import EMBEDDINGS
 from pipeline.spool import reject_schema, rejects_table
 from pipeline.storage import Store
@@ -223,24 +224,25 @@ def _success_key(plan: Plan) -> str:
 
 def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa.Table:
     tables = [pa.Table.from_pylist([], schema=reject_schema(plan.extra))]
-    planned = read_rejects(store, plan)
-    if planned is not None:
-        run_ids = pa.array([plan.plan] * planned.num_rows, pa.string())
+    refused = read_rejects(store, plan)
+    if refused is not None:
+        run_ids = pa.array([plan.plan] * refused.num_rows, pa.string())
         tables.append(
-            planned.set_column(planned.schema.get_field_index("run_id"), tables[0].schema.field("run_id"), run_ids)
+            refused.set_column(refused.schema.get_field_index("run_id"), tables[0].schema.field("run_id"), run_ids)
         )
     shards = {shard.number: shard for shard in plan.shards()}
-    for receipt in receipts:
-        if receipt.rejects:
-            rows = read_shard(store, shards[receipt.shard]).take([note.row for note in receipt.rejects])
-            causes = [RejectedRow(Reason(n.reason), n.detail, Stage(n.stage), n.attempts) for n in receipt.rejects]
-            tables.append(rejects_table(rows, causes, run_id=plan.plan))
+    rejecting = [receipt for receipt in receipts if receipt.rejects]
+    planned = read_shards(store, [shards[receipt.shard] for receipt in rejecting])
+    for receipt, rows in zip(rejecting, planned, strict=True):
+        causes = [RejectedRow(Reason(n.reason), n.detail, Stage(n.stage), n.attempts) for n in receipt.rejects]
+        rejected = rows.take([note.row for note in receipt.rejects])
+        tables.append(rejects_table(rejected, causes, run_id=plan.plan))
     return pa.concat_tables(tables)
 
 
 def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[str, Any]:
     """Counts and sums over the receipts, for the report."""
-    reasons = rejects["reason"].to_pylist()
+    reasons = Counter(rejects["reason"].to_pylist())
     stages: dict[str, float] = {}
     for receipt in receipts:
         for stage, seconds in receipt.stage_s.items():
@@ -249,8 +251,8 @@ def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[
         "rows": plan.rows + plan.rejects,
         "recordings_annotated": plan.rows - sum(len(r.rejects) for r in receipts),
         "utterances": sum(r.utterances for r in receipts),
-        "rejected": len(reasons),
-        "rejects_by_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "rejected": rejects.num_rows,
+        "rejects_by_reason": dict(sorted(reasons.items())),
         "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
         "stage_seconds": stages,
         "figures": total(receipt.figures for receipt in receipts),

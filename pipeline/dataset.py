@@ -82,10 +82,15 @@ def dataset_columns(plans: Iterable[Plan]) -> dict[str, pa.Field]:
     """The pass-through columns of all plans by their names in lower case: DuckDB and Spark tell no others apart."""
     columns: dict[str, pa.Field] = {}
     for plan in plans:
-        for field in plan.extra:
-            known = columns.setdefault(field.name.lower(), field)
-            columns[field.name.lower()] = known.with_type(widened(known.type, field.type))
+        add_columns(columns, plan.extra)
     return columns
+
+
+def add_columns(columns: dict[str, pa.Field], extra: pa.Schema) -> None:
+    """Widen `columns`, keyed by name in lower case, by those of one more plan."""
+    for field in extra:
+        known = columns.setdefault(field.name.lower(), field)
+        columns[field.name.lower()] = known.with_type(widened(known.type, field.type))
 
 
 def _refuse_change(field: pa.Field, known: pa.Field) -> None:
@@ -116,13 +121,16 @@ def read_columns(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema([field.remove_metadata() for field in columns.values()])
 
 
-def different_columns(plan: Plan, earlier: Iterable[Plan]) -> list[str]:
-    """The columns of a plan that are not those of earlier plans: of another type, or spelled in another case."""
-    there = dataset_columns(earlier)
+def different_columns(extra: pa.Schema, earlier: Mapping[str, pa.Field]) -> list[str]:
+    """Name the columns of a plan that differ from those of earlier plans: in type, or in the case of their names.
+
+    Args:
+        earlier: as `dataset_columns` returns it.
+    """
     return [
         field.name
-        for field in plan.extra
-        if (known := there.get(field.name.lower())) is not None
+        for field in extra
+        if (known := earlier.get(field.name.lower())) is not None
         and (known.name != field.name or not _grown(known.type, field.type))
     ]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import time
@@ -147,6 +148,17 @@ def read_shard(store: Store, shard: Shard) -> pa.Table:
     """The rows of one shard: `ROW_SCHEMA` and the pass-through columns."""
     with _open_parquet(store, shard.file) as file:
         return file.read_row_group(shard.row_group)
+
+
+def read_shards(store: Store, shards: Iterable[Shard]) -> Iterator[pa.Table]:
+    """The rows of several shards, in the order given.
+
+    Opens a file once for its consecutive shards: a footer describes up to `SHARDS_PER_FILE` of them.
+    """
+    for file, of_file in itertools.groupby(shards, key=lambda shard: shard.file):
+        with _open_parquet(store, file) as parquet:
+            for shard in of_file:
+                yield parquet.read_row_group(shard.row_group)
 
 
 def read_rejects(store: Store, plan: Plan) -> pa.Table | None:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import softmax
 
-from jobs.evaluate import main
+from jobs.evaluate import NOT_FITTED, main
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.evaluate.calibration import fit, fit_temperature, log_loss, reliability, tempered
+from pipeline.evaluate.calibration import NoTemperatureError, fit, fit_temperature, log_loss, reliability, tempered
 from pipeline.models import slots
 from pipeline.plan import load_plans, read_shard
 from pipeline.schema import EMOTIONS
@@ -85,6 +85,52 @@ def test_too_little_to_fit(rows, right, sentence):
         fit_temperature(scores, scores.argmax(axis=1) if right else truth)
 
 
+def wrong_way_round(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that are highest for the class that is least likely."""
+    scores, truth = sample(rows, 1.0, seed)
+    turned = 1 / scores
+    return turned / turned.sum(axis=1, keepdims=True), truth
+
+
+def always_wrong(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of exactly 0 for every true class, though the model knows all seven."""
+    truth = np.arange(rows) % 7
+    return np.eye(7)[(truth + 1) % 7], truth
+
+
+def seven_of_which_one_is_unknown(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores worse than chance of a model that does not know the last class."""
+    scores, truth = wrong_way_round(rows)
+    scores[:, 6] = 0.0
+    return scores / scores.sum(axis=1, keepdims=True), truth
+
+
+@pytest.mark.parametrize("made", [wrong_way_round, always_wrong, seven_of_which_one_is_unknown])
+@pytest.mark.parametrize("rows", [80, 4000])
+def test_scores_worse_than_chance_are_not_blamed_on_the_number_of_rows(made, rows):
+    """Fails if a temperature that diverges is put down to too few rows, of which there may be thousands."""
+    with pytest.raises(NoTemperatureError) as error:
+        fit_temperature(*made(rows))
+    assert "worse than chance" in str(error.value) and "More rows would not help" in str(error.value)
+    assert "too few" not in str(error.value) and "needs" not in str(error.value)
+
+
+@pytest.mark.parametrize(("temperature", "sentence"), [(60.0, "far surer"), (0.01, "far less sure")])
+def test_a_temperature_outside_the_bounds_is_told_from_scores_worse_than_chance(temperature, sentence):
+    """Fails if good scores that are far too sure, or far too unsure, are called worse than chance or too few."""
+    with pytest.raises(NoTemperatureError, match=sentence) as error:
+        fit_temperature(*sample(3000, temperature))
+    assert "chance" not in str(error.value) and "too few" not in str(error.value)
+
+
+def test_scores_barely_better_than_chance_are_fitted():
+    """Fails if the limit between worse than chance and a high temperature is drawn elsewhere than at no information."""
+    scores, truth = sample(20_000, 1.0)
+    chance = np.random.default_rng(1).permutation(truth)
+    mixed = np.where(np.arange(len(truth)) % 4 == 0, truth, chance)  # every fourth row tells something
+    assert 2.0 < fit_temperature(scores, mixed) < 20.0
+
+
 def test_the_job_applies_what_was_fitted(tmp_path, checkpoints):
     """Fails if a label changes, scores are not softmax(logits / T), confidence is not theirs, or emotions stay that
     are below the bound."""
@@ -132,25 +178,27 @@ def test_a_bound_on_confidence_abstains_and_is_audited(tmp_path, monkeypatch):
     assert "without leave to abstain" in " ".join(sentence for _, sentence in faults.sentences())
 
 
-def labelled_output(folder: Path) -> str:
-    """An output with 60 labelled rows, whose scores are chance, and whose labels come true as often as its scores say."""
+def labelled_output(folder: Path, *, right: float = 0.5, count: int = 80) -> str:
+    """An output whose scores are chance, with the best score moved to the true class in a share of the rows, and to another in
+    the rest where that share is 0."""
     records = [
         {"id": f"r{n}", "audio": f"/a/{n}.wav", "text": "x", "label": EMOTIONS[n % 7], "speaker": "a"}
-        for n in range(80)
+        for n in range(count)
     ]
     output = str(folder / "out")
     store = open_store(output)
-    plan = outputs.plan_rows(store, folder, records, shard_rows=80)
+    plan = outputs.plan_rows(store, folder, records, shard_rows=count)
     work = outputs.Work(output, plan, outputs.AudioRoots.parse(("/a",), []))
     (shard,) = plan.shards()
     table = outputs.recognised(read_shard(store, shard), 0)
     scores = np.array([list(row.values()) for row in table["scores"].to_pylist()])
     ids = [read_shard(store, shard)["manifest_label"][row].as_py() for row in table["row"].to_pylist()]
     random = np.random.default_rng(0)
-    for line, label in enumerate(ids):  # half of the time the true class changes places with the best one
-        if random.random() < 0.5:
-            true, best = EMOTIONS.index(label), int(scores[line].argmax())
-            scores[line, [true, best]] = scores[line, [best, true]]
+    for line, label in enumerate(ids):  # the true class changes places with the best one, or with the worst
+        true = EMOTIONS.index(label)
+        other = int(scores[line].argmax() if right else scores[line].argmin())
+        if not right or random.random() < right:
+            scores[line, [true, other]] = scores[line, [other, true]]
     columns = [pa.array(column.astype(np.float32)) for column in scores.T]
     labels = [EMOTIONS[best] for best in scores.argmax(axis=1)]
     for name, column in {
@@ -220,7 +268,53 @@ def test_calibrated_scores_are_not_fitted_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(outputs.FLAGS, "calibration", {FITTED: 2.0})
     output = labelled_output(tmp_path)
     assert main([output, "--labels", "label", "--resamples", "0", "--fit-calibration", str(tmp_path / "c.json")]) == 2
-    assert "are calibrated already" in capsys.readouterr().err and not (tmp_path / "c.json").exists()
+    told = capsys.readouterr()
+    assert "are calibrated already" in told.err and not (tmp_path / "c.json").exists()
+    assert "expected error" in told.out  # the evaluation
+
+
+@pytest.mark.parametrize(
+    ("made", "cause"),
+    [
+        ({"right": 0.0}, "worse than chance"),
+        ({"right": 1.0}, "labels are right"),
+        ({"count": 30}, "needs 50 labelled rows, 30 are there"),
+    ],
+)
+def test_a_calibration_that_cannot_be_fitted_discards_no_evaluation(tmp_path, capsys, made, cause):
+    """Fails if the figures are neither printed nor written because no temperature fits, or the status says that all is well."""
+    output = labelled_output(tmp_path, **made)
+    plain = [output, "--labels", "label", "--resamples", "0", "--json"]
+    assert main(plain) == 0
+    expected = json.loads(capsys.readouterr().out)
+    written, calibration = tmp_path / "written", tmp_path / "c.json"
+    assert main([*plain, "--write", str(written), "--fit-calibration", str(calibration)]) == NOT_FITTED == 3
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["outputs"] == expected["outputs"] and found["fitted_calibration"] is None
+    assert json.loads((written / "metrics.json").read_text(encoding="utf-8")) == found
+    assert (written / "predictions.parquet").exists() and not calibration.exists()
+    assert f"{output}, {FITTED}: " in told.err and cause in told.err and cause in found["calibration_failure"]
+    assert ("50" in told.err) == ("count" in made)
+    assert main([*plain[:-1], "--fit-calibration", str(calibration)]) == NOT_FITTED
+    assert "expected error" in capsys.readouterr().out
+
+
+def test_every_model_that_cannot_be_fitted_is_named(tmp_path, monkeypatch, capsys):
+    """Fails if one of several failures is reported alone, or one model's temperature is written as if all had one."""
+    made = {"poor": {"right": 0.0}, "good": {}, "few": {"count": 20}}
+    found = {}
+    for number, (name, options) in enumerate(made.items()):
+        models = {"fusion/en": {**outputs.MODELS["fusion/en"], "sha256": f"{number}c" * 32}}
+        monkeypatch.setattr(outputs, "MODELS", models)
+        found[name] = labelled_output(tmp_path / name, **options)
+    calibration = tmp_path / "c.json"
+    arguments = ["--labels", "label", "--resamples", "0", "--fit-calibration", str(calibration)]
+    assert main([*found.values(), *arguments]) == NOT_FITTED
+    said = capsys.readouterr().err
+    assert f"{found['poor']}, mean-en:0c0c0c0c0c0c@fp32: no temperature" in said
+    assert f"{found['few']}, mean-en:2c2c2c2c2c2c@fp32: a temperature needs 50" in said
+    assert found["good"] not in said and not calibration.exists()
 
 
 def test_settings_without_either_are_what_they_were():

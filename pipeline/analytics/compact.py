@@ -159,11 +159,15 @@ def _merged(store: Store, merge: Merge, schema: pa.Schema) -> bytes:
     """The rows of the parts, in their order, as one file."""
     sink = pa.BufferOutputStream()
     waiting: list[pa.Table] = []
+    waiting_bytes = 0  # a running sum: adding up all waiting tables at each part is quadratic in small parts
     with pq.ParquetWriter(sink, schema, **encodings(schema)) as writer:
         for key in merge.parts:
-            waiting.append(_read_part(store, key, schema))
-            if sum(table.nbytes for table in waiting) >= _ROW_GROUP_BYTES:
+            table = _read_part(store, key, schema)
+            waiting.append(table)
+            waiting_bytes += table.nbytes
+            if waiting_bytes >= _ROW_GROUP_BYTES:
                 _write_group(writer, waiting)
+                waiting_bytes = 0
         if waiting:
             _write_group(writer, waiting)
         lineage: dict[str, Any] = {"parts": list(merge.parts)}

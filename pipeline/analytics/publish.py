@@ -11,10 +11,11 @@ another endpoint than Amazon's: they are told what `AWS_ENDPOINT_URL` says, as o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.analytics.tables import Rows, optional
 from pipeline.errors import ConfigError, JobError
@@ -60,13 +61,28 @@ def _stream(rows: Rows, plan: Plan) -> pa.RecordBatchReader:
     return rows.of([plan.plan]).utterances().scanner().to_reader()
 
 
+def _runs(batches: Iterable[pa.RecordBatch]) -> set[str]:
+    """The runs that a table holds, from one pass over `run_id`: asking for each run would read the column once a run."""
+    return {run for batch in batches for run in pc.unique(batch.column("run_id")).to_pylist()}
+
+
 def _delta(rows: Rows, table: str) -> Commit:
     delta = optional("deltalake", extra="delta")
     partitions = [field.name for field in rows.partition_fields]
     stored = storage_options(table)
+    try:  # the log once, not once for each run
+        known = (
+            delta.DeltaTable(table, storage_options=stored)
+            if delta.DeltaTable.is_deltatable(table, storage_options=stored)
+            else None
+        )
+    except (delta.exceptions.DeltaError, OSError) as error:
+        raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
 
     def commit(plan: Plan) -> bool:
         application = f"{_APPLICATION}/{plan.plan}"
+        if known is not None and known.transaction_version(application) is not None:
+            return False
         once = delta.CommitProperties(app_transactions=[delta.Transaction(application, 1)])
         written: dict[str, Any] = {"mode": "append", "schema_mode": "merge", "commit_properties": once}
         try:
@@ -93,16 +109,27 @@ def _lance(rows: Rows, table: str) -> Commit:
     lance = optional("lance", extra="lance")
     stored = storage_options(table)
 
-    def commit(plan: Plan) -> bool:
+    def existing() -> Any:  # noqa: ANN401 - a LanceDataset, or None
         try:
-            try:
-                opened = lance.dataset(table, storage_options=stored)
-            except ValueError:  # there is none
+            return lance.dataset(table, storage_options=stored)
+        except ValueError:  # there is none
+            return None
+
+    try:
+        opened = existing()
+        there = _runs(opened.to_batches(columns=["run_id"])) if opened is not None else set()
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
+
+    def commit(plan: Plan) -> bool:
+        if plan.plan in there:
+            return False
+        try:
+            opened = existing()
+            if opened is None:
                 lance.write_dataset(_stream(rows, plan), table, mode="create", storage_options=stored)
-                return True
-            if opened.count_rows(filter=f"run_id = '{plan.plan}'"):
-                return False
-            lance.write_dataset(_stream(rows, plan), opened, mode="append")
+            else:
+                lance.write_dataset(_stream(rows, plan), opened, mode="append")
         except (ValueError, OSError) as error:
             raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
         return True
@@ -114,19 +141,17 @@ def _iceberg(rows: Rows, table: str) -> Commit:
     optional("pyiceberg", extra="iceberg")
     from pyiceberg.catalog import load_catalog
     from pyiceberg.exceptions import CommitFailedException, RESTError
-    from pyiceberg.expressions import EqualTo
 
     try:
         catalog = load_catalog(**_catalog_properties())
         catalog.create_namespace_if_not_exists(table.rpartition(".")[0])
         opened = catalog.create_table_if_not_exists(table, rows.schema())
+        there = _runs(opened.scan(selected_fields=("run_id",)).to_arrow_batch_reader())
     except (ValueError, RESTError, OSError) as error:
         raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
 
     def commit(plan: Plan) -> bool:
-        opened.refresh()
-        there = opened.scan(EqualTo("run_id", plan.plan), selected_fields=("run_id",), limit=1).to_arrow()
-        if there.num_rows:
+        if plan.plan in there:
             return False
         try:
             opened.append(_stream(rows, plan).read_all())

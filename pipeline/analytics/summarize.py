@@ -29,6 +29,8 @@ from pipeline.storage import Store
 SUMMARIES = "summaries"
 SUMS = ("recordings", "utterances", "speech_s", "length_s", "by_emotion", "speech_s_by_emotion", "transitions",
         "first_emotion", "last_emotion", "confidence_sum", "confidence_min", "confidence_max")  # fmt: skip
+TIMED = ("timed_speech_s", "timed_length_s")
+"""Sums over the recordings alone whose duration the manifest gives; files of earlier versions lack them."""
 _EXPRESSION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(?!=)(.+)", re.DOTALL)
 
 
@@ -57,11 +59,25 @@ def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
             if not named and name not in known:
                 near = did_you_mean(name, known)
                 raise ConfigError(f"--by {name}: no such column{near}; an expression is written {name}=SQL")
-            if name in SUMS or name in by:
+            if name in (*SUMS, *TIMED) or name in by:
                 twice = "stands there twice" if name in by else "is a column of every summary"
                 raise ConfigError(f"--by {name}: {name!r} {twice}; give it another name, as in my_{name}={expression}")
             by[name] = expression
     return Groups(by)
+
+
+def undivided(table: pa.Table, groups: Groups) -> list[str]:
+    """Groups whose expression has `//` and whose values are not whole numbers.
+
+    DuckDB rounds the result of `//` for integers only: `start_s // 60` is 1.025 at 61.5 s, nearly one group an utterance.
+    """
+    return [
+        name
+        for name, expression in groups.by.items()
+        if "//" in expression
+        and (pa.types.is_floating(table.field(name).type) or pa.types.is_decimal(table.field(name).type))
+        and any(value is not None and value % 1 for value in table[name].to_pylist())
+    ]
 
 
 def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
@@ -120,10 +136,14 @@ def _sums(groups: Groups, plan: str) -> str:
             lead(segment_index) OVER told IS NULL AS closes
         FROM utterances WINDOW told AS (PARTITION BY recording_id ORDER BY segment_index)
     ), lengths AS (
-        SELECT recording_id, coalesce(any_value(planned.duration_s), max(end_s) - coalesce(any_value(offset_s), 0)) AS length_s
+        SELECT recording_id, any_value(planned.duration_s) AS timed_s,
+            coalesce(any_value(planned.duration_s), max(end_s) - coalesce(any_value(offset_s), 0)) AS length_s
         FROM spoken JOIN planned USING (recording_id) GROUP BY recording_id
-    ), recordings AS (SELECT DISTINCT {key_list}, recording_id FROM spoken), long AS (
-        SELECT {key_list}, count(*)::BIGINT AS recordings, sum(length_s) AS length_s
+    ), recordings AS (
+        SELECT {key_list}, recording_id, sum(duration_s) AS speech_s FROM spoken GROUP BY ALL
+    ), long AS (
+        SELECT {key_list}, count(*)::BIGINT AS recordings, sum(length_s) AS length_s,
+            sum(speech_s) FILTER (timed_s IS NOT NULL) AS timed_speech_s, sum(timed_s) AS timed_length_s
         FROM recordings JOIN lengths USING (recording_id) GROUP BY ALL
     ), said AS (
         SELECT {key_list}, count(*)::BIGINT AS utterances, sum(duration_s) AS speech_s,
@@ -135,7 +155,7 @@ def _sums(groups: Groups, plan: str) -> str:
             sum(confidence) AS confidence_sum, min(confidence) AS confidence_min, max(confidence) AS confidence_max
         FROM spoken GROUP BY ALL
     )
-    SELECT {named}, '{plan}' AS run_id, {", ".join(SUMS)}
+    SELECT {named}, '{plan}' AS run_id, {", ".join((*SUMS, *TIMED))}
     FROM said JOIN long ON {" AND ".join(f"said.{key} IS NOT DISTINCT FROM long.{key}" for key in keys)} ORDER BY ALL
     """
 
@@ -143,13 +163,15 @@ def _sums(groups: Groups, plan: str) -> str:
 def merged(store: Store, groups: Groups) -> pa.Table:
     """One row a group over every summary there is: counts, shares and means.
 
-    Returns: the group columns and `recordings`, `utterances`, `speech_s`, `length_s`, `speech_share`; `share` of the
-        utterances and `share_s` of their seconds per emotion; `confidence` (mean), its minimum and maximum; `transitions`
-        (from, to), `changes`, the share of neighbouring utterances that differ; `opens_with` and `closes_with`, the
-        emotion with which recordings most often begin and end.
+    Returns: the group columns and `recordings`, `utterances`, `speech_s`; `length_s` of the whole recordings, each by the
+        manifest's duration or, where that gives none, by the end of its last utterance; `speech_share`, see docs/summaries.md;
+        `share` of the utterances and `share_s` of their seconds per emotion; `confidence` (mean), its minimum and maximum;
+        `transitions` (from, to), `changes`, the share of neighbouring utterances that differ; `opens_with` and
+        `closes_with`, the emotion with which recordings most often begin and end.
     """
     keys = sorted(entry.key for entry in store.list(groups.folder) if entry.key.endswith(".parquet"))
     schema = read_columns(_schema(store, key) for key in keys)
+    schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in TIMED if name not in schema.names)])
     with asking(summaries=dataset(store, groups.folder, keys, schema)) as connection:
         return connection.sql(_shares(groups)).to_arrow_table()
 
@@ -172,7 +194,8 @@ def _shares(groups: Groups) -> str:
 
     return f"""
     SELECT {names}, sum(recordings)::BIGINT AS recordings, sum(utterances)::BIGINT AS utterances,
-        sum(speech_s) AS speech_s, sum(length_s) AS length_s, sum(speech_s) / nullif(sum(length_s), 0) AS speech_share,
+        sum(speech_s) AS speech_s, sum(length_s) AS length_s,
+        sum(timed_speech_s) / nullif(sum(timed_length_s), 0) AS speech_share,
         {_per_emotion("sum(by_emotion.$) / sum(utterances)")} AS share,
         {_per_emotion("coalesce(sum(speech_s_by_emotion.$), 0) / nullif(sum(speech_s), 0)")} AS share_s,
         sum(confidence_sum) / sum(utterances) AS confidence,

@@ -53,9 +53,9 @@ class Rows:
 
     def of(self, names: Iterable[str]) -> Rows:
         """The same with some of the plans. Raises: ConfigError for a plan that is not there, or is not finished."""
-        wanted, known = list(names), {plan.plan for plan in self.plans}
+        wanted, known, unfinished = dict.fromkeys(names), {plan.plan for plan in self.plans}, set(self.unfinished)
         for name in wanted:
-            if name in self.unfinished:
+            if name in unfinished:
                 raise ConfigError(f"run {name} is not finished; start its jobs.annotate again, then this")
             if name not in known:
                 raise ConfigError(f"{without_query(self.store.root)} has no run {name}{did_you_mean(name, known)}")
@@ -119,7 +119,8 @@ def finished_rows(store: Store) -> Rows:
                 f"run {plan.plan} is published, and {plan.num_shards - len(parts[plan.plan]):,} of its files are missing; "
                 f"see python -m jobs.verify {without_query(store.root)}"
             )
-    unfinished = tuple(plan.plan for plan in plans if plan not in published)
+    finished = {plan.plan for plan in published}
+    unfinished = tuple(plan.plan for plan in plans if plan.plan not in finished)
     return Rows(store, tuple(published), unfinished, parts, read_columns(plan.extra for plan in published))
 
 

@@ -60,29 +60,88 @@ def tempered(scores: Floats, temperature: float) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
+class NoTemperatureError(ConfigError):
+    """No temperature fits these rows; the message says why, and whether more rows would help."""
+
+
 def fit_temperature(scores: Floats, truth: NDArray[np.int64]) -> float:
-    """The temperature with the least log loss, found between 0.05 and 20.
+    """Find the temperature with the least log loss, between 0.05 and 20.
 
-    Rows whose true class the model does not know say nothing on a temperature and are left out.
+    Rows whose true class the model does not know (its score is 0 in every row) say nothing about a temperature and are left
+    out.
 
-    Raises: ConfigError when there are too few rows, or the best temperature is at a bound: nearly every label right, or scores
-        that know nothing.
+    Raises: NoTemperatureError when there are too few rows, or the best temperature is at a bound.
     """
-    known = scores[np.arange(len(truth)), truth] > 0
+    known = np.asarray((scores > 0).any(axis=0))[truth]
     if known.sum() < LEAST_ROWS:
-        raise ConfigError(f"a temperature needs {LEAST_ROWS} labelled rows, {int(known.sum())} are there")
+        unknown = (
+            f"; {int((~known).sum()):,} more have a true class that the model does not know" if (~known).any() else ""
+        )
+        raise NoTemperatureError(
+            f"a temperature needs {LEAST_ROWS} labelled rows, {int(known.sum())} are there{unknown}"
+        )
     scores, truth = scores[known], truth[known]
+    if _lead_of_truth(scores, truth) <= 0:
+        raise NoTemperatureError(f"no temperature fits: {_worse_than_chance(scores, truth)}")
     bounds = (np.log(_BOUNDS[0]), np.log(_BOUNDS[1]))
     found = minimize_scalar(
         lambda x: log_loss(tempered(scores, float(np.exp(x))), truth), bounds=bounds, method="bounded"
     )
     temperature = float(np.exp(found.x))
-    if not _BOUNDS[0] * 1.01 < temperature < _BOUNDS[1] / 1.01:
-        raise ConfigError(
-            f"no temperature between {_BOUNDS[0]:g} and {_BOUNDS[1]:g} fits: {len(truth):,} rows are too few for how often "
-            "the labels are right or wrong"
+    if temperature <= _BOUNDS[0] * 1.01:
+        raise NoTemperatureError(
+            f"no temperature from {_BOUNDS[0]:g} to {_BOUNDS[1]:g} fits: {_too_low(scores, truth)}"
+        )
+    if temperature >= _BOUNDS[1] / 1.01:
+        raise NoTemperatureError(
+            f"no temperature from {_BOUNDS[0]:g} to {_BOUNDS[1]:g} fits: {_too_high(scores, truth)}"
         )
     return temperature
+
+
+def _lead_of_truth(scores: Floats, truth: NDArray[np.int64]) -> float:
+    """Mean logit of the true class, above the mean logit of all classes the model knows.
+
+    The derivative of the log loss with respect to 1/T, negated, where T is infinite. The loss is convex in 1/T, so without a
+    lead no temperature is better than equal scores for all classes.
+    """
+    classes = np.asarray((scores > 0).any(axis=0))
+    logits = np.log(np.maximum(scores, _LEAST_SCORE))
+    return float((logits[np.arange(len(truth)), truth] - logits[:, classes].mean(axis=1)).mean())
+
+
+def _worse_than_chance(scores: Floats, truth: NDArray[np.int64]) -> str:
+    return (
+        f"the scores are worse than chance: {_quality(scores, truth)}, and no temperature takes the log loss below that of "
+        "equal scores. More rows would not help; check that the labels are those the model predicts, and that the model is "
+        "the right one for these rows"
+    )
+
+
+def _too_low(scores: Floats, truth: NDArray[np.int64]) -> str:
+    if (scores.argmax(axis=1) == truth).all():
+        return (
+            f"all {len(truth):,} labels are right, so that the lowest temperature is always the best one; it takes rows "
+            "with some labels that are wrong"
+        )
+    return f"the best one is lower. The scores are far less sure than the labels are right: {_quality(scores, truth)}"
+
+
+def _too_high(scores: Floats, truth: NDArray[np.int64]) -> str:
+    return (
+        "the best one is higher. The scores are far surer than the labels are right, or say almost nothing about them: "
+        f"{_quality(scores, truth)}"
+    )
+
+
+def _quality(scores: Floats, truth: NDArray[np.int64]) -> str:
+    classes = int((scores > 0).any(axis=0).sum())
+    right = float((scores.argmax(axis=1) == truth).mean())
+    return (
+        f"of {len(truth):,} rows {100 * right:.1f} % are labelled right, with a mean confidence of "
+        f"{100 * float(scores.max(axis=1).mean()):.1f} % and a log loss of {log_loss(scores, truth):.2f} (equal scores for "
+        f"{classes} classes: {np.log(classes):.2f})"
+    )
 
 
 def fit(
@@ -94,7 +153,7 @@ def fit(
 
     Args:
         groups: [N], the recording of each row, which no fold cuts in two.
-    Raises: ConfigError as `fit_temperature` does.
+    Raises: NoTemperatureError as `fit_temperature` does.
     """
     temperature = fit_temperature(scores, truth)
     right = truth == predicted
@@ -121,6 +180,6 @@ def _cross_fitted(scores: Floats, truth: NDArray[np.int64], groups: NDArray[np.i
     try:
         for fitted, held in GroupKFold(_FOLDS).split(scores, groups=groups):
             unseen[held] = tempered(scores[held], fit_temperature(scores[fitted], truth[fitted]))
-    except ConfigError:
+    except NoTemperatureError:
         return None
     return unseen

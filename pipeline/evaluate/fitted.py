@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate.calibration import fit
+from pipeline.evaluate.calibration import NoTemperatureError, fit
 from pipeline.evaluate.compare import groups_of
 from pipeline.evaluate.labelled import Labelled
 
@@ -21,9 +21,11 @@ CALIBRATED = "/T="
 def fit_outputs(outputs: Sequence[Labelled]) -> dict[str, Any]:
     """Fit each model of some outputs on its labelled rows.
 
-    Raises: ConfigError naming the model, when its rows are too few, or calibrated already.
+    Raises: NoTemperatureError naming every model that no temperature fits, and why; ConfigError for a model that two outputs
+        share, or whose scores are calibrated already.
     """
     models: dict[str, Any] = {}
+    unfitted: list[str] = []
     for labelled in outputs:
         fingerprints = np.array(labelled.column("model"))
         for model in sorted(set(fingerprints)):
@@ -38,8 +40,11 @@ def fit_outputs(outputs: Sequence[Labelled]) -> dict[str, Any]:
             rows = labelled.take(np.flatnonzero(fingerprints == model))
             try:
                 found = fit(rows.scores, rows.truth, rows.predicted, groups_of(rows, "recording_id"))
-            except ConfigError as error:
-                raise ConfigError(f"{labelled.output}, {model}: {error}") from error
+            except NoTemperatureError as error:
+                unfitted.append(f"{labelled.output}, {model}: {error}")
+                continue
             models[model] = {**found, "output": labelled.output}
+    if unfitted:
+        raise NoTemperatureError("\n".join(unfitted))
     made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {"format": FORMAT, "method": "temperature", "made_at": made_at, "models": models}

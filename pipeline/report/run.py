@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ _INTERVALS = 40
 _EXAMPLES = 3
 _VALUES = 20
 _RECORDINGS = 4
+_LEAST_WORK_S = 1.0
 
 EMOTION = """SELECT coalesce(emotion, '(abstained)') AS emotion, count(*) AS utterances,
     count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
@@ -44,11 +46,18 @@ REJECTS = "SELECT reason, stage, count(*) AS rows FROM rejects GROUP BY ALL ORDE
 EXAMPLES = f"""SELECT reason, recording_id, audio, detail, manifest, line FROM rejects
 QUALIFY row_number() OVER (PARTITION BY reason ORDER BY manifest, line) <= {_EXAMPLES} ORDER BY reason, manifest, line"""
 
-THROUGHPUT = f"""WITH since AS (SELECT *, least(planned_s, min(written_s) OVER ()) AS first FROM parts),
-    steps AS (SELECT *, greatest((max(written_s) OVER () - first) / {_INTERVALS}, 1.0) AS step_s FROM since)
-SELECT least(floor((written_s - first) / step_s), {_INTERVALS - 1}) * step_s / 60 AS from_minute, any_value(step_s) AS step_s,
-    count(*) AS parts, sum(audio_s) / 3600 AS audio_hours, sum(audio_s) / any_value(step_s) AS times_real_time
-FROM steps GROUP BY from_minute ORDER BY from_minute"""
+THROUGHPUT = f"""WITH axis AS (
+    SELECT least(min(planned_s), min(start_s)) AS first,
+        greatest((max(written_s) - least(min(planned_s), min(start_s))) / {_INTERVALS}, 1.0) AS step_s FROM parts),
+steps AS (
+    SELECT number, step_s, first, first + number * step_s AS from_s FROM axis, range({_INTERVALS}) AS steps(number)),
+spread AS (
+    SELECT number, step_s, number = least(floor((written_s - first) / step_s), {_INTERVALS - 1}) AS ends_here,
+        audio_s * greatest(least(written_s, from_s + step_s) - greatest(start_s, from_s), 0) / (written_s - start_s) AS audio_s
+    FROM steps JOIN parts ON start_s <= from_s + step_s AND written_s >= from_s)
+SELECT number * step_s / 60 AS from_minute, step_s, count(*) FILTER (ends_here) AS parts,
+    sum(audio_s) / 3600 AS audio_hours, sum(audio_s) / step_s AS times_real_time
+FROM spread GROUP BY number, step_s HAVING sum(audio_s) > 0 OR bool_or(ends_here) ORDER BY number"""
 
 TIMELINES = f"""WITH long AS (
     SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
@@ -79,39 +88,79 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
     with reaching(rows.store):
         report = json.loads(rows.store.read(f"_runs/{plan.plan}/report.json"))
         parts = _parts(rows, plan)
+    speed = _speed(report, parts)
     with asking(utterances=rows.utterances(), rejects=rows.rejects(), parts=parts) as connection:
-        sections = list(_sections(connection, plan, with_texts=with_texts))
+        sections = list(_sections(connection, plan, speed, with_texts=with_texts))
     return Page(
         title=f"Run {plan.plan}",
         subtitle=f"{without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
         f"mode {plan.settings['mode']}",
-        facts=_facts(report),
+        facts=_facts(report, speed),
         sections=sections,
         details=_details(plan, report),
     )
 
 
 def _parts(rows: Rows, plan: Plan) -> pa.Table:
-    """A row for each part: what its receipt says, and when the store says that it was written."""
+    """A row for each part: its audio, when work on its shard began, and when the store says that it was written.
+
+    A shard is worked on from its first stage to its commit: for the seconds that its stages took and that it waited between
+    them. Receipts without timings count as one second, which is also as exact as object stores are.
+    """
     keys = rows.parts[plan.plan]
     written = {file.key: file.modified_s for file in walk(rows.store, UTTERANCES)}
     planned_s = datetime.fromisoformat(plan.created_at).timestamp()
-    return pa.table(
-        {
-            "shard": pa.array(sorted(keys), pa.int64()),
-            "planned_s": pa.array([planned_s] * len(keys), pa.float64()),
-            "written_s": pa.array([written[keys[shard]] for shard in sorted(keys)], pa.float64()),
-            "audio_s": pa.array([receipt.audio_s for receipt in read_receipts(rows.store, keys)], pa.float64()),
-        }
-    )
+    shards, starts, ends, audio = sorted(keys), [], [], []
+    for shard, receipt in zip(shards, read_receipts(rows.store, keys), strict=True):
+        waited_s = sum(figures.get("waited_s", 0.0) for figures in receipt.figures.values())
+        worked_s = max(sum(receipt.stage_s.values()) + waited_s, _LEAST_WORK_S)
+        end_s = written[keys[shard]]
+        start_s = max(end_s - worked_s, planned_s)
+        starts.append(start_s if start_s < end_s else end_s - _LEAST_WORK_S)  # the store's clock is behind the driver's
+        ends.append(end_s)
+        audio.append(receipt.audio_s)
+    columns = {"planned_s": [planned_s] * len(shards), "start_s": starts, "written_s": ends, "audio_s": audio}
+    numbers = {name: pa.array(values, pa.float64()) for name, values in columns.items()}
+    return pa.table({"shard": pa.array(shards, pa.int64()), **numbers})
 
 
-def _facts(report: Mapping[str, Any]) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Audio over wall time of the start that finished a run.
+
+    Attributes:
+        audio_s: of the parts that were missing at that start, whoever wrote them.
+        wall_s: from that start to its last part, models loaded included.
+        earlier_parts: parts of earlier starts, whose wall time no report has.
+    """
+
+    audio_s: float
+    wall_s: float
+    earlier_parts: int
+
+    @property
+    def times_real_time(self) -> float:
+        """Seconds of audio in a second of wall time."""
+        return self.audio_s / self.wall_s
+
+
+def _speed(report: Mapping[str, Any], parts: pa.Table) -> Speed | None:
+    """The overall speed, or None where the report has no wall time or the last start had nothing left to annotate."""
+    wall_s, new = report.get("wall_seconds"), report.get("shards_run")
+    if not wall_s or not new:
+        return None
+    audio_s = parts.sort_by("written_s")["audio_s"].to_pylist()
+    return Speed(sum(audio_s[-new:]), wall_s, max(len(audio_s) - new, 0))
+
+
+def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
+    measured = {"times real time": f"{speed.times_real_time:,.3g}"} if speed and speed.audio_s else {}
     return {
         "utterances": shown(report["utterances"]),
         "recordings annotated": shown(report["recordings_annotated"]),
         "hours of audio": shown(round(report["audio_hours"], 3)),
         "rows rejected": f"{shown(report['rejected'])} ({share(report['rejected'], report['rows'])})",
+        **measured,
     }
 
 
@@ -141,10 +190,12 @@ def _listed(value: Any) -> str:  # noqa: ANN401 - settings are of many types
     return shown(value)
 
 
-def _sections(connection: duckdb.DuckDBPyConnection, plan: Plan, *, with_texts: bool) -> Iterator[Section]:
+def _sections(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, speed: Speed | None, *, with_texts: bool
+) -> Iterator[Section]:
     yield _emotions(connection)
     yield _confidence(connection)
-    yield _throughput(connection)
+    yield _throughput(connection, speed)
     yield from _rejects(connection)
     for number, column in enumerate(dict.fromkeys(["language", *plan.settings["partition_by"]])):
         yield _by_column(connection, column, f"by-{number}")
@@ -174,17 +225,31 @@ def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
     return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt)
 
 
-def _throughput(connection: duckdb.DuckDBPyConnection) -> Section:
+def _throughput(connection: duckdb.DuckDBPyConnection, speed: Speed | None) -> Section:
     names, rows = ask(connection, THROUGHPUT)
-    hours = sum(row[3] for row in rows)
     svg, alt = None, "no part"
     if rows:
         width = rows[0][1] / 60
-        last = rows[-1][0] + width
         svg = plots.columns([row[0] for row in rows], width, [row[4] for row in rows], x="minutes since the run was planned",
-                            y="times real time", bounds=(0, last), name="throughput")  # fmt: skip
-        alt = f"{hours:,.3g} hours of audio in {last:,.3g} minutes; at most {max(row[4] for row in rows):,.3g} times real time"
-    note = "Audio of the parts committed in each interval, over its length; pauses between two starts show as gaps."
+                            y="times real time", bounds=(0, rows[-1][0] + width), name="throughput")  # fmt: skip
+        alt = f"{sum(row[3] for row in rows):,.3g} hours of audio in {len(rows)} intervals"
+    if speed is None:
+        overall = "The report has no wall time of a start that annotated something."
+    else:
+        overall = (
+            f"{speed.audio_s / 3600:,.3g} hours of audio in {speed.wall_s / 60:,.3g} minutes of wall time: "
+            f"{speed.times_real_time:,.3g} times real time."
+        )
+        alt = f"{overall[:-1]}; {alt}"
+        if speed.earlier_parts:
+            overall += (
+                f" This is the last start of the run; {speed.earlier_parts:,} parts were written before it, in a time that "
+                "was not recorded."
+            )
+    note = (
+        f"{overall} Columns: the audio of each part, spread evenly over the time from the first work on its shard to its "
+        "commit; pauses between two starts show as gaps."
+    )
     return Section("throughput", "Throughput", names, rows, THROUGHPUT, note, svg, alt)
 
 

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.dataset import compare_models, compare_settings, different_columns
+import pyarrow as pa
+
+from pipeline.config import canonical_hash
+from pipeline.dataset import add_columns, compare_models, compare_settings, different_columns
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan, Shard, plan_key
 from pipeline.roots import without_query
@@ -111,20 +114,25 @@ class _Auditor:
                 )
 
     def _compare(self, settings: dict[str, object]) -> None:
-        """All plans of a dataset make the same kind of rows."""
-        for number, plan in enumerate(self.plans):
+        """Check that all plans of the dataset make the same kind of rows."""
+        earlier: dict[str, Plan] = {}  # one plan for each choice of models
+        columns: dict[str, pa.Field] = {}
+        for plan in self.plans:
             try:
                 compare_settings(settings, plan.settings, what="settings")
-                compare_models(self.plans[:number], plan.models)
+                compare_models(earlier.values(), plan.models)
             except ConfigError as error:
                 difference = " ".join(str(error).split("\n  ")[1:])
                 self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), f"is not of the dataset's kind: {difference}")
             except (KeyError, TypeError):
                 self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), "names models without their hashes")
-            other = different_columns(plan, self.plans[:number])
+            extra = plan.extra
+            other = different_columns(extra, columns)
             if other:
                 sentence = f"has other types or another spelling than earlier plans for {', '.join(other[:5])}"
                 self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), sentence)
+            earlier.setdefault(canonical_hash(plan.models), plan)
+            add_columns(columns, extra)
 
     # -- one plan
 
