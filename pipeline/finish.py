@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from pipeline.errors import JobError, Reason, Stage
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.retrying import principal
-from pipeline.roots import without_query
+from pipeline.roots import common_folder, without_query
 from pipeline.schema import emotion_of, utterance_id, utterance_schema
 from pipeline.work import CAUSE, Work
 
@@ -137,8 +136,7 @@ def _refuse_denied(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_de
     denied = [note for note in notes if note.reason in NO_ACCESS]
     if len(denied) <= max(_FEW, max_denied * rows.num_rows):
         return
-    uris = [without_query(rows["audio"][note.row].as_py()) for note in denied]
-    below = commonprefix(uris).rpartition("/")[0]  # noqa: RUF071 - of URIs, cut at the last slash
+    below = common_folder([rows["audio"][note.row].as_py() for note in denied])
     raise JobError(
         f"{len(denied)} of {rows.num_rows} rows of shard {shard.name} cannot be read below {below}/ by "
         f"{principal()}: {denied[0].reason}, {denied[0].detail}. {_TAKE_THEM}"

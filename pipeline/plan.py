@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.config import canonical_hash
 from pipeline.errors import ConfigError
 from pipeline.keys import Keys, id_keys
@@ -71,7 +72,13 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `plan.json` says. `files` are shard files in order, each with its number of shards."""
+    """What `plan.json` says.
+
+    Attributes:
+        files: shard files in order, each with its number of shards.
+        audio_roots: absolute prefixes below which audio may be opened; empty for the store of the manifests, None in plans
+            written before this was recorded.
+    """
 
     plan: str
     token: str
@@ -88,6 +95,7 @@ class Plan:
     audio_s: float
     extra_schema: str
     format: int = FORMAT
+    audio_roots: tuple[str, ...] | None = None
 
     @property
     def config_hash(self) -> str:
@@ -111,6 +119,20 @@ class Plan:
             for row_group in range(count):
                 yield Shard(self.plan, number, file, row_group)
                 number += 1
+
+    def shard(self, number: int) -> Shard:
+        """One shard. Raises: IndexError."""
+        row_group = number
+        for file, count in self.files:
+            if row_group < count:
+                return Shard(self.plan, number, file, row_group)
+            row_group -= count
+        raise IndexError(number)
+
+    def document(self) -> dict[str, Any]:
+        """What `plan.json` holds. Fields that older plans do not have are left out where they are not set."""
+        fields = asdict(self)
+        return fields if self.audio_roots is not None else {k: v for k, v in fields.items() if k != "audio_roots"}
 
 
 def plan_key(plan: str) -> str:
@@ -140,7 +162,8 @@ def load_plan(store: Store, name: str) -> Plan:
 def plan_of(document: Mapping[str, Any]) -> Plan:
     """The plan that a `plan.json` holds. Raises: KeyError, TypeError or ValueError when it holds none."""
     files = tuple((file, count) for file, count in document["files"])
-    return Plan(**{**document, "files": files, "manifests": tuple(document["manifests"])})
+    tuples = {name: tuple(document[name]) for name in ("manifests", "audio_roots") if name in document}
+    return Plan(**{**document, **tuples, "files": files})
 
 
 def read_shard(store: Store, shard: Shard) -> pa.Table:
@@ -228,7 +251,8 @@ class _Packer:
             self._close(max(self._fill, key=lambda key: self._fill[key][0]))
 
     def _add_group(self, key: tuple[object, ...], rows: pa.Table) -> None:
-        durations = rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy()
+        # a row that is longer than a shard fills one, whatever it says
+        durations = np.clip(rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy(), 0.0, self.size.audio_s)
         start = 0
         while start < rows.num_rows:
             count, audio_s = self._fill[key]
@@ -280,6 +304,7 @@ def write_plan(
     manifests: Iterable[str],
     size: ShardSize,
     needs_text: bool,
+    audio_roots: tuple[str, ...] | None = None,
 ) -> Plan | None:
     """Write the selection as plan `number`; None when another planner created that number first.
 
@@ -295,7 +320,7 @@ def write_plan(
         packer.add(table)
         rows += table.num_rows
         without_text += table["text"].null_count if needs_text else 0
-        audio_s += float(np.nansum(table["duration_s"].fill_null(float("nan")).to_numpy()))
+        audio_s += float(np.clip(table["duration_s"].fill_null(0.0).to_numpy(), 0.0, LONGEST_SPAN_S).sum())
     packer.finish()
     rejects = list(selection.rejects())
     rejects_file = f"{folder}/{token}-rejects.parquet" if rejects else None
@@ -316,8 +341,9 @@ def write_plan(
         rows_without_text=without_text,
         audio_s=audio_s,
         extra_schema=base64.b64encode(extra.serialize().to_pybytes()).decode(),
+        audio_roots=audio_roots,
     )
-    return plan if create_json(store, plan_key(name), asdict(plan), mine=("token", token)) else None
+    return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
 
 
 def read_document(store: Store, key: str) -> dict[str, Any]:
