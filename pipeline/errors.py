@@ -8,8 +8,9 @@ what was committed stays, and the same command goes on.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import Any
 
 
 class Reason(StrEnum):
@@ -88,6 +89,14 @@ class JobError(Exception):
 
 class NoWorkersError(JobError):
     """No worker could start or go on for as long as the job may wait: no other plan would fare better."""
+
+
+class StuckPlansError(JobError):
+    """Some plans could not be finished, and the others were: `reports` are theirs."""
+
+    def __init__(self, message: str, reports: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.reports = reports
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

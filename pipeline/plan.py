@@ -201,7 +201,7 @@ def _held_ids(store: Store, plans: Iterable[Plan]) -> Iterator[Keys]:
 
 
 @dataclass
-class _ShardFiles:
+class ShardFiles:
     """Writes shards as row groups of numbered Parquet files in the store."""
 
     store: Store
@@ -213,7 +213,9 @@ class _ShardFiles:
     _writer: pq.ParquetWriter | None = None
     _shards: int = 0
 
-    def add(self, rows: pa.Table) -> None:
+    def add(self, rows: pa.Table) -> tuple[str, int]:
+        """Write one shard. Returns: the key of its file, which exists once that is full or closed, and its row group."""
+        key, row_group = self._key(), self._shards
         if self._writer is None:
             self._buffer = io.BytesIO()
             self._writer = pq.ParquetWriter(
@@ -223,12 +225,17 @@ class _ShardFiles:
         self._shards += 1
         if self._shards == SHARDS_PER_FILE:
             self.close()
+        return key, row_group
+
+    def _key(self) -> str:
+        return f"{self.folder}/{self.token}-{len(self.files):05d}.parquet"
 
     def close(self) -> None:
+        """Store the file that is being written."""
         if self._writer is None:
             return
         self._writer.close()
-        key = f"{self.folder}/{self.token}-{len(self.files):05d}.parquet"
+        key = self._key()
         self.store.put_if_absent(key, self._buffer.getvalue())
         self.files.append((key, self._shards))
         self._writer, self._shards = None, 0
@@ -238,7 +245,7 @@ class _ShardFiles:
 class _Packer:
     """Fills shards with rows that share their partition values and language."""
 
-    files: _ShardFiles
+    files: ShardFiles
     group_by: tuple[str, ...]
     size: ShardSize
     _open: dict[tuple[object, ...], list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
@@ -313,7 +320,7 @@ def write_plan(
     name, token = plan_name(number), uuid.uuid4().hex[:12]
     folder = f"_runs/{name}/shards"
     extra = selection.spool.extra
-    files = _ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
+    files = ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
     packer = _Packer(files, tuple(dict.fromkeys((*settings["partition_by"], "language"))), size)
     rows, without_text, audio_s = 0, 0, 0.0
     for table in selection.tables():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -75,6 +75,11 @@ class Work:
     def mode(self) -> str:
         """The fusion mode, or text."""
         return str(self.plan.settings["mode"])
+
+
+def audio_roots(plan: Plan, now: Sequence[str]) -> AudioRoots:
+    """Where the audio of a plan may be opened. Args: now: `--audio-root` of this run, for plans that recorded none."""
+    return AudioRoots.parse(now if plan.audio_roots is None else plan.audio_roots, plan.manifests)
 
 
 def guard(work: Callable[[], T], stage: Stage) -> T | RejectedRow:
