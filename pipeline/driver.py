@@ -5,7 +5,6 @@ The driver holds four bytes a row while planning, and counts; audio and rows sta
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import tempfile
@@ -38,8 +37,8 @@ from pipeline.manifest.read import conform, expand, unify
 from pipeline.models import slots
 from pipeline.models.lock import Prepared
 from pipeline.models.pinning import Pinning
-from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
-from pipeline.pools import Resources, choose_device, size_pools
+from pipeline.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
+from pipeline.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.progress import Progress
 from pipeline.rates import check_rates
 from pipeline.renewed import renew
@@ -52,10 +51,6 @@ from pipeline.storage import Store, open_store, require_conditional_writes
 from pipeline.survey import pending_shards, survey
 from pipeline.work import Work, audio_roots
 
-_CPU_SHARD = ShardSize(rows=64, audio_s=600.0)
-_GPU_SHARD = ShardSize(rows=1024, audio_s=3600.0)
-_SMALLEST_SHARD_ROWS = 8
-_SHARDS_PER_WORKER = 4
 _LONGEST_PARTITION_BYTES = 200
 """Of one `column=value` folder name; file systems allow 255."""
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
@@ -186,7 +181,7 @@ class Driver:
             try:
                 reports.append(self._finish(plan, resources, None if plan in planned else spool))
             except CANNOT_FINISH as error:
-                failures.append(record_failure(self.store, plan, error, len(pending_shards(self.store, plan))))
+                failures.append(record_failure(self.store, plan, error))
                 if isinstance(error, NoWorkersError):
                     break
         reports.sort(key=lambda report: str(report["run_id"]))
@@ -196,9 +191,12 @@ class Driver:
 
     def _start_pinning(self, selection: Selection) -> AbstractContextManager[Pinning | None]:
         """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
-        languages = self._languages(selection) | {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
+        languages = {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
         asr = self._needs_asr(selection) or any(slots.needs_asr(plan) for plan in self.plans)
-        chosen = slots.choose(self.config, languages, needs_asr=asr, prepared=self.prepared)
+        chosen = {
+            **slots.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared),
+            **slots.choose(self.config, self._languages(selection), needs_asr=asr, prepared=self.prepared),
+        }
         return Pinning(chosen, self.config.mode, self.prepared) if chosen else nullcontext()
 
     def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
@@ -232,18 +230,12 @@ class Driver:
             for table in selection.tables()
         )
 
-    def _shard_size(self, rows: int, device: str, resources: Resources) -> ShardSize:
-        """Usual shards, or smaller ones when a small corpus would leave workers idle."""
-        usual, workers = (_GPU_SHARD, resources.gpus) if device == "cuda" else (_CPU_SHARD, resources.cpus)
-        spread = max(_SMALLEST_SHARD_ROWS, math.ceil(rows / (_SHARDS_PER_WORKER * max(workers, 1.0))))
-        return ShardSize(self.config.shard_rows or min(usual.rows, spread), self.config.shard_audio_s or usual.audio_s)
-
     def _plan(
         self, selection: Selection, resources: Resources, pinned: dict[str, Any], widths: dict[str, int]
     ) -> list[Plan]:
         """Write the new plan; after losing a race for its number, drop what the winner holds and try the next."""
         device = choose_device(self.config, resources)
-        size = self._shard_size(selection.rows, device, resources)
+        size = shard_size(self.config, selection.rows, device, resources)
         settings = self._settings(dataset_settings(self.store), device)
         claim_dataset(self.store, settings)
         others: list[Plan] = []
@@ -336,7 +328,7 @@ class Driver:
             resources = _visible_resources()
             # not known before Ray is asked on this machine: then as if there were no GPU
             on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and bool(resources.gpus))
-            size = self._shard_size(selection.rows, "cuda" if on_gpus else "cpu", resources)
+            size = shard_size(self.config, selection.rows, "cuda" if on_gpus else "cpu", resources)
             corpus = sizing.measure(
                 selection.tables(),
                 mode=self.config.mode,

@@ -38,7 +38,7 @@ class Failure:
     shards_left: int
 
 
-def record_failure(store: Store, plan: Plan, error: BaseException, shards_left: int) -> Failure:
+def record_failure(store: Store, plan: Plan, error: BaseException) -> Failure:
     """Note a failed try as `_runs/<plan>/attempts/NNNNNN.json`, put-if-absent under the next free number.
 
     A store that takes no more writes leaves no note.
@@ -46,8 +46,9 @@ def record_failure(store: Store, plan: Plan, error: BaseException, shards_left: 
     sentence = str(error) if isinstance(error, (JobError, ConfigError)) else f"{type(error).__name__}: {error}"
     token = uuid.uuid4().hex
     note = {"format": FORMAT, "token": token, "failed_at": _now(), "error": sentence[:_LONGEST_ERROR]}
-    tries, first_at = 1, str(note["failed_at"])
+    tries, first_at, shards_left = 1, str(note["failed_at"]), plan.num_shards
     with contextlib.suppress(*TRANSIENT, JobError):
+        shards_left = len(pending_shards(store, plan))
         keys = sorted(entry.key for entry in store.list(f"_runs/{plan.plan}/attempts"))
         tries += len(keys)
         if keys:

@@ -74,8 +74,11 @@ def _code_in_body(filesystem: AbstractFileSystem, path: str) -> str | None:
 
     async def ask() -> bytes:
         session = await filesystem.set_session()
+        body = b""
         async with session.get(filesystem.encode_url(path), **filesystem.kwargs) as answer:
-            return bytes(await answer.content.read(_ERROR_BODY_BYTES))
+            while len(body) < _ERROR_BODY_BYTES and (more := await answer.content.read(_ERROR_BODY_BYTES)):
+                body += more
+        return body
 
     try:
         found = _ERROR_CODE.search(sync(filesystem.loop, ask, timeout=READ_TIMEOUT_S))
