@@ -176,15 +176,16 @@ class Driver:
 
         Raises: StuckPlansError after all others when one cannot be finished.
         """
-        reports, failures = [], []
+        done: dict[str, dict[str, Any]] = {}
+        failures = []
         for plan in [*planned, *unfinished]:
             try:
-                reports.append(self._finish(plan, resources, None if plan in planned else spool))
+                done[plan.plan] = self._finish(plan, resources, None if plan in planned else spool)
             except CANNOT_FINISH as error:
                 failures.append(record_failure(self.store, plan, error))
                 if isinstance(error, NoWorkersError):
                     break
-        reports.sort(key=lambda report: str(report["run_id"]))
+        reports = [done[name] for name in sorted(done)]
         if failures:
             raise stuck(failures, reports)
         return reports

@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import time
 import uuid
 from collections import defaultdict
@@ -36,6 +35,7 @@ from pipeline.keys import Keys, id_keys
 from pipeline.schema import ROW_SCHEMA
 from pipeline.spool import Selection, reject_keys
 from pipeline.storage import Store
+from pipeline.values import groups
 
 FORMAT = 1
 SHARDS_PER_FILE = 1024
@@ -44,7 +44,6 @@ _OPEN_ROWS = 200_000
 ASSUMED_DURATION_S = 15.0
 """What a row without a duration counts for when shards are filled."""
 _TINY_SHARD_ROWS = 8
-_NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +251,7 @@ class _Packer:
     _fill: dict[tuple[object, ...], tuple[int, float]] = field(default_factory=lambda: defaultdict(lambda: (0, 0.0)))
 
     def add(self, rows: pa.Table) -> None:
-        for key, group in _groups(rows, self.group_by):
+        for key, group in groups(rows, self.group_by):
             self._add_group(key, group)
         while sum(count for count, _ in self._fill.values()) > _OPEN_ROWS:
             self._close(max(self._fill, key=lambda key: self._fill[key][0]))
@@ -281,23 +280,6 @@ class _Packer:
         for key in list(self._open):
             self._close(key)
         self.files.close()
-
-
-def _groups(rows: pa.Table, names: tuple[str, ...]) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
-    """Split rows by the values of `names`, keeping their order inside a group."""
-    # NaN is not equal to itself: one stands for all
-    keys = [
-        tuple(_NAN if isinstance(value, float) and math.isnan(value) else value for value in values)
-        for values in zip(*(rows[name].to_pylist() for name in names), strict=True)
-    ]
-    positions: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for position, key in enumerate(keys):
-        positions[key].append(position)
-    if len(positions) == 1:
-        yield keys[0], rows
-        return
-    for key, taken in positions.items():
-        yield key, rows.take(pa.array(taken))
 
 
 def write_plan(

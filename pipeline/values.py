@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
 import pyarrow as pa
 
+_NAN = float("nan")
 _LISTS = (pa.types.is_list, pa.types.is_large_list)
 
 
@@ -34,3 +39,20 @@ def _counted(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     return kind
+
+
+def groups(rows: pa.Table, names: tuple[str, ...]) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
+    """Split rows by the values of `names`, keeping their order inside a group."""
+    # NaN is not equal to itself: one stands for all
+    keys = [
+        tuple(_NAN if isinstance(value, float) and math.isnan(value) else value for value in values)
+        for values in zip(*(plain_values(rows[name]) for name in names), strict=True)
+    ]
+    positions: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, key in enumerate(keys):
+        positions[key].append(position)
+    if len(positions) == 1:
+        yield keys[0], rows
+        return
+    for key, taken in positions.items():
+        yield key, rows.take(pa.array(taken))
