@@ -79,8 +79,8 @@ def stuck(failures: Sequence[Failure], reports: Sequence[dict[str, Any]]) -> Stu
     names = " ".join(failure.plan.plan for failure in failures)
     left = sum(failure.shards_left for failure in failures)
     lines.append(
-        f"Other runs were not held up. If this cannot be put right, --give-up {names} rejects the rows of the {left:,} shards "
-        "that are left, for good."
+        f"Other runs were not held up. If this cannot be put right, --give-up {names} rejects the rows that are left, those of "
+        f"{left:,} shard{'s' * (left != 1)}, for good."
     )
     return StuckPlansError("\n".join(lines), reports)
 
