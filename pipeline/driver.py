@@ -9,7 +9,6 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import sizing
-from pipeline.commit import NULL_PARTITION, committed_parts, partition_folder, publish
+from pipeline.commit import committed_parts, publish
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language, require_precision
 from pipeline.dataset import (
     claim_dataset,
@@ -30,7 +29,7 @@ from pipeline.dataset import (
     settle_types,
     with_columns,
 )
-from pipeline.errors import ConfigError, NoWorkersError, Reason, RejectedRow, Stage, did_you_mean
+from pipeline.errors import ConfigError, NoWorkersError, RejectedRow, did_you_mean
 from pipeline.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
 from pipeline.finish import Finished
 from pipeline.manifest.read import conform, expand, unify
@@ -43,6 +42,7 @@ from pipeline.progress import Progress
 from pipeline.rates import check_rates
 from pipeline.renewed import renew
 from pipeline.roots import AudioRoots, without_query
+from pipeline.rowchecks import check_language, check_partition_value
 from pipeline.schema import passthrough_name
 from pipeline.shardlog import log_shard
 from pipeline.spool import Selection, Spool
@@ -51,8 +51,6 @@ from pipeline.storage import Store, open_store, require_conditional_writes
 from pipeline.survey import pending_shards, survey
 from pipeline.work import Work, audio_roots
 
-_LONGEST_PARTITION_BYTES = 200
-"""Of one `column=value` folder name; file systems allow 255."""
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
 
 
@@ -129,8 +127,10 @@ class Driver:
             try:
                 if record["audio"] is not None:
                     roots.check(record["audio"])
-                _check_language(record["language"], known)
-                _check_partition_value({name: looked_at[name][row] for name in looked_at.column_names if name in columns})
+                check_language(record["language"], known)
+                check_partition_value(
+                    {name: looked_at[name][row] for name in looked_at.column_names if name in columns}
+                )
             except RejectedRow as rejected:
                 refused[row] = rejected
         return rows, refused
@@ -362,32 +362,6 @@ class Driver:
                 },
                 "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }
-
-
-def _check_language(tag: str | None, known: set[str]) -> None:
-    if tag is not None and primary_language(tag) not in known:
-        detail = (
-            f"no emotion model is known for language {tag!r}; name one with --fusion-model {primary_language(tag)}=X"
-        )
-        raise RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.MANIFEST)
-
-
-def _check_partition_value(values: Mapping[str, pa.Scalar]) -> None:
-    for column, scalar in values.items():
-        try:
-            value = scalar.as_py()
-        except (OverflowError, ValueError):  # such as a time after the year 9999
-            detail = f"column {column!r} holds a {scalar.type} that no folder can be named after"
-            raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST) from None
-        if value == NULL_PARTITION:
-            raise RejectedRow(
-                Reason.BAD_FIELD,
-                f"column {column!r} holds {NULL_PARTITION}, which readers take for null",
-                Stage.MANIFEST,
-            )
-        if len(partition_folder([column], [value]).encode()) > _LONGEST_PARTITION_BYTES:
-            detail = f"column {column!r} names a folder of more than {_LONGEST_PARTITION_BYTES} bytes"
-            raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)
 
 
 def _rows_done(plan: Plan, pending: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,7 +77,12 @@ def _without_signature(uri: str) -> tuple[str, str]:
 def _signed(spool: Spool) -> Iterator[tuple[list[str], list[str]]]:
     """Ids and URLs of the manifest's rows that are behind HTTP and have a query."""
     for chunk in spool.chunks:
-        rows = pq.read_table(chunk, columns=["recording_id", "audio"])
+        rows = _columns(chunk)
         signed = rows.filter(pc.match_substring_regex(rows["audio"], _HTTP + r"[^#]*\?"))
         if signed.num_rows:
             yield signed["recording_id"].to_pylist(), signed["audio"].to_pylist()
+
+
+def _columns(chunk: Path) -> pa.Table:
+    with pq.ParquetFile(chunk) as file:
+        return file.read(["recording_id", "audio"])
