@@ -12,16 +12,19 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.parser import Parser, add_named_models
-from jobs.report import draw
+from jobs.report import can_draw, draw
 from pipeline import __version__
 from pipeline.config import JobConfig, load_config
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError, JobError, StuckPlansError
 
 if TYPE_CHECKING:
     from pipeline.driver import Driver
+
+_MOST_PAGES = 20
+"""Of earlier runs that one job draws, the newest; the next job draws more."""
 
 
 def _parser() -> Parser:
@@ -118,6 +121,8 @@ def _parser() -> Parser:
     run.add_argument("--wait-for-workers-s", type=float, metavar="S",
                      help="end the job after so long in which no worker could start or go on, for want of machines or a "
                      "broken environment; raise it where an autoscaler needs longer (default: 3600; 0: for ever)")  # fmt: skip
+    run.add_argument("--give-up", nargs="+", action="extend", metavar="RUN",
+                     help="reject what is left of these unfinished runs, such as 000007, for good; then go on")  # fmt: skip
     run.add_argument("--no-page", action="store_true", help="leave out report.html; jobs.report draws it any time")
     run.add_argument("--dry-run", action="store_true", help="print what would be done; decode nothing, write nothing")
     run.add_argument("--version", action="version", version=__version__)
@@ -168,9 +173,19 @@ def _report(config: JobConfig, driver: Driver) -> int:
         for name, value in driver.describe().items():
             print(f"{name.replace('_', ' ')}: {_plain(value)}")
         return 0
-    reports = driver.run()
+    try:
+        reports = driver.run()
+    except StuckPlansError as stuck:
+        _show(config, driver, stuck.reports)
+        raise
     if not reports:
         print(f"Nothing new: every row of the manifest is in {config.output} already, or in its rejects.")
+    _show(config, driver, reports)
+    return 0
+
+
+def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]]) -> None:
+    """Print what became of each run, and draw the pages that are missing."""
     for report in reports:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["rejects_by_reason"].items())
         print(
@@ -184,7 +199,9 @@ def _report(config: JobConfig, driver: Driver) -> int:
         )
         if not config.no_page:
             print(draw(config.output, report["run_id"]))
-    return 0
+    if not config.no_page and can_draw():
+        for run in driver.undrawn[-_MOST_PAGES:]:
+            print(draw(config.output, run))
 
 
 def _plain(value: object) -> str:

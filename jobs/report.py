@@ -26,6 +26,11 @@ _PACKAGES = ("duckdb", "jinja2", "matplotlib")
 _DRAWN_WITHIN_S = 600.0
 
 
+def can_draw() -> bool:
+    """Whether the packages that draw pages are installed."""
+    return all(map(find_spec, _PACKAGES))
+
+
 def draw(output: str, run: str) -> str:
     """Draw the page of a finished run, in a process of its own: whatever happens to it, the run stands.
 
@@ -33,7 +38,7 @@ def draw(output: str, run: str) -> str:
     Costs about three seconds of a CPU for a small run, of which half are imports.
     """
     again = f"python -m jobs.report {output} {run}"
-    if not all(map(find_spec, _PACKAGES)):
+    if not can_draw():
         return f"page: none, its packages are not installed; pip install -e '.[analytics]', then {again}"
     words = [sys.executable, "-m", "jobs.report", output, run]
     environment = {**os.environ, "PYTHONPATH": search_path()}

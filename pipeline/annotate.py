@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from pipeline.absent import refuse_absent
 from pipeline.attempts import MOST_DEATHS, Unwatched, Watch, lethal
 from pipeline.audio.segment import cut, has_speech
 from pipeline.commit import is_committed
@@ -34,10 +35,13 @@ from pipeline.work import (
     Waveforms,
     Work,
     cause_columns,
+    check_span,
     fetch_small,
     guard,
     load_recording,
+    needs_audio,
     pack_waveform,
+    records_of,
 )
 
 if TYPE_CHECKING:
@@ -56,22 +60,25 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
     A shard that another run has committed meanwhile is one line of row `DONE_ELSEWHERE`.
 
     Args:
-        unreachable: rows in succession, each tried for a minute, after which the store counts as gone; None for never.
-    Raises: JobError for a store that is gone.
+        unreachable: rows in succession, each tried for a minute, after which the store counts as gone; None for never,
+            and for missing audio that is to be rejected whatever its share.
+    Raises: JobError for a store that is gone, and where nearly all audio of the plan is missing.
     """
     rows = read_shard(work.store, shard)
     if is_committed(work.store, key_of(work.plan, shard, rows)):
         done = {"row": DONE_ELSEWHERE, "segment_index": 0, "reason": "", "detail": "", "stage": ""}
         return pa.Table.from_pylist([done], schema=WORK_SCHEMA)
     lines: list[dict[str, Any]] = []
-    pcm_bytes = failed = 0
-    records = rows.to_pylist()
-    contents = read_ahead(partial(fetch_small, work), [record for record in records if _needs_audio(work, record)])
+    pcm_bytes = failed = missing = 0
+    records = records_of(rows)
+    wanted = [record for record in records if needs_audio(work, record)]
+    contents = read_ahead(partial(fetch_small, work), wanted)
     for row, record in enumerate(records):
-        content = next(contents) if _needs_audio(work, record) else None
+        content = next(contents) if needs_audio(work, record) else None
         outcome = guard(partial(_prepare_row, work, record, content), Stage.DECODE)
         failed = failed + 1 if isinstance(outcome, RejectedRow) and outcome.reason == Reason.FETCH_FAILED else 0
         if isinstance(outcome, RejectedRow):
+            missing += outcome.reason in (Reason.NOT_FOUND, Reason.REFUSED)
             if failed == unreachable:
                 raise JobError(
                     f"the audio's store has failed {failed} objects in succession, the last so: {outcome.detail}"
@@ -83,11 +90,9 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
             if pcm_bytes > PCM_BUDGET_BYTES:
                 line["waveform"] = None
             lines.append({"row": row, **line})
+    if unreachable is not None:
+        refuse_absent(work, shard, missing, len(wanted))
     return pa.Table.from_pylist(lines, schema=WORK_SCHEMA)
-
-
-def _needs_audio(work: Work, record: dict[str, Any]) -> bool:
-    return work.mode != "text" or record["text"] is None or record["language"] is None
 
 
 def _is_to_be_heard(work: Work, line: Mapping[str, Any]) -> bool:
@@ -98,6 +103,7 @@ def _prepare_row(
     work: Work, record: dict[str, Any], content: Callable[[], bytes | None] | None
 ) -> list[dict[str, Any]]:
     """The utterances of one recording; `content` gives its bytes if they are at hand, and is None where nobody listens."""
+    check_span(record)
     text = record["text"]
     common = {"language": record["language"], "text": text, "text_source": "none" if text is None else "manifest"}
     offset_s = record["offset_s"] or 0.0

@@ -34,6 +34,11 @@ def check_content(content: bytes, record: Mapping[str, Any], shown: str) -> None
             raise RejectedRow(Reason.CHECKSUM, detail, Stage.FETCH)
 
 
+def is_checksum(column: str) -> bool:
+    """Whether a manifest column is taken for a checksum, whatever its case."""
+    return column.lower() in _DIGEST_BYTES
+
+
 def _digest(stated: object, size: int) -> bytes | None:
     if isinstance(stated, bytes) and len(stated) == size:
         return stated

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.figures import Figures, total
 from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shards
-from pipeline.schema import EMBEDDINGS
+from pipeline.schema import EMBEDDINGS, utterance_schema
 from pipeline.spool import reject_schema, rejects_table
 from pipeline.storage import Store
 
@@ -34,6 +34,8 @@ _RECEIPT = b"speech_emotion.receipt"
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _ROW_GROUP_ROWS = 4096
 _FOOTER_READERS = 16
+_DERIVED = ("rows", "utterances", "rejected", "rejects_by_reason")
+"""Figures of a report that the parts alone decide."""
 _SHARD_NUMBER = re.compile("[0-9]{6,}")
 
 
@@ -89,6 +91,12 @@ def partition_folder(columns: Sequence[str], values: Sequence[object]) -> str:
 def part_key(shard: Shard, partition: str) -> str:
     """Where the part of a shard lies."""
     return "/".join(piece for piece in (UTTERANCES, partition, f"{shard.name}.parquet") if piece)
+
+
+def part_schema(plan: Plan) -> pa.Schema:
+    """What every part of a plan has: partition columns are in the path alone."""
+    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra)
+    return pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
 
 
 def write_part(store: Store, key: str, utterances: pa.Table, receipt: Receipt) -> bool:
@@ -193,8 +201,9 @@ def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
 def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[str, Any]) -> dict[str, Any]:
     """Derive `rejects/<plan>.parquet`, `report.json` and `_SUCCESS` from the footers.
 
-    Safe to repeat and to run twice at once: what is there first stays. Returns the report that stands.
-    Raises: JobError when the receipts do not add up to the plan; nothing is published then.
+    Safe to repeat and to run twice at once: what is there first stays. Returns the report that is there.
+    Raises: JobError when the receipts do not add up to the plan, and nothing is published then; or when what was published
+        before says something else, because parts were deleted since and made again.
     """
     receipts = list(read_receipts(store, parts))
     counted = sum(r.rows for r in receipts)
@@ -208,14 +217,20 @@ def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[
             f"{len(foreign)} parts of another configuration, {len(astray)} under another shard's name"
         )
     rejects = _derive_rejects(store, plan, receipts)
+    report_key, rejects_key = f"_runs/{plan.plan}/report.json", f"rejects/{plan.plan}.parquet"
     if rejects.num_rows:
-        store.put_if_absent(f"rejects/{plan.plan}.parquet", parquet_bytes(rejects))
-    report_key = f"_runs/{plan.plan}/report.json"
-    totals = {**report, **_totals(plan, receipts, rejects)}
-    store.put_if_absent(report_key, json.dumps(totals, indent=1, ensure_ascii=False).encode())
+        store.put_if_absent(rejects_key, parquet_bytes(rejects))
+    totals = _totals(plan, receipts, rejects)
+    store.put_if_absent(report_key, json.dumps({**report, **totals}, indent=1, ensure_ascii=False).encode())
+    found: dict[str, Any] = json.loads(store.read(report_key))
+    if any(found.get(name) != totals[name] for name in _DERIVED):
+        raise JobError(
+            f"run {plan.plan} is complete, but its report and rejects are of other parts, deleted since and made again with "
+            f"another outcome. Delete {_success_key(plan)}, {report_key}, {rejects_key} and the page below {store.root}, and "
+            "start the same command again: it derives them anew. python -m jobs.verify shows what differs"
+        )
     store.put_if_absent(_success_key(plan), b"")
-    standing: dict[str, Any] = json.loads(store.read(report_key))
-    return standing
+    return found
 
 
 def _success_key(plan: Plan) -> str:

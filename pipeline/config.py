@@ -125,10 +125,11 @@ class JobConfig(ModelChoice):
     max_batch_s: float | None = Field(default=None, gt=0)
     wait_for_workers_s: float = Field(default=3600.0, ge=0)
     max_reject_rate: float | None = Field(default=None, ge=0, le=1)
+    give_up: tuple[str, ...] = ()
     no_page: bool = False
     dry_run: bool = False
 
-    @field_validator("manifest", "audio_root", "partition_by", mode="before")
+    @field_validator("manifest", "audio_root", "partition_by", "give_up", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -138,6 +139,14 @@ class JobConfig(ModelChoice):
     def _temperatures(cls, value: object) -> object:
         """Accept the file that `jobs.evaluate --fit-calibration` wrote, or temperatures by model fingerprint."""
         return read_temperatures(value) if isinstance(value, str) else value
+
+    @field_validator("give_up")
+    @classmethod
+    def _run_numbers(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
+        for run in runs:
+            if not (run.isascii() and run.isdigit() and int(run)):
+                raise ValueError(f"{run!r} is no run number such as 000007")
+        return tuple(dict.fromkeys(f"{int(run):06d}" for run in runs))
 
     @field_validator("partition_by")
     @classmethod

@@ -5,12 +5,10 @@ The driver holds four bytes a row while planning, and counts; audio and rows sta
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import sizing
-from pipeline.commit import NULL_PARTITION, committed_parts, is_published, partition_folder, publish
+from pipeline.commit import committed_parts, publish
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language, require_precision
 from pipeline.dataset import (
     claim_dataset,
@@ -31,31 +29,28 @@ from pipeline.dataset import (
     settle_types,
     with_columns,
 )
-from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage, did_you_mean
-from pipeline.finish import MAX_DENIED, Finished
+from pipeline.errors import ConfigError, NoWorkersError, RejectedRow, did_you_mean
+from pipeline.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
+from pipeline.finish import Finished
 from pipeline.manifest.read import conform, expand, unify
 from pipeline.models import slots
 from pipeline.models.lock import Prepared
 from pipeline.models.pinning import Pinning
-from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
-from pipeline.pools import Resources, choose_device, size_pools
+from pipeline.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
+from pipeline.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.progress import Progress
-from pipeline.roots import AudioRoots
+from pipeline.rates import check_rates
+from pipeline.renewed import renew
+from pipeline.roots import AudioRoots, without_query
+from pipeline.rowchecks import check_language, check_partition_value
 from pipeline.schema import passthrough_name
 from pipeline.shardlog import log_shard
 from pipeline.spool import Selection, Spool
 from pipeline.stages import cluster, run_shards
 from pipeline.storage import Store, open_store, require_conditional_writes
-from pipeline.work import Work
+from pipeline.survey import pending_shards, survey
+from pipeline.work import Work, audio_roots
 
-_CPU_SHARD = ShardSize(rows=64, audio_s=600.0)
-_GPU_SHARD = ShardSize(rows=1024, audio_s=3600.0)
-_SMALLEST_SHARD_ROWS = 8
-_SHARDS_PER_WORKER = 4
-_LONGEST_PARTITION_BYTES = 200
-"""Of one `column=value` folder name; file systems allow 255."""
-_RATE_ROWS = 100
-"""Rows before a rate of rejects means something."""
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
 
 
@@ -69,6 +64,7 @@ class Driver:
     prepared: Prepared | None = field(init=False)
     manifests: list[str] = field(init=False)
     plans: list[Plan] = field(init=False)
+    undrawn: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.prepared = slots.prepared_models(self.config)
@@ -126,12 +122,15 @@ class Driver:
         refused: dict[int, RejectedRow] = {}
         columns = [name for name in rows.schema.names if name.lower() in map(str.lower, self.config.partition_by)]
         looked_at = rows.select(list(dict.fromkeys(["audio", "language", *columns])))
-        for row, record in enumerate(conform(looked_at, unify([looked_at.schema])).to_pylist()):
+        looked_at = conform(looked_at, unify([looked_at.schema]))
+        for row, record in enumerate(looked_at.select(["audio", "language"]).to_pylist()):
             try:
                 if record["audio"] is not None:
                     roots.check(record["audio"])
-                _check_language(record["language"], known)
-                _check_partition_value(columns, record)
+                check_language(record["language"], known)
+                check_partition_value(
+                    {name: looked_at[name][row] for name in looked_at.column_names if name in columns}
+                )
             except RejectedRow as rejected:
                 refused[row] = rejected
         return rows, refused
@@ -156,7 +155,10 @@ class Driver:
         """Plan what is new, finish every unfinished plan, publish. Returns: their reports; none when nothing was new."""
         with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
             selection = self.read(Path(folder))
-            unfinished = [plan for plan in self.plans if not is_published(self.store, plan)]
+            give_up_runs(self.store, self.plans, self.config.give_up, self.out)
+            states = survey(self.store, self.plans, self.out)
+            self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
+            unfinished = [state.plan for state in states if not state.whole]
             with self._start_pinning(selection) as pinning:
                 if not selection and not unfinished:
                     self._pinned(pinning, selection)
@@ -164,15 +166,38 @@ class Driver:
                 with cluster(self.out) as resources:
                     models = self._pinned(pinning, selection)
                     require_conditional_writes(self.store)
-                    if selection:
-                        unfinished.extend(self._plan(selection, resources, *models))
-                    return [self._finish(plan, resources) for plan in unfinished]
+                    planned = self._plan(selection, resources, *models) if selection else []
+                    return self._finish_all(planned, unfinished, selection.spool, resources)
+
+    def _finish_all(
+        self, planned: list[Plan], unfinished: list[Plan], spool: Spool, resources: Resources
+    ) -> list[dict[str, Any]]:
+        """Finish every plan, the new ones first, so that nothing in an old one can hold them up.
+
+        Raises: StuckPlansError after all others when one cannot be finished.
+        """
+        done: dict[str, dict[str, Any]] = {}
+        failures = []
+        for plan in [*planned, *unfinished]:
+            try:
+                done[plan.plan] = self._finish(plan, resources, None if plan in planned else spool)
+            except CANNOT_FINISH as error:
+                failures.append(record_failure(self.store, plan, error))
+                if isinstance(error, NoWorkersError):
+                    break
+        reports = [done[name] for name in sorted(done)]
+        if failures:
+            raise stuck(failures, reports)
+        return reports
 
     def _start_pinning(self, selection: Selection) -> AbstractContextManager[Pinning | None]:
         """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
-        languages = self._languages(selection) | {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
+        languages = {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
         asr = self._needs_asr(selection) or any(slots.needs_asr(plan) for plan in self.plans)
-        chosen = slots.choose(self.config, languages, needs_asr=asr, prepared=self.prepared)
+        chosen = {
+            **slots.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared),
+            **slots.choose(self.config, self._languages(selection), needs_asr=asr, prepared=self.prepared),
+        }
         return Pinning(chosen, self.config.mode, self.prepared) if chosen else nullcontext()
 
     def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
@@ -206,18 +231,12 @@ class Driver:
             for table in selection.tables()
         )
 
-    def _shard_size(self, rows: int, device: str, resources: Resources) -> ShardSize:
-        """Usual shards, or smaller ones when a small corpus would leave workers idle."""
-        usual, workers = (_GPU_SHARD, resources.gpus) if device == "cuda" else (_CPU_SHARD, resources.cpus)
-        spread = max(_SMALLEST_SHARD_ROWS, math.ceil(rows / (_SHARDS_PER_WORKER * max(workers, 1.0))))
-        return ShardSize(self.config.shard_rows or min(usual.rows, spread), self.config.shard_audio_s or usual.audio_s)
-
     def _plan(
         self, selection: Selection, resources: Resources, pinned: dict[str, Any], widths: dict[str, int]
     ) -> list[Plan]:
         """Write the new plan; after losing a race for its number, drop what the winner holds and try the next."""
         device = choose_device(self.config, resources)
-        size = self._shard_size(selection.rows, device, resources)
+        size = shard_size(self.config, selection.rows, device, resources)
         settings = self._settings(dataset_settings(self.store), device)
         claim_dataset(self.store, settings)
         others: list[Plan] = []
@@ -232,6 +251,7 @@ class Driver:
                 manifests=self.manifests,
                 size=size,
                 needs_text=self.config.mode != "audio",
+                audio_roots=AudioRoots.parse(self.config.audio_root, self.manifests).absolute(),
             )
             if plan is not None:
                 if warning := tiny_shards_warning(plan):
@@ -243,24 +263,29 @@ class Driver:
             selection = self._select(selection.spool)
         return others
 
-    def _finish(self, plan: Plan, resources: Resources) -> dict[str, Any]:
-        """Run the shards of one plan that have no part, then publish it."""
+    def _finish(self, plan: Plan, resources: Resources, spool: Spool | None) -> dict[str, Any]:
+        """Run the shards of one plan that have no part, then publish it.
+
+        Args:
+            spool: the manifest given now, for a plan that was made from an earlier one.
+        """
         started, started_at = time.monotonic(), _now()
-        parts = committed_parts(self.store, [plan])[plan.plan]
-        pending = [shard for shard in plan.shards() if shard.number not in parts]
+        pending = pending_shards(self.store, plan)
+        if spool is not None:
+            pending = renew(self.store, plan, pending, spool)
         random.shuffle(pending)  # another run at the same plan then works on other shards, and each skips what is done
         record: dict[str, Any] = {}
         if pending:
             pools = size_pools(self.config, resources, plan, len(pending))
             print(self._headline(plan, len(pending), pools.device), file=self.out)
             progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending)), out=self.out).start()
-            work = Work(self.config.output, plan, AudioRoots.parse(self.config.audio_root, list(plan.manifests)))
+            config = self._config_for(plan)
+            work = Work(self.config.output, plan, audio_roots(plan, self.config.audio_root))
             try:
-                run_shards(work, pending, pools, self.config, partial(self._count, progress))
+                run_shards(work, pending, pools, config, partial(self._count, progress, work, config.max_reject_rate))
             finally:
                 progress.close()
             record = {"pools": asdict(pools), "shards_lost_to_another_run": progress.lost}
-            parts = committed_parts(self.store, [plan])[plan.plan]
         report = {
             "run_id": plan.plan,
             "output": self.config.output,
@@ -275,22 +300,20 @@ class Driver:
             "config_hash": plan.config_hash,
             "versions": slots.versions(),
             "resources": asdict(resources),
+            **({"page": False} if self.config.no_page else {}),
             **record,
         }
-        return publish(self.store, plan, parts, report)
+        return publish(self.store, plan, committed_parts(self.store, [plan])[plan.plan], report)
 
-    def _count(self, progress: Progress, shard: Finished) -> None:
-        """Raises: JobError when too many rows of this run are rejected; what is committed stays."""
+    def _config_for(self, plan: Plan) -> JobConfig:
+        """`--max-reject-rate` is for the manifests it was given with: no other plan loses rows by it."""
+        ours = {*map(without_query, plan.manifests)} & {*map(without_query, self.manifests)}
+        return self.config if ours else self.config.model_copy(update={"max_reject_rate": None})
+
+    def _count(self, progress: Progress, work: Work, max_reject_rate: float | None, shard: Finished) -> None:
         progress.add(shard)
         log_shard(shard, self.config.output)
-        limit, rows, rejected, why = self.config.max_reject_rate, progress.finished, progress.rejects, ""
-        if limit is None:
-            limit, rejected, why = MAX_DENIED, progress.denied, " for want of access"
-        if rows >= _RATE_ROWS and rejected > limit * rows:
-            raise JobError(
-                f"{rejected:,} of {rows:,} rows are rejected{why}, more than --max-reject-rate {limit:g} allows; the last "
-                f"shard's reasons: {', '.join(sorted(set(shard.rejects))) or 'none'}. What was done is kept"
-            )
+        check_rates(progress, work, shard, max_reject_rate)
 
     @staticmethod
     def _headline(plan: Plan, pending: int, device: str) -> str:
@@ -306,7 +329,7 @@ class Driver:
             resources = _visible_resources()
             # not known before Ray is asked on this machine: then as if there were no GPU
             on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and bool(resources.gpus))
-            size = self._shard_size(selection.rows, "cuda" if on_gpus else "cpu", resources)
+            size = shard_size(self.config, selection.rows, "cuda" if on_gpus else "cpu", resources)
             corpus = sizing.measure(
                 selection.tables(),
                 mode=self.config.mode,
@@ -339,27 +362,6 @@ class Driver:
                 },
                 "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }
-
-
-def _check_language(tag: str | None, known: set[str]) -> None:
-    if tag is not None and primary_language(tag) not in known:
-        detail = (
-            f"no emotion model is known for language {tag!r}; name one with --fusion-model {primary_language(tag)}=X"
-        )
-        raise RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.MANIFEST)
-
-
-def _check_partition_value(columns: Sequence[str], record: dict[str, object]) -> None:
-    for column in columns:
-        if record[column] == NULL_PARTITION:
-            raise RejectedRow(
-                Reason.BAD_FIELD,
-                f"column {column!r} holds {NULL_PARTITION}, which readers take for null",
-                Stage.MANIFEST,
-            )
-        if len(partition_folder([column], [record[column]]).encode()) > _LONGEST_PARTITION_BYTES:
-            detail = f"column {column!r} names a folder of more than {_LONGEST_PARTITION_BYTES} bytes"
-            raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)
 
 
 def _rows_done(plan: Plan, pending: int) -> int:

@@ -8,8 +8,9 @@ what was committed stays, and the same command goes on.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import Any
 
 
 class Reason(StrEnum):
@@ -25,6 +26,7 @@ class Reason(StrEnum):
     NOT_FOUND = "NOT_FOUND"
     FORBIDDEN = "FORBIDDEN"
     FETCH_FAILED = "FETCH_FAILED"  # the store kept failing past the retry budget
+    REFUSED = "REFUSED"  # the store refuses this one object: HTTP 400, a name longer than it allows
     CHECKSUM = "CHECKSUM"  # the bytes are not those of the manifest's `sha256` or `md5`
     CHANGED = "CHANGED"  # the object was another when it was read a second time
     TOO_LARGE = "TOO_LARGE"  # more bytes than `max_bytes`
@@ -46,6 +48,8 @@ class Reason(StrEnum):
     # models
     NO_SPEECH = "NO_SPEECH"  # a long recording in which voice activity found nothing to cut
     INTERNAL = "INTERNAL"  # an unexpected exception on this row; its type stands in the detail
+    # nobody tried to the end
+    GIVEN_UP = "GIVEN_UP"  # the run could not be finished, and `--give-up` rejected the rows that were left
 
 
 class Stage(StrEnum):
@@ -57,6 +61,7 @@ class Stage(StrEnum):
     SEGMENT = "segment"
     TRANSCRIBE = "transcribe"
     RECOGNISE = "recognise"
+    COMMIT = "commit"
 
 
 class RejectedRow(Exception):
@@ -80,6 +85,18 @@ class ConfigError(Exception):
 
 class JobError(Exception):
     """The job cannot go on. Exit code 1; committed shards stay and the same command resumes."""
+
+
+class NoWorkersError(JobError):
+    """No worker could start or go on for as long as the job may wait: no other plan would fare better."""
+
+
+class StuckPlansError(JobError):
+    """Some plans could not be finished, and the others were: `reports` are theirs."""
+
+    def __init__(self, message: str, reports: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.reports = reports
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,20 +6,29 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit import Receipt, RejectNote, ids_sha256, new_attempt, part_key, partition_folder, write_part
+from pipeline.commit import (
+    Receipt,
+    RejectNote,
+    ids_sha256,
+    new_attempt,
+    part_key,
+    part_schema,
+    partition_folder,
+    write_part,
+)
 from pipeline.config import primary_language
 from pipeline.errors import JobError, Reason, Stage
 from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.retrying import principal
-from pipeline.roots import without_query
+from pipeline.roots import common_folder, without_query
 from pipeline.schema import emotion_of, utterance_id, utterance_schema
+from pipeline.storage import Store
 from pipeline.work import CAUSE, Work
 
 _FEW = 3
@@ -117,6 +126,27 @@ def finish(
     )
 
 
+def give_up(store: Store, plan: Plan, shard: Shard) -> None:
+    """Commit a shard with every row rejected as GIVEN_UP; a part that exists meanwhile stays."""
+    rows = read_shard(store, shard)
+    cause = (str(Reason.GIVEN_UP), "the run was not finished, and was given up with --give-up", str(Stage.COMMIT))
+    receipt = Receipt(
+        plan=shard.plan,
+        shard=shard.number,
+        attempt=new_attempt(),
+        rows=rows.num_rows,
+        utterances=0,
+        ids_sha256=ids_sha256(rows),
+        config_hash=plan.config_hash,
+        models=plan.models,
+        audio_s=0.0,
+        stage_s={},
+        rejects=tuple(RejectNote(row, *cause) for row in range(rows.num_rows)),
+        versions=slots.versions(),
+    )
+    write_part(store, key_of(plan, shard, rows), part_schema(plan).empty_table(), receipt)
+
+
 def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
     """Where the part of a shard with these rows lies, or will."""
     columns = plan.settings["partition_by"]
@@ -137,8 +167,7 @@ def _refuse_denied(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_de
     denied = [note for note in notes if note.reason in NO_ACCESS]
     if len(denied) <= max(_FEW, max_denied * rows.num_rows):
         return
-    uris = [without_query(rows["audio"][note.row].as_py()) for note in denied]
-    below = commonprefix(uris).rpartition("/")[0]  # noqa: RUF071 - of URIs, cut at the last slash
+    below = common_folder([rows["audio"][note.row].as_py() for note in denied])
     raise JobError(
         f"{len(denied)} of {rows.num_rows} rows of shard {shard.name} cannot be read below {below}/ by "
         f"{principal()}: {denied[0].reason}, {denied[0].detail}. {_TAKE_THEM}"

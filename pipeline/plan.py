@@ -17,7 +17,6 @@ import base64
 import io
 import itertools
 import json
-import math
 import time
 import uuid
 from collections import defaultdict
@@ -30,12 +29,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.config import canonical_hash
 from pipeline.errors import ConfigError
 from pipeline.keys import Keys, id_keys
 from pipeline.schema import ROW_SCHEMA
 from pipeline.spool import Selection, reject_keys
 from pipeline.storage import Store
+from pipeline.values import groups
 
 FORMAT = 1
 SHARDS_PER_FILE = 1024
@@ -44,7 +45,6 @@ _OPEN_ROWS = 200_000
 ASSUMED_DURATION_S = 15.0
 """What a row without a duration counts for when shards are filled."""
 _TINY_SHARD_ROWS = 8
-_NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,13 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `plan.json` says. `files` are shard files in order, each with its number of shards."""
+    """What `plan.json` says.
+
+    Attributes:
+        files: shard files in order, each with its number of shards.
+        audio_roots: absolute prefixes below which audio may be opened; empty for the store of the manifests, None in plans
+            written before this was recorded.
+    """
 
     plan: str
     token: str
@@ -89,6 +95,7 @@ class Plan:
     audio_s: float
     extra_schema: str
     format: int = FORMAT
+    audio_roots: tuple[str, ...] | None = None
 
     @property
     def config_hash(self) -> str:
@@ -112,6 +119,20 @@ class Plan:
             for row_group in range(count):
                 yield Shard(self.plan, number, file, row_group)
                 number += 1
+
+    def shard(self, number: int) -> Shard:
+        """One shard. Raises: IndexError."""
+        row_group = number
+        for file, count in self.files:
+            if row_group < count:
+                return Shard(self.plan, number, file, row_group)
+            row_group -= count
+        raise IndexError(number)
+
+    def document(self) -> dict[str, Any]:
+        """What `plan.json` holds. Fields that older plans do not have are left out where they are not set."""
+        fields = asdict(self)
+        return fields if self.audio_roots is not None else {k: v for k, v in fields.items() if k != "audio_roots"}
 
 
 def plan_key(plan: str) -> str:
@@ -141,7 +162,8 @@ def load_plan(store: Store, name: str) -> Plan:
 def plan_of(document: Mapping[str, Any]) -> Plan:
     """The plan that a `plan.json` holds. Raises: KeyError, TypeError or ValueError when it holds none."""
     files = tuple((file, count) for file, count in document["files"])
-    return Plan(**{**document, "files": files, "manifests": tuple(document["manifests"])})
+    tuples = {name: tuple(document[name]) for name in ("manifests", "audio_roots") if name in document}
+    return Plan(**{**document, **tuples, "files": files})
 
 
 def read_shard(store: Store, shard: Shard) -> pa.Table:
@@ -190,7 +212,7 @@ def _held_ids(store: Store, plans: Iterable[Plan]) -> Iterator[Keys]:
 
 
 @dataclass
-class _ShardFiles:
+class ShardFiles:
     """Writes shards as row groups of numbered Parquet files in the store."""
 
     store: Store
@@ -202,7 +224,9 @@ class _ShardFiles:
     _writer: pq.ParquetWriter | None = None
     _shards: int = 0
 
-    def add(self, rows: pa.Table) -> None:
+    def add(self, rows: pa.Table) -> tuple[str, int]:
+        """Write one shard. Returns: the key of its file, which exists once that is full or closed, and its row group."""
+        key, row_group = self._key(), self._shards
         if self._writer is None:
             self._buffer = io.BytesIO()
             self._writer = pq.ParquetWriter(
@@ -212,12 +236,17 @@ class _ShardFiles:
         self._shards += 1
         if self._shards == SHARDS_PER_FILE:
             self.close()
+        return key, row_group
+
+    def _key(self) -> str:
+        return f"{self.folder}/{self.token}-{len(self.files):05d}.parquet"
 
     def close(self) -> None:
+        """Store the file that is being written."""
         if self._writer is None:
             return
         self._writer.close()
-        key = f"{self.folder}/{self.token}-{len(self.files):05d}.parquet"
+        key = self._key()
         self.store.put_if_absent(key, self._buffer.getvalue())
         self.files.append((key, self._shards))
         self._writer, self._shards = None, 0
@@ -227,20 +256,21 @@ class _ShardFiles:
 class _Packer:
     """Fills shards with rows that share their partition values and language."""
 
-    files: _ShardFiles
+    files: ShardFiles
     group_by: tuple[str, ...]
     size: ShardSize
     _open: dict[tuple[object, ...], list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
     _fill: dict[tuple[object, ...], tuple[int, float]] = field(default_factory=lambda: defaultdict(lambda: (0, 0.0)))
 
     def add(self, rows: pa.Table) -> None:
-        for key, group in _groups(rows, self.group_by):
+        for key, group in groups(rows, self.group_by):
             self._add_group(key, group)
         while sum(count for count, _ in self._fill.values()) > _OPEN_ROWS:
             self._close(max(self._fill, key=lambda key: self._fill[key][0]))
 
     def _add_group(self, key: tuple[object, ...], rows: pa.Table) -> None:
-        durations = rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy()
+        # a row that is longer than a shard fills one, whatever it says
+        durations = np.clip(rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy(), 0.0, self.size.audio_s)
         start = 0
         while start < rows.num_rows:
             count, audio_s = self._fill[key]
@@ -264,23 +294,6 @@ class _Packer:
         self.files.close()
 
 
-def _groups(rows: pa.Table, names: tuple[str, ...]) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
-    """Split rows by the values of `names`, keeping their order inside a group."""
-    # NaN is not equal to itself: one stands for all
-    keys = [
-        tuple(_NAN if isinstance(value, float) and math.isnan(value) else value for value in values)
-        for values in zip(*(rows[name].to_pylist() for name in names), strict=True)
-    ]
-    positions: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for position, key in enumerate(keys):
-        positions[key].append(position)
-    if len(positions) == 1:
-        yield keys[0], rows
-        return
-    for key, taken in positions.items():
-        yield key, rows.take(pa.array(taken))
-
-
 def write_plan(
     store: Store,
     number: int,
@@ -292,6 +305,7 @@ def write_plan(
     manifests: Iterable[str],
     size: ShardSize,
     needs_text: bool,
+    audio_roots: tuple[str, ...] | None = None,
 ) -> Plan | None:
     """Write the selection as plan `number`; None when another planner created that number first.
 
@@ -300,14 +314,14 @@ def write_plan(
     name, token = plan_name(number), uuid.uuid4().hex[:12]
     folder = f"_runs/{name}/shards"
     extra = selection.spool.extra
-    files = _ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
+    files = ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
     packer = _Packer(files, tuple(dict.fromkeys((*settings["partition_by"], "language"))), size)
     rows, without_text, audio_s = 0, 0, 0.0
     for table in selection.tables():
         packer.add(table)
         rows += table.num_rows
         without_text += table["text"].null_count if needs_text else 0
-        audio_s += float(np.nansum(table["duration_s"].fill_null(float("nan")).to_numpy()))
+        audio_s += float(np.clip(table["duration_s"].fill_null(0.0).to_numpy(), 0.0, LONGEST_SPAN_S).sum())
     packer.finish()
     rejects = list(selection.rejects())
     rejects_file = f"{folder}/{token}-rejects.parquet" if rejects else None
@@ -328,8 +342,9 @@ def write_plan(
         rows_without_text=without_text,
         audio_s=audio_s,
         extra_schema=base64.b64encode(extra.serialize().to_pybytes()).decode(),
+        audio_roots=audio_roots,
     )
-    return plan if create_json(store, plan_key(name), asdict(plan), mine=("token", token)) else None
+    return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
 
 
 def read_document(store: Store, key: str) -> dict[str, Any]:

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.models import slots
-from pipeline.plan import Plan
+from pipeline.plan import Plan, ShardSize
 
+_CPU_SHARD = ShardSize(rows=64, audio_s=600.0)
+_GPU_SHARD = ShardSize(rows=1024, audio_s=3600.0)
+_SMALLEST_SHARD_ROWS = 8
+_SHARDS_PER_WORKER = 4
 _POOL_SHARE = 0.6
 """Share of the logical CPUs that the actor pools may hold; the rest is for the CPU tasks that feed and drain them."""
 _TASK_SHARE = 0.2
@@ -152,3 +156,10 @@ def _memory(plan: Plan, stages: list[str]) -> dict[str, float]:
     for slot, model in plan.models.items():
         weights["transcribe" if slot.startswith("asr/") else "recognise"] += model["bytes"]
     return {stage: _MEMORY_OF_MODEL * size for stage, size in weights.items()}
+
+
+def shard_size(config: JobConfig, rows: int, device: str, resources: Resources) -> ShardSize:
+    """Usual shards, or smaller ones when a small corpus would leave workers idle."""
+    usual, workers = (_GPU_SHARD, resources.gpus) if device == "cuda" else (_CPU_SHARD, resources.cpus)
+    spread = max(_SMALLEST_SHARD_ROWS, math.ceil(rows / (_SHARDS_PER_WORKER * max(workers, 1.0))))
+    return ShardSize(config.shard_rows or min(usual.rows, spread), config.shard_audio_s or usual.audio_s)

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from pipeline.errors import Reason
 from pipeline.finish import NO_ACCESS, Finished
 
 _LIVE_EVERY_S = 0.5
@@ -31,6 +32,7 @@ class Progress:
     utterances: int = 0
     rejects: int = 0
     denied: int = 0
+    absent: int = 0
     audio_s: float = 0.0
     lost: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -54,6 +56,7 @@ class Progress:
         self.utterances += shard.utterances
         self.rejects += len(shard.rejects)
         self.denied += sum(reason in NO_ACCESS for reason in shard.rejects)
+        self.absent += sum(reason in (Reason.NOT_FOUND, Reason.REFUSED) for reason in shard.rejects)
         self.audio_s += shard.audio_s
         self.lost += not shard.won
 

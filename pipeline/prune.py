@@ -2,7 +2,7 @@
 
 Only four kinds of things can be leftovers, each by name: shard files that no plan names, the store's hidden temporaries,
 the probe for conditional writes, and multipart uploads nobody completed. Nothing else is looked at twice: no part, no
-plan, no rejects file, nothing a plan names. Folders stay, since a writer may be about to use one.
+plan, no rejects file, no note of a failed attempt, nothing a plan names. Folders stay, since a writer may be about to use one.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _shard_files(files: list[StoredFile], plans: dict[str, Plan], now_s: float) 
     found = []
     last_s: dict[tuple[str, str], float] = {}
     for file in files:
-        if match := _SHARD_FILE.fullmatch(file.key):
+        if match := _SHARD_FILE.fullmatch(file.key):  # of planners, and rows with fresh signatures (`pipeline.renewed`)
             planner = (match[1], match[2])
             # a planner that is still writing has old files too
             last_s[planner] = max(last_s.get(planner, 0.0), file.modified_s)

@@ -34,15 +34,19 @@ TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.Bot
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 DENIED = (PermissionError, botocore.exceptions.NoCredentialsError)
 _FINAL = (*ABSENT, FileExistsError)
-_FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG}
+_REFUSED_ERRNO = {errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EOVERFLOW, errno.ENXIO, errno.ENODEV}
+"""What a file system says of one name or file: too long, a circle of links, bytes it cannot have in a name, a device."""
+_FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EFBIG, *_REFUSED_ERRNO}
 """No waiting helps against a full or read-only disk."""
 _FINAL_CODES = {"PreconditionFailed", "412", "NotImplemented", "InvalidRange", "416", "InvalidBucketName", "301", "400"}
-_HTTP_ABSENT, _HTTP_DENIED = (404, 410), (401, 403)
+_HTTP_ABSENT, _HTTP_DENIED, _HTTP_LATER = (404, 410), (401, 403, 407), (408, 425, 429)
 _CREDENTIAL_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"),
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"),
 }
 """S3's error codes that speak of who asks, not of what is asked for."""
+_REFUSED_CODES = {"KeyTooLongError", "InvalidURI", "InvalidBucketName", "InvalidObjectName", "XMinioInvalidObjectName"}
+"""S3's error codes that speak of one object's name."""
 
 
 class GaveUp(OSError):
@@ -91,11 +95,28 @@ def tried_again() -> int:
 
 def is_final(error: BaseException) -> bool:
     """Whether trying again cannot help."""
-    if isinstance(error, _FINAL) or error_code(error) in _FINAL_CODES:
+    if isinstance(error, _FINAL) or error_code(error) in _FINAL_CODES | _REFUSED_CODES:
         return True
     if isinstance(error, aiohttp.ClientResponseError):
-        return 400 <= error.status < 500 and error.status not in (408, 429)
-    return isinstance(error, OSError) and error.errno in _FINAL_ERRNO
+        return 400 <= error.status < 500 and error.status not in _HTTP_LATER
+    return isinstance(error, aiohttp.InvalidURL) or (isinstance(error, OSError) and error.errno in _FINAL_ERRNO)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the store refuses one object whoever asks and however often: by its name, or with an HTTP 4xx.
+
+    What speaks of access (401, 403, 407), absence (404, 410) or of another time (408, 425, 429) is no refusal.
+    """
+    if (code := error_code(error)) is not None:
+        return code in _REFUSED_CODES
+    if isinstance(error, aiohttp.ClientResponseError):
+        return 400 <= error.status < 500 and error.status not in (*_HTTP_ABSENT, *_HTTP_DENIED, *_HTTP_LATER)
+    return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _REFUSED_ERRNO)
+
+
+def is_credential_code(code: str) -> bool:
+    """Whether an S3 error code says that the credentials, or the signature of a URL, count no longer."""
+    return code in _CREDENTIAL_CODES
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from os.path import commonprefix
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -53,6 +54,11 @@ def without_query(uri: str) -> str:
         return uri
     bare = uri.partition("?")[0]
     return _AUTHORITY.sub("://", bare.partition("#")[0]) if bare[:4].lower() == "http" else bare
+
+
+def common_folder(uris: Sequence[str]) -> str:
+    """The folder that holds all of these, without queries."""
+    return commonprefix([without_query(uri) for uri in uris]).rpartition("/")[0]  # noqa: RUF071 - cut at the last slash
 
 
 def resolve_audio(audio: str, manifest: str) -> str:
@@ -247,6 +253,18 @@ class AudioRoots:
                 "say with --audio-root PREFIX, once for each place, where their audio may lie"
             )
         return cls((), (), stores.pop() if stores else None)
+
+    def absolute(self) -> tuple[str, ...]:
+        """Prefixes that mean the same in another working directory and on another day, for `parse`.
+
+        A local root that is a symbolic link gives two: its own path, and the folder that it leads to now. The link may lead
+        elsewhere when a plan is finished.
+        """
+        both = [
+            [root.path, os.path.realpath(root.path)] if root.store == _LOCAL else [prefix]
+            for prefix, root in zip(self.prefixes, self._roots, strict=True)
+        ]
+        return tuple(dict.fromkeys(path for paths in both for path in paths))
 
     def check(self, uri: str) -> None:
         """Allow an absolute URI, as `resolve_audio` gives it, or refuse it.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.plan import ASSUMED_DURATION_S, SHARDS_PER_FILE, ShardSize
 
 _WINDOW_S = 30.0
@@ -81,7 +82,8 @@ def measure(
     corpus = Corpus()
     folders: dict[tuple[object, ...], tuple[int, float]] = {}
     for table in tables:
-        duration_s = pc.fill_null(table["duration_s"], ASSUMED_DURATION_S)
+        known_s = pc.min_element_wise(table["duration_s"], LONGEST_SPAN_S, skip_nulls=False)
+        duration_s = pc.fill_null(known_s, ASSUMED_DURATION_S)
         silent = (
             pc.is_null(table["text"]) if segmentation != "vad" else pc.is_valid(duration_s)
         )  # has no text to be kept
@@ -92,7 +94,7 @@ def measure(
         corpus.rows += table.num_rows
         corpus.rows_without_text += table["text"].null_count
         corpus.rows_without_duration += table["duration_s"].null_count
-        corpus.known_s += _sum(table["duration_s"])
+        corpus.known_s += _sum(known_s)
         corpus.audio_s += _sum(duration_s)
         corpus.utterances += round(_sum(pieces))
         if mode != "audio":

@@ -26,6 +26,7 @@ from pipeline.manifest.read import ManifestReject, read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
 from pipeline.roots import without_query
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
+from pipeline.values import plain_row
 
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
 """Columns of a row that its reject carries besides those of `REJECT_SCHEMA`."""
@@ -91,7 +92,7 @@ class Spool:
     def _add_rejects(self, *tables: pa.Table) -> None:
         for rejects in tables:
             if rejects.num_rows:
-                self._reject_keys += b"".join(map(_reject_key, rejects.to_pylist()))
+                self._reject_keys += _joined_keys(rejects)
                 self.reject_chunks.append(
                     _write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
                 )
@@ -145,8 +146,8 @@ class Spool:
         contents: dict[bytes, bytes] = {}
         for start, table, _ in self._tables():
             for position in np.flatnonzero(doubtful[start : start + table.num_rows]).tolist():
-                row = table.slice(position, 1).to_pylist()[0]
-                key, content = key_of(row["recording_id"]), _content_key(row)
+                row = plain_row(table, position)
+                key, content = key_of(str(row["recording_id"])), _content_key(row)
                 stands[key].append(start + position)
                 if content != contents.setdefault(key, content):
                     clashing[start + position] = True
@@ -225,8 +226,7 @@ class Selection:
         rejects = _refused_table(table, refused)
         texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
         rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts).cast(schema)
-        keys = as_keys(b"".join(map(_reject_key, rejects.to_pylist())))
-        mask = ~np.isin(keys, self.held_rejects)
+        mask = ~np.isin(reject_keys(rejects), self.held_rejects)
         if mask.any():
             yield rejects.filter(pa.array(mask))
 
@@ -305,9 +305,10 @@ def _content_key(row: dict[str, object]) -> bytes:
     return key_of(json.dumps(content, sort_keys=True, default=repr))
 
 
-def _reject_key(reject: dict[str, object]) -> bytes:
+def _joined_keys(rejects: pa.Table) -> bytes:
     """The same line rejected for the same reason by a later run is the same reject, and is not logged again."""
-    return key_of("reject", *(str(reject[n]) for n in ("manifest", "line", "recording_id", "reason", "raw")))
+    told = rejects.select(["manifest", "line", "recording_id", "reason", "raw"]).to_pylist()
+    return b"".join(key_of("reject", *map(str, reject.values())) for reject in told)
 
 
 def _write(table: pa.Table, path: Path) -> Path:
@@ -317,5 +318,4 @@ def _write(table: pa.Table, path: Path) -> Path:
 
 def reject_keys(rejects: pa.Table) -> Keys:
     """The keys of rejects a plan holds, for `Spool.select` of a later run."""
-    names = ["manifest", "line", "recording_id", "reason", "raw"]
-    return as_keys(b"".join(map(_reject_key, rejects.select(names).to_pylist())))
+    return as_keys(_joined_keys(rejects))

@@ -24,17 +24,14 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
+from pipeline.refusals import look_closer, rejected
 from pipeline.retrying import (
-    ABSENT,
     CONNECT_TIMEOUT_S,
     DENIED,
     READ_TIMEOUT_S,
     TRANSIENT,
-    GaveUp,
-    error_code,
     plain_http_errors,
     principal,
-    refuse_credentials,
     retried,
 )
 from pipeline.roots import without_query
@@ -78,35 +75,16 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
 def fetch(uri: str, *, max_bytes: int) -> bytes:
     """Read one object whole.
 
-    5xx answers, resets, stalls and short bodies are tried again (`pipeline.retrying`); 403 and 404 are not.
-    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | TOO_LARGE | FETCH_FAILED); JobError for credentials that do not count.
+    5xx answers, resets, stalls and short bodies are tried again (`pipeline.retrying`); 4xx answers are not.
+    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | REFUSED | TOO_LARGE | FETCH_FAILED); JobError for credentials that do not
+        count.
     """
     shown = without_query(uri)
     filesystem, path = resolve(uri)
     try:
         return retried(lambda: _read_bounded(filesystem, path, max_bytes, shown), what=shown)
-    except ABSENT as error:
-        raise RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH) from error
-    except DENIED as error:
-        _look_closer(filesystem, path, shown)
-        raise RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH) from error
-    except TRANSIENT as error:
-        if error_code(error) == "400":  # an expired token answers a HEAD with no more than that
-            _look_closer(filesystem, path, shown)
-        said, tries = f"{shown} failed with {type(error).__name__}", 1
-        if isinstance(error, GaveUp):
-            said, tries = str(error).removeprefix("[Errno 5] "), error.attempts
-        raise RejectedRow(Reason.FETCH_FAILED, said, Stage.FETCH, attempts=tries) from error
-
-
-def _look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> None:
-    """A HEAD that is refused does not say why, a GET does. Raises: JobError when it is the credentials."""
-    if isinstance(filesystem, LocalFileSystem):
-        return
-    try:
-        filesystem.cat_file(path, start=0, end=1)
-    except (*DENIED, *TRANSIENT) as error:
-        refuse_credentials(error, shown)
+    except (*TRANSIENT, *DENIED, ValueError) as error:
+        raise rejected(error, filesystem, path, shown) from error
 
 
 def _read_bounded(filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str) -> bytes:
@@ -242,7 +220,7 @@ def _asked(filesystem: AbstractFileSystem, path: str, call: Callable[[], T], *, 
     try:
         return retried(call, what=what)
     except DENIED as error:
-        _look_closer(filesystem, path, what)
+        look_closer(filesystem, path, what)
         raise JobError(f"{what}: {principal()} is not allowed to ({error})") from error
 
 

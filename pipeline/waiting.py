@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, NoWorkersError
 from pipeline.pools import Pool
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Patience:
             return
         waited_s = now - self._since
         if self._limit_s and waited_s >= self._limit_s:
-            raise JobError(
+            raise NoWorkersError(
                 f"{stuck} For {_time(waited_s)} nothing has changed, and --wait-for-workers-s allows no more"
             )
         if waited_s >= _WARN_AFTER_S and self._nodes - set(seen.nodes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,13 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
-from pipeline.audio.limits import AudioLimits
+from pipeline.audio.limits import LONGEST_SPAN_S, AudioLimits
 from pipeline.audio.sandbox import sandbox
-from pipeline.checksums import check_content, identity
+from pipeline.checksums import check_content, identity, is_checksum
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.readahead import SMALL_BYTES
 from pipeline.roots import AudioRoots, without_query
+from pipeline.schema import ROW_SCHEMA
 from pipeline.storage import Store, fetch, open_store
 
 PCM_BUDGET_BYTES = 512 * 2**20
@@ -76,6 +77,11 @@ class Work:
         return str(self.plan.settings["mode"])
 
 
+def audio_roots(plan: Plan, now: Sequence[str]) -> AudioRoots:
+    """Where the audio of a plan may be opened. Args: now: `--audio-root` of this run, for plans that recorded none."""
+    return AudioRoots.parse(now if plan.audio_roots is None else plan.audio_roots, plan.manifests)
+
+
 def guard(work: Callable[[], T], stage: Stage) -> T | RejectedRow:
     """Run one row's work: its own trouble, foreseen or not, becomes its reject and nobody else's.
 
@@ -127,6 +133,29 @@ class Recording:
 
     waveform: Waveform
     identity: bytes
+
+
+def records_of(rows: pa.Table) -> list[dict[str, Any]]:
+    """Plan rows as Python values: what the pipeline reads of them, and no other column.
+
+    Arrow carries the rest to the output as it is. Python cannot hold all of it: its years end with 9999.
+    """
+    read = [name for name in rows.schema.names if name in ROW_SCHEMA.names or is_checksum(name)]
+    records: list[dict[str, Any]] = rows.select(read).to_pylist()
+    return records
+
+
+def needs_audio(work: Work, record: Mapping[str, Any]) -> bool:
+    """Whether a plan row cannot be annotated from its text alone."""
+    return work.mode != "text" or record["text"] is None or record["language"] is None
+
+
+def check_span(record: Mapping[str, Any]) -> None:
+    """Raises: RejectedRow BAD_SPAN for an offset or duration that no recording can have."""
+    for name in ("offset_s", "duration_s"):
+        if record[name] is not None and not 0 <= record[name] <= LONGEST_SPAN_S:
+            detail = f"the {name.removesuffix('_s')} is {record[name]:g} s; 0 to {LONGEST_SPAN_S:g} s is expected"
+            raise RejectedRow(Reason.BAD_SPAN, detail, Stage.DECODE)
 
 
 def fetch_small(work: Work, record: dict[str, Any]) -> bytes | None:
@@ -186,7 +215,7 @@ class Waveforms:
             return unpack_waveform(carried.as_buffer(), self._table["sample_bytes"][line].as_py())
         row = self._table["row"][line].as_py()
         if self._rows is None:
-            self._rows = read_shard(self._work.store, self._shard).to_pylist()
+            self._rows = records_of(read_shard(self._work.store, self._shard))
         record = self._rows[row]
         if self._decoded is None or self._decoded[0] != row:
             self._decoded = (row, self._decode_again(record, self._table["identity"][line].as_py()))

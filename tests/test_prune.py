@@ -43,6 +43,7 @@ STAYS = [
     "utterances/speaker=a/part-0.parquet", "utterances/speaker=a/000009-000000.parquet", "rejects/000009.parquet",
     "utterances/speaker=a/.hidden", "utterances/speaker=a/.000001-000000.parquet.tmp", f"utterances/{HEX}.tmp",
     "_runs/000001/report.html", "_runs/000001/shards/readme.txt", "_runs/000001/shards/UPPERCASE123-00000.parquet",
+    "_runs/000001/attempts/000001.json",
     "_runs/000003/report.json", "_runs/000003/_SUCCESS", "_runs/000009/notes.parquet", "_runs/_probe2",
 ]  # fmt: skip
 """What nobody named either, and what is none of ours or none of a killed writer's."""

@@ -55,10 +55,17 @@ def play(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("reasons", "limit"),
-    [(("NOT_FOUND",) * 10, None), (("NOT_FOUND",) * 2, 0.2), (("FORBIDDEN",) * 5, None), (("FORBIDDEN",) * 10, 1.0)],
+    [
+        (("NOT_FOUND",) * 9, None),
+        (("TRUNCATED",) * 10, None),
+        (("NOT_FOUND",) * 2, 0.2),
+        (("NOT_FOUND",) * 10, 1.0),
+        (("FORBIDDEN",) * 5, None),
+        (("FORBIDDEN",) * 10, 1.0),
+    ],
 )
 def test_what_is_within_the_limit_goes_on(play, reasons, limit):
-    """Fails if a corpus of files that are gone, or a share that was allowed, stops a run."""
+    """Fails if a corpus with many files that are gone, or a share that was allowed, stops a run."""
     assert play(reasons, limit) == (SHARDS, "")
 
 
@@ -69,10 +76,12 @@ def test_what_is_within_the_limit_goes_on(play, reasons, limit):
         (("TOO_SHORT", "FETCH_FAILED", "TOO_SHORT"), 0.2, "reasons: FETCH_FAILED, TOO_SHORT"),
         (("FORBIDDEN", "FETCH_FAILED") * 3, None, "60 of 100 rows are rejected for want of access"),
         (("NOT_FOUND",), 0.0, "10 of 100 rows"),
+        (("NOT_FOUND",) * 10, None, "100 of 100 audio files are missing. Is the disk mounted"),
+        (("REFUSED", "NOT_FOUND") * 5, None, "100 of 100 audio files are missing"),
     ],
 )
 def test_a_run_that_goes_wrong_stops_after_a_hundred_rows(play, reasons, limit, said):
     """Fails if the limit is noticed late, never, or without a word on why."""
     taken, message = play(reasons, limit)
     assert taken == 100 // ROWS
-    assert said in message and "What was done is kept" in message
+    assert said in message and "What was done is kept" in message and "below /a/" in message

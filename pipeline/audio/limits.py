@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from pipeline import SAMPLING_RATE
 
+LONGEST_SPAN_S = 1e13
+"""At any sampling rate so many samples still fit 64 bits. A manifest may say more, up to 1e308, which is no span of audio."""
 _SLOWEST_SPEED = 20.0
 """Seconds of audio per second. The slowest codec, stereo Opus at 48 kHz, gave 97 on a shared core."""
 

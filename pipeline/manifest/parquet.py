@@ -20,6 +20,7 @@ from pipeline.manifest.columns import plain_type, to_python
 from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names
 from pipeline.manifest.source import READ_BYTES, store_errors
+from pipeline.values import plain_values
 
 _TEXT = ("a string", (pa.types.is_string,))
 _NUMBER = ("a number", (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
@@ -144,6 +145,13 @@ def _valid(column: pa.Array) -> bool:
     return True
 
 
+def _readable(value: pa.Array) -> object:
+    try:
+        return to_python(value)[0]
+    except pa.ArrowInvalid:  # a time in a zone that nobody here knows
+        return plain_values(value)[0]
+
+
 def _raw(batch: pa.RecordBatch, position: int) -> str:
-    row = {name: to_python(batch.column(name).slice(position, 1))[0] for name in batch.schema.names}
+    row = {name: _readable(batch.column(name).slice(position, 1)) for name in batch.schema.names}
     return json.dumps(row, ensure_ascii=False, default=repr)[:RAW_CHARACTERS]

@@ -13,6 +13,7 @@ import importlib.metadata
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,17 @@ def choose(
                 also = f", or prepare one: --mode {config.mode} --language {language}" if prepared else ""
                 raise ConfigError(f"no {_CALLED[kind]} is {where} for {language!r}; name one with {flag}{also}")
             chosen[f"{kind}/{language}"] = spec
+    return chosen
+
+
+def choose_known(
+    config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
+) -> dict[str, str]:
+    """As `choose`, without the languages for which nothing is named, prepared or published."""
+    chosen: dict[str, str] = {}
+    for language in languages:
+        with suppress(ConfigError):
+            chosen |= choose(config, [language], needs_asr=needs_asr, prepared=prepared)
     return chosen
 
 

@@ -159,6 +159,7 @@ class _Auditor:
             "_SUCCESS" in seen,
             tally.utterances,
             tally.rejects,
+            self.outline.attempts[plan.plan],
         )
         self.states.append(state)
 

@@ -7,7 +7,7 @@ and results last, so each listing holds at least what the one before it depends 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +21,9 @@ _RESULTS = ("_SUCCESS", "report.json", "report.html")
 DATASET_KEY = "_dataset.json"
 TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 """What `LocalStore.put_if_absent` writes before it links."""
-_RUN_FILE = re.compile(r"_runs/([0-9]{6,})/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+)", re.DOTALL)
+_RUN_FILE = re.compile(
+    r"_runs/([0-9]{6,})/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+|attempts/[0-9]{6,}\.json)", re.DOTALL
+)
 _REJECTS_FILE = re.compile(r"rejects/([0-9]{6,})\.parquet")
 _PART = re.compile(r"utterances/(?:.+/)?([0-9]{6,})-([0-9]{6,})\.parquet", re.DOTALL)
 
@@ -35,6 +37,7 @@ class Outline:
         parts: plan name and shard number to the keys of its parts, of which there should be one.
         published: plan name to its result files: `_SUCCESS`, `report.json`, the page, the rejects.
         strays: files among the results whose name is none of ours.
+        attempts: plan name to the number of recorded tries that failed.
         shard_files: what lies in the plans' `shards/` folders, with sizes.
         temporaries: hidden files of writers that are at work or were killed.
     """
@@ -43,6 +46,7 @@ class Outline:
     parts: dict[str, dict[int, list[str]]]
     published: dict[str, dict[str, str]]
     strays: tuple[str, ...]
+    attempts: Counter[str]
     shard_files: tuple[StoredFile, ...]
     temporaries: tuple[StoredFile, ...]
     empty: bool
@@ -67,13 +71,15 @@ def read_outline(store: Store) -> Outline:
             published[match[1]][match[2]] = file.key
         elif match := _REJECTS_FILE.fullmatch(file.key):
             published[match[1]][REJECTS] = file.key
-    plans, shard_files = set(), []
+    plans, shard_files, attempts = set(), [], Counter[str]()
     for file in runs:
         match = _RUN_FILE.fullmatch(file.key)
         if match and match[2] == "plan.json":
             plans.add(match[1])
         elif match and match[2].startswith("shards/") and not TEMPORARY.fullmatch(file.key):
             shard_files.append(file)
+        elif match and match[2].startswith("attempts/"):
+            attempts[match[1]] += 1
     parts, strays = _sort_parts(utterances)
     for file in results:
         if file.key.startswith(f"{REJECTS}/") and not _is_known(file.key, _REJECTS_FILE):
@@ -84,6 +90,7 @@ def read_outline(store: Store) -> Outline:
         parts=parts,
         published=dict(published),
         strays=tuple(sorted(strays)),
+        attempts=attempts,
         shard_files=tuple(shard_files),
         temporaries=tuple(temporaries.values()),
         empty=not (results or utterances or runs),

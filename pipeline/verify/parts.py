@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.commit import Receipt, ids_sha256, receipt_of
+from pipeline.commit import Receipt, ids_sha256, part_schema, receipt_of
 from pipeline.errors import Reason, Stage
 from pipeline.plan import Plan
-from pipeline.schema import utterance_id, utterance_schema
+from pipeline.schema import utterance_id
 from pipeline.storage import Store
 from pipeline.verify.plans import PlannedShard
 from pipeline.verify.promises import Promise, Violation
@@ -106,12 +106,6 @@ def _check_receipt(receipt: Receipt, file: ParquetReader, plan: Plan, planned: P
     expected = part_schema(plan)
     if not file.schema.equals(expected):
         broken(Promise.SCHEMA, f"differs from the plan in {_difference(file.schema, expected)}")
-
-
-def part_schema(plan: Plan) -> pa.Schema:
-    """What every part of a plan has: partition columns stand in the path alone."""
-    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra)
-    return pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
 
 
 def _difference(found: pa.Schema, expected: pa.Schema) -> str:

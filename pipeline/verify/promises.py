@@ -84,6 +84,7 @@ class PlanState:
     Attributes:
         rows: what the manifests had for it, rows refused while planning included.
         rejects: of planning and of the run.
+        failed_tries: recorded ones, of finishing the plan.
     """
 
     plan: str
@@ -93,6 +94,7 @@ class PlanState:
     published: bool
     utterances: int
     rejects: int
+    failed_tries: int = 0
 
     @property
     def finished(self) -> bool:
@@ -103,6 +105,7 @@ class PlanState:
         """For the summary."""
         if not self.finished:
             rest = "" if self.parts < self.shards else ", not published"
+            rest += f", {self.failed_tries:,} failed tries in _runs/{self.plan}/attempts" if self.failed_tries else ""
             return f"plan {self.plan}: unfinished: {self.parts:,} of {self.shards:,} shards{rest}"
         return (
             f"plan {self.plan}: {self.rows:,} rows, {self.utterances:,} utterances and {self.rejects:,} rejects in "

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import Plan
 from pipeline.roots import without_query
 from pipeline.schema import EMOTIONS, emotion_of
+from pipeline.values import plain_values
 from pipeline.verify.promises import Promise
 
 _NEAR = 1e-5
@@ -84,7 +85,7 @@ class RowFaults:
                 planned = pa.array([uri and without_query(uri) for uri in planned.to_pylist()], pa.string())
             if not mine.equals(planned):
                 # as text: NaN is itself there
-                pairs = zip(mine.to_pylist(), planned.to_pylist(), strict=True)
+                pairs = zip(plain_values(mine), plain_values(planned), strict=True)
                 differs |= np.array([repr(one) != repr(other) for one, other in pairs])
         return np.asarray(differs & known)
 

@@ -1,0 +1,58 @@
+"""Python values of Arrow columns, also where Python has none: its years end with 9999, and it knows few time zones."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+_NAN = float("nan")
+_LISTS = (pa.types.is_list, pa.types.is_large_list)
+
+
+def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    """The values of a column; where one of them has no Python value, times are the integers that Arrow keeps."""
+    try:
+        values: list[object] = column.to_pylist()
+    except (OverflowError, ValueError):
+        values = column.cast(_counted(column.type)).to_pylist()
+    return values
+
+
+def plain_row(table: pa.Table, row: int) -> dict[str, object]:
+    """One row of a table, as `plain_values` has it."""
+    return {name: plain_values(table[name].slice(row, 1))[0] for name in table.schema.names}
+
+
+def _counted(kind: pa.DataType) -> pa.DataType:
+    """The type with integers for times, at any depth."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_counted(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_counted(kind.key_type), _counted(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_counted(kind.value_type), kind.list_size)
+    if any(is_one(kind) for is_one in _LISTS):
+        return pa.list_(_counted(kind.value_type))
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    return kind
+
+
+def groups(rows: pa.Table, names: tuple[str, ...]) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
+    """Split rows by the values of `names`, keeping their order inside a group."""
+    # NaN is not equal to itself: one stands for all
+    keys = [
+        tuple(_NAN if isinstance(value, float) and math.isnan(value) else value for value in values)
+        for values in zip(*(plain_values(rows[name]) for name in names), strict=True)
+    ]
+    positions: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, key in enumerate(keys):
+        positions[key].append(position)
+    if len(positions) == 1:
+        yield keys[0], rows
+        return
+    for key, taken in positions.items():
+        yield key, rows.take(pa.array(taken))
