@@ -322,3 +322,32 @@ def test_texts_that_find_no_memory_together_are_halved(checkpoints, monkeypatch)
     monkeypatch.setattr(recogniser._text, "_forward", small_memory)
     np.testing.assert_allclose(recogniser._text.run(texts).embedding, expected, atol=1e-5)
     assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) <= 2
+
+
+@pytest.mark.parametrize("model", ["text-en", "audio-es", "mean-en"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"problem_type": "multi_label_classification"}, "problem_type 'multi_label_classification'"),
+        ({"problem_type": "regression"}, "problem_type 'regression'"),
+        ({"problem_type": "Multi-Label"}, "problem_type 'Multi-Label'"),
+        ({"problem_type": ["single_label_classification"]}, "problem_type"),
+        ({"function_to_apply": "sigmoid"}, "function_to_apply 'sigmoid'"),
+        ({"num_labels": 1, "id2label": None, "label2id": None}, "one output"),
+        ({"id2label": {"0": "anger"}, "label2id": None}, "one output"),
+    ],
+)
+def test_a_model_that_does_not_choose_one_label_is_refused(checkpoints, tmp_path, model, change, said):
+    """Fails if a multi-label classifier or a regression gets a softmax over its outputs (a softmax of sigmoid logits)."""
+    fusion, mode = changed(checkpoints / model, tmp_path / "model", **change), model.partition("-")[0]
+    encoder = resolve(str(checkpoints / "bert-en")) if mode == "mean" else None
+    for load in (check, EmotionRecogniser):
+        with pytest.raises(ConfigError, match=said) as refused:
+            load(mode, fusion, encoder)
+        assert "\n" not in str(refused.value) and str(fusion.directory) in str(refused.value)
+
+
+@pytest.mark.parametrize("change", [{"problem_type": None}, {"problem_type": "single_label_classification"}])
+def test_a_model_that_chooses_one_label_is_accepted(checkpoints, tmp_path, change):
+    """The control: what transformers writes after ordinary training, and what an untrained config says."""
+    check("text", changed(checkpoints / "text-en", tmp_path / "model", **change))

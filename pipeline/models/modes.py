@@ -5,6 +5,7 @@ The driver asks here before a job starts; nothing in this file allocates weights
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import SAMPLING_RATE
@@ -22,6 +23,9 @@ _PUBLISHED_LABELS = {
 }
 """By class index, of the published checkpoints, should their config say LABEL_0, LABEL_1, ... or nothing."""
 
+_ONE_LABEL = (None, "single_label_classification")
+_SOFTMAX = (None, "softmax")
+
 
 def require(mode: str, sentence_encoder: Checkpoint | None) -> None:
     """Refuse an unknown mode, or one that lacks its sentence encoder. Raises: ConfigError."""
@@ -34,10 +38,12 @@ def require(mode: str, sentence_encoder: Checkpoint | None) -> None:
 def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
     """A checkpoint's class names by index, from its config alone.
 
-    Raises: ConfigError for names outside the shared vocabulary, two that mean one emotion, or classes without names in
-    a checkpoint that is not one of the published ids.
+    Raises: ConfigError for names outside the shared vocabulary, two that mean one emotion, classes without names in
+    a checkpoint that is not one of the published ids, or a model whose outputs are not one softmax over classes.
     """
-    named = fusion.read_json("config.json").get("id2label")
+    config = fusion.read_json("config.json")
+    named = config.get("id2label")
+    _require_one_label(fusion, config)
     try:
         by_index = {int(index): str(label) for index, label in (named or {}).items()}
         labels = tuple(by_index[index] for index in range(len(by_index)))
@@ -55,6 +61,24 @@ def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
     if len(labels) < 2 or len(set(emotions)) != len(emotions):
         raise ConfigError(f"model {fusion.spec} needs two or more classes of different emotions, and has {labels}")
     return labels
+
+
+def _require_one_label(fusion: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Refuse a model that scores labels independently, or predicts numbers: a softmax over its outputs means nothing.
+
+    `problem_type` is what transformers trains by; `function_to_apply` is what its text-classification pipeline applies.
+    """
+    problem, function = config.get("problem_type"), config.get("function_to_apply")
+    if problem not in _ONE_LABEL or function not in _SOFTMAX:
+        said = f"problem_type {problem!r}" if problem not in _ONE_LABEL else f"function_to_apply {function!r}"
+        raise ConfigError(
+            f"model {fusion.spec} has {said} in its config.json; only models that choose one label by softmax "
+            "(single_label_classification) can be used"
+        )
+    if config.get("num_labels") == 1 or (isinstance(config.get("id2label"), Mapping) and len(config["id2label"]) == 1):
+        raise ConfigError(
+            f"model {fusion.spec} has one output, which is a regression; a model of two or more classes is needed"
+        )
 
 
 def embedding_widths(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = None) -> dict[str, int]:
