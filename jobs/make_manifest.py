@@ -16,7 +16,15 @@ from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.corpora.annotated import read_meacorpus, read_meld
 from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.exchange import complete, json_lines, lhotse_lines, nemo_lines, read_lhotse, read_rows
+from pipeline.corpora.exchange import (
+    complete,
+    json_lines,
+    lhotse_lines,
+    nemo_lines,
+    read_lhotse,
+    read_rows,
+    require_unique_ids,
+)
 from pipeline.corpora.files import audio_of, list_files, list_versions
 from pipeline.corpora.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
 from pipeline.listing import LeftOut, printable
@@ -26,7 +34,7 @@ from pipeline.roots import without_query
 
 _NAMED = {naming.dataset: naming for naming in (RAVDESS, TESS, SAVEE, CREMA_D, EMO_DB)}
 _TABLED = {"meld": read_meld, "meacorpus": read_meacorpus}
-_LAYOUTS = ("files", *_NAMED, *_TABLED, "nemo", "lhotse", "manifest")
+_LAYOUTS = ("files", *_NAMED, *_TABLED, "nemo", "lhotse", "manifest", "output")
 _SHOWN = 3
 
 
@@ -35,7 +43,8 @@ def _parser() -> Parser:
         prog="python -m jobs.make_manifest",
         usage="%(prog)s SOURCE [SOURCE ...] --output FILE [options]",
         description="Make a manifest of a folder, bucket prefix or glob of audio; of a corpus whose layout is known, with its "
-        "labels put into the models' classes; or of NeMo's and Lhotse's manifests. Also the way back.",
+        "labels put into the models' classes; of NeMo's and Lhotse's manifests, also the way back; or of an output of "
+        "jobs.annotate, one row for each utterance.",
         epilog="Left out of a corpus is what has no place among the classes (RAVDESS' calm, EMO-DB's boredom), and it is said.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
@@ -75,10 +84,12 @@ def _make(flags: argparse.Namespace) -> int:
         require_absent(uri, overwrite=flags.overwrite)
     corpus, unlisted = Corpus(), LeftOut(list)
     for source in flags.source:
-        read = _read(source, flags, unlisted)
+        read = _read_output(source) if flags.layout == "output" else _read(source, flags, unlisted)
         corpus.rows += read.rows
         for why, names in read.left_out.items():
             corpus.left_out.setdefault(why, []).extend(names)
+    if flags.layout == "output":
+        require_unique_ids(corpus)
     if flags.language:
         for row in corpus.rows:
             row.setdefault("language", flags.language)
@@ -94,6 +105,13 @@ def _make(flags: argparse.Namespace) -> int:
     if flags.durations and (unsaid := sum("duration" not in row for row in corpus.rows)):
         print(f"without duration: {unsaid:,}, whose header says none or cannot be read")
     return 0
+
+
+def _read_output(source: str) -> Corpus:
+    # imported late: it brings what analyses are made with
+    from pipeline.corpora.output import read_output
+
+    return read_output(source)
 
 
 def _read(source: str, flags: argparse.Namespace, unlisted: LeftOut) -> Corpus:

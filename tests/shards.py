@@ -13,7 +13,9 @@ import pyarrow.dataset as ds
 import pytest
 
 from pipeline.annotate import prepare, recognise, transcribe
+from pipeline.commit import committed_parts, publish
 from pipeline.config import load_config
+from pipeline.dataset import claim_dataset
 from pipeline.finish import finish
 from pipeline.keys import id_keys
 from pipeline.models import slots
@@ -88,6 +90,15 @@ def by_hand(
         recogniser_for = slots.Loaded(work.plan.models, settings=work.plan.settings, device="cpu").recogniser_for
     table = recognise(work, shard, table, recogniser_for)
     return table, finish(work, shard, table, {})
+
+
+def published(work: Work) -> LocalStore:
+    """The output of a plan whose one shard is committed, published."""
+    store, plan = LocalStore(Path(work.output)), work.plan
+    claim_dataset(store, plan.settings)
+    report = {"run_id": plan.plan, "config_hash": plan.config_hash}
+    publish(store, plan, committed_parts(store, [plan])[plan.plan], report)
+    return store
 
 
 def assert_same(one: pa.Table, two: pa.Table) -> None:

@@ -15,6 +15,7 @@ from pipeline.audio.decoders import AudioHeader
 from pipeline.corpora.corpus import Corpus, Row, file_name
 from pipeline.corpora.files import Unreadable, read_headers
 from pipeline.errors import ConfigError, RejectedRow
+from pipeline.manifest.columns import no_json
 from pipeline.manifest.read import expand, read_manifest
 from pipeline.roots import resolve_audio
 from pipeline.schema import passthrough_name
@@ -26,6 +27,8 @@ _WHOLE_SLACK_S = 0.02
 _LANGUAGES = {"english": "en", "spanish": "es", "german": "de", "french": "fr", "italian": "it", "portuguese": "pt"}
 """Lhotse's recipes write names where we take codes."""
 _OURS = {"recording_id": "id", "offset_s": "offset", "duration_s": "duration"}
+_OUTPUT_COLUMNS = {"manifest_utterance_id", "manifest_segment_index"}
+"""As a manifest's columns of these names are called: an output has them."""
 _PLACE = ("manifest", "line")
 
 
@@ -38,6 +41,10 @@ def read_rows(source: str, *, output: str | None = None) -> Corpus:
     corpus = Corpus()
     for uri in expand([source], output=output):
         for chunk in read_manifest(uri):
+            if set(chunk.rows.schema.names) >= _OUTPUT_COLUMNS:
+                raise ConfigError(
+                    f"{uri} is part of an output of jobs.annotate; read the whole output with --layout output"
+                )
             for reject in chunk.rejects:
                 corpus.leave_out(f"{reject.reason}: {reject.detail}", f"line {reject.line}")
             for line in chunk.rows.to_pylist():
@@ -57,6 +64,7 @@ def _written(name: str) -> str:
 
 def nemo_lines(corpus: Corpus) -> list[Row]:
     """Rows as NeMo names them. Durations, which NeMo needs, are read from the headers where a row has none."""
+    _leave_out_texts(corpus)
     complete(corpus, need_length=True)
     renamed = {"audio": "audio_filepath", "language": "lang"}
     return [{renamed.get(name, name): value for name, value in row.items()} for row in corpus.rows]
@@ -68,7 +76,7 @@ def complete(corpus: Corpus, *, need_length: bool) -> None:
     Args:
         need_length: leave out rows whose audio states no length or cannot be read; otherwise they go on without.
     """
-    lacking = [row for row in corpus.rows if row.get("duration") is None]
+    lacking = [row for row in corpus.rows if row.get("duration") is None and "audio" in row]
     kept = []
     for row, header in zip(lacking, read_headers([str(row["audio"]) for row in lacking]), strict=True):
         length_s = None if isinstance(header, Unreadable) else header.duration_s
@@ -81,11 +89,29 @@ def complete(corpus: Corpus, *, need_length: bool) -> None:
     corpus.rows = [row for row in corpus.rows if id(row) not in kept]
 
 
+def require_unique_ids(corpus: Corpus) -> None:
+    """Refuse rows of one id, which two outputs may have. Raises: ConfigError naming the id."""
+    seen: set[object] = set()
+    for row in corpus.rows:
+        if row["id"] in seen:
+            raise ConfigError(f"two utterances have the id {row['id']!r}; make a manifest of each output by itself")
+        seen.add(row["id"])
+
+
+def _leave_out_texts(corpus: Corpus) -> None:
+    """Leave out rows that are a text without audio, which other toolkits have no place for."""
+    for row in corpus.rows:
+        if "audio" not in row:
+            corpus.leave_out("a text without audio", str(row["id"]))
+    corpus.rows = [row for row in corpus.rows if "audio" in row]
+
+
 # ---------------------------------------------------------------------------------------------------- Lhotse out
 
 
 def lhotse_lines(corpus: Corpus) -> tuple[list[Row], list[Row]]:
     """Recordings and supervisions of rows; every header is read, since Lhotse needs sampling rates and samples."""
+    _leave_out_texts(corpus)
     uris = list(dict.fromkeys(str(row["audio"]) for row in corpus.rows))
     names = {str(row["audio"]): str(row["id"]) for row in reversed(corpus.rows)}  # the first row of an audio names it
     recordings: dict[str, Row] = {}
@@ -228,5 +254,5 @@ def _lines(uri: str) -> list[dict[str, Any]]:
 
 def json_lines(rows: Iterable[Mapping[str, object]], *, compressed: bool = False) -> bytes:
     """Rows as JSON Lines; the same rows give the same bytes."""
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    content = "".join(json.dumps(row, ensure_ascii=False, default=no_json) + "\n" for row in rows).encode()
     return gzip.compress(content, mtime=0) if compressed else content

@@ -330,8 +330,9 @@ def text_of(value: object) -> str | None:
 
 def json_of(value: object) -> str:
     """Compact JSON; bytes are base64, and what else JSON does not have is what Python writes for it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_no_json)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=no_json)
 
 
-def _no_json(value: object) -> str:
+def no_json(value: object) -> str:
+    """What is written for a value that JSON does not have, for `json.dumps`."""
     return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)
