@@ -104,11 +104,12 @@ def _utterance_cells(row: Mapping[str, object], *, several: bool) -> list[str]:
     text = clean(str(row["text"] or ""))
     if row["text_source"] == "asr":
         text = f"{HEARD} {text}" if text else f"{HEARD} (nothing heard)"
-    confidence = float(str(row["confidence"]))
     file = "".join(_whole(row)) + (f" {row['start_s']:.1f}s" if several and row["start_s"] is not None else "")
     acted = row.get("manifest_label")
-    emotion = f"{row['emotion']} (acted: {acted})" if acted not in (None, row["emotion"]) else str(row["emotion"])
-    return [file, str(row["speaker"] or ""), text or "(no text)", emotion, f"{confidence:.2f} {bar(confidence, 6)}"]
+    confidence = row["confidence"]
+    sure = f"{confidence:.2f} {bar(confidence, 6)}" if isinstance(confidence, float) else "–"
+    emotion = str(row["emotion"] or "–") + (f" (acted: {acted})" if acted not in (None, row["emotion"]) else "")
+    return [file, str(row["speaker"] or ""), text or "(no text)", emotion, sure]
 
 
 def verdict(utterances: pa.Table) -> str:

@@ -63,6 +63,8 @@ def _parser() -> Parser:
     )
     model.add_argument("--language", metavar="CODE", help="for every row; auto lets Whisper decide for rows that bring none "
                        "(default: the row's own, else en)")  # fmt: skip
+    model.add_argument("--allowed-languages", metavar="CODE[,CODE]",
+                       help="the languages that --language auto may choose from (default: all that Whisper knows)")  # fmt: skip
     add_named_models(model)
     model.add_argument("--segmentation", choices=["auto", "none", "vad"],
                        help="auto: rows with text or up to 30 s are one utterance, longer ones are cut by voice activity; "

@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from pipeline.absent import refuse_absent
 from pipeline.attempts import MOST_DEATHS, Unwatched, Watch, lethal
-from pipeline.audio.segment import cut, has_speech
+from pipeline.audio.segment import cut, speech_seconds
 from pipeline.commit import is_committed
 from pipeline.config import primary_language
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.finish import DONE_ELSEWHERE, Finished, finish, key_of
+from pipeline.languages import settle_languages
 from pipeline.models import slots
 from pipeline.models.transcribe import Transcript
 from pipeline.plan import Plan, Shard, read_shard
@@ -96,7 +97,16 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
 
 
 def _is_to_be_heard(work: Work, line: Mapping[str, Any]) -> bool:
-    return (line["text"] is None and work.mode != "audio") or line["language"] is None
+    return _needs_text(work, line) or line["language"] is None
+
+
+def _needs_text(work: Work, line: Mapping[str, Any]) -> bool:
+    return line["text"] is None and work.mode != "audio"
+
+
+def _spoken(line: Mapping[str, Any]) -> str | None:
+    """The language in which to transcribe a line; None where it is to be detected."""
+    return None if line["language"] is None else primary_language(str(line["language"]))
 
 
 def _prepare_row(
@@ -124,8 +134,8 @@ def _prepare_row(
             "end_s": offset_s + span.end_s,
             **dict(zip(("waveform", "sample_bytes"), pack_waveform(waveform[span.start : span.end]), strict=True)),
             "identity": recording.identity,
-            # asked here, where there are cores, and not beside Whisper, whose device would wait for it
-            "speech": has_speech(waveform[span.start : span.end]) if _is_to_be_heard(work, common) else None,
+            # counted here, where there are cores, and not beside Whisper, whose device would wait for it
+            "speech_s": speech_seconds(waveform[span.start : span.end]) if _is_to_be_heard(work, common) else None,
         }
         for index, span in enumerate(spans)
     ]
@@ -140,7 +150,8 @@ def transcribe(
 ) -> pa.Table:
     """Give a text to every utterance that has none, and a language where it is to be detected.
 
-    Where nobody speaks the text is empty, and no model is asked: Whisper writes words for silence.
+    Where nobody speaks the text is empty, and no model is asked: Whisper writes words for silence. A recording's language is
+    decided over all its segments; those that were transcribed in another language are then transcribed again.
 
     Args:
         transcriber_for: the model for a language, loaded once by the caller; it is given all that it can hear together.
@@ -149,21 +160,35 @@ def transcribe(
     deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
     lines = table.select([name for name in WORK_SCHEMA.names if name != "waveform"]).to_pylist()
-    spoken = [None if line["language"] is None else primary_language(str(line["language"])) for line in lines]
     wanted: dict[int, Transcriber] = {}
+    transcripts: dict[int, Transcript] = {}
     for index, line in enumerate(lines):
         if line["reason"] is not None or not _is_to_be_heard(work, line):
             continue
-        if line["speech"]:
-            wanted[index] = transcriber_for(spoken[index])
+        if line["speech_s"]:
+            wanted[index] = transcriber_for(_spoken(line))
         else:
-            line.update(_heard(work, line, Transcript("", spoken[index])))
-    for transcriber, together in _by_model_and_load(wanted, table, waveforms):
-        hear = partial(_hear, transcriber, waveforms, spoken)
-        for part, outcome in _carefully(hear, together, Stage.TRANSCRIBE, deaths, watch):
-            for index, found in zip(part, [outcome] if isinstance(outcome, RejectedRow) else outcome, strict=True):
-                line = lines[index]
-                line.update(cause_columns(found) if isinstance(found, RejectedRow) else _heard(work, line, found))
+            transcripts[index] = Transcript("", _spoken(line))
+
+    def run(wanted: Mapping[int, Transcriber]) -> None:
+        spoken = {index: _spoken(lines[index]) for index in wanted}
+        for transcriber, together in _by_model_and_load(wanted, table, waveforms):
+            call = partial(_transcribe_lines, transcriber, waveforms, spoken)
+            for part, outcome in _carefully(call, together, Stage.TRANSCRIBE, deaths, watch):
+                for index, found in zip(part, [outcome] if isinstance(outcome, RejectedRow) else outcome, strict=True):
+                    if isinstance(found, RejectedRow):
+                        lines[index].update(cause_columns(found))
+                        transcripts.pop(index, None)
+                    else:
+                        transcripts[index] = found
+
+    run(wanted)
+    settle_languages(work.plan, lines, transcripts)
+    run({i: wanted[i] for i, transcript in transcripts.items()
+         if i in wanted and _needs_text(work, lines[i]) and transcript.language != _spoken(lines[i])})  # fmt: skip
+    for index, transcript in transcripts.items():
+        if _needs_text(work, lines[index]):
+            lines[index].update(_text_columns(transcript))
     watch.end()
     audio = table["waveform"]
     texts = pa.Table.from_pylist(lines, schema=WORK_SCHEMA.remove(WORK_SCHEMA.get_field_index("waveform")))
@@ -219,24 +244,14 @@ def _in_halves(
         yield from _in_halves(work, part, stage)
 
 
-def _hear(
-    transcriber: Transcriber, waveforms: Waveforms, spoken: Sequence[str | None], lines: list[int]
+def _transcribe_lines(
+    transcriber: Transcriber, waveforms: Waveforms, spoken: Mapping[int, str | None], lines: list[int]
 ) -> list[Transcript | RejectedRow]:
     return transcriber.transcribe_many([waveforms[line] for line in lines], [spoken[line] for line in lines])
 
 
-def _heard(work: Work, line: dict[str, Any], transcript: Transcript) -> dict[str, Any]:
-    language = line["language"] or transcript.language
-    if language is None:
-        detail = "nobody speaks, so no language could be detected; give the row one, or name one with --language"
-        return cause_columns(RejectedRow(Reason.NO_SPEECH, detail, Stage.TRANSCRIBE))
-    if not slots.knows_language(work.plan.models, primary_language(str(language))):
-        detail = f"detected language {language!r} has no emotion model; name one with --fusion-model {language}=X"
-        return cause_columns(RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE))
-    if line["text"] is not None or work.mode == "audio":
-        return {"language": language}
+def _text_columns(transcript: Transcript) -> dict[str, Any]:
     return {
-        "language": language,
         "text": transcript.text,
         "text_source": "asr",
         "asr_avg_logprob": transcript.avg_logprob,
@@ -254,14 +269,17 @@ def recognise(
 ) -> pa.Table:
     """Give label, scores and embeddings to every utterance. Returns: the table without audio, with those columns.
 
+    They are null where `emotion_null_reason` is set.
     A batch that fails is halved until the failing utterance is alone; the others give what they would have given, to 1e-5.
     """
     deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
     texts = table["text"].to_pylist()
-    languages = zip(table["reason"].to_pylist(), table["language"].to_pylist(), strict=True)
+    columns = (table[name].to_pylist() for name in ("reason", "emotion_null_reason", "language"))
     wanted = {
-        line: primary_language(language or "") for line, (reason, language) in enumerate(languages) if reason is None
+        line: primary_language(language or "")
+        for line, (reject, no_emotion, language) in enumerate(zip(*columns, strict=True))
+        if reject is None and no_emotion is None
     }
     needs_audio = work.mode != "text"
     out = _Recognised(table.num_rows, work.plan)
@@ -273,7 +291,7 @@ def recognise(
             else:
                 out.fill(part, outcome)
     watch.end()
-    return out.join(table.drop_columns(["waveform", "sample_bytes", "identity", "speech"]))
+    return out.join(table.drop_columns(["waveform", "sample_bytes", "identity", "speech_s"]))
 
 
 def _label(
@@ -284,21 +302,22 @@ def _label(
 
 
 class _Recognised:
-    """Columns of results, filled in by line."""
+    """Columns of results, filled in by line; null where nothing was filled in."""
 
     def __init__(self, num_lines: int, plan: Plan) -> None:
-        self._widths = plan.embedding_widths
+        self._filled = np.zeros(num_lines, dtype=bool)
         self._labels = np.full(num_lines, None, dtype=object)
         self._confidence = np.zeros(num_lines, dtype=np.float32)
         self._margin = np.zeros(num_lines, dtype=np.float32)
         self._truncated = np.zeros(num_lines, dtype=bool)
         self._scores = np.full((num_lines, len(EMOTIONS)), np.nan, dtype=np.float32)
         self._embeddings = {
-            name: np.zeros((num_lines, width), dtype=np.float32) for name, width in self._widths.items()
+            name: np.zeros((num_lines, width), dtype=np.float32) for name, width in plan.embedding_widths.items()
         }
         self._rejects: dict[int, RejectedRow] = {}
 
     def fill(self, lines: list[int], result: Recognised) -> None:
+        self._filled[lines] = True
         self._labels[lines] = result.labels
         self._confidence[lines] = result.confidence
         self._margin[lines] = result.margin
@@ -317,14 +336,19 @@ class _Recognised:
                 values[line] = cause_columns(cause)[name]
             field = WORK_SCHEMA.field(name)
             table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+        empty = ~self._filled
         scores = [pa.array(self._scores[:, i], mask=np.isnan(self._scores[:, i])) for i in range(len(EMOTIONS))]
         table = table.append_column("label", pa.array(self._labels, pa.string()))
-        table = table.append_column("confidence", pa.array(self._confidence))
-        table = table.append_column("margin", pa.array(self._margin))
+        table = table.append_column("confidence", pa.array(self._confidence, mask=empty))
+        table = table.append_column("margin", pa.array(self._margin, mask=empty))
         table = table.append_column("truncated", pa.array(self._truncated))
-        table = table.append_column("scores", pa.StructArray.from_arrays(scores, names=list(EMOTIONS)))
+        table = table.append_column(
+            "scores", pa.StructArray.from_arrays(scores, names=list(EMOTIONS), mask=pa.array(empty))
+        )
         for name, values in self._embeddings.items():
-            column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+            column = pa.FixedSizeListArray.from_arrays(
+                pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(empty)
+            )
             table = table.append_column(name, column)
         return table
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.figures import Figures, total
 from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shards
-from pipeline.schema import EMBEDDINGS, utterance_schema
+from pipeline.schema import EMBEDDINGS, schema_version, utterance_schema
 from pipeline.spool import reject_schema, rejects_table
 from pipeline.storage import Store
 
@@ -95,7 +95,8 @@ def part_key(shard: Shard, partition: str) -> str:
 
 def part_schema(plan: Plan) -> pa.Schema:
     """What every part of a plan has: partition columns are in the path alone."""
-    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra)
+    version = schema_version(plan.settings)
+    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra, version=version)
     return pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
 
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
+from pipeline.schema import EMBEDDINGS, SCHEMA_VERSION, passthrough_name, utterance_schema
 
 Mode = Literal["mean", "concat", "multihead", "audio", "text"]
 Segmentation = Literal["auto", "none", "vad"]
@@ -26,6 +26,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 MODEL_OPTIONS = ("fusion_model", "sentence_encoder", "asr_model")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+_PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 AUTO_LANGUAGE = "auto"
 """`--language` that leaves rows without a language to Whisper."""
@@ -103,6 +104,7 @@ class JobConfig(ModelChoice):
     manifest: tuple[str, ...] = Field(min_length=1)
     output: str = Field(min_length=1)
     models: str | None = Field(default=None, min_length=1)
+    allowed_languages: tuple[str, ...] = ()
     segmentation: Segmentation = "auto"
     partition_by: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = EMBEDDINGS
@@ -129,6 +131,29 @@ class JobConfig(ModelChoice):
     no_page: bool = False
     dry_run: bool = False
 
+    @field_validator("allowed_languages", mode="before")
+    @classmethod
+    def _primary_tags(cls, value: object) -> object:
+        """Accept `en,es` or a list."""
+        tags = (
+            value.split(",") if isinstance(value, str) else [tag for item in _strings(value) for tag in item.split(",")]
+        )
+        tags = [tag.strip().lower() for tag in tags if tag.strip()]
+        for tag in tags:
+            if not _PRIMARY_TAG.fullmatch(tag):
+                raise ValueError(f"{tag!r} is not a primary language tag of two or three letters, such as en or es")
+        if len(set(tags)) != len(tags):
+            raise ValueError("names a language twice")
+        if not tags:
+            raise ValueError("names no language")
+        return tuple(tags)
+
+    @model_validator(mode="after")
+    def _allowed_only_with_auto(self) -> Self:
+        if self.allowed_languages and self.language != AUTO_LANGUAGE:
+            raise ValueError("--allowed-languages limits what --language auto may detect; add --language auto")
+        return self
+
     @field_validator("manifest", "audio_root", "partition_by", "give_up", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
@@ -152,7 +177,8 @@ class JobConfig(ModelChoice):
     @classmethod
     def _no_model_outputs(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
         columns = tuple(name.strip() for column in columns for name in column.split(",") if name.strip())
-        ours = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32").names) - {"language"}
+        # names of version 1: a dataset of a later version has others besides, which the driver refuses
+        ours = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32", version=1).names) - {"language"}
         for column in columns:
             if not _FOLDER_NAME.fullmatch(column):
                 raise ValueError(
@@ -192,15 +218,24 @@ class JobConfig(ModelChoice):
             require_precision(self.precision, mode=self.mode, device="cuda" if self.device == "cuda" else "cpu")
         return self
 
-    def settings(self, *, precision: str, asr_compute_type: str) -> dict[str, Any]:
-        """What decides the rows of a dataset, apart from its models and manifests; `auto` resolved."""
+    def settings(self, *, precision: str, asr_compute_type: str, version: int = SCHEMA_VERSION) -> dict[str, Any]:
+        """What decides the rows of a dataset, apart from its models and manifests; `auto` resolved.
+
+        Args:
+            version: of the columns: that of an existing dataset, else the newest.
+        """
         names = ["mode", "language", "segmentation", "partition_by", "embeddings", "embedding_dtype", "beam_size"]
         names += ["max_duration_s", "max_bytes"]
         chosen = {name: getattr(self, name) for name in names}
         chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
         # named only where asked for, so that a dataset made before there were such options is one without them
-        asked = {"calibration": dict(self.calibration), "min_confidence": self.min_confidence}
-        chosen |= {name: value for name, value in asked.items() if value not in ({}, None)}
+        asked = {
+            "calibration": dict(self.calibration),
+            "min_confidence": self.min_confidence,
+            "allowed_languages": sorted(self.allowed_languages),
+            "schema_version": version if version > 1 else None,
+        }
+        chosen |= {name: value for name, value in asked.items() if value not in ({}, [], None)}
         return {**chosen, "precision": precision, "asr_compute_type": asr_compute_type}
 
 

@@ -43,7 +43,7 @@ from pipeline.rates import check_rates
 from pipeline.renewed import renew
 from pipeline.roots import AudioRoots, without_query
 from pipeline.rowchecks import check_language, check_partition_value
-from pipeline.schema import passthrough_name
+from pipeline.schema import SCHEMA_VERSION, passthrough_name, rename_passthrough, schema_version
 from pipeline.shardlog import log_shard
 from pipeline.spool import Selection, Spool
 from pipeline.stages import cluster, run_shards
@@ -86,7 +86,8 @@ class Driver:
         compute_type = config.asr_compute_type
         if compute_type == "auto":
             compute_type = (there or {}).get("asr_compute_type", _COMPUTE_TYPE[device])
-        return config.settings(precision=precision, asr_compute_type=compute_type)
+        version = SCHEMA_VERSION if there is None else schema_version(there)
+        return config.settings(precision=precision, asr_compute_type=compute_type, version=version)
 
     # -- reading
 
@@ -95,8 +96,12 @@ class Driver:
         spool = Spool(folder)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(slots.known_languages(self.config, self.prepared))
+        there = dataset_settings(self.store)
+        version = SCHEMA_VERSION if there is None else schema_version(there)
         spool.read(
-            self.manifests, lambda rows: self._check(rows, roots, known), audio_optional=self.config.mode == "text"
+            self.manifests,
+            lambda rows: self._check(rename_passthrough(rows, version), roots, known),
+            audio_optional=self.config.mode == "text",
         )
         return self._select(spool)
 
@@ -142,7 +147,7 @@ class Driver:
                     raise ConfigError("--partition-by language: a detected language is a model's output")
                 continue
             if column not in extra.names:
-                renamed = passthrough_name(column)
+                renamed = passthrough_name(column, SCHEMA_VERSION)
                 hint = f"; the manifest's {column!r} is written as {renamed!r}" if renamed in extra.names else ""
                 hint = hint or did_you_mean(column, [*extra.names, "language"])
                 raise ConfigError(f"--partition-by {column}: no manifest has this column{hint}")
@@ -218,9 +223,10 @@ class Driver:
         languages: set[str] = set()
         for table in selection.tables():
             for tag in table["language"].unique().to_pylist():
-                languages |= (
-                    set(slots.known_languages(self.config, self.prepared)) if tag is None else {primary_language(tag)}
-                )
+                if tag is None:
+                    languages.update(slots.detectable_languages(self.config, self.prepared))
+                else:
+                    languages.add(primary_language(tag))
         return languages
 
     def _needs_asr(self, selection: Selection) -> bool:

@@ -27,7 +27,7 @@ from pipeline.models import slots
 from pipeline.plan import Plan, Shard, read_shard
 from pipeline.retrying import principal
 from pipeline.roots import common_folder, without_query
-from pipeline.schema import emotion_of, utterance_id, utterance_schema
+from pipeline.schema import ABSTAINED, emotion_of, utterance_id
 from pipeline.storage import Store
 from pipeline.work import CAUSE, Work
 
@@ -192,14 +192,16 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
 
     Partition columns stand in the path alone, as Hive has it: pyarrow and pandas refuse a folder that has them twice.
     """
-    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra)
     theirs = rows.take(kept["row"])
     ids = theirs["recording_id"].to_pylist()
     labels = kept["label"].to_pylist()
     duration_s = pc.subtract(kept["end_s"], kept["start_s"])
-    abstained = pc.less(kept["confidence"], pa.scalar(plan.settings.get("min_confidence") or 0.0, pa.float32()))
+    least = pa.scalar(plan.settings.get("min_confidence") or 0.0, pa.float32())
+    abstained = pc.less(kept["confidence"], least).fill_null(False)
+    emotions = [None if label is None else emotion_of(label) for label in labels]
     fingerprints = {language: slots.fingerprint(plan.models, plan.settings, primary_language(language))
-                    for language in set(kept["language"].to_pylist())}  # fmt: skip
+                    for language in set(kept["language"].to_pylist())
+                    if slots.knows_language(plan.models, primary_language(language))}  # fmt: skip
     computed = {
         # the plan keeps a pre-signed URI whole to fetch it; the table must not
         "audio": pa.array([uri and without_query(uri) for uri in theirs["audio"].to_pylist()], pa.string()),
@@ -207,13 +209,14 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
         ),
         "duration_s": duration_s,
-        "emotion": pc.if_else(abstained, None, pa.array([emotion_of(label) for label in labels], pa.string())),
+        "emotion": pc.if_else(abstained, None, pa.array(emotions, pa.string())),
+        "emotion_null_reason": pc.if_else(abstained, ABSTAINED, kept["emotion_null_reason"]),
         "abstained": abstained,
-        "model": pa.array([fingerprints[language] for language in kept["language"].to_pylist()], pa.string()),
+        "model": pa.array([fingerprints.get(language) for language in kept["language"].to_pylist()], pa.string()),
         "run_id": pa.array([plan.plan] * kept.num_rows, pa.string()),
     }
     columns = []
-    schema = pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
+    schema = part_schema(plan)
     for field in schema:
         if field.name in plan.extra.names:
             column = theirs[field.name]

@@ -7,6 +7,7 @@ and `REJECT_SCHEMA` (the log of what could not be annotated). Manifest columns w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,6 +25,14 @@ _EMOTION_OF_LABEL = {
     "fearful": "fear",
     "surprised": "surprise",
 }
+
+SCHEMA_VERSION = 2
+"""Columns of new datasets. The setting `schema_version` of a dataset names its own; a dataset without it has version 1."""
+
+OTHER_LANGUAGE = "language"
+"""`emotion_null_reason` of an utterance in a language that no model of the run covers."""
+ABSTAINED = "abstained"
+"""`emotion_null_reason` of an utterance whose confidence is below `min_confidence`."""
 
 EMBEDDINGS = ("audio_embedding", "text_embedding", "fused_embedding")
 
@@ -79,6 +88,13 @@ _UTTERANCE_FIELDS = (
     pa.field("margin", pa.float32(), nullable=False),
     pa.field("scores", pa.struct([pa.field(e, pa.float32()) for e in EMOTIONS]), nullable=False),
 )
+_SINCE_2 = {
+    "language": pa.field("language_prob", pa.float32()),
+    "emotion": pa.field("emotion_null_reason", pa.string()),
+}
+"""Columns that schema version 2 adds, each after the column it explains."""
+_NULLABLE_SINCE_2 = ("label", "confidence", "margin", "scores", "model")
+"""Columns that are null in version 2 where `emotion_null_reason` is `language`."""
 _LINEAGE_FIELDS = (pa.field("model", pa.string(), nullable=False), pa.field("run_id", pa.string(), nullable=False))
 
 
@@ -94,8 +110,18 @@ def emotion_of(label: str) -> str:
     return emotion
 
 
+def schema_version(settings: Mapping[str, Any]) -> int:
+    """The version of a dataset's columns. Raises: ConfigError for one that this program does not know."""
+    version = settings.get("schema_version", 1)
+    if version not in range(1, SCHEMA_VERSION + 1):
+        raise ConfigError(
+            f"the dataset has schema_version {version!r}; this program knows 1 to {SCHEMA_VERSION}: update it"
+        )
+    return int(version)
+
+
 def utterance_schema(
-    embedding_widths: Mapping[str, int], embedding_dtype: str, extra_fields: Iterable[pa.Field] = ()
+    embedding_widths: Mapping[str, int], embedding_dtype: str, extra_fields: Iterable[pa.Field] = (), *, version: int
 ) -> pa.Schema:
     """The output table.
 
@@ -103,25 +129,48 @@ def utterance_schema(
         embedding_widths: the embedding columns to write, each with its width; in `EMBEDDINGS` order.
         embedding_dtype: float32 or float16.
         extra_fields: manifest columns passed through, as named by `passthrough_name`.
+        version: of the columns, see `schema_version`.
     """
-    item = pa.field("item", {"float32": pa.float32(), "float16": pa.float16()}[embedding_dtype], nullable=False)
+    item = pa.field("item", {"float32": pa.float32(), "float16": pa.float16()}[embedding_dtype], nullable=version > 1)
     kept = [name for name in EMBEDDINGS if name in embedding_widths]
     embeddings = [pa.field(name, pa.list_(item, embedding_widths[name])) for name in kept]
-    return pa.schema([*_UTTERANCE_FIELDS, *embeddings, *_LINEAGE_FIELDS, *extra_fields])
+    ours = [*_UTTERANCE_FIELDS, *embeddings, *_LINEAGE_FIELDS]
+    if version > 1:
+        ours = [field.with_nullable(field.nullable or field.name in _NULLABLE_SINCE_2) for field in ours]
+        ours = [each for field in ours for each in (field, _SINCE_2.get(field.name)) if each is not None]
+    return pa.schema([*ours, *extra_fields])
 
 
 _OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA)
 _SCANNED = ("__filename", "__fragment_index", "__batch_index", "__last_in_fragment")
 """Columns that Arrow's scanner adds; a file that has one by itself cannot be read by pandas or `pyarrow.dataset`."""
 _TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS, "raw", *_SCANNED)}
+_TAKEN_SINCE_2 = {field.name for field in _SINCE_2.values()}
 
 
-def passthrough_name(column: str) -> str:
+def passthrough_name(column: str, version: int = 1) -> str:
     """The output name of a manifest column we do not read: its own, or `manifest_<name>` where ours has that name.
 
     Names are compared without case because Spark and DuckDB do. Names that Arrow gives to columns of its own count as ours.
+    Manifests are read under the names of version 1; `rename_passthrough` does the rest for a dataset of a later one.
     """
-    return f"manifest_{column}" if column.lower() in _TAKEN else column
+    taken = column.lower() in _TAKEN or (version > 1 and column.lower() in _TAKEN_SINCE_2)
+    return f"manifest_{column}" if taken else column
+
+
+def rename_passthrough(rows: pa.Table, version: int) -> pa.Table:
+    """Rename the pass-through columns of manifest rows that have a name which a version's own columns have.
+
+    Raises: ConfigError when two columns then have one name.
+    """
+    names = [name if name in ROW_SCHEMA.names else passthrough_name(name, version) for name in rows.schema.names]
+    lower = [name.lower() for name in names]
+    for old, new in zip(rows.schema.names, names, strict=True):
+        if old != new and lower.count(new.lower()) > 1:
+            raise ConfigError(
+                f"columns {old!r} and {new!r} of the manifest would be one column in the output; rename one"
+            )
+    return rows.rename_columns(names)
 
 
 def utterance_id(recording_id: str, segment_index: int) -> str:

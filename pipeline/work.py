@@ -37,8 +37,10 @@ WORK_SCHEMA = pa.schema(
         pa.field("waveform", pa.large_binary()),  # as `pack_waveform` makes it
         pa.field("sample_bytes", pa.int8()),
         pa.field("identity", pa.binary()),
-        pa.field("speech", pa.bool_()),  # whether anybody may be speaking; null where nobody asks
+        pa.field("speech_s", pa.float32()),  # as `speech_seconds` counts it; null where it does not matter
         pa.field("language", pa.string()),
+        pa.field("language_prob", pa.float32()),
+        pa.field("emotion_null_reason", pa.string()),  # set where the utterance is not to be recognised
         pa.field("text", pa.string()),
         pa.field("text_source", pa.string()),
         pa.field("asr_avg_logprob", pa.float32()),

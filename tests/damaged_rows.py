@@ -165,6 +165,30 @@ def an_embedding_is_missing(out: Path) -> None:
     rewrite(part(out, 0), column("audio_embedding", first(None)))
 
 
+@shows(Promise.LANGUAGE, deep=True)
+def results_go_with_the_reason_that_there_are_none(out: Path) -> None:
+    """A reason written for every segment of another language, also where a model covers it."""
+    rewrite(part(out, 0), column("emotion_null_reason", first("language")))
+
+
+@shows(Promise.LANGUAGE, deep=True)
+def a_language_has_the_probability_of_a_logit(out: Path) -> None:
+    """Logits written where probabilities belong."""
+    rewrite(part(out, 0), column("language_prob", first(2.5)))
+
+
+@shows(Promise.LANGUAGE, deep=True)
+def a_labelled_row_names_no_model(out: Path) -> None:
+    """Lineage lost on the way."""
+    rewrite(part(out, 0), column("model", first(None)))
+
+
+@shows(Promise.LABEL, deep=True)
+def an_emotion_that_is_there_has_a_reason_why_it_is_not(out: Path) -> None:
+    """A reason of another row."""
+    rewrite(part(out, 0), column("emotion_null_reason", first("abstained")))
+
+
 @shows(Promise.RUN_ID, deep=True)
 def a_row_names_another_run(out: Path) -> None:
     """Lineage filled in from the job instead of the plan."""

@@ -157,7 +157,7 @@ def test_the_configuration_cannot_be_changed():
 
 @pytest.mark.parametrize(
     "column",
-    sorted(set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32").names) - {"language"}),
+    sorted(set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32", version=1).names) - {"language"}),
 )
 def test_a_models_output_is_no_partition(column):
     """Fails if files can be laid out by what a model says, or the refusal gives no reason."""
@@ -254,7 +254,7 @@ def test_settings_are_what_decides_rows():
     assert settings == {
         "mode": "mean", "language": None, "segmentation": "auto", "partition_by": ["a", "b"],
         "embeddings": list(EMBEDDINGS), "embedding_dtype": "float32", "beam_size": 1, "max_duration_s": 14400.0,
-        "max_bytes": 2**31, "precision": "fp32", "asr_compute_type": "int8",
+        "max_bytes": 2**31, "precision": "fp32", "asr_compute_type": "int8", "schema_version": 2,
     }  # fmt: skip
 
 

@@ -73,7 +73,8 @@ def test_what_is_counted(output, tmp_path, capsys):
     found = evaluated(tmp_path, output)["outputs"][0]
     assert found["counts"] == {
         "utterances": ROWS - len(REJECTED) + 2, "compared": ROWS - len(REJECTED) - 2 + 2, "without_label": 1,
-        "other_labels": {"calm": 1}, "rejected_with_label": len(REJECTED), "recordings": ROWS - len(REJECTED) - 2,
+        "without_prediction": 0, "other_labels": {"calm": 1}, "rejected_with_label": len(REJECTED),
+        "recordings": ROWS - len(REJECTED) - 2,
     }  # fmt: skip
     said = capsys.readouterr().out
     assert (

@@ -112,7 +112,7 @@ def test_what_is_written(tmp_path):
     }
     assert set(table["emotion"].to_pylist()) == {"joy"} and set(table["label"].to_pylist()) == {"happy"}
     assert set(table["model"].to_pylist()) == {"mean-en:abababababab@fp32"}
-    expected = utterance_schema({"audio_embedding": 2}, "float32", work.plan.extra)
+    expected = utterance_schema({"audio_embedding": 2}, "float32", work.plan.extra, version=2)
     assert table.schema.remove_metadata().equals(expected.remove_metadata())
     receipt = read_receipt(work.store, parts[0])
     assert (receipt.rows, receipt.utterances, receipt.config_hash) == (4, 4, work.plan.config_hash)

@@ -27,7 +27,7 @@ from pipeline.commit import UTTERANCES, encodings, receipt_of
 from pipeline.dataset import read_columns
 from pipeline.errors import JobError
 from pipeline.plan import FORMAT, create_json, plan_name, read_document
-from pipeline.schema import utterance_schema
+from pipeline.schema import schema_version, utterance_schema
 from pipeline.storage import Store
 
 COMPACTED = "compacted"
@@ -151,7 +151,8 @@ def _schema(rows: Rows) -> pa.Schema:
     """Of the large files: what the plans' parts have, which is one kind of rows, and every pass-through column of any."""
     first = rows.plans[0]
     extra = read_columns(plan.extra for plan in rows.plans)
-    fields = utterance_schema(first.embedding_widths, first.settings["embedding_dtype"], extra)
+    version = schema_version(first.settings)
+    fields = utterance_schema(first.embedding_widths, first.settings["embedding_dtype"], extra, version=version)
     return pa.schema([field for field in fields if field.name not in first.settings["partition_by"]])
 
 

@@ -33,9 +33,10 @@ _EXACT = 0.5
 _COLUMNS = {
     "emotion": "emotion",
     "language": "language",
-    # fine steps first, which reference deciles are made of: one pass, the same on every machine
-    "confidence": "least(floor(confidence * 1000), 999)::INT",
-    "duration_s": "floor(64 * log2(greatest(duration_s, 0.01)))::INT",
+    # fine steps first, which reference deciles are made of: one pass, the same on every machine. DuckDB's `least` and
+    # `greatest` pass over nulls, which are a bin of their own
+    "confidence": "CASE WHEN confidence IS NOT NULL THEN least(floor(confidence * 1000), 999)::INT END",
+    "duration_s": "CASE WHEN duration_s IS NOT NULL THEN floor(64 * log2(greatest(duration_s, 0.01)))::INT END",
 }
 _EDGES: dict[str, Callable[[int], float]] = {
     "confidence": lambda step: step / 1000,

@@ -31,6 +31,8 @@ SUMS = ("recordings", "utterances", "speech_s", "length_s", "by_emotion", "speec
         "first_emotion", "last_emotion", "confidence_sum", "confidence_min", "confidence_max")  # fmt: skip
 TIMED = ("timed_speech_s", "timed_length_s")
 """Sums over the recordings alone whose duration the manifest gives; files of earlier versions lack them."""
+COUNTED = "confidence_count"
+"""Utterances that have a confidence; in files of earlier versions, which lack it, all have one."""
 _EXPRESSION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(?!=)(.+)", re.DOTALL)
 
 
@@ -152,10 +154,11 @@ def _sums(groups: Groups, plan: str) -> str:
             {transitions} AS transitions,
             {_per_emotion(count.format("emotion = '$' AND opens"))} AS first_emotion,
             {_per_emotion(count.format("emotion = '$' AND closes"))} AS last_emotion,
-            sum(confidence) AS confidence_sum, min(confidence) AS confidence_min, max(confidence) AS confidence_max
+            sum(confidence) AS confidence_sum, count(confidence)::BIGINT AS {COUNTED},
+            min(confidence) AS confidence_min, max(confidence) AS confidence_max
         FROM spoken GROUP BY ALL
     )
-    SELECT {named}, '{plan}' AS run_id, {", ".join((*SUMS, *TIMED))}
+    SELECT {named}, '{plan}' AS run_id, {", ".join((*SUMS, *TIMED, COUNTED))}
     FROM said JOIN long ON {" AND ".join(f"said.{key} IS NOT DISTINCT FROM long.{key}" for key in keys)} ORDER BY ALL
     """
 
@@ -171,7 +174,8 @@ def merged(store: Store, groups: Groups) -> pa.Table:
     """
     keys = sorted(entry.key for entry in store.list(groups.folder) if entry.key.endswith(".parquet"))
     schema = read_columns(_schema(store, key) for key in keys)
-    schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in TIMED if name not in schema.names)])
+    later = [*(pa.field(name, pa.float64()) for name in TIMED), pa.field(COUNTED, pa.int64())]
+    schema = pa.schema([*schema, *(field for field in later if field.name not in schema.names)])
     with asking(summaries=dataset(store, groups.folder, keys, schema)) as connection:
         return connection.sql(_shares(groups)).to_arrow_table()
 
@@ -198,7 +202,7 @@ def _shares(groups: Groups) -> str:
         sum(timed_speech_s) / nullif(sum(timed_length_s), 0) AS speech_share,
         {_per_emotion("sum(by_emotion.$) / sum(utterances)")} AS share,
         {_per_emotion("coalesce(sum(speech_s_by_emotion.$), 0) / nullif(sum(speech_s), 0)")} AS share_s,
-        sum(confidence_sum) / sum(utterances) AS confidence,
+        sum(confidence_sum) / nullif(sum(coalesce({COUNTED}, utterances)), 0) AS confidence,
         min(confidence_min) AS confidence_min, max(confidence_max) AS confidence_max,
         {moved} AS transitions, 1 - ({same}) / nullif({pairs}, 0) AS changes,
         {most("first_emotion")} AS opens_with, {most("last_emotion")} AS closes_with

@@ -25,7 +25,7 @@ from pipeline.leftovers import cause, reaching
 from pipeline.manifest.growth import asked_type, path_type
 from pipeline.plan import Plan, load_plans
 from pipeline.roots import without_query
-from pipeline.schema import ROW_SCHEMA, utterance_schema
+from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION, schema_version, utterance_schema
 from pipeline.spool import reject_schema
 from pipeline.storage import Store, open_folder_of, resolve
 
@@ -75,7 +75,8 @@ class Rows:
     def schema(self) -> pa.Schema:
         """Of `utterances`: the pass-through columns of all these plans as `asked_type` has them, embeddings in float32."""
         widths = {name: width for plan in self.plans for name, width in plan.embedding_widths.items()}
-        written = utterance_schema(widths, "float32", self._asked())
+        version = schema_version(self.plans[0].settings) if self.plans else SCHEMA_VERSION
+        written = utterance_schema(widths, "float32", self._asked(), version=version)
         others = [field for field in self.partition_fields if field.name not in written.names]
         return pa.schema([*written, *others])
 

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, did_you_mean
 from pipeline.manifest.growth import path_type
 from pipeline.plan import Plan, load_plans
 from pipeline.roots import without_query
-from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, utterance_schema
+from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, schema_version, utterance_schema
 from pipeline.storage import open_store, resolve
 
 REFERENCE = "reference"
@@ -45,7 +45,8 @@ class Labelled:
         confidence: float64 [N].
         scores: float64 [N, 7]; 0 for an emotion that the model does not know.
         abstained: bool [N].
-        counts: utterances, and those without a label, of other words, rejected, by which recordings were cut.
+        counts: utterances, and those without a label, of other words, without a prediction, rejected, by which recordings
+            were cut.
         warnings: sentences on what makes the figures mean less.
     """
 
@@ -95,13 +96,15 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
     wanted = [name for name in dict.fromkeys([*_NEEDED, column, *columns]) if name in schema.names + partitions.names]
     table = _dataset(output, "utterances", schema, partitions).to_table(columns=wanted)
     truth, unknown = _truth(table[column])
-    kept = np.flatnonzero(truth >= 0)
+    labelled = table["label"].is_valid().to_numpy()
+    kept = np.flatnonzero((truth >= 0) & labelled)
     rejected = _rejected_with_label(output, column, schema, partitions)
     counts = {
         "utterances": table.num_rows,
         "compared": len(kept),
         "without_label": table[column].null_count,
         "other_labels": dict(sorted(unknown.items())),
+        "without_prediction": int(((truth >= 0) & ~labelled).sum()),
         "rejected_with_label": rejected,
         "recordings": pc.count_distinct(table["recording_id"].take(pa.array(kept))).as_py(),
     }
@@ -122,7 +125,8 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
 
 def _schema_of(plans: Sequence[Plan], settings: dict[str, Any]) -> tuple[pa.Schema, pa.Schema]:
     """What the files of all plans hold, and the columns that stand in their paths, with the types the plans have."""
-    whole = utterance_schema({}, "float32", read_columns(plan.extra for plan in plans))
+    extra = read_columns(plan.extra for plan in plans)
+    whole = utterance_schema({}, "float32", extra, version=schema_version(settings))
     fields = [whole.field(name) for name in settings["partition_by"]]
     partitions = pa.schema([field.with_type(path_type(field.type)) for field in fields])
     return pa.schema([field.with_nullable(True) for field in whole if field.name not in partitions.names]), partitions
@@ -185,6 +189,8 @@ def _warnings(counts: dict[str, Any], unfinished: Sequence[str]) -> Iterable[str
         yield f"{len(unfinished)} run(s) are not finished: the figures are of what is there"
     if counts["rejected_with_label"]:
         yield f"{counts['rejected_with_label']:,} labelled recordings were rejected, and are in no figure"
+    if counts["without_prediction"]:
+        yield f"{counts['without_prediction']:,} labelled utterances are in a language without a model, and are in no figure"
     if counts["other_labels"]:
         words = ", ".join(f"{word!r} {count:,}" for word, count in counts["other_labels"].items())
         yield f"labels that are none of the classes are in no figure: {words}"

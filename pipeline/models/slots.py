@@ -77,6 +77,21 @@ def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> li
     )
 
 
+def detectable_languages(config: JobConfig, prepared: Prepared | None = None) -> list[str]:
+    """The languages with an emotion model that `--language auto` may choose.
+
+    Raises: ConfigError when `--allowed-languages` leaves none.
+    """
+    known = known_languages(config, prepared)
+    allowed = [language for language in known if not config.allowed_languages or language in config.allowed_languages]
+    if config.allowed_languages and not allowed:
+        raise ConfigError(
+            f"--allowed-languages {','.join(config.allowed_languages)}: there is an emotion model for none of them, only for "
+            f"{', '.join(known) or 'no language'}; name one with {option(f'{_FUSION}/{config.allowed_languages[0]}', 'X')}"
+        )
+    return allowed
+
+
 def choose(
     config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
 ) -> dict[str, str]:

@@ -19,8 +19,8 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
+from pipeline.audio.segment import speech_seconds
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
 from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
@@ -39,19 +40,28 @@ NO_SPEECH_PROB = 0.6
 NO_SPEECH_LOGPROB = -1.0
 """Whisper's voice activity rule. Source: Radford et al. 2022, section 4.5."""
 _MAX_LENGTH = 448
+_MOST_WINDOWS = 10
+"""Windows by which the language of a recording that was not cut is detected."""
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _GPU_BATCH = 16
 """A cautious choice, not yet measured on a GPU; where it finds no memory it is halved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was heard. The figures are Whisper's own; None where Whisper was not asked."""
+    """One transcript. The figures are Whisper's own; None where Whisper was not asked.
+
+    Attributes:
+        language: in which it was transcribed: the one given, else the likeliest.
+        language_probs: where the language was detected, the probability of each that the model knows.
+    """
 
     text: str
     language: str | None
     avg_logprob: float | None = None
     no_speech_prob: float | None = None
     compression_ratio: float | None = None
+    language_probs: Mapping[str, float] = field(default_factory=dict)
 
 
 class Transcriber:
@@ -168,10 +178,11 @@ class Transcriber:
     ) -> list[Transcript]:
         """At most 30 s each, in one window each, all in one pass."""
         encoded = self._encode(waveforms)
-        spoken = [language or "" for language in languages]
+        probs: list[Mapping[str, float]] = [{} for _ in languages]
         if None in languages:
-            likely = self._model.model.detect_language(encoded)
-            spoken = [language or ranked[0][0].strip("<|>") for language, ranked in zip(languages, likely, strict=True)]
+            found = self._detect(encoded)
+            probs = [{} if language else detected for language, detected in zip(languages, found, strict=True)]
+        spoken = [language or likeliest(each) for language, each in zip(languages, probs, strict=True)]
         tokenizers = [self._tokenizer(language) for language in spoken]
         results = self._model.model.generate(
             encoded,
@@ -183,10 +194,44 @@ class Transcriber:
             suppress_blank=True,
             suppress_tokens=[-1],
         )
-        return [_transcript(*each) for each in zip(results, tokenizers, spoken, strict=True)]
+        transcripts = map(_transcript, results, tokenizers, spoken)
+        return [replace(transcript, language_probs=each) for transcript, each in zip(transcripts, probs, strict=True)]
+
+    def _detect(self, encoded: Any) -> list[Mapping[str, float]]:  # noqa: ANN401 - as above
+        """The probability of each language the model knows, for each window of an encoder output."""
+        if not self._model.model.is_multilingual:
+            return [{"en": 1.0}] * encoded.shape[0]
+        if not self._model.model.is_multilingual:
+            return [{"en": 1.0}] * encoded.shape[0]
+        ranked = self._model.model.detect_language(encoded)
+        return [{token.strip("<|>"): prob for token, prob in window} for window in ranked]
+
+    def _detect_long(self, waveform: NDArray[np.float32]) -> Mapping[str, float]:
+        """The mean probability of each language over windows of a long recording, weighted by their speech.
+
+        Looks at no more than `_MOST_WINDOWS` windows with speech, spread over the recording: the first alone may be a jingle.
+        """
+        starts = range(0, len(waveform), WINDOW_S * SAMPLING_RATE)
+        # steps of the golden ratio: any first few of them are spread evenly
+        spread = sorted(range(len(starts)), key=lambda number: number * _GOLDEN_RATIO % 1)
+        totals: dict[str, float] = {}
+        windows, weight = 0, 0.0
+        for number in spread:
+            window = waveform[starts[number] : starts[number] + WINDOW_S * SAMPLING_RATE]
+            if not (seconds := speech_seconds(window)):
+                continue
+            for language, prob in self._detect(self._encode([window]))[0].items():
+                totals[language] = totals.get(language, 0.0) + seconds * prob
+            windows, weight = windows + 1, weight + seconds
+            if windows == _MOST_WINDOWS:
+                break
+        return {language: total / weight for language, total in totals.items()}
 
     def _transcribe_long(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
         """A recording that was not cut: faster-whisper's own sliding window."""
+        probs: Mapping[str, float] = {} if language else self._detect_long(waveform)
+        if probs:
+            language = likeliest(probs)
         segments, info = self._model.transcribe(
             waveform,
             language=language,
@@ -199,7 +244,7 @@ class Transcriber:
         heard: list[Any] = list(segments)
         text = "".join(segment.text for segment in heard).strip()
         if not heard:
-            return Transcript("", info.language)
+            return Transcript("", info.language, language_probs=probs)
         weights = [max(len(segment.tokens), 1) for segment in heard]
         return Transcript(
             text,
@@ -207,7 +252,13 @@ class Transcriber:
             float(np.average([segment.avg_logprob for segment in heard], weights=weights)),
             max(segment.no_speech_prob for segment in heard),
             _compression_ratio(text),
+            probs,
         )
+
+
+def likeliest(probs: Mapping[str, float]) -> str:
+    """The language of the highest probability, the first by name among equals."""
+    return max(sorted(probs), key=probs.__getitem__)
 
 
 def check_model(directory: Path, language: str) -> None:

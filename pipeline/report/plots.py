@@ -28,7 +28,7 @@ _STYLE = {
     "ytick.color": _FAINT, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False,
     "axes.spines.right": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
-_GREY = ("(abstained)", "(none)")
+_GREY = ("(abstained)", "(no model)", "(none)")
 """What has no emotion."""
 _WIDTH_IN = 4.2
 """302 points: what a phone of 375 leaves a figure, whose text is then as large as it was drawn."""

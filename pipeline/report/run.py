@@ -33,13 +33,16 @@ _VALUES = 20
 _RECORDINGS = 4
 _LEAST_WORK_S = 1.0
 
-EMOTION = """SELECT coalesce(emotion, '(abstained)') AS emotion, count(*) AS utterances,
+_OR_WHY = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END) AS emotion"
+"""Without an emotion is who abstained, and who speaks a language that no model of the run covers."""
+
+EMOTION = f"""SELECT {_OR_WHY}, count(*) AS utterances,
     count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
 FROM utterances GROUP BY ALL ORDER BY utterances DESC, emotion"""
 
 CONFIDENCE = f"""SELECT least(floor(confidence::DOUBLE * {_BINS}), {_BINS - 1}) / {_BINS} AS confidence_from,
     count(*) AS utterances
-FROM utterances GROUP BY ALL ORDER BY confidence_from"""
+FROM utterances WHERE confidence IS NOT NULL GROUP BY ALL ORDER BY confidence_from"""
 
 REJECTS = "SELECT reason, stage, count(*) AS rows FROM rejects GROUP BY ALL ORDER BY rows DESC, reason, stage"
 
@@ -63,7 +66,7 @@ TIMELINES = f"""WITH long AS (
     SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
     FROM utterances WHERE start_s IS NOT NULL AND end_s IS NOT NULL GROUP BY recording_id HAVING count(*) > 1
     ORDER BY place LIMIT {_RECORDINGS})
-SELECT place, recording_id, segment_index, start_s, end_s, coalesce(emotion, '(abstained)') AS emotion, label, confidence
+SELECT place, recording_id, segment_index, start_s, end_s, {_OR_WHY}, label, confidence
 FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end_s IS NOT NULL ORDER BY place, segment_index"""
 
 

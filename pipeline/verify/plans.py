@@ -10,9 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.commit import part_key, partition_folder
+from pipeline.errors import ConfigError
 from pipeline.keys import KeyHeaps, id_keys, repeated
 from pipeline.plan import Plan, Shard, plan_key, plan_of
-from pipeline.schema import EMBEDDINGS, ROW_SCHEMA
+from pipeline.schema import EMBEDDINGS, ROW_SCHEMA, schema_version
 from pipeline.storage import Store
 from pipeline.verify.reading import UNREADABLE, DamagedFile, document, parquet
 
@@ -75,6 +76,10 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         and plan.settings.get("embedding_dtype") in _DTYPES
     ):
         yield "its embeddings are none that we know"
+    try:
+        schema_version(plan.settings)
+    except ConfigError as error:
+        yield str(error)
     try:
         columns = {*plan.extra.names, "language"}
     except (*UNREADABLE, TypeError) as error:

@@ -45,6 +45,9 @@ class Promise(StrEnum):
     SCORES = "SCORES"  # not probabilities that add up to 1
     CONFIDENCE = "CONFIDENCE"  # confidence is not the highest score, or margin not its lead
     LABEL = "LABEL"  # label unknown, not of the emotion beside it, or not the one with the highest score
+    LANGUAGE = (
+        "LANGUAGE"  # an utterance without results for its language's sake has some, or a model does cover its language
+    )
     EMBEDDING = "EMBEDDING"  # missing, or a number in it is not finite
     # what is derived from the receipts
     PUBLISHED_EARLY = "PUBLISHED_EARLY"  # `_SUCCESS`, report or rejects stand though shards have no part

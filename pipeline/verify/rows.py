@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config import primary_language
 from pipeline.errors import ConfigError
+from pipeline.languages import CLEAR_PROB
+from pipeline.models.slots import knows_language
 from pipeline.plan import Plan
 from pipeline.roots import without_query
-from pipeline.schema import EMOTIONS, emotion_of
+from pipeline.schema import ABSTAINED, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
 from pipeline.values import plain_values
 from pipeline.verify.promises import Promise
 
@@ -19,6 +22,7 @@ _NEAR = 1e-5
 """How far a copy of a float32 score may be from it."""
 _SUM_NEAR = 1e-3
 """How far the scores of a row may add up from 1: seven float32 roundings, and room for a model in half precision."""
+_RESULTS = ("label", "emotion", "confidence", "margin", "scores", "model", *EMBEDDINGS)
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
@@ -29,6 +33,8 @@ _SENTENCES = {
     Promise.CONFIDENCE: "rows have a confidence that is not the highest score, or a margin that is not its lead",
     Promise.LABEL: "rows have a label that is unknown, of another emotion, or not the one with the highest score, or no emotion "
     "without leave to abstain",
+    Promise.LANGUAGE: "rows have a language_prob that is no probability, no model, or results though (or none unless) "
+    "emotion_null_reason is 'language', which is for a language that was clearly detected and has no model",
     Promise.EMBEDDING: "rows have an embedding that is missing or not finite",
 }
 
@@ -54,13 +60,15 @@ class RowFaults:
         if not rows.num_rows:
             return
         scores, known = _scores(rows)
+        labelled = ~_is_in_other_language(rows)
         masks = {
             Promise.RUN_ID: np.array([run != self._plan.plan for run in rows["run_id"].to_pylist()]),
             Promise.PLAN_COLUMNS: self._other_values(rows),
-            Promise.SCORES: _bad_scores(scores, known),
-            Promise.CONFIDENCE: _bad_confidence(rows, scores),
-            Promise.LABEL: _bad_label(rows, scores) | self._bad_abstention(rows),
-            Promise.EMBEDDING: self._bad_embeddings(rows),
+            Promise.SCORES: _bad_scores(scores, known) & labelled,
+            Promise.CONFIDENCE: _bad_confidence(rows, scores) & labelled,
+            Promise.LABEL: (_bad_label(rows, scores) | self._bad_abstention(rows)) & labelled,
+            Promise.LANGUAGE: self._bad_language(rows, labelled),
+            Promise.EMBEDDING: self._bad_embeddings(rows) & labelled,
         }
         for promise, mask in masks.items():
             if mask.any():
@@ -93,8 +101,30 @@ class RowFaults:
         """Rows without an emotion, or with one, against what their confidence and the run's bound say."""
         bound = np.float32(self._plan.settings.get("min_confidence") or 0.0)
         expected = rows["confidence"].to_numpy() < bound
-        said = rows["abstained"].to_numpy(zero_copy_only=False)
-        return np.asarray((said != expected) | (np.asarray(rows["emotion"].combine_chunks().is_null()) != expected))
+        bad = rows["abstained"].to_numpy(zero_copy_only=False) != expected
+        bad |= _null(rows, "emotion") != expected
+        if "emotion_null_reason" in rows.column_names:
+            reasons = [ABSTAINED if abstained else None for abstained in expected]
+            bad |= np.array(
+                [one != other for one, other in zip(rows["emotion_null_reason"].to_pylist(), reasons, strict=True)]
+            )
+        return np.asarray(bad)
+
+    def _bad_language(self, rows: pa.Table, labelled: Mask) -> Mask:
+        """Rows without results that should have some, rows with results that should have none, and odd probabilities."""
+        if "emotion_null_reason" not in rows.column_names:
+            return np.zeros(rows.num_rows, dtype=bool)
+        prob = rows["language_prob"].to_numpy()
+        given = ~_null(rows, "language_prob")
+        bad = given & ~((prob >= 0.0) & (prob <= 1.0 + _NEAR))
+        results = [name for name in _RESULTS if name in rows.column_names]
+        absent = np.stack([_null(rows, name) for name in results])
+        covered = np.array(
+            [knows_language(self._plan.models, primary_language(tag)) for tag in rows["language"].to_pylist()]
+        )
+        unlabelled_well = absent.all(axis=0) & ~covered & (prob >= CLEAR_PROB - _NEAR)
+        unlabelled_well &= ~rows["abstained"].to_numpy(zero_copy_only=False)
+        return np.asarray(bad | np.where(labelled, _null(rows, "model"), ~unlabelled_well))
 
     def _bad_embeddings(self, rows: pa.Table) -> Mask:
         bad = np.zeros(rows.num_rows, dtype=bool)
@@ -105,6 +135,17 @@ class RowFaults:
             bad |= ~there
             bad[there] |= ~np.isfinite(values).all(axis=1)
         return bad
+
+
+def _null(rows: pa.Table, column: str) -> Mask:
+    return np.asarray(rows[column].combine_chunks().is_null())
+
+
+def _is_in_other_language(rows: pa.Table) -> Mask:
+    """Rows that have no results because no model covers their language, as they say themselves."""
+    if "emotion_null_reason" not in rows.column_names:
+        return np.zeros(rows.num_rows, dtype=bool)
+    return np.array([reason == OTHER_LANGUAGE for reason in rows["emotion_null_reason"].to_pylist()])
 
 
 def _scores(rows: pa.Table) -> tuple[Scores, Mask]:
