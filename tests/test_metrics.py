@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 import re
 import time
 import urllib.request
@@ -79,6 +80,62 @@ def test_the_dashboard_shows_what_is_exported_and_nothing_else() -> None:
     assert shown == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     assert set(re.findall(rf"ray_{PREFIX}(\w+)", json.dumps(dashboard["templating"]))) <= shown
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+_CALL = re.compile(rf"(sum|max) by \(([^)]*)\) \((?:rate\()?ray_{PREFIX}(\w+)\{{([^}}]*)\}}(?:\[[^]]*\]\))?\)")
+Series = dict[tuple[tuple[str, str], ...], float]
+
+
+def asked(expression: str, samples: Published) -> list[Series]:
+    """What each aggregation of a panel's query gives, rates taken as values. Nothing else of PromQL is understood."""
+    rest = _CALL.sub("", expression)
+    rest = rest.replace(" / on (output, run) group_left() ", "").replace(" / ", "")
+    assert not rest.strip(), f"this part of the query names no output and run: {rest}"
+    results = []
+    for how, labels, name, matchers in _CALL.findall(expression):
+        groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+        exact = dict(re.findall(r'(\w+)="([^"]*)"', matchers))
+        for tags, value in samples.get(name, []):
+            if exact.items() <= tags.items():
+                key = tuple((label, tags.get(label, "")) for label in re.split(r",\s*", labels))
+                groups.setdefault(key, []).append(value)
+        results.append({key: sum(values) if how == "sum" else max(values) for key, values in groups.items()})
+    return results
+
+
+def drawn_samples(outputs: list[str], seed: int) -> Published:
+    """Every metric of runs 000001 and 000002 of each output, the values drawn at random."""
+    chance = random.Random(seed)
+    found: Published = {}
+    for output in outputs:
+        for run in ("000001", "000002"):
+            for name, (_, tags) in {**{f"{name}_total": told for name, told in COUNTERS.items()}, **GAUGES}.items():
+                states = ("planned", "refused") if name == "planned_rows_total" else ("a", "b")
+                for state in states:
+                    own = {tag: "rejected" if tag == "status" else state for tag in tags}
+                    found.setdefault(name, []).append(({"output": output, "run": run, **own}, chance.uniform(1, 9)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_panel_mixes_outputs_whose_runs_share_a_number(seed: int) -> None:
+    """Fails if a number of one output's run changes because another output has a run of that number, as the share done did, or
+    the legend does not tell the two apart."""
+    both, alone = ["s3://b/one", "s3://b/two", "/three"], ["s3://b/two"]
+    everything, one = drawn_samples(both, seed), {}
+    for name, series in everything.items():
+        one[name] = [(tags, value) for tags, value in series if tags["output"] in alone]
+    dashboard = json.loads(DASHBOARD.read_text())
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    ours = [target for target in targets if f"ray_{PREFIX}" in target["expr"]]
+    for target in ours:
+        mixed, apart = asked(target["expr"], everything), asked(target["expr"], one)
+        for all_series, own_series in zip(mixed, apart, strict=True):
+            assert own_series and own_series.items() <= all_series.items(), target["expr"]
+            assert len(all_series) == len(both) * len(own_series), target["expr"]
+        assert "{{output}}" in target["legendFormat"] and "{{run}}" in target["legendFormat"]
+        assert target["expr"].count('output=~"$output",run=~"$run"') == len(mixed)
+    assert len(ours) >= len(COUNTERS)
 
 
 def test_the_runbook_names_every_metric() -> None:
