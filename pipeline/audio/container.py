@@ -10,12 +10,11 @@ where every cut is such a cut, are not read at all.
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.audio.mpeg import Frames, count_adts, count_mpeg
+from pipeline.audio.mpeg import Frames, after_id3, count_adts, count_mpeg, find_adts
+from pipeline.audio.ogg import walk_ogg
 
 _SLACK_BYTES = 64
 """A length field may be this much too big: writers that count their own 44-byte header into `data` are common."""
@@ -36,6 +35,7 @@ class Container:
         channels, sampling_rate: as the header has them, where it was read here; not yet checked.
         frames: what the frame headers add up to (MP3, ADTS); None elsewhere.
         holes: a sentence when pages or frames are lost in the middle.
+        rewritten: what to decode instead of the content, where that differs: see `pipeline.audio.ogg` and `.mpeg`.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Container:
     sampling_rate: int | None = None
     frames: Frames | None = None
     holes: str | None = None
+    rewritten: bytes | None = None
 
 
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -98,15 +99,6 @@ def identify(content: bytes) -> Container | None:
         if head.startswith(magic):
             return container
     return _framed(content, start)
-
-
-def after_id3(content: bytes) -> int:
-    """Where the content begins after ID3v2 tags, which taggers put even before FLAC and ADTS."""
-    start = 0
-    while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
-        a, b, c, d = (byte & 0x7F for byte in content[start + 6 : start + 10])
-        start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if content[start + 5] & 0x10 else 0)
-    return start
 
 
 def _cut(what: str, needed: int, there: int, *, slack_bytes: int = _SLACK_BYTES) -> str | None:
@@ -210,59 +202,16 @@ def _nist(content: bytes, start: int) -> Container:
     return Container("nist", "soundfile", "nistsphere", missing=missing)
 
 
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def _ogg_crc(page: bytes) -> int:
-    """The checksum of RFC 3533: zlib's polynomial, bits in the other order, from 0, with 0 in its own place."""
-    bare = page[:22] + b"\0\0\0\0" + page[26:]
-    mirrored = zlib.crc32(bare.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int.from_bytes(mirrored.to_bytes(4, "little").translate(_REVERSED), "big")
-
-
-def _ogg_pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (position, end, header type, serial) of every page; a page whose end lies past the content is the last."""
-    position = start
-    while 0 <= position <= len(content) - 27 <= len(content):
-        if content[position : position + 4] != b"OggS":
-            position = content.find(b"OggS", position)
-            continue
-        kind, serial, segments = content[position + 5], content[position + 14 : position + 18], content[position + 26]
-        lacing = content[position + 27 : position + 27 + segments]
-        end = position + 27 + segments + sum(lacing)
-        yield position, end, kind, int.from_bytes(serial, "little")
-        position = end
-
-
 def _ogg(content: bytes, start: int) -> Container:
-    """Ogg: RFC 3533. Vorbis or Opus alone goes to libsndfile; video, Speex, FLAC and chains go to FFmpeg."""
-    opened: dict[int, bytes] = {}
-    closed: set[int] = set()
-    position, end, holes = start, start, None
-    sequence: dict[int, int] = {}
-    chained = False
-    for position, end, kind, serial in _ogg_pages(content, start):
-        (number,) = struct.unpack_from("<I", content, position + 18)
-        if kind & 2:
-            chained = chained or bool(closed)
-            packet = position + 27 + content[position + 26]
-            opened[serial] = content[packet : packet + 8]
-        elif number > sequence.get(serial, number - 1) + 1:
-            holes = f"Ogg pages {sequence[serial] + 1} to {number - 1} are lost"
-        if end <= len(content) and _ogg_crc(content[position:end]) != int.from_bytes(
-            content[position + 22 : position + 26], "little"
-        ):
-            holes = f"Ogg page {number} does not match its checksum"
-        sequence[serial] = number
-        if kind & 4:
-            closed.add(serial)
-    alone = len(opened) == 1 and not chained and next(iter(opened.values())).startswith((b"\x01vorbis", b"OpusHead"))
-    missing = None
-    if end > len(content):
-        missing = f"the last Ogg page ends {end - len(content):,} bytes past the end of the file"
-    elif not opened.keys() <= closed:
-        missing = "the last Ogg page is not an end-of-stream page"
-    return Container("ogg", "soundfile" if alone else "av", "ogg", missing=missing, holes=holes)
+    """Ogg: Vorbis or Opus alone goes to libsndfile; video, Speex, FLAC and chains go to FFmpeg.
+
+    Its pages are checked one by one, so the length that FFmpeg takes from the last granule position adds nothing.
+    """
+    found = walk_ogg(content, start)
+    reader: Literal["soundfile", "av"] = "soundfile" if found.alone else "av"
+    return Container(
+        "ogg", reader, "ogg", states_length=False, missing=found.missing, holes=found.holes, rewritten=found.rewritten
+    )
 
 
 def _mp4(content: bytes, start: int) -> Container:
@@ -324,10 +273,14 @@ def _asf(content: bytes, start: int) -> Container:
 
 def _framed(content: bytes, start: int) -> Container | None:
     """MPEG audio and raw AAC have no container: frames that follow one another are all there is to see."""
-    if adts := count_adts(content, start):
+    adts = count_adts(content, start)
+    mpeg = None if adts else count_mpeg(content, start)
+    adts = adts if adts or mpeg else find_adts(content, start)
+    if adts:
         missing = _cut("the last AAC frame", adts.end, len(content), slack_bytes=0)
-        return Container("adts", "av", "aac", missing=missing, frames=adts)
-    if mpeg := count_mpeg(content, start):
+        return Container("adts", "av", "aac", missing=missing, frames=adts, rewritten=adts.joined(content))
+    if mpeg:
         missing = _cut("the last MPEG frame", mpeg.end, len(content), slack_bytes=0)
-        return Container("mp3", "soundfile", "mp3", missing=missing, frames=mpeg)
+        rewritten = mpeg.joined(content) if len(mpeg.runs) > 1 else None
+        return Container("mp3", "soundfile", "mp3", missing=missing, frames=mpeg, rewritten=rewritten)
     return None

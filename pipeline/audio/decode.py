@@ -20,9 +20,10 @@ import soxr
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
-from pipeline.audio.container import after_id3, identify
+from pipeline.audio.container import identify
 from pipeline.audio.decoders import AudioHeader, Source, open_container, reject
 from pipeline.audio.limits import DEFAULT_LIMITS, AudioLimits
+from pipeline.audio.mpeg import after_id3
 from pipeline.errors import Reason, RejectedRow
 
 _SPAN_SLACK_S = 0.5
@@ -141,7 +142,9 @@ def _open(content: bytes, limits: AudioLimits) -> Source:
         raise reject(Reason.DAMAGED, f"the {container.name} file has holes: {container.holes}")
     if container.frames:
         _check_duration(container.frames.num_samples / container.frames.sampling_rate, limits)
-    elif start := after_id3(content):
+    if container.rewritten is not None:
+        content = container.rewritten
+    elif not container.frames and (start := after_id3(content)):
         content = content[start:]
     source = open_container(content, container)
     try:
