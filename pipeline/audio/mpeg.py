@@ -50,6 +50,7 @@ class Frames:
         return b"".join([*(content[run_begin:end] for run_begin, end in runs), content[begin:]])
 
 
+_ADTS_HEADER_BYTES = 7
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 
 
@@ -74,23 +75,30 @@ def count_adts(content: bytes, start: int) -> Frames | None:
 
 
 def find_adts(content: bytes, start: int) -> Frames | None:
-    """Raw AAC that begins within a frame, as a capture of a running stream does."""
+    """Raw AAC that begins within a frame, as a capture of a running stream does.
+
+    Its frames must reach the end of the file: a few of them follow one another in an MPEG transport stream too.
+    """
     first = start
     while (first := content.find(b"\xff", first + 1, start + _SEARCH_BYTES)) >= 0:
         position, chain = first, 0
         while chain < _CHAIN and (frame := _adts_frame(content, position)):
             position, chain = position + frame[0], chain + 1
-        if chain == _CHAIN:
-            return count_adts(content, first)
+        if chain == _CHAIN and (frames := count_adts(content, first)):
+            return frames if after_tags(content, frames.end) > len(content) - _ADTS_HEADER_BYTES else None
     return None
 
 
 def _adts_frame(content: bytes, position: int) -> tuple[int, int] | None:
     """(size in bytes, blocks of 1,024 samples) of the ADTS frame here, or None."""
-    if position + 7 > len(content) or content[position] != 0xFF or content[position + 1] & 0xF6 != 0xF0:
+    if (
+        position + _ADTS_HEADER_BYTES > len(content)
+        or content[position] != 0xFF
+        or content[position + 1] & 0xF6 != 0xF0
+    ):
         return None
     size = (content[position + 3] & 3) << 11 | content[position + 4] << 3 | content[position + 5] >> 5
-    if size < 7 or (content[position + 2] >> 2) & 15 >= len(_ADTS_RATES):
+    if size < _ADTS_HEADER_BYTES or (content[position + 2] >> 2) & 15 >= len(_ADTS_RATES):
         return None
     return size, 1 + (content[position + 6] & 3)
 

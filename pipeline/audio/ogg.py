@@ -53,12 +53,14 @@ class OggStructure:
         missing: a sentence when the file is cut, else None.
         holes: a sentence when pages are lost or damaged.
         rewritten: the file with granule positions and end-of-stream bit as its packets have them, where they differ.
+        clock_s: seconds from the first granule position to the last, gaps included; 0 where their rate is not known.
     """
 
     alone: bool
     missing: str | None
     holes: str | None
     rewritten: bytes | None
+    clock_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def walk_ogg(content: bytes, start: int) -> OggStructure:
             missing = "its last Ogg page has no end-of-stream bit, and what follows it is no page"
     alone = len(links) == 1 and links[0].head.startswith((b"\x01vorbis", b"OpusHead"))
     rewritten = links[0].rewritten(content) if alone and not (missing or holes) else None
-    return OggStructure(alone, missing, holes, rewritten)
+    return OggStructure(alone, missing, holes, rewritten, sum(link.clock_s for link in links))
 
 
 def _pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
@@ -120,7 +122,12 @@ def _pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
         segments = content[position + _SEGMENTS]
         lacing = content[position + _HEADER_BYTES : position + _HEADER_BYTES + segments]
         end = position + _HEADER_BYTES + segments + sum(lacing)
-        yield position, end, content[position + 5], int.from_bytes(content[position + _SERIAL : position + 18], "little")
+        yield (
+            position,
+            end,
+            content[position + 5],
+            int.from_bytes(content[position + _SERIAL : position + 18], "little"),
+        )
         position = end
 
 
@@ -151,6 +158,13 @@ class _Link:
         self._captured = False
         self._pages: list[_Page] = []
         self._open_packet: int | None = None
+
+    @property
+    def clock_s(self) -> float:
+        """Seconds from its first granule position to its last."""
+        if not self._lengths.rate or not self._pages:
+            return 0.0
+        return (self._pages[-1].granule - self._pages[0].granule) / self._lengths.rate
 
     def add(self, content: bytes, position: int, end: int, number: int) -> str | None:
         """Take the next page. Returns: a sentence when pages between the last one and this are lost."""
@@ -203,7 +217,9 @@ class _Link:
             return False
         if not before:
             long = bool(self._lengths.rate) and last.samples >= _LONG_PAGE_S * self._lengths.rate
-            return last.packets > 1 and (long or last.packets >= _LONG_PAGE_PACKETS or last.payload_bytes > _LIBOGG_FILL_BYTES)
+            return last.packets > 1 and (
+                long or last.packets >= _LONG_PAGE_PACKETS or last.payload_bytes > _LIBOGG_FILL_BYTES
+            )
         if sorted(page.packets for page in before)[len(before) // 2] <= 1:
             return False
         if all(page.filled_by_libogg for page in before):
@@ -222,7 +238,7 @@ class _Link:
             struct.pack_into("<q", out, page.position + _GRANULE, granule)
             if page is self._pages[-1]:
                 out[page.position + 5] |= _LAST
-            struct.pack_into("<I", out, page.position + _CHECKSUM, _crc(out[page.position : page.end]))
+            struct.pack_into("<I", out, page.position + _CHECKSUM, _crc(bytes(out[page.position : page.end])))
         return bytes(out)
 
     def _granules(self) -> list[int]:
@@ -313,7 +329,9 @@ def _block_flags(setup: bytes) -> list[int]:
     states where they begin, so they are read from the end, as FFmpeg's vorbis_parser.c does.
     """
     bits = int.from_bytes(setup, "little")
-    at, backwards, found = bits.bit_length() - 1, [], []
+    at = bits.bit_length() - 1
+    backwards: list[int] = []
+    found: list[int] = []
     while at >= 47 and len(backwards) < 64 and (bits >> (at - 8)) & 0xFF < 64 and not (bits >> (at - 40)) & 0xFFFFFFFF:
         at -= 41
         backwards.append(bits >> at & 1)
