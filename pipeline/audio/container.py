@@ -317,6 +317,23 @@ def _asf(content: bytes, start: int) -> Container:
     return Container("asf", "av", "asf", missing=missing)
 
 
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def asf_hole(content: bytes) -> str | None:
+    """Where an ASF file's packets, all of one size, do not begin as its first does. Source: ASF 1.20, 3.2 and 5.2.1."""
+    properties, data = content.find(_ASF_PROPERTIES), content.find(_ASF_DATA)
+    if properties < 0 or data < 0 or properties + 96 > len(content) or data + 50 >= len(content):
+        return "its header is damaged"
+    size = max(1, int.from_bytes(content[properties + 92 : properties + 96], "little"))
+    (data_bytes,) = struct.unpack_from("<Q", content, data + 16)
+    end = min(len(content), data + data_bytes) if data_bytes else len(content)
+    for position in range(data + 50, end - size + 1, size):
+        if content[position] != content[data + 50]:
+            return f"what is at byte {position:,} is no ASF packet"
+    return None
+
+
 def _framed(content: bytes, start: int) -> Container | None:
     """MPEG audio and raw AAC have no container: frames that follow one another are all there is to see."""
     adts = count_adts(content, start)

@@ -9,7 +9,7 @@ import io
 import itertools
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -20,7 +20,7 @@ import soundfile
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from pipeline.audio.container import Container, matroska_hole
+from pipeline.audio.container import Container, asf_hole, matroska_hole
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _MPEG_SLACK_FRAMES = 5
@@ -92,7 +92,7 @@ def open_container(content: bytes, container: Container) -> Source:
     frames, known = container.frames, source.header.num_frames
     if frames and known is not None and known < frames.num_samples - _MPEG_SLACK_FRAMES * frames.frame_samples:
         source.close()  # it would stop there: see pipeline/audio/mpeg.py
-        return AvSource(content, container)
+        return AvSource(content[: frames.end] if container.rewritten is None else content, container)
     return source
 
 
@@ -296,7 +296,7 @@ class AvSource:
         """Compare what was read with the index, or with the header's time. Raises: RejectedRow TRUNCATED or DAMAGED.
 
         An index is counted, so a header may state a wrong length. Elsewhere the length is that of the file's clock, which
-        a late start and, in Matroska and fragmented MP4, gaps make longer than the samples are.
+        a late start and gaps make longer than the samples are.
         """
         if self._index_size:
             if self._num_packets < self._index_size:
@@ -307,9 +307,8 @@ class AvSource:
             return
         decoded_s = num_frames / self.header.sampling_rate
         reached_s = self._begin_s + decoded_s
-        if self._container.name in ("matroska", "mp4") and self._end_s - reached_s > _AV_SLACK_S:
-            hole = matroska_hole(self._content) if self._container.name == "matroska" else None
-            if hole:
+        if self._container.name in _GAPS and self._end_s - reached_s > _AV_SLACK_S:
+            if hole := _GAPS[self._container.name](self._content):
                 raise reject(Reason.DAMAGED, f"the time stamps jump, and {hole}")
             reached_s = self._end_s
         if self._stated_s - reached_s > _AV_SLACK_S:
@@ -334,6 +333,9 @@ class AvSource:
         if self._input is not None:
             self._input.close()
 
+
+_GAPS: dict[str, Callable[[bytes], str | None]] = {"matroska": matroska_hole, "asf": asf_hole, "mp4": lambda _: None}
+"""Containers whose time stamps may jump, and what tells that from a part that was overwritten."""
 
 _WITHOUT_DTX = {"amrnb": 7, "amrwb": 8}
 """FFmpeg's own decoders, which know no comfort noise (DTX), and the last type of a frame of speech. Sources: 3GPP TS
@@ -364,7 +366,9 @@ def _said(error: Exception) -> str:
 
 
 def _stated_seconds(opened: InputContainer, stream: av.AudioStream) -> float | None:
-    """The length of the audio track itself; a film may outlast it."""
+    """The length of the audio track itself; a film may outlast it, and ASF states only the film's."""
+    if opened.format.name == "asf" and len(opened.streams) > 1:
+        return None
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     clock = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))

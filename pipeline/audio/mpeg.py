@@ -43,11 +43,10 @@ class Frames:
     runs: tuple[tuple[int, int], ...]
 
     def joined(self, content: bytes) -> bytes | None:
-        """The frames without what separates them or precedes them; None where there is nothing to leave out."""
-        if len(self.runs) == 1 and self.runs[0][0] == 0:
+        """The frames without what separates, precedes or follows them; None where there is nothing to leave out."""
+        if self.runs == ((0, self.end),) and self.end >= len(content):
             return None
-        *runs, (begin, _) = self.runs
-        return b"".join([*(content[run_begin:end] for run_begin, end in runs), content[begin:]])
+        return b"".join(content[begin:end] for begin, end in self.runs)
 
 
 _ADTS_HEADER_BYTES = 7
@@ -112,31 +111,33 @@ def after_id3(content: bytes, start: int = 0) -> int:
 
 
 def after_tags(content: bytes, start: int) -> int:
-    """Where the content goes on after tags of any kind, and zeros that pad them; `start` where there is no tag."""
+    """Where the content goes on after tags of any kind and the zeros that pad them; `start` where there are none."""
     position = start
     while (after := _after_tag(content, position)) > position:
         position = after
-        if content[position : position + 1] == b"\0":
-            position += len(content[position : position + _PADDING_BYTES]) - len(
-                content[position : position + _PADDING_BYTES].lstrip(b"\0")
-            )
     return position
 
 
 def _after_tag(content: bytes, start: int) -> int:
     """Sources: id3.org (ID3v1, its extension, ID3v2, Lyrics3), wiki.hydrogenaud.io (APE tags)."""
+    if content.startswith(b"\0", start):
+        padding = content[start : start + _PADDING_BYTES]
+        return start + len(padding) - len(padding.lstrip(b"\0"))
     if content.startswith(b"ID3", start):
         return after_id3(content, start)
-    if content.startswith(b"TAG+", start):
-        return start + 227
     if content.startswith(b"TAG", start):
-        return start + 128
+        return start + (227 if content.startswith(b"TAG+", start) else 128)
     if content.startswith(b"LYRICSBEGIN", start):
         end = max(content.find(name, start, start + _TAG_BYTES) for name in (b"LYRICS200", b"LYRICSEND"))
         return end + 9 if end >= 0 else start
     if content.startswith(b"APETAGEX", start):
         return start + 32 + int.from_bytes(content[start + 12 : start + 16], "little")
-    footer = content.find(b"APETAGEX", start, start + _TAG_BYTES)  # APEv1 has no header
+    return _after_headless_ape(content, start)
+
+
+def _after_headless_ape(content: bytes, start: int) -> int:
+    """APEv1 has a footer alone, which states how far before it the tag begins."""
+    footer = content.find(b"APETAGEX", start, start + _TAG_BYTES)
     size = int.from_bytes(content[footer + 12 : footer + 16], "little")
     return footer + 32 if footer >= 0 and footer + 32 - size == start else start
 
