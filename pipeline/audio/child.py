@@ -98,9 +98,9 @@ def _answers(decode: Decode, request: Request, content: bytes) -> Iterator[tuple
             limits=request.limits,
         )
         for piece in [decoded] if isinstance(decoded, np.ndarray) else decoded:
-            if len(last):
+            if len(last) and len(piece):
                 yield PIECE, _bytes_of(last)
-            last = piece
+            last = piece if len(piece) else last
     except RejectedRow as rejected:
         yield REJECTED, pack_rejected(rejected)
     except MemoryError:

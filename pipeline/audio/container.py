@@ -63,8 +63,22 @@ _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _AFTER_SAMPLES = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"fact", b"cue ", b"PEAK", b"iXML", b"JUNK", b"smpl", b"_PMX")
 """RIFF chunks that may follow samples: after an empty data chunk they mean that it is truly empty."""
 
-_WAV_TAGS_OF_LIBSNDFILE = {0x0001, 0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0x0031, 0x0038, 0x0040, 0x0055, 0xFFFE}
-"""Format tags libsndfile reads (wavlike.c). It takes every other for a malformed header: G.722, G.726, G.723.1, WMA, ..."""
+_WAV_TAGS_OF_LIBSNDFILE = {
+    0x0000,
+    0x0001,
+    0x0002,
+    0x0003,
+    0x0006,
+    0x0007,
+    0x0011,
+    0x0031,
+    0x0038,
+    0x0040,
+    0x0055,
+    0xFFFE,
+}
+"""Format tags libsndfile reads (wavlike.c), and 0 where there is none. It takes others, such as those of G.722, G.726, G.723.1
+and WMA, for a malformed header."""
 
 _PLAIN = (
     (b"fLaC", Container("flac")),

@@ -319,8 +319,11 @@ class AvSource:
         if self._stated_s is None or self._input is None or self._container.frames:
             return True
         stream = next(track for track in self._input.streams.audio if cast("object | None", track.codec_context))
-        for _ in self._packets(self._input, stream):
-            pass
+        try:
+            for _ in self._packets(self._input, stream):
+                pass
+        except _FFMPEG_ERRORS:
+            return False  # decoding will say what is wrong
         steps = np.diff(np.sort(np.asarray(self._times)))
         if not len(steps) or stream.time_base is None:
             return False

@@ -90,10 +90,11 @@ def walk_ogg(content: bytes, start: int) -> OggStructure:
     """Walk all pages from `start`. Chained and multiplexed streams are checked one by one."""
     links: list[_Link] = []
     current: dict[int, _Link] = {}
-    end, holes = start, None
+    end, holes, multiplexed = start, None, False
     for position, end, kind, serial in _pages(content, start):
         number = int.from_bytes(content[position + _NUMBER : position + _NUMBER + 4], "little")
         if kind & _FIRST or serial not in current:
+            multiplexed = multiplexed or bool(links and not links[-1].has_audio)
             current[serial] = _Link(content[position + _HEADER_BYTES + content[position + _SEGMENTS] : end])
             links.append(current[serial])
         if lost := current[serial].add(content, position, end, number):
@@ -103,10 +104,11 @@ def walk_ogg(content: bytes, start: int) -> OggStructure:
     missing = None
     if end > len(content):
         missing = f"the last Ogg page ends {end - len(content):,} bytes past the end of the file"
-    elif any(not link.ended and (end < len(content) or link.looks_cut()) for link in links):
-        missing = "its last Ogg page is full, so another one followed, and it has no end-of-stream bit"
-        if end < len(content):
-            missing = "its last Ogg page has no end-of-stream bit, and what follows it is no page"
+    elif unended := [link for link in links if not link.ended]:
+        if end < len(content) or multiplexed:
+            missing = "the last Ogg page is not an end-of-stream page"
+        elif any(link.looks_cut() for link in unended):
+            missing = "the last Ogg page is not an end-of-stream page, and full, as if another followed"
     alone = len(links) == 1 and links[0].head.startswith((b"\x01vorbis", b"OpusHead"))
     rewritten = links[0].rewritten(content) if alone and not (missing or holes) else None
     return OggStructure(alone, missing, holes, rewritten, sum(link.clock_s for link in links))
@@ -158,6 +160,11 @@ class _Link:
         self._captured = False
         self._pages: list[_Page] = []
         self._open_packet: int | None = None
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether more than its headers have come."""
+        return bool(self._pages)
 
     @property
     def clock_s(self) -> float:
