@@ -24,6 +24,8 @@ from pipeline.storage import Store, fetch, open_store
 PCM_BUDGET_BYTES = 512 * 2**20
 """PCM that one shard may carry between stages: about 2.3 hours."""
 _FULL_SCALE = 2**15
+_SAMPLES_AT_ONCE = 1 << 20
+"""Bounds the memory that packing a waveform takes beside what it gives."""
 T = TypeVar("T")
 Waveform = NDArray[np.float32]
 
@@ -108,24 +110,36 @@ def cause_columns(rejected: RejectedRow) -> dict[str, object]:
     return dict(zip(CAUSE, said, strict=True))
 
 
-def pack_waveform(waveform: Waveform) -> tuple[bytes, int]:
+def pack_waveform(waveform: Waveform) -> tuple[memoryview, int]:
     """A waveform for its way between processes, and the bytes of a sample: 2 where 16 bits hold it exactly, else 4.
 
     What was recorded at 16 kHz and 16 bit travels as such; what was resampled, mixed down or decoded from a lossy codec
-    does not fit.
+    does not fit. The 4-byte form is the waveform's own memory; beside it, memory is needed for the 2-byte form alone.
     """
-    scaled = waveform * np.float32(_FULL_SCALE)
-    if scaled.max(initial=0.0) < _FULL_SCALE and scaled.min(initial=0.0) >= -_FULL_SCALE:
-        short = scaled.astype(np.int16)
-        if np.array_equal(short, scaled):
-            return short.tobytes(), short.itemsize
-    return waveform.tobytes(), waveform.itemsize
+    short = np.empty(len(waveform), np.int16)
+    for start in range(0, len(waveform), _SAMPLES_AT_ONCE):
+        scaled = waveform[start : start + _SAMPLES_AT_ONCE] * np.float32(_FULL_SCALE)
+        if not (scaled.max() < _FULL_SCALE and scaled.min() >= -_FULL_SCALE):
+            break
+        piece = short[start : start + _SAMPLES_AT_ONCE]
+        piece[:] = scaled
+        if not np.array_equal(piece, scaled):
+            break
+    else:
+        return _bytes_of(short), short.itemsize
+    return _bytes_of(waveform), waveform.itemsize
+
+
+def _bytes_of(samples: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(samples).data.cast("B") if len(samples) else memoryview(b"")
 
 
 def unpack_waveform(content: pa.Buffer, sample_bytes: int) -> Waveform:
     """float32 [num_samples], bit for bit what was packed."""
     if sample_bytes == np.dtype(np.int16).itemsize:
-        return np.frombuffer(content, dtype=np.int16).astype(np.float32) / np.float32(_FULL_SCALE)
+        waveform = np.frombuffer(content, dtype=np.int16).astype(np.float32)
+        waveform /= np.float32(_FULL_SCALE)
+        return waveform
     return np.frombuffer(content, dtype=np.float32)
 
 
@@ -192,6 +206,7 @@ def load_recording(work: Work, record: dict[str, Any], content: bytes | None = N
     A process of its own decodes, so that the file cannot take this one down.
     """
     content = fetch_recording(work, record) if content is None else content
+    known_by = identity(content)
     waveform = sandbox().decode(
         content,
         offset_s=record["offset_s"] or 0.0,
@@ -199,7 +214,7 @@ def load_recording(work: Work, record: dict[str, Any], content: bytes | None = N
         channel=record["channel"],
         limits=work.limits,
     )
-    return Recording(waveform, identity(content))
+    return Recording(waveform, known_by)
 
 
 class Waveforms:

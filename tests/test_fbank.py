@@ -75,3 +75,14 @@ def test_frames_are_counted_as_they_come_out(extractor):
     for count in (WINDOW + HOP, WINDOW + 2 * HOP - 1, WINDOW + 2 * HOP, 16_001):
         features, _ = FilterBanks(extractor, max_frames=16_000)([MADE["noise of 16080 samples"][:count]])
         assert features.shape[1] == -(-num_frames(min(count, 16_080)) // 2)
+
+
+def test_a_clip_of_many_pieces_is_normalised_as_one(extractor):
+    """Fails if mean and variance merged from piece to piece are not those of the whole, whatever the pieces differ in."""
+    loud = np.concatenate([waveform * scale for waveform in SPEECH.values() for scale in (0.01, 1.0)])
+    waveform = np.tile(loud, -(-95 * 16_000 // len(loud)))[: 95 * 16_000 + 77]
+    for max_frames in (16_000, 5_000):
+        features, mask = FilterBanks(extractor, max_frames=max_frames)([waveform])
+        expected, expected_mask = reference(extractor, [waveform], max_frames)
+        np.testing.assert_allclose(features.numpy(), expected, atol=1e-4)
+        np.testing.assert_array_equal(mask.numpy(), expected_mask)

@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
-from pipeline.audio.decode import decode
+from pipeline.audio.decode import decode_pieces
 from pipeline.audio.wire import (
     ANSWER,
     FAILED,
     MAX_WORDS_BYTES,
+    PIECE,
     READY,
     REJECTED,
     REQUEST,
@@ -50,22 +51,27 @@ _SPARE_BYTES = 512 << 20
 """Address space for a decoder's own tables, whatever the file."""
 
 _CONTENT_COPIES = 4
-"""The content, one without its ID3 tag, and as much again for an index of it: MP4 and Matroska hold theirs in memory."""
+"""The content, one without its tags, and as much again for an index of it: MP4 and Matroska hold theirs in memory."""
 
-_WAVEFORM_COPIES = 3
-"""The pieces, the whole they are joined to, and room for an allocator that does not give back."""
+_WAVEFORM_COPIES = 1
+"""Room for an allocator that does not give back: a waveform leaves in pieces."""
 
-Decode = Callable[..., NDArray[np.float32]]
+Decode = Callable[..., Iterator[NDArray[np.float32]] | NDArray[np.float32]]
 
 
 def serve(decode: Decode) -> None:
-    """Answer requests until there are none. `decode`: as `pipeline.audio.decode.decode`; tests bring their own."""
+    """Answer requests until there are none.
+
+    Args:
+        decode: `pipeline.audio.decode.decode_pieces`, or what gives the whole waveform at once, as tests bring it.
+    """
     requests, answers = _take_pipes()
     sys.excepthook = _telling(answers)
     _die_with_parent(int(sys.argv[1]))
     at_rest_bytes = _address_space_bytes()
     _lock_down()
     _answer(answers, READY)
+    answers.flush()
     while length := requests.read(REQUEST.size):
         request = Request.parse(requests.read(REQUEST.unpack(length)[0]))
         if at_rest_bytes:
@@ -74,29 +80,39 @@ def serve(decode: Decode) -> None:
         if len(content) < request.content_bytes:
             return  # the parent is gone
         signal.setitimer(signal.ITIMER_REAL, request.limits.patience_s(len(content)) + _OVERTIME_S)
-        kind, body = _outcome(decode, request, content)
-        del content
+        for kind, body in _answers(decode, request, content):
+            _answer(answers, kind, body)
+        del content, body
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _answer(answers, kind, body)
-        del body
+        answers.flush()
 
 
-def _outcome(decode: Decode, request: Request, content: bytes) -> tuple[bytes, memoryview | bytes]:
+def _answers(decode: Decode, request: Request, content: bytes) -> Iterator[tuple[bytes, memoryview | bytes]]:
+    last = np.empty(0, np.float32)
     try:
-        waveform = decode(
+        decoded = decode(
             content,
             offset_s=request.offset_s,
             duration_s=request.duration_s,
             channel=request.channel,
             limits=request.limits,
         )
+        for piece in [decoded] if isinstance(decoded, np.ndarray) else decoded:
+            if len(last) and len(piece):
+                yield PIECE, _bytes_of(last)
+            last = piece if len(piece) else last
     except RejectedRow as rejected:
-        return REJECTED, pack_rejected(rejected)
+        yield REJECTED, pack_rejected(rejected)
     except MemoryError:
         allowed = f"{_allowance_bytes(request) / 2**30:.1f} GiB"
         detail = f"decoding {len(content):,} bytes takes more than the {allowed} that its limits allow"
-        return REJECTED, pack_rejected(RejectedRow(Reason.OUT_OF_MEMORY, detail, Stage.DECODE))
-    return WAVEFORM, waveform.data.cast("B")
+        yield REJECTED, pack_rejected(RejectedRow(Reason.OUT_OF_MEMORY, detail, Stage.DECODE))
+    else:
+        yield WAVEFORM, _bytes_of(last)
+
+
+def _bytes_of(piece: NDArray[np.float32]) -> memoryview:
+    return np.ascontiguousarray(piece).data.cast("B") if len(piece) else memoryview(b"")
 
 
 def _allowance_bytes(request: Request) -> int:
@@ -108,7 +124,6 @@ def _allowance_bytes(request: Request) -> int:
 def _answer(answers: BinaryIO, kind: bytes, body: memoryview | bytes = b"") -> None:
     answers.write(ANSWER.pack(kind, len(body)))
     answers.write(body)
-    answers.flush()
 
 
 def _telling(answers: BinaryIO) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
@@ -116,6 +131,7 @@ def _telling(answers: BinaryIO) -> Callable[[type[BaseException], BaseException,
 
     def tell(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
         _answer(answers, FAILED, f"{kind.__name__}: {error}".encode("utf-8", "replace")[:MAX_WORDS_BYTES])
+        answers.flush()
 
     return tell
 
@@ -159,4 +175,4 @@ def _bound_memory(address_space_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(decode)
+    serve(decode_pieces)

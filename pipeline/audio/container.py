@@ -10,12 +10,11 @@ where every cut is such a cut, are not read at all.
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.audio.mpeg import Frames, count_adts, count_mpeg
+from pipeline.audio.mpeg import Frames, after_id3, count_adts, count_mpeg, find_adts
+from pipeline.audio.ogg import walk_ogg
 
 _SLACK_BYTES = 64
 """A length field may be this much too big: writers that count their own 44-byte header into `data` are common."""
@@ -36,6 +35,9 @@ class Container:
         channels, sampling_rate: as the header has them, where it was read here; not yet checked.
         frames: what the frame headers add up to (MP3, ADTS); None elsewhere.
         holes: a sentence when pages or frames are lost in the middle.
+        indexed: an index in the header lists every packet, so those that were read can be counted.
+        clock_s: how long the file is by its time stamps where they were read here, gaps included.
+        rewritten: what to decode instead of the content, where that differs: see `pipeline.audio.ogg` and `.mpeg`.
     """
 
     name: str
@@ -47,6 +49,9 @@ class Container:
     sampling_rate: int | None = None
     frames: Frames | None = None
     holes: str | None = None
+    indexed: bool = False
+    clock_s: float = 0.0
+    rewritten: bytes | None = None
 
 
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -57,6 +62,23 @@ _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 _AFTER_SAMPLES = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"fact", b"cue ", b"PEAK", b"iXML", b"JUNK", b"smpl", b"_PMX")
 """RIFF chunks that may follow samples: after an empty data chunk they mean that it is truly empty."""
+
+_WAV_TAGS_OF_LIBSNDFILE = {
+    0x0000,
+    0x0001,
+    0x0002,
+    0x0003,
+    0x0006,
+    0x0007,
+    0x0011,
+    0x0031,
+    0x0038,
+    0x0040,
+    0x0055,
+    0xFFFE,
+}
+"""Format tags libsndfile reads (wavlike.c), and 0 where there is none. It takes others, such as those of G.722, G.726, G.723.1
+and WMA, for a malformed header."""
 
 _PLAIN = (
     (b"fLaC", Container("flac")),
@@ -100,15 +122,6 @@ def identify(content: bytes) -> Container | None:
     return _framed(content, start)
 
 
-def after_id3(content: bytes) -> int:
-    """Where the content begins after ID3v2 tags, which taggers put even before FLAC and ADTS."""
-    start = 0
-    while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
-        a, b, c, d = (byte & 0x7F for byte in content[start + 6 : start + 10])
-        start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if content[start + 5] & 0x10 else 0)
-    return start
-
-
 def _cut(what: str, needed: int, there: int, *, slack_bytes: int = _SLACK_BYTES) -> str | None:
     return f"{what} needs {needed:,} bytes, {there:,} are there" if needed > there + slack_bytes else None
 
@@ -122,6 +135,7 @@ def _riff(content: bytes, start: int) -> Container:
             "avi", "av", "avi", states_length=False, missing=_cut("RIFF", riff_size + 8, len(content) - start)
         )
     channels = sampling_rate = size_64 = None
+    tag = 0
     position = start + 12
     while position + 8 <= len(content):
         name = content[position : position + 4]
@@ -129,7 +143,7 @@ def _riff(content: bytes, start: int) -> Container:
         if name == b"ds64" and position + 24 <= len(content):
             (size_64,) = struct.unpack_from("<Q", content, position + 16)
         elif name == b"fmt " and position + 16 <= len(content):
-            channels, sampling_rate = struct.unpack_from(order + "HI", content, position + 10)
+            tag, channels, sampling_rate = struct.unpack_from(order + "HHI", content, position + 8)
         elif name == b"data":
             there = len(content) - position - 8
             if size == 0 and there > 0 and content[position + 8 : position + 12] not in _AFTER_SAMPLES:
@@ -140,6 +154,8 @@ def _riff(content: bytes, start: int) -> Container:
                 missing = _cut("the data chunk", size, there)
             else:
                 missing = None if size >= _UNTIL_END else _cut("the data chunk", size, there)
+            if tag not in _WAV_TAGS_OF_LIBSNDFILE:
+                return Container("wav", "av", "wav", False, missing, channels=channels, sampling_rate=sampling_rate)
             return Container("wav", "soundfile", "wav", missing=missing, channels=channels, sampling_rate=sampling_rate)
         position += 8 + size + (size & 1)
     missing = None
@@ -156,19 +172,21 @@ def _aiff(content: bytes, start: int) -> Container:
         name = content[position : position + 4]
         (size,) = struct.unpack_from(">I", content, position + 4)
         if name == b"SSND":
-            return Container("aiff", missing=_cut("the SSND chunk", size, len(content) - position - 8))
+            return Container(
+                "aiff", "soundfile", "aiff", missing=_cut("the SSND chunk", size, len(content) - position - 8)
+            )
         position += 8 + size + (size & 1)
     (size,) = struct.unpack_from(">I", content.ljust(start + 8, b"\0"), start + 4)
-    return Container("aiff", missing=_cut("FORM", size + 8, len(content) - start))
+    return Container("aiff", "soundfile", "aiff", missing=_cut("FORM", size + 8, len(content) - start))
 
 
 def _au(content: bytes, start: int) -> Container:
     if len(content) < start + 24:
-        return Container("au", missing="its header is cut")
+        return Container("au", "soundfile", "au", missing="its header is cut")
     order = ">" if content[start : start + 4] == b".snd" else "<"
     offset, size, _, sampling_rate, channels = struct.unpack_from(order + "5I", content, start + 4)
     missing = None if size == 0xFFFFFFFF else _cut("the header", offset + size, len(content) - start)
-    return Container("au", missing=missing, channels=channels, sampling_rate=sampling_rate)
+    return Container("au", "soundfile", "au", missing=missing, channels=channels, sampling_rate=sampling_rate)
 
 
 def _caf(content: bytes, start: int) -> Container:
@@ -210,59 +228,23 @@ def _nist(content: bytes, start: int) -> Container:
     return Container("nist", "soundfile", "nistsphere", missing=missing)
 
 
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def _ogg_crc(page: bytes) -> int:
-    """The checksum of RFC 3533: zlib's polynomial, bits in the other order, from 0, with 0 in its own place."""
-    bare = page[:22] + b"\0\0\0\0" + page[26:]
-    mirrored = zlib.crc32(bare.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int.from_bytes(mirrored.to_bytes(4, "little").translate(_REVERSED), "big")
-
-
-def _ogg_pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (position, end, header type, serial) of every page; a page whose end lies past the content is the last."""
-    position = start
-    while 0 <= position <= len(content) - 27 <= len(content):
-        if content[position : position + 4] != b"OggS":
-            position = content.find(b"OggS", position)
-            continue
-        kind, serial, segments = content[position + 5], content[position + 14 : position + 18], content[position + 26]
-        lacing = content[position + 27 : position + 27 + segments]
-        end = position + 27 + segments + sum(lacing)
-        yield position, end, kind, int.from_bytes(serial, "little")
-        position = end
-
-
 def _ogg(content: bytes, start: int) -> Container:
-    """Ogg: RFC 3533. Vorbis or Opus alone goes to libsndfile; video, Speex, FLAC and chains go to FFmpeg."""
-    opened: dict[int, bytes] = {}
-    closed: set[int] = set()
-    position, end, holes = start, start, None
-    sequence: dict[int, int] = {}
-    chained = False
-    for position, end, kind, serial in _ogg_pages(content, start):
-        (number,) = struct.unpack_from("<I", content, position + 18)
-        if kind & 2:
-            chained = chained or bool(closed)
-            packet = position + 27 + content[position + 26]
-            opened[serial] = content[packet : packet + 8]
-        elif number > sequence.get(serial, number - 1) + 1:
-            holes = f"Ogg pages {sequence[serial] + 1} to {number - 1} are lost"
-        if end <= len(content) and _ogg_crc(content[position:end]) != int.from_bytes(
-            content[position + 22 : position + 26], "little"
-        ):
-            holes = f"Ogg page {number} does not match its checksum"
-        sequence[serial] = number
-        if kind & 4:
-            closed.add(serial)
-    alone = len(opened) == 1 and not chained and next(iter(opened.values())).startswith((b"\x01vorbis", b"OpusHead"))
-    missing = None
-    if end > len(content):
-        missing = f"the last Ogg page ends {end - len(content):,} bytes past the end of the file"
-    elif not opened.keys() <= closed:
-        missing = "the last Ogg page is not an end-of-stream page"
-    return Container("ogg", "soundfile" if alone else "av", "ogg", missing=missing, holes=holes)
+    """Ogg: Vorbis or Opus alone goes to libsndfile; video, Speex, FLAC and chains go to FFmpeg.
+
+    Its pages are checked one by one, so the length that FFmpeg takes from the last granule position adds nothing.
+    """
+    found = walk_ogg(content, start)
+    reader: Literal["soundfile", "av"] = "soundfile" if found.alone else "av"
+    return Container(
+        "ogg",
+        reader,
+        "ogg",
+        states_length=False,
+        missing=found.missing,
+        holes=found.holes,
+        rewritten=found.rewritten,
+        clock_s=found.clock_s,
+    )
 
 
 def _mp4(content: bytes, start: int) -> Container:
@@ -284,7 +266,7 @@ def _mp4(content: bytes, start: int) -> Container:
         position += size
     if missing is None and b"moov" not in names:
         missing = "there is no moov box, the index of its samples"
-    return Container("mp4", "av", _MOV, missing=missing)
+    return Container("mp4", "av", _MOV, missing=missing, indexed=b"moof" not in names)
 
 
 def _vint(content: bytes, position: int, *, keep_marker: bool) -> tuple[int, int, bool]:
@@ -311,6 +293,33 @@ def _matroska(content: bytes, start: int) -> Container:
     return Container("matroska", "av", "matroska,webm", missing=missing)
 
 
+_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_IN_SEGMENT = {0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
+_IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF, 0xEC, 0xBF}
+"""Matroska elements that may be within the segment, and within one of its clusters. Source: RFC 9559, section 5."""
+
+
+def matroska_hole(content: bytes) -> str | None:
+    """Where the elements of a Matroska file do not follow one another; None if they do.
+
+    Tells time stamps that jump (packets that were never written) from a part of the file that was overwritten, which
+    FFmpeg skips without an error. Costs 1 us an element.
+    """
+    position, parents = 0, {_SEGMENT, 0x1A45DFA3, 0xEC, 0xBF}
+    while position + 2 <= len(content):
+        begun = position
+        element, position, _ = _vint(content, position, keep_marker=True)
+        if element not in parents | _IN_SEGMENT | _IN_CLUSTER or position >= len(content):
+            return f"what is at byte {begun:,} is no Matroska element"
+        size, position, unknown = _vint(content, position, keep_marker=False)
+        if element in (_SEGMENT, _CLUSTER):
+            continue  # into it: its elements follow
+        if unknown:
+            return f"the element at byte {begun:,} has no size"
+        position += size
+    return None if position == len(content) else f"the last element ends {position - len(content):,} bytes too late"
+
+
 def _asf(content: bytes, start: int) -> Container:
     position, missing = start, None
     while position + 24 <= len(content):
@@ -322,12 +331,33 @@ def _asf(content: bytes, start: int) -> Container:
     return Container("asf", "av", "asf", missing=missing)
 
 
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def asf_hole(content: bytes) -> str | None:
+    """Where an ASF file's packets, all of one size, do not begin as its first does. Source: ASF 1.20, 3.2 and 5.2.1."""
+    properties, data = content.find(_ASF_PROPERTIES), content.find(_ASF_DATA)
+    if properties < 0 or data < 0 or properties + 96 > len(content) or data + 50 >= len(content):
+        return "its header is damaged"
+    size = max(1, int.from_bytes(content[properties + 92 : properties + 96], "little"))
+    (data_bytes,) = struct.unpack_from("<Q", content, data + 16)
+    end = min(len(content), data + data_bytes) if data_bytes else len(content)
+    for position in range(data + 50, end - size + 1, size):
+        if content[position] != content[data + 50]:
+            return f"what is at byte {position:,} is no ASF packet"
+    return None
+
+
 def _framed(content: bytes, start: int) -> Container | None:
     """MPEG audio and raw AAC have no container: frames that follow one another are all there is to see."""
-    if adts := count_adts(content, start):
+    adts = count_adts(content, start)
+    mpeg = None if adts else count_mpeg(content, start)
+    adts = adts if adts or mpeg else find_adts(content, start)
+    if adts:
         missing = _cut("the last AAC frame", adts.end, len(content), slack_bytes=0)
-        return Container("adts", "av", "aac", missing=missing, frames=adts)
-    if mpeg := count_mpeg(content, start):
+        return Container("adts", "av", "aac", missing=missing, frames=adts, rewritten=adts.joined(content))
+    if mpeg:
         missing = _cut("the last MPEG frame", mpeg.end, len(content), slack_bytes=0)
-        return Container("mp3", "soundfile", "mp3", missing=missing, frames=mpeg)
+        rewritten = mpeg.joined(content) if len(mpeg.runs) > 1 else None
+        return Container("mp3", "soundfile", "mp3", missing=missing, frames=mpeg, rewritten=rewritten)
     return None

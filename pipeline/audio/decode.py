@@ -1,17 +1,22 @@
-"""Bytes of one audio file in, mono 16 kHz float32 out, or the reason why not.
+"""Decode the bytes of one audio file to mono 16 kHz float32, or say why that cannot be done.
 
 Only bytes are handed to a decoder, never a name, and the container is chosen here from their content
 (`pipeline.audio.container`), so a renamed playlist opens no file and no socket. Headers are judged before decoding,
 and decoding is a bounded stream: block by block through the channel mean and soxr, so a lying header costs no memory
 either. The result is bit for bit that of `librosa.load(path, sr=16000)`, which the published models saw, for whatever
-libsndfile reads; the rest (M4A, MP4, WebM, AAC, WMA, ...) comes through FFmpeg by PyAV.
+libsndfile reads; the rest (M4A, MP4, WebM, AAC, WMA, ...) comes through FFmpeg by PyAV. `docs/audio.md` says how gaps,
+late starts, captures and wrong headers are treated.
 
-Costs: 4 s of 16 kHz 16-bit WAV 0.24 ms, of 48 kHz FLAC 3.7 ms; memory is the content, a few MB, and twice the result.
+Costs: 4 s of 16 kHz 16-bit WAV 0.24 ms, of 48 kHz FLAC 3.7 ms; memory is the content, a few MB, and the result once
+(`decode_pieces`: not even that).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +24,11 @@ import soxr
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
-from pipeline.audio.container import after_id3, identify
+from pipeline.audio.container import identify
 from pipeline.audio.decoders import AudioHeader, Source, open_container, reject
+from pipeline.audio.joined import Joined
 from pipeline.audio.limits import DEFAULT_LIMITS, LONGEST_SPAN_S, AudioLimits
+from pipeline.audio.mpeg import after_id3
 from pipeline.errors import Reason, RejectedRow
 
 _SPAN_SLACK_S = 0.5
@@ -38,9 +45,14 @@ _ABSURD_PEAK = 1e6
 
 
 def probe(content: bytes, *, limits: AudioLimits = DEFAULT_LIMITS) -> AudioHeader:
-    """Read the header only. Raises: RejectedRow as `decode` does for what a header shows."""
+    """Read the header. A length that the packets' time stamps contradict is replaced by the decoded one.
+
+    Raises: RejectedRow as `decode` does for what a header shows.
+    """
     with closing(_open(content, limits)) as source:
-        return source.header
+        if source.has_stated_length():
+            return source.header
+    return replace(source.header, num_frames=_count_frames(content, limits))
 
 
 def decode(
@@ -60,7 +72,7 @@ def decode(
             metadata and means the whole file. An end up to 0.5 s past the file's is clipped to it.
         channel: 0 is the first (in WAV the left) channel; None is the mean of all.
         limits: what a file may cost; the duration limit is for the span where the format seeks exactly (PCM, FLAC),
-            for the file elsewhere.
+            elsewhere for the length the header states and for what is decoded.
 
     Returns: float32 [num_samples], finite. Peaks over 1 stay as the codec made them, up to 4: clipping them would
         differ from librosa.
@@ -71,24 +83,52 @@ def decode(
         OUT_OF_MEMORY when a decoder says so (numpy raises its MemoryError). A decoder may also crash or never return:
         what is not trusted goes through `pipeline.audio.sandbox`.
     """
+    waveform = Joined()
+    for piece in decode_pieces(content, offset_s=offset_s, duration_s=duration_s, channel=channel, limits=limits):
+        waveform.add(piece)
+    return waveform.finish()
+
+
+def decode_pieces(
+    content: bytes,
+    *,
+    offset_s: float = 0.0,
+    duration_s: float | None = None,
+    channel: int | None = None,
+    limits: AudioLimits = DEFAULT_LIMITS,
+) -> Iterator[NDArray[np.float32]]:
+    """Decode as `decode` does, in pieces of about a million samples or less that follow one another.
+
+    A rejection may come after any piece, so what precedes it is worth nothing.
+    """
     _check_request(offset_s, duration_s, channel)
+    num_samples = 0
     with closing(_open(content, limits)) as source:
         header = source.header
         if channel is not None and channel >= header.channels:
             raise reject(
                 Reason.BAD_CHANNEL, f"channel {channel} of a file with {header.channels} (the first is channel 0)"
             )
-        num_frames = header.num_frames
-        if num_frames is None and (offset_s > 0 or duration_s is not None):
-            num_frames = _count_frames(content, limits)
-        start, stop = _span(num_frames, header.sampling_rate, offset_s, duration_s)
-        waveform = _read(source, start, stop, channel, limits)
-    if len(waveform) < limits.min_duration_s * SAMPLING_RATE:
+        to_16k = _Resampler(header.sampling_rate)
+        wanted = (
+            _read_span(source, offset_s, duration_s, limits)
+            if source.exact_seek
+            else _read_on(source, offset_s, duration_s, limits)
+        )
+        for block in wanted:
+            mono = block[channel or 0] if channel is not None or len(block) == 1 else np.mean(block, axis=0)
+            _check_samples(mono)
+            piece = to_16k.add(mono)
+            num_samples += len(piece)
+            yield piece
+        piece = to_16k.finish()
+        num_samples += len(piece)
+        yield piece
+    if num_samples < limits.min_duration_s * SAMPLING_RATE:
         raise reject(
             Reason.TOO_SHORT,
-            f"{len(waveform) / SAMPLING_RATE:.4f} s of audio, at least {limits.min_duration_s:g} s are needed",
+            f"{num_samples / SAMPLING_RATE:.4f} s of audio, at least {limits.min_duration_s:g} s are needed",
         )
-    return waveform
 
 
 def _check_request(offset_s: float, duration_s: float | None, channel: int | None) -> None:
@@ -103,15 +143,20 @@ def _check_request(offset_s: float, duration_s: float | None, channel: int | Non
 
 
 def _span(
-    num_frames: int | None, sampling_rate: int, offset_s: float, duration_s: float | None
+    num_frames: int, sampling_rate: int, offset_s: float, duration_s: float | None, stated_s: float = 0.0
 ) -> tuple[int, int | None]:
-    """The frames to read, [start, stop); stop None reads to the end. Rounds down as librosa does."""
+    """The frames to read, [start, stop); stop None reads to the end. Rounds down as librosa does.
+
+    Args:
+        num_frames: how many the file has.
+        stated_s: what its header says, where gaps or a wrong header make that more: a manifest may repeat it.
+    """
     start = int(offset_s * sampling_rate)
-    if num_frames is None or (start == 0 and duration_s is None):
+    if start == 0 and duration_s is None:
         return start, None
     length_s = num_frames / sampling_rate
     if start == 0 and duration_s is not None:
-        if duration_s > length_s + _SPAN_SLACK_S:
+        if duration_s > max(length_s, stated_s) + _SPAN_SLACK_S:
             raise reject(Reason.TRUNCATED, f"the manifest says {duration_s:.3f} s, the file holds {length_s:.3f} s")
         if duration_s >= length_s - _WHOLE_SLACK_S:
             return 0, None
@@ -140,9 +185,12 @@ def _open(content: bytes, limits: AudioLimits) -> Source:
         raise reject(Reason.TRUNCATED, f"the {container.name} file is cut: {container.missing}")
     if container.holes:
         raise reject(Reason.DAMAGED, f"the {container.name} file has holes: {container.holes}")
+    _check_duration(container.clock_s, limits)
     if container.frames:
         _check_duration(container.frames.num_samples / container.frames.sampling_rate, limits)
-    elif start := after_id3(content):
+    if container.rewritten is not None:
+        content = container.rewritten
+    elif not container.frames and (start := after_id3(content)):
         content = content[start:]
     source = open_container(content, container)
     try:
@@ -177,38 +225,51 @@ def _count_frames(content: bytes, limits: AudioLimits) -> int:
     return num_frames
 
 
-def _read(
-    source: Source, start: int, stop: int | None, channel: int | None, limits: AudioLimits
-) -> NDArray[np.float32]:
-    """Stream [start, stop) through the mean and the resampler."""
+def _read_span(
+    source: Source, offset_s: float, duration_s: float | None, limits: AudioLimits
+) -> Iterator[NDArray[np.float32]]:
+    """Read a span of a file whose length is known and that seeks exactly."""
+    header = source.header
+    num_frames, rate = header.num_frames or 0, header.sampling_rate
+    position, stop = _span(num_frames, rate, offset_s, duration_s)
+    _check_duration(((num_frames if stop is None else stop) - position) / rate, limits)
+    for block in source.blocks(position, stop):
+        position += block.shape[1]
+        yield block
+    if stop is None or position < stop:
+        source.check_end(position)
+
+
+def _read_on(
+    source: Source, offset_s: float, duration_s: float | None, limits: AudioLimits
+) -> Iterator[NDArray[np.float32]]:
+    """Read a span of any other file by decoding from its beginning, so that it is that part of the whole.
+
+    Only the end of the file shows its length, and with it whether a duration without an offset is metadata. So what
+    follows such a span is read on until it is longer than that, and only then dropped.
+    """
     header = source.header
     rate = header.sampling_rate
-    position = start if source.exact_seek else 0
-    end = stop if stop is not None else header.num_frames
-    if end is not None:
-        _check_duration((end - position) / rate, limits)
-    if not source.exact_seek and header.duration_s is not None:
-        _check_duration(header.duration_s, limits)
-    begun = position
-    to_16k = _Resampler(rate)
-    for block in source.blocks(position, stop):
+    _check_duration(header.duration_s or 0.0, limits)
+    start = int(offset_s * rate)
+    stop = None if duration_s is None else start + int(duration_s * rate)
+    until = stop if stop is None or start else stop + math.ceil(_WHOLE_SLACK_S * rate)
+    position, after_stop = 0, []
+    for block in source.blocks(0, until):
         first, position = position, position + block.shape[1]
-        _check_duration((position - begun) / rate, limits)
+        _check_duration(position / rate, limits)
         wanted = block[:, max(0, start - first) : None if stop is None else max(0, stop - first)]
         if wanted.shape[1]:
-            mono = wanted[channel or 0] if channel is not None or len(wanted) == 1 else np.mean(wanted, axis=0)
-            _check_samples(mono)
-            to_16k.add(mono)
-        if stop is not None and position >= stop:
-            break
+            yield wanted
+        if stop is not None and position > stop:
+            after_stop.append(block[:, max(0, stop - first) :])
+        if until is not None and position >= until:
+            return
     if position == 0:
         raise reject(Reason.EMPTY, f"a {header.container} file without a sample")
-    if end is not None and end - position > source.length_slack_s * rate:
-        raise reject(Reason.TRUNCATED, f"{position / rate:.2f} s could be decoded, the header says {end / rate:.2f} s")
-    waveform = to_16k.finish()
-    if rate != SAMPLING_RATE and len(waveform):
-        _check_samples(waveform)  # resampling noise of full swing rings up to 2.4 times as high
-    return waveform
+    source.check_end(position)
+    if _span(position, rate, offset_s, duration_s, header.duration_s or 0.0)[1] is None:
+        yield from after_stop
 
 
 def _check_samples(mono: NDArray[np.float32]) -> None:
@@ -227,26 +288,26 @@ class _Resampler:
 
     def __init__(self, sampling_rate: int) -> None:
         self._ratio = SAMPLING_RATE / sampling_rate
-        self._num_in = 0
-        self._pieces: list[NDArray[np.float32]] = []
+        self._num_in = self._num_out = 0
         self._stream: Any = None
         if sampling_rate != SAMPLING_RATE:
             self._stream = soxr.ResampleStream(sampling_rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
 
-    def add(self, mono: NDArray[np.float32]) -> None:
+    def add(self, mono: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The samples that are ready once these are in."""
         self._num_in += len(mono)
-        self._pieces.append(self._stream.resample_chunk(np.ascontiguousarray(mono)) if self._stream else mono)
+        return self._taken(self._stream.resample_chunk(np.ascontiguousarray(mono)) if self._stream else mono)
 
     def finish(self) -> NDArray[np.float32]:
-        if self._stream:
-            self._pieces.append(self._stream.resample_chunk(np.empty(0, np.float32), last=True))
-        num_samples = int(np.ceil(self._num_in * self._ratio))
-        if len(self._pieces) == 1 and len(self._pieces[0]) == num_samples:
-            return np.ascontiguousarray(self._pieces[0])
-        waveform = np.zeros(num_samples, np.float32)
-        position = 0
-        for piece in self._pieces:
-            kept = piece[: num_samples - position]
-            waveform[position : position + len(kept)] = kept
-            position += len(kept)
-        return waveform
+        """The last ones."""
+        if not self._stream:
+            return np.empty(0, np.float32)
+        left = math.ceil(self._num_in * self._ratio) - self._num_out
+        rest = self._taken(self._stream.resample_chunk(np.empty(0, np.float32), last=True)[:left])
+        return np.pad(rest, (0, left - len(rest)))
+
+    def _taken(self, piece: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._num_out += len(piece)
+        if self._stream and len(piece):
+            _check_samples(piece)  # resampling noise of full swing rings up to 2.4 times as high
+        return piece

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
+import re
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -17,7 +20,7 @@ import soundfile
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from pipeline.audio.container import Container
+from pipeline.audio.container import Container, asf_hole, matroska_hole
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _MPEG_SLACK_FRAMES = 5
@@ -52,16 +55,20 @@ class Source(Protocol):
     """An opened file.
 
     Attributes:
-        exact_seek: `blocks` may begin in the middle and give the same samples.
-        length_slack_s: what a whole file may hold less than its header says.
+        exact_seek: `blocks` may begin in the middle and give the same samples; `header.num_frames` is exact then.
     """
 
     header: AudioHeader
     exact_seek: bool
-    length_slack_s: float
 
     def blocks(self, start: int, stop: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Decode from frame `start` to `stop`, or past it, or to the end, in pieces [channels, n]."""
+
+    def check_end(self, num_frames: int) -> None:
+        """Check that a file which ended after so many frames is complete. Raises: RejectedRow TRUNCATED or DAMAGED."""
+
+    def has_stated_length(self) -> bool:
+        """Whether `header.num_frames` can be relied on; may read the file, after which nothing can be decoded."""
 
     def close(self) -> None:
         """Let go of the decoder."""
@@ -77,25 +84,40 @@ def open_container(content: bytes, container: Container) -> Source:
     try:
         source = SoundfileSource(content, container)
     except soundfile.LibsndfileError as error:
-        if error.code in (_UNRECOGNISED, _UNSUPPORTED) and container.demuxer:
+        is_foreign = error.code in (_UNRECOGNISED, _UNSUPPORTED) or (error.code, container.name) == (_BAD_FORMAT, "w64")
+        if is_foreign and container.demuxer:
             return AvSource(content, container)
         why = Reason.OUT_OF_MEMORY if error.code == _NO_MEMORY else Reason.DAMAGED
         raise reject(why, f"the {container.name} header cannot be read: {error.error_string}") from error
     frames, known = container.frames, source.header.num_frames
     if frames and known is not None and known < frames.num_samples - _MPEG_SLACK_FRAMES * frames.frame_samples:
         source.close()  # it would stop there: see pipeline/audio/mpeg.py
-        return AvSource(content, container)
+        return AvSource(content[: frames.end] if container.rewritten is None else content, container)
     return source
 
 
 _UNRECOGNISED, _UNSUPPORTED = 1, 4
 """SF_ERR_UNRECOGNISED_FORMAT and SF_ERR_UNSUPPORTED_ENCODING of sndfile.h."""
 
+_BAD_FORMAT = 64
+"""libsndfile's "Malformed 'fmt ' chunk", which is also what it says of every format tag it does not know."""
+
 _NO_MEMORY = 17
 """SFE_MALLOC_FAILED of libsndfile's common.h: "Internal malloc () failed"."""
 
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile says SF_COUNT_MAX, 2^63 - 1, for a FLAC whose encoder did not know its length."""
+
+
+_SOUNDFILE_SLACK_S = 0.1
+"""An MP3's own padding; every other length is exact (seen: 0 in 200 whole files)."""
+
+_AV_SLACK_S = 0.25
+"""Three AAC frames at 16 kHz: Matroska and MP4 count encoder delay and padding (seen: 0.11 s in whole files)."""
+
+
+def _too_short(decoded_s: float, stated_s: float) -> RejectedRow:
+    return reject(Reason.TRUNCATED, f"{decoded_s:.2f} s could be decoded, the header says {stated_s:.2f} s")
 
 
 class _SequentialFile(soundfile.SoundFile):
@@ -117,8 +139,6 @@ class SoundfileSource:
         self._stream = io.BytesIO(content)
         self._file: Any = _SequentialFile(self._stream)
         self._container = container
-        self.exact_seek = container.name not in ("mp3", "ogg")
-        self.length_slack_s = 0.1  # an MP3's own padding; every other length is exact (seen: 0 in 200 whole files)
         num_frames = self._file.frames if self._file.frames < _UNKNOWN_FRAMES else None
         if container.frames and not container.frames.has_index and num_frames is not None:
             # An estimate from the file size: tags are in it, so hold it to the frames that are there.
@@ -126,6 +146,8 @@ class SoundfileSource:
         self.header = AudioHeader(
             container.name, self._file.subtype, self._file.samplerate, self._file.channels, num_frames
         )
+        plain = self._file.subtype.startswith("PCM_") or self._file.subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
+        self.exact_seek = plain and num_frames is not None and container.name not in ("mp3", "ogg")
 
     def blocks(self, start: int, stop: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Read from `start` to `stop`. Raises: RejectedRow TRUNCATED or DAMAGED where libsndfile gives up."""
@@ -146,6 +168,16 @@ class SoundfileSource:
             why = Reason.OUT_OF_MEMORY if error.code == _NO_MEMORY else why
             raise reject(why, f"{error.error_string} after {position / header.sampling_rate:.2f} s") from error
 
+    def check_end(self, num_frames: int) -> None:
+        """Compare with the header. Raises: RejectedRow TRUNCATED."""
+        stated, rate = self.header.num_frames, self.header.sampling_rate
+        if stated is not None and stated - num_frames > _SOUNDFILE_SLACK_S * rate:
+            raise _too_short(num_frames / rate, stated / rate)
+
+    def has_stated_length(self) -> bool:
+        """Always: libsndfile counts exactly, or as far as an MP3's padding, or not at all."""
+        return True
+
     def close(self) -> None:
         """Let go of the decoder."""
         self._file.close()
@@ -157,59 +189,81 @@ def _refuse_io(*_: object) -> io.BytesIO:
 
 
 class AvSource:
-    """FFmpeg through PyAV: the first audio track, by one named demuxer, from memory."""
+    """FFmpeg through PyAV: the first audio track that can be decoded, by one named demuxer, from memory.
+
+    Time stamps do not move samples: a gap between them (packets lost on the network, a muted microphone) and a late
+    start are closed, as librosa and FFmpeg's own decoding to WAV close them.
+    """
 
     exact_seek = False
-    length_slack_s = 0.25
-    """Three AAC frames at 16 kHz: Matroska and MP4 count encoder delay and padding (seen: 0.11 s in whole files)."""
 
     def __init__(self, content: bytes, container: Container) -> None:
+        self._content = content
         self._container = container
         self._input: InputContainer | None = None
-        demuxer = container.demuxer or ""
-        options = {"format_whitelist": demuxer, "protocol_whitelist": "none"}
+        self._times: array[int] = array("q")
+        self._num_packets = 0
+        self._stated_s: float | None = None
+        self._begin_s = self._end_s = 0.0
         try:
-            self._input = cast(
-                InputContainer,
-                av.open(
-                    io.BytesIO(content),
-                    format=demuxer,
-                    container_options=options,
-                    io_open=_refuse_io,
-                    metadata_errors="replace",
-                ),
-            )
-            self.header = self._begin()
-        except (av.FFmpegError, PermissionError, ValueError, OverflowError) as error:
+            self._input = _demux(content, container)
+            self.header = self._begin(self._input)
+        except _FFMPEG_ERRORS as error:
             self.close()
             raise reject(_why(error), f"the {container.name} file cannot be read: {_said(error)}") from error
         except RejectedRow:
             self.close()
             raise
 
-    def _begin(self) -> AudioHeader:
+    def _begin(self, opened: InputContainer) -> AudioHeader:
         """Decode the first frame: only it has the true rate and channels (HE-AAC's header states half the rate)."""
-        opened, name = self._input, self._container.name
-        if opened is None or not opened.streams.audio:
+        name = self._container.name
+        if not opened.streams.audio:
             raise reject(Reason.NOT_AUDIO, f"the {name} file has no audio track")
-        stream = opened.streams.audio[0]
-        context = cast("av.AudioCodecContext | None", stream.codec_context)  # PyAV's types promise one
-        if context is None:
+        known = [track for track in opened.streams.audio if cast("object | None", track.codec_context) is not None]
+        if not known:  # PyAV's types promise a context
             raise reject(Reason.NOT_AUDIO, f"no decoder knows the codec of the {name} file")
+        stream = known[0]
+        context = stream.codec_context
         context.thread_count = 1
         codec = context.name
-        self._frames: Iterator[av.AudioFrame] = opened.decode(stream)
+        if codec in _WITHOUT_DTX and self._has_dtx(stream.index, _WITHOUT_DTX[codec]):
+            context = cast(av.AudioCodecContext, av.CodecContext.create(f"libopencore_{codec}", "r"))
+            context.sample_rate, context.layout = stream.codec_context.sample_rate, "mono"
+        self._index_size = len(stream.index_entries) if self._container.indexed else 0
+        self._frames = self._decode(opened, stream, context)
         first = next(self._frames, None)
         if first is None:
             raise reject(Reason.EMPTY, f"a {name} file without a sample")
         self._frames = itertools.chain([first], self._frames)
-        rate, seconds = first.sample_rate, None
+        rate = first.sample_rate
+        self._begin_s = self._end_s = max(0.0, first.time or 0.0)
         if self._container.frames:
-            seconds = self._container.frames.num_samples / self._container.frames.sampling_rate
+            self._stated_s = self._container.frames.num_samples / self._container.frames.sampling_rate
         elif self._container.states_length:
-            seconds = _stated_seconds(opened, stream)
-        num_frames = None if seconds is None else max(1, round(seconds * rate))
+            self._stated_s = _stated_seconds(opened, stream)
+        num_frames = None if self._stated_s is None else max(1, round(self._stated_s * rate))
         return AudioHeader(name, codec, rate, first.layout.nb_channels, num_frames)
+
+    def _has_dtx(self, track: int, last_speech_type: int) -> bool:
+        """Whether an AMR track has frames of other types than speech."""
+        with closing(_demux(self._content, self._container)) as opened:
+            packets = opened.demux(opened.streams[track])
+            return any(packet.size and bytes(packet)[0] >> 3 & 15 > last_speech_type for packet in packets)
+
+    def _packets(self, opened: InputContainer, stream: av.AudioStream) -> Iterator[av.Packet[av.AudioStream]]:
+        for packet in opened.demux(stream):
+            if packet.size:
+                self._num_packets += 1
+                if packet.pts is not None:
+                    self._times.append(packet.pts)
+            yield packet
+
+    def _decode(
+        self, opened: InputContainer, stream: av.AudioStream, context: av.AudioCodecContext
+    ) -> Iterator[av.AudioFrame]:
+        for packet in self._packets(opened, stream):
+            yield from context.decode(packet)
 
     def blocks(self, start: int, stop: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Decode it all; `start` is 0, `stop` the caller's. Raises: RejectedRow DAMAGED where FFmpeg gives up.
@@ -218,29 +272,88 @@ class AvSource:
         there (`AudioFrame.planes` counts up to a null pointer that FFmpeg does not promise), and the process dies.
         """
         to_float = av.AudioResampler(format="flt")
-        channels = self.header.channels
+        channels, rate = self.header.channels, self.header.sampling_rate
         pieces: list[NDArray[np.float32]] = []
         held = decoded = 0
         try:
             for frame in self._frames:
-                if (frame.sample_rate, frame.layout.nb_channels) != (self.header.sampling_rate, channels):
+                if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                     raise reject(Reason.DAMAGED, "the sampling rate or the channels change inside the file")
+                if frame.time is not None:
+                    self._end_s = max(self._end_s, frame.time + frame.samples / rate)
                 for floats in to_float.resample(frame):
                     pieces.append(cast("NDArray[np.float32]", floats.to_ndarray()).reshape(-1, channels).T)
                     held, decoded = held + floats.samples, decoded + floats.samples
                 if held * channels >= _BLOCK_VALUES:
                     yield np.concatenate(pieces, axis=1)
                     pieces, held = [], 0
-        except (av.FFmpegError, PermissionError, ValueError, OverflowError) as error:
-            detail = f"{_said(error)} after {decoded / self.header.sampling_rate:.2f} s"
-            raise reject(_why(error), detail) from error
+        except _FFMPEG_ERRORS as error:
+            raise reject(_why(error), f"{_said(error)} after {decoded / rate:.2f} s") from error
         if pieces:
             yield np.concatenate(pieces, axis=1)
+
+    def check_end(self, num_frames: int) -> None:
+        """Compare what was read with the index, or with the header's time. Raises: RejectedRow TRUNCATED or DAMAGED.
+
+        An index is counted, so a header may state a wrong length. Elsewhere the length is that of the file's clock, which
+        a late start and gaps make longer than the samples are.
+        """
+        if self._index_size:
+            if self._num_packets < self._index_size:
+                detail = f"{self._num_packets:,} of the {self._index_size:,} packets of its index could be read"
+                raise reject(Reason.TRUNCATED, detail)
+            return
+        if self._stated_s is None:
+            return
+        decoded_s = num_frames / self.header.sampling_rate
+        reached_s = self._begin_s + decoded_s
+        if self._container.name in _GAPS and self._end_s - reached_s > _AV_SLACK_S:
+            if hole := _GAPS[self._container.name](self._content):
+                raise reject(Reason.DAMAGED, f"the time stamps jump, and {hole}")
+            reached_s = self._end_s
+        if self._stated_s - reached_s > _AV_SLACK_S:
+            raise _too_short(decoded_s, self._stated_s)
+
+    def has_stated_length(self) -> bool:
+        """Whether the packets' time stamps add up to it, each step counted as two of the usual ones at most."""
+        if self._stated_s is None or self._input is None or self._container.frames:
+            return True
+        stream = next(track for track in self._input.streams.audio if cast("object | None", track.codec_context))
+        try:
+            for _ in self._packets(self._input, stream):
+                pass
+        except _FFMPEG_ERRORS:
+            return False  # decoding will say what is wrong
+        steps = np.diff(np.sort(np.asarray(self._times)))
+        if not len(steps) or stream.time_base is None:
+            return False
+        usual = float(np.median(steps))
+        added_s = (float(np.minimum(steps, 2 * usual).sum()) + usual) * float(stream.time_base)
+        return abs(added_s - self._stated_s) <= _AV_SLACK_S
 
     def close(self) -> None:
         """Let go of the decoder."""
         if self._input is not None:
             self._input.close()
+
+
+_GAPS: dict[str, Callable[[bytes], str | None]] = {"matroska": matroska_hole, "asf": asf_hole, "mp4": lambda _: None}
+"""Containers whose time stamps may jump, and what tells that from a part that was overwritten."""
+
+_WITHOUT_DTX = {"amrnb": 7, "amrwb": 8}
+"""FFmpeg's own decoders, which know no comfort noise (DTX), and the last type of a frame of speech. Sources: 3GPP TS
+26.101 and 26.201, table 1a. The reference decoders (opencore) are taken only where there is some: their samples differ."""
+
+_FFMPEG_ERRORS = (av.FFmpegError, PermissionError, ValueError, OverflowError)
+
+
+def _demux(content: bytes, container: Container) -> InputContainer:
+    demuxer = container.demuxer or ""
+    options = {"format_whitelist": demuxer, "protocol_whitelist": "none"}
+    opened = av.open(
+        io.BytesIO(content), format=demuxer, container_options=options, io_open=_refuse_io, metadata_errors="replace"
+    )
+    return cast(InputContainer, opened)
 
 
 def _why(error: Exception) -> Reason:
@@ -250,15 +363,24 @@ def _why(error: Exception) -> Reason:
 
 def _said(error: Exception) -> str:
     """What FFmpeg said, without the address of the object it read from."""
+    if isinstance(error, av.error.PatchWelcomeError):
+        return "FFmpeg does not decode this variant of the codec; convert the file to WAV or FLAC"
     return str(error.strerror) if isinstance(error, OSError) and error.strerror else type(error).__name__
 
 
 def _stated_seconds(opened: InputContainer, stream: av.AudioStream) -> float | None:
-    """The length of the audio track itself; a film may outlast it."""
+    """The length of the audio track itself; a film may outlast it, and ASF states only the film's."""
+    if opened.format.name == "asf" and len(opened.streams) > 1:
+        return None
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
-    if (clock := stream.metadata.get("DURATION", "").split(":")) and len(clock) == 3:  # as FFmpeg and mkvmerge write it
-        return 3600 * float(clock[0]) + 60 * float(clock[1]) + float(clock[2])
+    clock = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
+    if clock:
+        return 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
     if opened.duration is not None and len(opened.streams) == 1:
         return opened.duration / 1_000_000
     return None
+
+
+_CLOCK = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)\s*", re.ASCII)
+"""A DURATION tag as FFmpeg and mkvmerge write it. Other writers put other things there."""

@@ -21,7 +21,7 @@ class AudioLimits:
 
     Attributes:
         max_bytes: 2 GiB, the content is held in memory; an hour of CD audio is 0.6 GB.
-        max_duration_s: 4 h, past most meetings, hearings and podcasts; 0.9 GB of waveform, 1.8 GB at the peak.
+        max_duration_s: 4 h, past most meetings, hearings and podcasts; 0.9 GB of waveform, once.
         min_duration_s: 560 samples. SeamlessM4TFeatureExtractor gives no frame below 400 samples and NaN at 400; 560
             is the first length found fine. Checked here because one short clip spoils its whole batch.
         min_sampling_rate, max_sampling_rate: in Hz. Below 1 kHz there is no speech, and a "1 Hz" WAV would grow

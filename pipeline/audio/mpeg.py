@@ -2,7 +2,9 @@
 
 These files have no container. Their true length is the sum of their frames, which decoders only estimate: libsndfile
 takes the length of a variable-rate MP3 without a Xing header from its first frame, and that of a concatenation from its
-first part, and stops there (seen: 0.94 s of 5 s, no error).
+first part, and stops there (seen: 0.94 s of 5 s, no error). Tags between the parts of a concatenation (ID3, APE, Lyrics3,
+and the time stamps of HTTP Live Streaming), which FFmpeg takes for damage, are left out, as is what precedes the first
+whole frame in a capture of a running stream.
 """
 
 from __future__ import annotations
@@ -10,7 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SEARCH_BYTES = 8_192
-"""How far into a file without a tag the first MPEG frame may lie: players tolerate some padding or junk."""
+"""How far into a file without a tag the first frame may be: players tolerate some padding or junk."""
+
+_TAG_BYTES = 1 << 20
+"""How far the end of a tag is looked for that does not state its size at its beginning."""
+
+_PADDING_BYTES = 1 << 16
 
 _CHAIN = 3
 """Headers that must follow one another: a single 11-bit sync word is in every kind of file."""
@@ -25,6 +32,7 @@ class Frames:
         end: where the last frame ends, which is past the content when it is cut.
         has_index: an MP3 that states its own length (Xing, Info or VBRI).
         frame_samples: samples of one frame.
+        runs: where frames follow one another, [begin, end) each: one, unless tags separate them.
     """
 
     num_samples: int
@@ -32,25 +40,106 @@ class Frames:
     end: int
     has_index: bool
     frame_samples: int
+    runs: tuple[tuple[int, int], ...]
+
+    def joined(self, content: bytes) -> bytes | None:
+        """The frames without what separates, precedes or follows them; None where there is nothing to leave out."""
+        if self.runs == ((0, self.end),) and self.end >= len(content):
+            return None
+        return b"".join(content[begin:end] for begin, end in self.runs)
 
 
+_ADTS_HEADER_BYTES = 7
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 
 
 def count_adts(content: bytes, start: int) -> Frames | None:
     """Raw AAC, or None when it is not. Source: ISO/IEC 13818-7, 6.2."""
-    position, count = start, 0
-    while position + 7 <= len(content):
-        if content[position] != 0xFF or content[position + 1] & 0xF6 != 0xF0:
-            break
-        size = (content[position + 3] & 3) << 11 | content[position + 4] << 3 | content[position + 5] >> 5
-        if size < 7 or (content[position + 2] >> 2) & 15 >= len(_ADTS_RATES):
-            break
-        count += 1 + (content[position + 6] & 3)
-        position += size
+    position, count, runs = start, 0, [start]
+    while True:
+        frame = _adts_frame(content, position)
+        if frame is None:
+            after = after_tags(content, position)
+            if after == position or _adts_frame(content, after) is None:
+                break
+            runs += [position, after]
+            position = after
+            continue
+        position, count = position + frame[0], count + frame[1]
     if count == 0 or (count < _CHAIN and position < len(content)):
         return None
-    return Frames(count * 1024, _ADTS_RATES[(content[start + 2] >> 2) & 15], position, False, 1024)
+    rate = _ADTS_RATES[(content[start + 2] >> 2) & 15]
+    runs.append(position)
+    return Frames(count * 1024, rate, position, False, 1024, tuple(zip(runs[::2], runs[1::2], strict=True)))
+
+
+def find_adts(content: bytes, start: int) -> Frames | None:
+    """Raw AAC that begins within a frame, as a capture of a running stream does.
+
+    Its frames must reach the end of the file: a few of them follow one another in an MPEG transport stream too.
+    """
+    first = start
+    while (first := content.find(b"\xff", first + 1, start + _SEARCH_BYTES)) >= 0:
+        position, chain = first, 0
+        while chain < _CHAIN and (frame := _adts_frame(content, position)):
+            position, chain = position + frame[0], chain + 1
+        if chain == _CHAIN and (frames := count_adts(content, first)):
+            return frames if after_tags(content, frames.end) > len(content) - _ADTS_HEADER_BYTES else None
+    return None
+
+
+def _adts_frame(content: bytes, position: int) -> tuple[int, int] | None:
+    """(size in bytes, blocks of 1,024 samples) of the ADTS frame here, or None."""
+    if (
+        position + _ADTS_HEADER_BYTES > len(content)
+        or content[position] != 0xFF
+        or content[position + 1] & 0xF6 != 0xF0
+    ):
+        return None
+    size = (content[position + 3] & 3) << 11 | content[position + 4] << 3 | content[position + 5] >> 5
+    if size < _ADTS_HEADER_BYTES or (content[position + 2] >> 2) & 15 >= len(_ADTS_RATES):
+        return None
+    return size, 1 + (content[position + 6] & 3)
+
+
+def after_id3(content: bytes, start: int = 0) -> int:
+    """Where the content goes on after ID3v2 tags, which taggers put even before FLAC and ADTS."""
+    while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
+        a, b, c, d = (byte & 0x7F for byte in content[start + 6 : start + 10])
+        start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if content[start + 5] & 0x10 else 0)
+    return start
+
+
+def after_tags(content: bytes, start: int) -> int:
+    """Where the content goes on after tags of any kind and the zeros that pad them; `start` where there are none."""
+    position = start
+    while (after := _after_tag(content, position)) > position:
+        position = after
+    return position
+
+
+def _after_tag(content: bytes, start: int) -> int:
+    """Sources: id3.org (ID3v1, its extension, ID3v2, Lyrics3), wiki.hydrogenaud.io (APE tags)."""
+    if content.startswith(b"\0", start):
+        padding = content[start : start + _PADDING_BYTES]
+        return start + len(padding) - len(padding.lstrip(b"\0"))
+    if content.startswith(b"ID3", start):
+        return after_id3(content, start)
+    if content.startswith(b"TAG", start):
+        return start + (227 if content.startswith(b"TAG+", start) else 128)
+    if content.startswith(b"LYRICSBEGIN", start):
+        end = max(content.find(name, start, start + _TAG_BYTES) for name in (b"LYRICS200", b"LYRICSEND"))
+        return end + 9 if end >= 0 else start
+    if content.startswith(b"APETAGEX", start):
+        return start + 32 + int.from_bytes(content[start + 12 : start + 16], "little")
+    return _after_headless_ape(content, start)
+
+
+def _after_headless_ape(content: bytes, start: int) -> int:
+    """APEv1 has a footer alone, which states how far before it the tag begins."""
+    footer = content.find(b"APETAGEX", start, start + _TAG_BYTES)
+    size = int.from_bytes(content[footer + 12 : footer + 16], "little")
+    return footer + 32 if footer >= 0 and footer + 32 - size == start else start
 
 
 def _headers() -> dict[int, tuple[int, int, int, int]]:
@@ -133,11 +222,19 @@ def count_mpeg(content: bytes, start: int) -> Frames | None:
     if first < 0 or (opening := _frame(content, first)) is None:
         return None
     num_samples = end = 0
+    runs = [first]
     while position >= 0:
         frame = _frame(content, position)
         if frame is None:
-            position = _next_frame(content, position)
+            after = after_tags(content, position)
+            if after > position and _frame(content, after):
+                runs += [position, after]
+                position = after
+            else:
+                position = _next_frame(content, position)
             continue
         num_samples, position = num_samples + frame[1], position + frame[0]
         end = position
-    return Frames(num_samples, opening[2], end, _has_index(content, first, opening[0]), opening[1])
+    has_index = _has_index(content, first, opening[0])
+    parts = tuple(zip(runs[::2], [*runs[1::2], end], strict=True))
+    return Frames(num_samples, opening[2], end, has_index, opening[1], parts)

@@ -3,6 +3,9 @@
     request: length of its head (4 bytes), the head as JSON, the file
     answer:  what it is (4 bytes), its length (8 bytes), then as many bytes
 
+A waveform comes in pieces as it is decoded, so that the child holds none of it whole: any number of PIECE answers, then
+WAVEFORM with the last piece, or the reason why the pieces are worth nothing.
+
 The parent believes no answer: whatever a decoder went mad on may have written it.
 """
 
@@ -18,8 +21,9 @@ from pipeline.errors import Reason, RejectedRow, Stage
 REQUEST = struct.Struct("<I")
 ANSWER = struct.Struct("<4sQ")
 
-READY, WAVEFORM, REJECTED, FAILED = b"REDY", b"WAVE", b"REJT", b"FAIL"
-"""Answers: the decoders are loaded; float32 samples; a `RejectedRow`; an exception nobody foresaw, as text."""
+READY, PIECE, WAVEFORM, REJECTED, FAILED = b"REDY", b"PIEC", b"WAVE", b"REJT", b"FAIL"
+"""Answers: the decoders are loaded; float32 samples that others follow; the last ones, or all; a `RejectedRow`; an
+exception nobody foresaw, as text."""
 
 MAX_WORDS_BYTES = 64 << 10
 """Of a reason and its detail, or of an exception."""

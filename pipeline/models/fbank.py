@@ -25,7 +25,7 @@ _PREEMPHASIS = 0.97
 _MEL_FLOOR = 1.192092955078125e-07
 _VARIANCE_FLOOR = 1e-7
 _FRAMES_AT_ONCE = 4_096
-"""Bounds memory: 25 MB of spectra."""
+"""Bounds memory: 25 MB of spectra, whatever the length of the clip."""
 
 
 def num_frames(num_samples: int) -> int:
@@ -58,7 +58,7 @@ class FilterBanks:
         Returns: float32 [B, T, num_mels * stride], and int64 [B, T] that is 1 on whole frames of the clip and 0 on the
             rest: a clip with an odd number of mel frames ends in half a frame of padding, masked out.
         """
-        banks = [self._normalised(waveform)[: self._max_frames] for waveform in waveforms]
+        banks = [self._normalised(waveform) for waveform in waveforms]
         steps = max(-(-len(bank) // self._stride) for bank in banks)
         mels = self._filters.shape[1]
         shape = (len(banks), steps * self._stride, mels)
@@ -70,12 +70,29 @@ class FilterBanks:
         return features.reshape(len(banks), steps, mels * self._stride), mask
 
     def _normalised(self, waveform: NDArray[np.float32]) -> Tensor:
-        """Log filter banks [frames, mels] of zero mean and unit variance in each mel bin."""
+        """Log filter banks of the first `max_frames`, of zero mean and unit variance over the whole clip in each mel bin.
+
+        Mean and variance are merged from one piece to the next, so of the rest of a long clip nothing is kept.
+        Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+        """
+        kept: list[Tensor] = []
+        total = num_frames(len(waveform))
+        mean = squares = torch.zeros((), dtype=torch.float64, device=self._device)
+        for first in range(0, total, _FRAMES_AT_ONCE):
+            last = min(first + _FRAMES_AT_ONCE, total)
+            logs = self._log_mels(self._frames(waveform[first * HOP : (last - 1) * HOP + WINDOW]))
+            if first < self._max_frames:
+                kept.append(logs[: self._max_frames - first])
+            variance, own_mean = torch.var_mean(logs, dim=0, correction=0)
+            off = own_mean - mean
+            mean = mean + off * ((last - first) / last)
+            squares = squares + variance * (last - first) + off.square() * (first * (last - first) / last)
+        deviation = torch.sqrt(squares / (total - 1) + _VARIANCE_FLOOR)
+        return ((torch.cat(kept) - mean) / deviation).float()
+
+    def _frames(self, waveform: NDArray[np.float32]) -> Tensor:
         samples = torch.from_numpy(waveform).to(self._device, torch.float64) * _SCALE
-        frames = samples.unfold(0, WINDOW, HOP)
-        logs = torch.cat([self._log_mels(some) for some in torch.split(frames, _FRAMES_AT_ONCE)])
-        variance, mean = torch.var_mean(logs, dim=0, correction=1)
-        return ((logs - mean) / torch.sqrt(variance + _VARIANCE_FLOOR)).float()
+        return samples.unfold(0, WINDOW, HOP)
 
     def _log_mels(self, frames: Tensor) -> Tensor:
         centred = frames - frames.mean(dim=1, keepdim=True)

@@ -65,13 +65,17 @@ def many_channels(channels: int, muxer: str, codec: str, rate: int = 16_000) -> 
     return out.getvalue()
 
 
-def ffmpeg(wave: np.ndarray, muxer: str, codec: str, *, rate: int = 16_000, tracks: int = 1) -> bytes:
+def ffmpeg(
+    wave: np.ndarray, muxer: str, codec: str, *, rate: int = 16_000, tracks: int = 1, bit_rate: int | None = None
+) -> bytes:
     """Encode with FFmpeg, mono, at 48 kHz for Opus; track n is the wave times 1 / (n + 1)."""
     out = io.BytesIO()
     codec_rate = 48_000 if codec == "libopus" else rate
     with av.open(out, "w", format=muxer, options={"fflags": "bitexact"}) as container:
         streams = [container.add_stream(codec, rate=codec_rate, layout="mono") for _ in range(tracks)]
         for stream in streams:
+            if bit_rate:
+                stream.bit_rate = bit_rate
             stream.codec_context.open()
         for number, stream in enumerate(streams):
             samples = (wave[:, 0] / (number + 1) * 32767).astype(np.int16)[None]
