@@ -224,7 +224,7 @@ class Selection:
             return
         rejects = _refused_table(table, refused)
         texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
-        rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts).cast(schema)
+        rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts)
         keys = as_keys(b"".join(map(_reject_key, rejects.to_pylist())))
         mask = ~np.isin(keys, self.held_rejects)
         if mask.any():
