@@ -249,6 +249,22 @@ def test_cells_of_csv_fit_the_numbers_they_write(tmp_path, quick):
     assert kept == [[1, 1.5, True, "007"], [7, 1000.0, False, ""], [None, None, None, ""]]
 
 
+@pytest.mark.parametrize(("folder", "kept"), [("x=7", 7), ("x=007", NO), ("x=__HIVE_DEFAULT_PARTITION__", None)])
+def test_columns_in_names_of_folders_fit_the_numbers_they_write(tmp_path, quick, folder, kept):
+    """Fails if a night whose folders state a column loses its rows beside nights that have it in the file."""
+    output = tmp_path / "out"
+    night(output, manifest_of(tmp_path / "1", "a", [1]))
+    night(output, manifest_of(tmp_path / folder / "2", "b", [...]))
+    assert (NO if "b0" in rejected(output) else written(output)["b0"]) == kept
+
+
+def test_a_folder_agrees_with_a_column_of_several_kinds(tmp_path, quick):
+    """Fails if a value that equals the one its folder states is a contradiction where others are numbers."""
+    path = manifest_of(tmp_path / "x=7" / "1", "a", ["7", 7, "8"])
+    night(tmp_path / "out", path)
+    assert written(tmp_path / "out") == {"a0": "7", "a1": "7"}
+
+
 def test_empty_cells_of_csv_fit_any_column(tmp_path, quick):
     """Fails if a column that CSV leaves empty is refused beside one of objects, or costs a row."""
     output = tmp_path / "out"

@@ -41,7 +41,7 @@ KEPT_MARKS = frozenset((*_WIDE, *MIXED))
 _EMPTY = {b"no_values": b"1"}  # on a field: it has no value but null, so its type decides nothing
 
 UNTYPED = {b"untyped": b"1"}
-"""On a text field of a chunk: it is text because its format has no types, as CSV."""
+"""On a text field of a chunk: it is text for want of types, as cells of CSV are, and values in names of folders."""
 _BLANK = {b"blank": b"1"}  # beside UNTYPED: every cell is empty
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
@@ -327,6 +327,8 @@ def json_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def to_python(column: pa.Array | pa.ChunkedArray) -> list[object]:
     """Python values, with times and decimals as text: without pandas, nanoseconds have no Python value."""
+    if column.type == DOCUMENTS:
+        return documents(column)
     kind = plain_type(column.type, readable=True)
     values: list[object] = (column if kind == column.type else column.cast(kind)).to_pylist()
     return values

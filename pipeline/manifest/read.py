@@ -154,7 +154,7 @@ def _chunk(records: Partitioned, uri: str, shown: str, *, audio_optional: bool) 
             array = array_of(leftover[name] if kept is None else [leftover[name][i] for i in kept])
         else:
             array = records.array(name, kept)
-        field = (untyped_field if records.from_csv else field_of)(passthrough_name(name), array)
+        field = (untyped_field if records.untyped(name) else field_of)(passthrough_name(name), array)
         table = table.append_column(field, getattr(array, "storage", array))
     return ManifestChunk(table, rejects)
 
