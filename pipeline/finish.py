@@ -226,5 +226,5 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
             column = kept[field.name]
         else:
             column = theirs[field.name]
-        columns.append(column.cast(field.type))
+        columns.append(column if column.type == field.type else column.cast(field.type))
     return pa.table(columns, schema=schema)

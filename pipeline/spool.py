@@ -225,7 +225,7 @@ class Selection:
             return
         rejects = _refused_table(table, refused)
         texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
-        rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts).cast(schema)
+        rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts)
         mask = ~np.isin(reject_keys(rejects), self.held_rejects)
         if mask.any():
             yield rejects.filter(pa.array(mask))

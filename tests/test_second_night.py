@@ -62,6 +62,9 @@ NIGHTS = [
     (pa.array([Decimal("1.50")]), [0.5, 0.1, 7], [Decimal("0.50"), NO, Decimal("7.00")]),
     (pa.array([b"a"]), ["é", "x"], [NO, NO]),
     (["a"], pa.array([b"a"]), [NO]),
+    (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), [[None, None], []], [NO, NO]),
+    (pa.array([[1]], pa.list_(pa.int64(), 1)), [[None], []], [[None], NO]),
+    ([{"l": [], "n": 1}], pa.array([{"l": [None, None], "n": 1.0}]), [{"l": [None, None], "n": 1}]),
     (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
      pa.array([[("k", 2.5)], [("j", 2.0)]], pa.map_(pa.string(), pa.float64())), [NO, [("j", 2)]]),
     (pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)), [[1, 2], [1], [0.1, 1]], [[1.0, 2.0], NO, NO]),
@@ -244,6 +247,32 @@ def test_cells_of_csv_fit_the_numbers_they_write(tmp_path, quick):
     assert rejected(output).keys() == {"b1", "b4", "b5"}
     kept = [[written(output, column)[f"b{n}"] for column in "nfbt"] for n in (0, 2, 3)]
     assert kept == [[1, 1.5, True, "007"], [7, 1000.0, False, ""], [None, None, None, ""]]
+
+
+@pytest.mark.parametrize(("folder", "kept"), [("x=7", 7), ("x=007", NO), ("x=__HIVE_DEFAULT_PARTITION__", None)])
+def test_columns_in_names_of_folders_fit_the_numbers_they_write(tmp_path, quick, folder, kept):
+    """Fails if a night whose folders state a column loses its rows beside nights that have it in the file."""
+    output = tmp_path / "out"
+    night(output, manifest_of(tmp_path / "1", "a", [1]))
+    night(output, manifest_of(tmp_path / folder / "2", "b", [...]))
+    assert (NO if "b0" in rejected(output) else written(output)["b0"]) == kept
+
+
+def test_a_folder_agrees_with_a_column_of_several_kinds(tmp_path, quick):
+    """Fails if a value that equals the one its folder states is a contradiction where others are numbers."""
+    path = manifest_of(tmp_path / "x=7" / "1", "a", ["7", 7, "8"])
+    night(tmp_path / "out", path)
+    assert written(tmp_path / "out") == {"a0": "7", "a1": "7"}
+
+
+def test_empty_cells_of_csv_fit_any_column(tmp_path, quick):
+    """Fails if a column that CSV leaves empty is refused beside one of objects, or costs a row."""
+    output = tmp_path / "out"
+    night(output, jsonl(tmp_path / "1", {"id": "a", "audio": "/a/a.wav", "x": {"k": 1}, "y": [1], "z": "t"}))
+    night(output, put(tmp_path / "2.csv", "id,audio,x,y,z\nb,/a/b.wav,,,\nc,/a/c.wav,,,u\n"))
+    assert [written(output, column) for column in "xyz"] == [
+        {"a": {"k": 1}, "b": None, "c": None}, {"a": [1], "b": None, "c": None}, {"a": "t", "b": "", "c": "u"},
+    ]  # fmt: skip
 
 
 def test_a_row_refused_for_another_reason_costs_no_other(tmp_path, quick):

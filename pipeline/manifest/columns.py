@@ -41,7 +41,8 @@ KEPT_MARKS = frozenset((*_WIDE, *MIXED))
 _EMPTY = {b"no_values": b"1"}  # on a field: it has no value but null, so its type decides nothing
 
 UNTYPED = {b"untyped": b"1"}
-"""On a text field of a chunk: it is text because its format has no types, as CSV."""
+"""On a text field of a chunk: it is text for want of types, as cells of CSV are, and values in names of folders."""
+_BLANK = {b"blank": b"1"}  # beside UNTYPED: every cell is empty
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
 
@@ -118,6 +119,12 @@ def field_of(name: str, array: pa.Array) -> pa.Field:
     return pa.field(name, array.type, metadata=_WIDE if _has_wide_integers(array) else None)
 
 
+def untyped_field(name: str, cells: pa.Array) -> pa.Field:
+    """The field of a column whose format has no types."""
+    blank = pa.types.is_null(cells.type) or pc.all(pc.equal(pc.utf8_length(cells), 0)).as_py() is not False
+    return pa.field(name, cells.type, metadata={**UNTYPED, **(_BLANK if blank else {})})
+
+
 def _mixed(nested: pa.DataType, *, scalars: bool) -> dict[bytes, bytes]:
     said = {} if pa.types.is_null(nested) else {_NESTED: pa.schema([pa.field("", nested)]).serialize().to_pybytes()}
     return {**MIXED, **said, **(_SCALARS if scalars else {})}
@@ -135,7 +142,7 @@ def nested_part(field: pa.Field) -> pa.DataType:
 def has_scalars(field: pa.Field) -> bool:
     """Whether the column has values that are neither lists nor objects."""
     marks = field.metadata or {}
-    if _EMPTY.keys() <= marks.keys():
+    if _EMPTY.keys() <= marks.keys() or _BLANK.keys() <= marks.keys():
         return False
     if MIXED.keys() <= marks.keys():
         return _SCALARS.keys() <= marks.keys()
@@ -229,7 +236,9 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
             name = spelling.setdefault(field.name.lower(), field.name)
             found = field.with_name(name)
             if UNTYPED.items() <= (field.metadata or {}).items():
-                found = found.remove_metadata()
+                found = (
+                    found.with_metadata(_BLANK) if _BLANK.keys() <= field.metadata.keys() else found.remove_metadata()
+                )
             fields[name] = _merge_fields(fields[name], found) if name in fields else found
     return pa.schema(list(fields.values()))
 
@@ -247,7 +256,7 @@ def _merge_fields(one: pa.Field, other: pa.Field) -> pa.Field:
         mixed = not set(marks).isdisjoint(MIXED)
     except _NoOneType:
         kind, mixed = pa.string(), True
-    metadata = {mark: b"1" for mark in (*_WIDE, *_EMPTY) if marks.count(mark) > (mark in _EMPTY)}
+    metadata = {mark: b"1" for mark in (*_WIDE, *_EMPTY, *_BLANK) if marks.count(mark) > (mark not in _WIDE)}
     if mixed:
         nested = _loose_merge(pa.field("", nested_part(one)), pa.field("", nested_part(other))).type
         metadata |= _mixed(nested, scalars=has_scalars(one) or has_scalars(other))
@@ -318,6 +327,8 @@ def json_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def to_python(column: pa.Array | pa.ChunkedArray) -> list[object]:
     """Python values, with times and decimals as text: without pandas, nanoseconds have no Python value."""
+    if column.type == DOCUMENTS:
+        return documents(column)
     kind = plain_type(column.type, readable=True)
     values: list[object] = (column if kind == column.type else column.cast(kind)).to_pylist()
     return values

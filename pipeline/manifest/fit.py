@@ -84,7 +84,9 @@ def _fit_column(
     if quick is not None:
         return quick, {}
     holds = cell_holder(kind) if UNTYPED.items() <= marks else holder(kind, column.type)
-    return _by_value(column, column.cast(_bridge(column.type, kind)).to_pylist(), holds, target, column.type)
+    bridge = _bridge(column.type, kind)
+    values = column if column.type == bridge else column.cast(bridge)
+    return _by_value(column, values.to_pylist(), holds, target, column.type)
 
 
 def _by_value(
@@ -167,4 +169,4 @@ def _bridge(source: pa.DataType, target: pa.DataType) -> pa.DataType:  # noqa: P
         if pa.types.is_string(target):
             return pa.string()
         return pa.int32() if source.bit_width == 32 else pa.int64()
-    return source
+    return pa.string() if pa.types.is_null(source) else source

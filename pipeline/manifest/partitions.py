@@ -61,6 +61,10 @@ class Partitioned:
         self.names: dict[str, None] = {**records.names, **dict.fromkeys(own)}
         self._stated = own
 
+    def untyped(self, name: str) -> bool:
+        """Whether a column is text only because cells of CSV and names of folders have no types."""
+        return self.from_csv or (name in self._stated and name not in self._records.names)
+
     def raw(self, position: int) -> str:
         """The row as it stands in the file."""
         return self._records.raw(position)

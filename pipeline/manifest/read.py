@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, Reason, did_you_mean
-from pipeline.manifest.columns import UNTYPED, array_of, field_of, unify
+from pipeline.manifest.columns import array_of, field_of, unify, untyped_field
 from pipeline.manifest.delimited import read_csv
 from pipeline.manifest.expand import expand
 from pipeline.manifest.fields import ALIASES, KNOWN, Fields, check_fields, derived_id
@@ -154,10 +154,8 @@ def _chunk(records: Partitioned, uri: str, shown: str, *, audio_optional: bool) 
             array = array_of(leftover[name] if kept is None else [leftover[name][i] for i in kept])
         else:
             array = records.array(name, kept)
-        field = field_of(passthrough_name(name), array)
-        table = table.append_column(
-            field.with_metadata(UNTYPED) if records.from_csv else field, getattr(array, "storage", array)
-        )
+        field = (untyped_field if records.untyped(name) else field_of)(passthrough_name(name), array)
+        table = table.append_column(field, getattr(array, "storage", array))
     return ManifestChunk(table, rejects)
 
 
