@@ -139,7 +139,7 @@ class Patience:
             self._since, self._warned = now, None
             return
         waited_s = now - self._since
-        if self._limit_s and waited_s >= _DYING_FOR_S and not self._nodes - set(seen.nodes):
+        if self._limit_s and waited_s >= min(_DYING_FOR_S, self._limit_s) and not self._nodes - set(seen.nodes):
             self._refuse_dying(seen)
         if self._limit_s and waited_s >= self._limit_s:
             raise NoWorkersError(
@@ -168,15 +168,15 @@ class Patience:
             died = seen.deaths.get(stage, 0) - self._deaths_before.get(stage, 0)
             if asked and not seen.alive.get(stage, 0) and died >= MOST_DEATHS * asked:
                 raise NoWorkersError(
-                    f"{self._died(stage, died, seen)} None of the {_plural(asked, stage + ' actor')} survives its start. Give "
-                    "the nodes more memory, or ask for smaller models or fewer actors (--asr-actors, --emotion-actors)"
+                    f"{self._died(stage, died, seen)} No {stage} actor survives its start. Give the "
+                    "nodes more memory, or ask for smaller models or fewer actors (--asr-actors, --emotion-actors)"
                 )
 
     def _died(self, stage: str, deaths: int, seen: Seen) -> str:
         """Two sentences: how many workers died and why, and the memory that was asked for."""
         cause = seen.causes.get(stage, "Ray does not say why")
         if stage == TASKS:
-            return f"{_plural(deaths, 'worker')} that prepared or committed shards died; {cause}."
+            return f"{_plural(deaths, 'worker')} that prepare and commit shards died; {cause}."
         (pool,) = (pool for pool in self._pools if pool.stage == stage)
         asked = (
             f"{pool.memory_bytes / 1e9:.3g} GB of memory"
