@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from jobs.parser import Parser, add_named_models
 from jobs.report import can_draw, draw
 from pipeline import __version__
-from pipeline.config import JobConfig, load_config
 from pipeline.destination import require_lasting
 from pipeline.errors import ConfigError, JobError, StuckPlansError
 
 if TYPE_CHECKING:
+    from pipeline.config import JobConfig
     from pipeline.driver import Driver
 
 _MOST_PAGES = 20
@@ -156,6 +156,9 @@ def read_config(arguments: Sequence[str] | None) -> JobConfig:
 
     Raises: ConfigError; SystemExit with status 2 for an unknown option.
     """
+    # imported late: the help does not need it, and Ctrl-C meanwhile ends as Ctrl-C later does
+    from pipeline.config import load_config
+
     flags = vars(_parser().parse_all(arguments))
     config = load_config(flags.pop("config", None), flags)
     require_lasting(config.output)

@@ -93,7 +93,7 @@ def test_a_driver_that_was_killed_is_submitted_again(cluster: Head, tmp_path: Pa
     options, token = joined(cluster, "killed")
     command = ["python", "-c", KILLED_ONCE.format(str(tmp_path / "flag"))]
     done = submit(*options, "--retries", "1", "--", *command, environment=token, expect=0)
-    assert "submission killed-1 ended with status 137; 0 more to try" in done.stderr
+    assert "submission killed-1 ended with status 137; 1 more to try" in done.stderr
     assert "submission killed-2" in done.stderr
 
 
