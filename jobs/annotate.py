@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from jobs.parser import Parser, add_named_models
 from jobs.report import can_draw, draw
 from pipeline import __version__
-from pipeline.config import JobConfig, load_config
+from pipeline.destination import require_lasting
 from pipeline.errors import ConfigError, JobError, StuckPlansError
 
 if TYPE_CHECKING:
+    from pipeline.config import JobConfig
     from pipeline.driver import Driver
 
 _MOST_PAGES = 20
@@ -43,7 +44,9 @@ def _parser() -> Parser:
         "--manifest", nargs="+", action="extend", metavar="URI", help="JSONL, CSV or Parquet; files, globs, folders"
     )
     data.add_argument(
-        "--output", metavar="URI", help="where the dataset lies or shall lie: a folder, s3://bucket/prefix, ..."
+        "--output",
+        metavar="URI",
+        help="location of the dataset: a folder or s3://bucket/prefix; in a job submitted to Ray, an absolute one",
     )
     data.add_argument("--audio-root", nargs="+", action="extend", metavar="PREFIX",
                       help="open audio only under these prefixes (default: the manifest's own store)")  # fmt: skip
@@ -151,9 +154,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_config(arguments: Sequence[str] | None) -> JobConfig:
-    """The command line, and the file that `--config` names. Raises: ConfigError; ends with status 2 for no option of ours."""
+    """Read the command line and the file that `--config` names.
+
+    Raises: ConfigError; SystemExit with status 2 for an unknown option.
+    """
+    # imported late: the help does not need it, and Ctrl-C meanwhile ends as Ctrl-C later does
+    from pipeline.config import load_config
+
     flags = vars(_parser().parse_all(arguments))
-    return load_config(flags.pop("config", None), flags)
+    config = load_config(flags.pop("config", None), flags)
+    require_lasting(config.output)
+    return config
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -32,7 +32,9 @@ def can_draw() -> bool:
 
 
 def draw(output: str, run: str) -> str:
-    """Draw the page of a finished run, in a process of its own: whatever happens to it, the run stands.
+    """Draw the page of a finished run in a process of its own, so that a crash there cannot fail the run.
+
+    Whether there is a page is decided by looking for it: a process can also crash, or hang, after it wrote the page.
 
     Returns: a line that says where the page is, or why there is none and what to do about it.
     Costs about three seconds of a CPU for a small run, of which half are imports.
@@ -47,11 +49,23 @@ def draw(output: str, run: str) -> str:
             words, env=environment, capture_output=True, text=True, timeout=_DRAWN_WITHIN_S, check=False
         )
         why = done.stderr.strip().rpartition("\n")[2] or f"status {done.returncode}"
-        if done.returncode == 0:
-            return f"page in {output.rstrip('/')}/{page_key(run)}"
+        drawn = done.returncode == 0
     except (OSError, subprocess.TimeoutExpired) as error:
-        why = type(error).__name__
+        why, drawn = type(error).__name__, False
+    if drawn or _is_there(output, page_key(run)):
+        return f"page in {output.rstrip('/')}/{page_key(run)}"
     return f"page: none ({why}); {again} tries again"
+
+
+def _is_there(output: str, key: str) -> bool:
+    from pipeline.commit import is_committed
+    from pipeline.leftovers import STORE_ERRORS
+    from pipeline.storage import open_store
+
+    try:
+        return is_committed(open_store(output), key)
+    except (ConfigError, *STORE_ERRORS):  # the store is out of reach: nobody knows, and drawing again does no harm
+        return False
 
 
 def page_key(run: str) -> str:

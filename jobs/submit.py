@@ -2,9 +2,9 @@
 
     python -m jobs.submit --address http://HEAD:8265 --run-id nightly -- --manifest s3://b/m.jsonl --output s3://b/out
 
-What stands after `--` is a command, or options of `jobs.annotate`. A submission id cannot be used twice, so the n-th
-submission of a run is `<run id>-<n>`; progress is in the output, and each submission goes on from there. Ctrl-C ends the
-following, not the job: the same command follows it again while it runs.
+After `--` comes a command, or options of `jobs.annotate`. A submission id cannot be used twice, so the n-th submission of a
+run is `<run id>-<n>`; progress is in the output, and each submission goes on from there. Ctrl-C ends the following, not the
+job: the same command follows it again while it runs. Another command under the same run id is refused while it runs.
 
 Exit status: the job's own; 1 also when no head answers or the cluster lost the job; 2 also for a token that is refused and
 for a command line that cannot be used; 130 when the job, or the following of it, was interrupted.
@@ -37,6 +37,8 @@ _LOST_FOR_S = 300.0
 """A head may be away for so long, as when its pod moves, before a followed job counts as lost."""
 _POLL_S = 2.0
 _INTERRUPTED = 130
+_SIGNALLED = 128
+"""A driver that signal n ended has status 128 + n: 137 when it was killed, as for lack of memory."""
 
 
 def _parser() -> Parser:
@@ -55,7 +57,8 @@ def _parser() -> Parser:
                         help="what the submissions of this run are called (default: from the clock)")  # fmt: skip
     parser.add_argument("--working-dir", metavar="DIR", help="upload the code there; without it the image's is run")
     parser.add_argument("--env", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="for the job")
-    parser.add_argument("--retries", type=int, default=0, metavar="N", help="submissions more while it ends with 1")
+    parser.add_argument("--retries", type=int, default=0, metavar="N",
+                        help="extra submissions while the exit status is 1, or 128 and above (killed), except 130")  # fmt: skip
     parser.add_argument("--no-follow", action="store_true", help="print the submission id and end")
     return parser
 
@@ -95,7 +98,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     client = _connect(options.address)
     for left in range(options.retries, -1, -1):
         with _clear(options.address):
-            submission = _running(client, options.run_id) or client.submit_job(
+            submission = _running(client, options.run_id, command) or client.submit_job(
                 entrypoint=command, runtime_env=environment, submission_id=_next_id(client, options.run_id)
             )
         print(f"submission {submission} at {options.address}", file=sys.stderr)
@@ -103,10 +106,14 @@ def _run(options: argparse.Namespace, command: str) -> int:
             print(submission)
             return 0
         status = _follow(client, submission, options.address)
-        if status != 1 or not left:
+        if not left or not _is_retried(status):
             return status
-        print(f"submission {submission} ended with status 1; {left} more to try", file=sys.stderr)
+        print(f"submission {submission} ended with status {status}; {left} more to try", file=sys.stderr)
     return 1
+
+
+def _is_retried(status: int) -> bool:
+    return status == 1 or (status >= _SIGNALLED and status != _INTERRUPTED)
 
 
 def _connect(address: str) -> JobSubmissionClient:
@@ -148,10 +155,18 @@ def _submissions(client: JobSubmissionClient, run_id: str) -> dict[int, JobDetai
     return {int(match[1]): job for match, job in found if match}
 
 
-def _running(client: JobSubmissionClient, run_id: str) -> str | None:
-    """The submission of this run that has not ended."""
-    alive = [job.submission_id for job in _submissions(client, run_id).values() if not job.status.is_terminal()]
-    return alive[0] if alive else None
+def _running(client: JobSubmissionClient, run_id: str, command: str) -> str | None:
+    """The submission of this run that has not ended, or None. Raises: ConfigError when it runs another command."""
+    for job in _submissions(client, run_id).values():
+        if not job.status.is_terminal():
+            if job.entrypoint != command:
+                # neither command is printed: their URIs may hold tokens
+                raise ConfigError(
+                    f"--run-id {run_id} is in use: submission {job.submission_id} runs another command, and nothing was "
+                    f"submitted. Give another --run-id, wait for it, or end it with: ray job stop {job.submission_id}"
+                )
+            return job.submission_id
+    return None
 
 
 def _next_id(client: JobSubmissionClient, run_id: str) -> str:
@@ -198,8 +213,9 @@ def _status_of(details: JobDetails) -> int:
         print("the job was stopped", file=sys.stderr)
         return _INTERRUPTED
     if details.driver_exit_code:
-        # a shell says 128 + n, Ray -n, for an end by signal n
-        return int(details.driver_exit_code) if details.driver_exit_code > 0 else 128 - int(details.driver_exit_code)
+        # of a process that signal n ended, a shell reports 128 + n and Ray -n
+        code = int(details.driver_exit_code)
+        return code if code > 0 else _SIGNALLED - code
     print(
         f"the job failed before it ran, or the cluster lost it: {(details.message or '').strip()[:2000]}",
         file=sys.stderr,

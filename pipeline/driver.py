@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,13 +28,14 @@ from pipeline.dataset import (
     settle_types,
     with_columns,
 )
+from pipeline.destination import unshared_warning
 from pipeline.errors import ConfigError, NoWorkersError, RejectedRow, did_you_mean
 from pipeline.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
 from pipeline.finish import Finished
 from pipeline.manifest.read import conform, expand, unify
 from pipeline.models import slots
 from pipeline.models.lock import Prepared
-from pipeline.models.pinning import Pinning
+from pipeline.models.pinning import Pinning, refusal_first
 from pipeline.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.progress import Progress
@@ -49,6 +49,7 @@ from pipeline.spool import Selection, Spool
 from pipeline.stages import cluster, run_shards
 from pipeline.storage import Store, open_store, require_conditional_writes
 from pipeline.survey import pending_shards, survey
+from pipeline.temporary import temporary_folder
 from pipeline.work import Work, audio_roots
 
 _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
@@ -158,21 +159,24 @@ class Driver:
 
     def run(self) -> list[dict[str, Any]]:
         """Plan what is new, finish every unfinished plan, publish. Returns: their reports; none when nothing was new."""
-        with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
-            selection = self.read(Path(folder))
+        with temporary_folder() as folder:
+            selection = self.read(folder)
             give_up_runs(self.store, self.plans, self.config.give_up, self.out)
             states = survey(self.store, self.plans, self.out)
             self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
             unfinished = [state.plan for state in states if not state.whole]
-            with self._start_pinning(selection) as pinning:
+            with self._start_pinning(selection) as pinning, ExitStack() as stack:
                 if not selection and not unfinished:
                     self._pinned(pinning, selection)
                     return []
-                with cluster(self.out) as resources:
-                    models = self._pinned(pinning, selection)
-                    require_conditional_writes(self.store)
-                    planned = self._plan(selection, resources, *models) if selection else []
-                    return self._finish_all(planned, unfinished, selection.spool, resources)
+                with refusal_first(partial(self._pinned, pinning, selection)):
+                    resources = stack.enter_context(cluster(self.out))
+                models = self._pinned(pinning, selection)
+                require_conditional_writes(self.store)
+                if warning := unshared_warning(self.config.output, resources.nodes):
+                    print(f"warning: {warning}", file=self.out)
+                planned = self._plan(selection, resources, *models) if selection else []
+                return self._finish_all(planned, unfinished, selection.spool, resources)
 
     def _finish_all(
         self, planned: list[Plan], unfinished: list[Plan], spool: Spool, resources: Resources
@@ -330,8 +334,8 @@ class Driver:
 
     def describe(self) -> dict[str, Any]:
         """What a run would do; nothing is written below the output, and no model is fetched."""
-        with tempfile.TemporaryDirectory(prefix="speech-emotion-") as folder:
-            selection = self.read(Path(folder))
+        with temporary_folder() as folder:
+            selection = self.read(folder)
             resources = _visible_resources()
             # not known before Ray is asked on this machine: then as if there were no GPU
             on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and bool(resources.gpus))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.temporary import naming_full_disk
+
 Keys = NDArray[np.bytes_]
 Positions = NDArray[np.int64]
 
@@ -68,7 +70,7 @@ class KeyHeaps:
         ends = np.cumsum(np.bincount(heaps, minlength=_HEAPS))
         for file, some in zip(self._files, np.split(noted, ends[:-1]), strict=True):
             if len(some):
-                with file.open("ab") as heap:
+                with naming_full_disk(file), file.open("ab") as heap:
                     heap.write(some.tobytes())
         self._waiting, self._written = [], self._count
 

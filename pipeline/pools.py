@@ -57,6 +57,7 @@ class Pool:
     Attributes:
         least, start, most: actors; `most` is None where only the cluster bounds them.
         cpus, gpus, memory_bytes: what each holds of a node, by Ray's account.
+        model_bytes: size of the models that each loads.
     """
 
     stage: str
@@ -66,6 +67,7 @@ class Pool:
     cpus: float
     gpus: float
     memory_bytes: int
+    model_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
     """Pool sizes from the cluster and the models."""
     stages = ["transcribe", "recognise"] if slots.needs_asr(plan) else ["recognise"]
     device = choose_device(config, resources)
-    gpus, memory = dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0)
+    gpus, memory, models = dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0), _model_bytes(plan, stages)
     # a place is a card or a node; copies, of each kind there
     if device == "cuda":
         gpus |= {"recognise": config.emotion_gpus or 1 / len(stages)}
@@ -113,7 +115,7 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
         copies = int(1 / share) if share <= 1 else 1 / share  # what is left of two cards is no place for an actor
         places, place_cpus = int(resources.gpus), resources.cpus_per_gpu
     else:
-        memory = _memory(plan, stages)
+        memory = {stage: _MEMORY_OF_MODEL * size for stage, size in models.items()}
         node_memory = resources.node_memory_bytes or resources.memory_bytes
         # so many of each kind as there are cores: which kind has more to do is the models' and the texts' affair, and the
         # system shares the cores out
@@ -139,6 +141,7 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
                 cpus=cpus,
                 gpus=gpus[stage],
                 memory_bytes=int(room * memory[stage]) if resources.grows else 0,
+                model_bytes=models[stage],
             )
             for stage in stages
         ),
@@ -150,12 +153,12 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
     )
 
 
-def _memory(plan: Plan, stages: list[str]) -> dict[str, float]:
-    """Bytes that an actor of each stage needs."""
-    weights = dict.fromkeys(stages, 0)
+def _model_bytes(plan: Plan, stages: list[str]) -> dict[str, int]:
+    """Size of the models that an actor of each stage loads."""
+    sizes = dict.fromkeys(stages, 0)
     for slot, model in plan.models.items():
-        weights["transcribe" if slot.startswith("asr/") else "recognise"] += model["bytes"]
-    return {stage: _MEMORY_OF_MODEL * size for stage, size in weights.items()}
+        sizes["transcribe" if slot.startswith("asr/") else "recognise"] += model["bytes"]
+    return sizes
 
 
 def shard_size(config: JobConfig, rows: int, device: str, resources: Resources) -> ShardSize:

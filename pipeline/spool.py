@@ -26,6 +26,7 @@ from pipeline.manifest.read import ManifestReject, read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
 from pipeline.roots import without_query
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
+from pipeline.temporary import naming_full_disk
 from pipeline.values import plain_row
 
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
@@ -312,7 +313,8 @@ def _joined_keys(rejects: pa.Table) -> bytes:
 
 
 def _write(table: pa.Table, path: Path) -> Path:
-    pq.write_table(table, path, compression="lz4")
+    with naming_full_disk(path):
+        pq.write_table(table, path, compression="lz4")
     return path
 
 

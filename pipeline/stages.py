@@ -15,7 +15,6 @@ import re
 import secrets
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+from ray.core.generated import common_pb2, gcs_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import blocks
@@ -39,9 +39,21 @@ from pipeline.finish import MAX_DENIED, Finished, finish
 from pipeline.heartbeat import heard
 from pipeline.metrics import Metrics
 from pipeline.models import slots
+from pipeline.native_output import native_output_hidden
 from pipeline.plan import Shard
 from pipeline.pools import Pools, Resources, size_pools
-from pipeline.waiting import Patience, Seen, StartOver, bounded
+from pipeline.temporary import full_disk, low_disk, ray_folder, require_short_tmpdir
+from pipeline.waiting import (
+    CRASHED,
+    OUT_OF_MEMORY,
+    DeadWorker,
+    Patience,
+    Seen,
+    StartOver,
+    bounded,
+    deaths_by_stage,
+    is_of_stage,
+)
 from pipeline.work import Work
 
 _log = logging.getLogger(__name__)
@@ -74,13 +86,14 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     # Ray of its own listens on loopback alone, as on macOS, and wants a token that no file holds
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = not embedded
     if embedded:
+        require_short_tmpdir()
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray ends idle processes above one a core after a second; the next stage would import for two seconds again
         started["_system_config"] = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}
     if not embedded:
         _require_head(os.environ["RAY_ADDRESS"])
     where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
-    with _native_chatter_kept_back():
+    with native_output_hidden():
         with _Starting(where):
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
         _set_up_ray_data()
@@ -94,7 +107,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
 
 @dataclass(frozen=True, slots=True)
 class _Starting:
-    """Turns what Ray raises as it starts into a sentence: on a machine so busy that it takes over 30 s, a bare `Exception`."""
+    """Turn what Ray raises as it starts into a sentence: on a machine so busy that it takes over 30 s, a bare `Exception`."""
 
     where: str
 
@@ -102,8 +115,9 @@ class _Starting:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is Exception or isinstance(error, (ConnectionError, RuntimeError, ray.exceptions.RayError)):
-            raise JobError(f"cannot {self.where}: {error}") from error
+        if kind is Exception or isinstance(error, (OSError, RuntimeError, ray.exceptions.RayError)):
+            why = full_disk(error, ray_folder()) or f"{error}{low_disk(ray_folder()) if _is_embedded() else ''}"
+            raise JobError(f"cannot {self.where}: {why}") from error
 
 
 def _is_embedded() -> bool:
@@ -149,29 +163,6 @@ def _require_head(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=_HEAD_ANSWERS_WITHIN_S).close()
         except OSError as error:
             raise JobError(f"no Ray head answers at RAY_ADDRESS={address}: {error}") from error
-
-
-@contextmanager
-def _native_chatter_kept_back() -> Iterator[None]:
-    """Send what Ray and C++ code write to standard output and error into a file that goes with the run.
-
-    Ray writes there, past Python's logging, what nobody can act on, and pages of it when an actor fails; what matters of
-    that is in the exception. The driver's own lines go to a stream opened before.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    ours = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-    with tempfile.TemporaryFile() as chatter:
-        for descriptor in ours:
-            os.dup2(chatter.fileno(), descriptor)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, kept in ours.items():
-                os.dup2(kept, descriptor)
-                os.close(kept)
 
 
 def _set_up_ray_data() -> None:
@@ -231,7 +222,8 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
     counts = {pool.stage: {"asked": 0, "alive": 0, "waiting": 0} for pool in pools.pools}
     try:
         # private, for want of another way to a driver whose cluster has no dashboard; ray is pinned to one version
-        actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id)
+        actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id).values()
+        deaths, causes = deaths_by_stage(actors, _dead_workers(), counts)
         nodes = {node["NodeID"]: node["Resources"] for node in _living_nodes()}
     except (ray.exceptions.RayError, RuntimeError, OSError):
         return None
@@ -239,9 +231,9 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
         under_way = int(ray.get(ledger.under_way.remote(set(nodes)), timeout=_LEDGER_ANSWERS_WITHIN_S))
     except ray.exceptions.RayError:  # it cannot start either
         under_way = 0
-    for actor in actors.values():
+    for actor in actors:
         for stage, states in counts.items():
-            if stage.capitalize() in actor["ActorClassName"] and actor["State"] != "DEAD":
+            if is_of_stage(actor, stage) and actor["State"] != "DEAD":
                 states["asked"] += 1
                 states["alive" if actor["State"] == "ALIVE" else "waiting"] += 1
     metrics.actors(counts)
@@ -250,7 +242,22 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
         waiting={stage: states["waiting"] for stage, states in counts.items()},
         under_way=under_way,
         nodes={id_: tuple(node.get(name, 0.0) for name in ("CPU", "GPU", "memory")) for id_, node in nodes.items()},
+        deaths=deaths,
+        causes=causes,
     )
+
+
+def _dead_workers() -> list[DeadWorker]:
+    """The job's worker processes that ended before their time, in the order in which they did."""
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    workers = map(gcs_pb2.WorkerTableData.FromString, accessor.get_worker_table())  # type: ignore[attr-defined]
+    causes = {common_pb2.NODE_OUT_OF_MEMORY: OUT_OF_MEMORY, common_pb2.SYSTEM_ERROR: CRASHED}  # type: ignore[attr-defined]
+    ours = ray.get_runtime_context().get_job_id()
+    dead = [w for w in workers if not w.is_alive and w.exit_type in causes and w.job_id.hex() == ours]
+    return [
+        DeadWorker(w.worker_address.node_id.hex(), w.pid, causes[w.exit_type])
+        for w in sorted(dead, key=lambda worker: worker.end_time_ms)
+    ]
 
 
 def _pipeline(

@@ -1,23 +1,28 @@
-"""How long a job waits for workers that cannot start: Ray itself waits for ever, and says nothing. No Ray here.
+"""Detect a job whose workers cannot start or die again and again: Ray waits and restarts for ever, in silence. No Ray here.
 
 A job is stuck while a pool has actors that wait and none that runs, or while no stage has a shard in hand. A shard that
 is finished, an actor that starts or a node that joins ends that; so does an autoscaler, whenever its machines come. After
 two minutes the job says what it waits for, and after `--wait-for-workers-s` it ends. Where a node was lost it starts anew
 instead, once for each loss: Ray starts the actors of the lost node on those that are left, where they may hold the place
 that another stage needs to make the lost shards again.
+
+Workers that died are reported at the next look, with the cause. While others of their pool run, the job goes on. A pool
+none of whose actors survives its start ends the job after a minute and `MOST_DEATHS` deaths of each.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import operator
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from pipeline.errors import JobError, NoWorkersError
 from pipeline.pools import Pool
@@ -25,6 +30,16 @@ from pipeline.pools import Pool
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 10.0
 _WARN_AFTER_S, _WARN_EVERY_S = 120.0, 600.0
+MOST_DEATHS = 3
+"""Of each actor of a pool in which none ever runs: memory may be short for a while, models do not shrink."""
+_DYING_FOR_S = 60.0
+TASKS = "task"
+"""Stands for a stage among deaths: the workers that prepare and commit shards."""
+OUT_OF_MEMORY = (
+    "Ray ended it because its node ran out of memory (by default at 95 % in use, by whatever process: "
+    "RAY_memory_usage_threshold)"
+)
+CRASHED = "its process was killed or crashed; as a rule that is the kernel short of memory (dmesg on its node says so)"
 
 
 class StartOver(Exception):
@@ -39,12 +54,56 @@ class Seen:
         alive, waiting: actors by stage; those that are dead for good are in neither.
         under_way: shards that some stage has in hand on a living node.
         nodes: CPUs, GPUs and bytes of memory of every living node, by its id.
+        deaths: by stage, or `TASKS`: how often its workers have died so far.
+        causes: by stage, or `TASKS`: a sentence on why the last of them died.
     """
 
     alive: Mapping[str, int]
     waiting: Mapping[str, int]
     under_way: int
     nodes: Mapping[str, tuple[float, float, float]]
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    causes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadWorker:
+    """One worker process of the job that ended before its time: on which node, as which process, and why."""
+
+    node: str
+    pid: int
+    cause: str
+
+
+def deaths_by_stage(
+    actors: Collection[Mapping[str, Any]], dead: Sequence[DeadWorker], stages: Iterable[str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Count deaths for `Seen`, and find the cause of the last one for each stage.
+
+    Ray's table of actors says how often each was restarted, and its table of workers, which names no actor, why each ended.
+
+    Args:
+        actors: as Ray lists them.
+        dead: the last one to die last.
+    """
+    by_process = {(worker.node, worker.pid): worker.cause for worker in dead}
+    deaths, causes = {}, {}
+    for stage in stages:
+        restarted = [actor for actor in actors if is_of_stage(actor, stage) and actor["NumRestarts"]]
+        deaths[stage] = sum(actor["NumRestarts"] for actor in restarted if actor["State"] != "DEAD")
+        known = [by_process.get((actor["Address"]["NodeID"], actor["Pid"])) for actor in restarted]
+        last = next((cause for cause in known if cause), dead[-1].cause if dead else None)
+        if last:
+            causes[stage] = last
+    deaths[TASKS] = max(0, len(dead) - sum(actor["NumRestarts"] for actor in actors))
+    if dead:
+        causes[TASKS] = dead[-1].cause
+    return deaths, causes
+
+
+def is_of_stage(actor: Mapping[str, Any], stage: str) -> bool:
+    """Whether an actor, as Ray lists it, belongs to the pool of this stage."""
+    return stage.capitalize() in actor["ActorClassName"]
 
 
 class Patience:
@@ -62,12 +121,15 @@ class Patience:
         self._nodes: set[str] = set()
         self._since: float | None = None
         self._warned: float | None = None
+        self._deaths_before: dict[str, int] = {}
+        self._deaths_told: dict[str, tuple[int, float]] = {}
 
     def look(self, seen: Seen, finished: int, now: float) -> None:
         """Take in what is seen, with the shards finished so far; a warning is logged.
 
-        Raises: JobError past the limit, StartOver before that when a node was lost.
+        Raises: JobError past the limit or when a pool's actors only die, StartOver before that when a node was lost.
         """
+        self._tell_deaths(seen, now)
         alive = sum(seen.alive.values())
         news = finished > self._finished or alive > self._alive or bool(set(seen.nodes) - self._nodes)
         self._finished, self._alive = finished, alive
@@ -77,6 +139,8 @@ class Patience:
             self._since, self._warned = now, None
             return
         waited_s = now - self._since
+        if self._limit_s and waited_s >= min(_DYING_FOR_S, self._limit_s) and not self._nodes - set(seen.nodes):
+            self._refuse_dying(seen)
         if self._limit_s and waited_s >= self._limit_s:
             raise NoWorkersError(
                 f"{stuck} For {_time(waited_s)} nothing has changed, and --wait-for-workers-s allows no more"
@@ -87,6 +151,43 @@ class Patience:
             self._warned = now
             until = f"up to {_time(self._limit_s)}" if self._limit_s else "for ever"
             _log.warning("warning: %s Waiting for %s, %s (--wait-for-workers-s)", stuck, _time(waited_s), until)
+
+    def _tell_deaths(self, seen: Seen, now: float) -> None:
+        """Warn of workers that died, for each stage at most every `_WARN_EVERY_S`."""
+        for stage, deaths in seen.deaths.items():
+            told, at = self._deaths_told.get(stage, (0, -math.inf))
+            if deaths > told and now - at >= _WARN_EVERY_S:
+                self._deaths_told[stage] = deaths, now
+                _log.warning("warning: %s Ray starts new ones.", self._died(stage, deaths - told, seen))
+            if seen.alive.get(stage, 0):
+                self._deaths_before[stage] = deaths
+
+    def _refuse_dying(self, seen: Seen) -> None:
+        for pool in self._pools:
+            stage, asked = pool.stage, seen.waiting.get(pool.stage, 0)
+            died = seen.deaths.get(stage, 0) - self._deaths_before.get(stage, 0)
+            if asked and not seen.alive.get(stage, 0) and died >= MOST_DEATHS * asked:
+                raise NoWorkersError(
+                    f"{self._died(stage, died, seen)} No {stage} actor survives its start. Give the "
+                    "nodes more memory, or ask for smaller models or fewer actors (--asr-actors, --emotion-actors)"
+                )
+
+    def _died(self, stage: str, deaths: int, seen: Seen) -> str:
+        """Two sentences: how many workers died and why, and the memory that was asked for."""
+        cause = seen.causes.get(stage, "Ray does not say why")
+        if stage == TASKS:
+            return f"{_plural(deaths, 'worker')} that prepare and commit shards died; {cause}."
+        (pool,) = (pool for pool in self._pools if pool.stage == stage)
+        asked = (
+            f"{pool.memory_bytes / 1e9:.3g} GB of memory"
+            if pool.memory_bytes
+            else "no memory, as on any single machine"
+        )
+        largest = max((memory for _, _, memory in seen.nodes.values()), default=0.0)
+        return (
+            f"{_plural(deaths, stage + ' actor')} died; {cause}. Each loads models of {pool.model_bytes / 1e9:.3g} GB and asks "
+            f"Ray for {asked}; the largest node has {largest / 1e9:.3g} GB for actors."
+        )
 
     def _stuck(self, seen: Seen) -> str | None:
         cpus, gpus = (sum(node[held] for node in seen.nodes.values()) for held in (0, 1))

@@ -24,7 +24,14 @@ def arm() -> None:
     EmotionRecogniser.recognise = deadly
 
 
-def environment(root: str) -> Mapping[str, str]:
+def arm_start() -> None:
+    """Kill every recognition actor as it loads its models, as the kernel does when they do not fit into memory."""
+    from pipeline.models import slots
+
+    slots.Loaded.load_recognisers = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def environment(root: str, hook: str = "arm") -> Mapping[str, str]:
     """With these variables a job's workers are armed."""
-    hook = {"runtime_env": {"worker_process_setup_hook": f"{__name__}.arm"}}
-    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hook), "PYTHONPATH": root}
+    hooked = {"runtime_env": {"worker_process_setup_hook": f"{__name__}.{hook}", "env_vars": {"PYTHONPATH": root}}}
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hooked), "PYTHONPATH": root}

@@ -113,6 +113,8 @@ def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path,
         assert "run 000001: 4 rows = 4 annotated + 0 rejected" in done.stdout
         refused = submit("--modee", "mean")
         assert refused.returncode != 0 and "--mode" in refused.stdout + refused.stderr
+        relative = submit("--output", "out-of-nobody")
+        assert relative.returncode != 0 and "'out-of-nobody' is a relative path" in relative.stdout + relative.stderr
     assert utterances(tmp_path / "out").num_rows == 4
 
 

@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from pipeline.children import interrupts_blocked
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import pinning as pinning_module
 from pipeline.models import slots
-from pipeline.models.pinning import Pinning
+from pipeline.models.pinning import Pinning, refusal_first
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +57,6 @@ def test_each_kind_of_failure_keeps_its_exit_status(monkeypatch, capsys, kind):
 
     monkeypatch.setattr(slots, "pin", pin)
     monkeypatch.setattr("sys.stdin", io.StringIO('{"chosen": {}, "mode": "audio", "prepared": null}'))
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     pinning_module.main()
     process = SimpleNamespace(stdout=io.StringIO(capsys.readouterr().out), wait=lambda: 0)
     monkeypatch.setattr(Pinning, "__init__", lambda self: setattr(self, "_process", process))
@@ -83,3 +84,52 @@ def test_a_script_without_a_guard_can_run_jobs(checkpoints, tmp_path):
         [sys.executable, str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout == "once fusion/en\n"
+
+
+@pytest.mark.parametrize("failure", [JobError("Ray"), OSError("disk"), ConfigError("no card")])
+def test_a_models_refusal_is_told_before_a_failure_of_ray(failure):
+    """Fails if a model that no run will ever take is hidden behind a Ray that did not start."""
+
+    def refuse():
+        raise ConfigError("the model")
+
+    with pytest.raises(ConfigError, match="the model"), refusal_first(refuse):
+        raise failure
+
+
+@pytest.mark.parametrize("kind", [JobError, OSError, None])
+def test_a_failure_of_ray_is_told_where_no_model_is_refused(kind):
+    """Fails if a hub that does not answer, or a sound model, hides why Ray did not start."""
+
+    def pinned():
+        if kind:
+            raise kind("the hub")
+
+    with pytest.raises(JobError, match="Ray"), refusal_first(pinned):
+        raise JobError("Ray")
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.5, 1.0])
+def test_a_check_of_models_does_not_see_ctrl_c(checkpoints, capfd, after_s):
+    """Fails if Ctrl-C, which reaches the whole process group, prints the child's traceback while it still imports."""
+    with Pinning({"fusion/en": str(checkpoints / "audio-en")}, "audio") as pinning:
+        time.sleep(after_s)
+        os.kill(pinning._process.pid, signal.SIGINT)
+        pinned, _ = pinning.result()
+    assert [*pinned] == ["fusion/en"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_while_a_child_starts_is_not_lost():
+    """Fails if the signal that arrives while children are kept from it never reaches the driver."""
+    steps = []
+
+    def start():
+        with interrupts_blocked():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("started")
+        steps.append("not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert steps == ["started"]

@@ -15,6 +15,7 @@ import pytest
 from jobs import evaluate, summarize, verify
 from jobs.report import draw, main
 from pipeline.commit import committed_parts, read_receipt
+from pipeline.errors import ConfigError
 from pipeline.finish import finish
 from pipeline.plan import read_shard
 from pipeline.roots import AudioRoots
@@ -287,6 +288,36 @@ def test_a_job_says_where_its_page_is_or_why_there_is_none(tmp_path, monkeypatch
     assert said.startswith("page: none (python -m jobs.report: ") and not path.exists()
     part.write_bytes(whole)
     assert draw(store.root, "000001") == f"page in {path}" and path.exists()
+
+
+CRASHES_AT_EXIT = "import atexit, os\natexit.register(lambda: {})\n"
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 11)", "os._exit(7)", "os.abort()"])
+def test_a_page_is_reported_although_its_process_crashed_at_exit(tmp_path, monkeypatch, end):
+    """Fails if the job prints "page: none" while report.html is there, because a native library failed as the process ended."""
+    store = output_of(tmp_path)
+    path = Path(store.root, "_runs/000001/report.html")
+    (tmp_path / "sitecustomize.py").write_text(CRASHES_AT_EXIT.format(end))
+    monkeypatch.syspath_prepend(tmp_path)  # the process that draws is given our path
+    assert draw(store.root, "000001") == f"page in {path}"
+    assert path.read_bytes().rstrip().endswith(b"</html>")
+    monkeypatch.setattr("jobs.report._DRAWN_WITHIN_S", 0.01)  # as for a process that hangs once the page is there
+    assert draw(store.root, "000001") == f"page in {path}"
+
+
+def test_a_process_that_crashes_before_the_page_is_written_is_reported(tmp_path, monkeypatch):
+    """Fails if the job says that there is a page where there is none."""
+    store = output_of(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.abort()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert draw(store.root, "000001").startswith("page: none (")
+    monkeypatch.setattr("pipeline.storage.open_store", unreachable)
+    assert draw(store.root, "000001").startswith("page: none (")
+
+
+def unreachable(_: str) -> None:
+    raise ConfigError("no store")
 
 
 def test_a_run_of_rejects_alone(tmp_path, monkeypatch):

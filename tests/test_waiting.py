@@ -13,7 +13,19 @@ import pytest
 from pipeline import waiting
 from pipeline.errors import JobError
 from pipeline.pools import Pool
-from pipeline.waiting import Patience, Seen, StartOver, bounded
+from pipeline.waiting import (
+    CRASHED,
+    MOST_DEATHS,
+    OUT_OF_MEMORY,
+    TASKS,
+    DeadWorker,
+    Patience,
+    Seen,
+    StartOver,
+    bounded,
+    deaths_by_stage,
+)
+from tests import lethal_hook
 from tests.corpus import ROOT, annotate, rows, write_manifest
 from tests.noop_models import environment, models_of
 from tests.test_cluster import head
@@ -24,8 +36,8 @@ LARGE = {"head": (4.0, 0.0, 8e9), "gpu": (8.0, 1.0, 8e9)}
 RUNNING = {"transcribe": 2, "recognise": 2}
 
 
-def seen(alive=None, waits=None, under_way=1, nodes=None) -> Seen:
-    return Seen(RUNNING if alive is None else alive, waits or {}, under_way, nodes or LARGE)
+def seen(alive=None, waits=None, under_way=1, nodes=None, *, deaths=None, causes=None) -> Seen:
+    return Seen(RUNNING if alive is None else alive, waits or {}, under_way, nodes or LARGE, deaths or {}, causes or {})
 
 
 def patience(limit_s: float = 600.0) -> Patience:
@@ -134,6 +146,90 @@ def test_it_warns_and_never_ends_where_that_is_asked_for(caplog):
     assert "no transcribe actor runs" in caplog.messages[0] and "for ever (--wait-for-workers-s)" in caplog.messages[0]
 
 
+def dying(stage: str, deaths: int, cause: str, alive: int = 0) -> Seen:
+    """One look at a pool of two actors that die; the other pool runs."""
+    other = {"transcribe": "recognise", "recognise": "transcribe"}[stage]
+    return seen({stage: alive, other: 2}, {stage: 2 - alive}, deaths={stage: deaths}, causes={stage: cause})
+
+
+@pytest.mark.parametrize("cause", [OUT_OF_MEMORY, CRASHED])
+@pytest.mark.parametrize("stage", ["transcribe", "recognise"])
+def test_actors_that_die_as_they_start_are_named_and_end_the_job(caplog, stage, cause):
+    """Fails if actors killed for lack of memory are restarted in silence, or for the hour that machines are waited for."""
+    pools = [Pool(name, 1, 2, None, 1.0, 0.0, memory_bytes=int(9e9), model_bytes=int(4e9)) for name in RUNNING]
+    watched = Patience(pools, task_cpus=1.0, limit_s=3600.0)
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        watched.look(dying(stage, 1, cause), 0, 0.0)
+        assert f"1 {stage} actor died" in caplog.text and cause in caplog.text
+        assert "models of 4 GB" in caplog.text and "asks Ray for 9 GB" in caplog.text
+        watched.look(dying(stage, 2 * MOST_DEATHS - 1, cause), 0, 60.0)
+        assert len(caplog.records) == 1
+    with pytest.raises(JobError, match=f"6 {stage} actors died; .* 9 GB.*No {stage} actor survives its start") as error:
+        watched.look(dying(stage, 2 * MOST_DEATHS, cause), 0, 70.0)
+    assert cause in str(error.value)
+
+
+def test_actors_that_die_end_no_job_that_can_go_on(caplog):
+    """Fails if one actor too many for the memory ends a job whose others run, or if nobody is told of it again."""
+    watched = patience()
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        for now in range(0, 6000, 10):
+            watched.look(dying("recognise", 1 + now // 10, OUT_OF_MEMORY, alive=1), 0, float(now))
+    assert len(caplog.records) == 10 and "60 recognise actors died" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "later"), [(0.0, LARGE), (7200.0, SMALL)], ids=["waits for ever", "a node was lost"]
+)
+def test_deaths_end_no_job_that_waits_or_starts_over(limit_s, later):
+    """Fails if a job that was asked to wait for ever ends, or one whose actors died with their node."""
+    watched = patience(limit_s)
+    for now, nodes in ((0.0, LARGE), (50.0, later), (110.0, later)):
+        watched.look(seen({"transcribe": 2}, {"recognise": 2}, nodes=nodes, deaths={"recognise": 99}), 0, now)
+
+
+def test_workers_that_die_with_a_shard_in_hand_are_told(caplog):
+    """Fails if tasks, which Ray tries again for ever, are killed for lack of memory and nobody is told."""
+    watched = patience()
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        for now in range(0, 610, 10):
+            watched.look(seen(deaths={TASKS: 2 + now // 10}, causes={TASKS: OUT_OF_MEMORY}), 0, float(now))
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "warning: 2 workers that prepare and commit shards died",
+        "warning: 60 workers that prepare and commit shards died",
+    ]
+
+
+def actor(stage: str, restarts: int, pid: int, state: str = "RESTARTING", node: str = "n1") -> dict[str, object]:
+    return {
+        "ActorClassName": f"MapWorker(MapBatches({stage}))",
+        "NumRestarts": restarts,
+        "State": state,
+        "Pid": pid,
+        "Address": {"NodeID": node},
+    }
+
+
+def test_deaths_are_counted_by_stage_with_their_cause():
+    """Fails if a death is booked to another stage, an actor that has left the pool counts, or a pid of another node does."""
+    actors = [
+        actor("Transcribe", 2, 11),
+        actor("Recognise", 1, 12),
+        actor("Recognise", 5, 13, state="DEAD"),
+        actor("Recognise", 0, 14, state="ALIVE"),
+    ]
+    dead = [
+        DeadWorker("n1", 11, OUT_OF_MEMORY),
+        DeadWorker("n2", 12, OUT_OF_MEMORY),
+        DeadWorker("n1", 12, CRASHED),
+        *[DeadWorker("n1", 90 + n, OUT_OF_MEMORY) for n in range(7)],
+    ]
+    deaths, causes = deaths_by_stage(actors, dead, RUNNING)
+    assert deaths == {"transcribe": 2, "recognise": 1, TASKS: 2}
+    assert causes == {"transcribe": OUT_OF_MEMORY, "recognise": CRASHED, TASKS: OUT_OF_MEMORY}
+    assert deaths_by_stage([], [], RUNNING) == ({"transcribe": 0, "recognise": 0, TASKS: 0}, {})
+
+
 def test_the_block_is_interrupted_wherever_it_waits(monkeypatch):
     """Fails if a main thread that waits for Ray is not woken, or is woken by something else than the JobError."""
     monkeypatch.setattr(waiting, "_LOOK_EVERY_S", 0.02)
@@ -163,3 +259,7 @@ def test_a_job_whose_workers_cannot_start_ends(tmp_path: Path) -> None:
         armed["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(broken)
         done = annotate(manifest, tmp_path / "broken", *options, env=armed, expect=1)
         assert "no recognise actor runs" in done.stderr and "workers die as they start" in done.stderr
+        armed |= lethal_hook.environment(str(ROOT), "arm_start")
+        done = annotate(manifest, tmp_path / "dying", *options, "--wait-for-workers-s", "20", env=armed, expect=1)
+        assert "No recognise actor survives its start" in done.stderr and CRASHED in done.stderr
+        assert "asks Ray for" in done.stderr and "the same command goes on" in done.stderr

@@ -7,7 +7,6 @@ file itself.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from pipeline.roots import without_query
 from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION, schema_version, utterance_schema
 from pipeline.spool import reject_schema
 from pipeline.storage import Store, open_folder_of, resolve
+from pipeline.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import duckdb
@@ -160,8 +160,8 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
     Raises: ConfigError for SQL that cannot be run, and where DuckDB is not installed; JobError for files that cannot be read.
     """
     duckdb = optional("duckdb", extra="analytics")
-    with tempfile.TemporaryDirectory(prefix="speech-emotion-") as spill:
-        connection = duckdb.connect(config={"temp_directory": spill})
+    with temporary_folder("spill-") as spill:
+        connection = duckdb.connect(config={"temp_directory": str(spill)})
         try:
             connection.execute("SET enable_external_access = false")
             for name, table in tables.items():

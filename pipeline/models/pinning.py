@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from pipeline.children import search_path
+from pipeline.children import interrupts_blocked, search_path
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import slots
 from pipeline.models.lock import Lock, Prepared
@@ -26,13 +26,14 @@ class Pinning:
     """`slots.pin`, begun at once; the caller goes on and asks for the result when it needs it. A context manager."""
 
     def __init__(self, chosen: Mapping[str, str], mode: str, prepared: Prepared | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": search_path()},
-            text=True,
-        )
+        with interrupts_blocked():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": search_path()},
+                text=True,
+            )
         with cast(TextIO, self._process.stdin) as request:
             there = None if prepared is None else [prepared.uri, prepared.number, prepared.lock.model_dump(mode="json")]
             json.dump({"chosen": dict(chosen), "mode": mode, "prepared": there}, request)
@@ -62,9 +63,23 @@ class Pinning:
         return answer["pinned"], answer["widths"]
 
 
+@contextmanager
+def refusal_first(pinned: Callable[[], object]) -> Iterator[None]:
+    """When the block fails, raise a model's refusal instead: the block may succeed next time, but not with that model.
+
+    Args:
+        pinned: waits for the models; raises ConfigError when one of them is refused.
+    """
+    try:
+        yield
+    except (ConfigError, JobError, OSError):
+        with suppress(JobError, OSError):  # of two failures, the block's own is reported
+            pinned()
+        raise
+
+
 def main() -> None:
     """Answer the request on standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver speaks for it
     request = json.load(sys.stdin)
     try:
         find = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.models.lock import Lock, LockedFile, LockedModel, Prepared, read_p
 from pipeline.models.published import ASR_MODELS
 from pipeline.models.weights import Checkpoint
 from pipeline.storage import Store, open_store, require_conditional_writes
+from pipeline.temporary import temporary_folder
 
 Tell = Callable[[str, str, LockedModel], None]
 
@@ -41,8 +41,8 @@ def prepare(uri: str, chosen: Mapping[str, Mapping[str, str]], *, update: bool, 
     store, held = open_store(uri), read_prepared(uri)
     if held is None:
         require_conditional_writes(store, "locks/_probe")  # before gigabytes are fetched for a folder that takes none
-    with tempfile.TemporaryDirectory(prefix="speech-emotion-models-") as folder:
-        work = _Preparation(store, held, update, tell, Path(folder))
+    with temporary_folder("models-") as folder:
+        work = _Preparation(store, held, update, tell, folder)
         for mode, used in chosen.items():
             for language in sorted({slot.partition("/")[2] for slot in used}):
                 work.add(mode, {slot: spec for slot, spec in used.items() if slot.endswith(f"/{language}")})

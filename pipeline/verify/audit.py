@@ -6,10 +6,8 @@ bytes a reject, and the shards that are in hand; disk: 24 bytes a plan row.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import Plan, Shard, plan_key
 from pipeline.roots import without_query
 from pipeline.storage import Store
+from pipeline.temporary import temporary_folder
 from pipeline.verify.outline import DATASET_KEY, Outline, read_outline
 from pipeline.verify.parts import Inspected, inspect_part
 from pipeline.verify.plans import IdLedger, PlannedShard, planned_shards, sound_plan
@@ -40,8 +39,8 @@ def audit(store: Store, *, deep: bool = False, tell: Tell = lambda violation: No
     Raises: ConfigError when there is no output, or the store does not let us read it.
     """
     outline = read_outline(store)
-    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
-        auditor = _Auditor(store, outline, IdLedger(Path(folder)), deep=deep, tell=tell)
+    with temporary_folder("audit-") as folder:
+        auditor = _Auditor(store, outline, IdLedger(folder), deep=deep, tell=tell)
         auditor.run()
     return Audit(
         output=without_query(store.root),
