@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from jobs.parser import Parser
 from pipeline.errors import ConfigError, JobError
+from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -201,7 +202,7 @@ def _status_of(details: JobDetails) -> int:
         # a shell says 128 + n, Ray -n, for an end by signal n
         return int(details.driver_exit_code) if details.driver_exit_code > 0 else 128 - int(details.driver_exit_code)
     print(
-        f"the job failed before it ran, or the cluster lost it: {(details.message or '').strip()[:2000]}",
+        f"the job failed before it ran, or the cluster lost it: {redacted(details.message or '').strip()[:2000]}",
         file=sys.stderr,
     )
     return 1

@@ -40,6 +40,7 @@ from pipeline.models.pinning import Pinning
 from pipeline.plan import Plan, ShardSize, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.pools import Resources, choose_device, size_pools
 from pipeline.progress import Progress
+from pipeline.redaction import without_query
 from pipeline.roots import AudioRoots
 from pipeline.schema import passthrough_name
 from pipeline.shardlog import log_shard
@@ -229,7 +230,7 @@ class Driver:
                 settings=settings,
                 models=pinned,
                 embedding_widths=widths,
-                manifests=self.manifests,
+                manifests=list(map(without_query, self.manifests)),
                 size=size,
                 needs_text=self.config.mode != "audio",
             )
@@ -263,8 +264,8 @@ class Driver:
             parts = committed_parts(self.store, [plan])[plan.plan]
         report = {
             "run_id": plan.plan,
-            "output": self.config.output,
-            "manifests": list(plan.manifests),
+            "output": without_query(self.config.output),
+            "manifests": list(map(without_query, plan.manifests)),
             "planned_at": plan.created_at,
             "started_at": started_at,
             "finished_at": _now(),
@@ -320,7 +321,7 @@ class Driver:
                 for reason in table["reason"].to_pylist():
                     reasons[reason] = reasons.get(reason, 0) + 1
             return {
-                "manifests": self.manifests,
+                "manifests": list(map(without_query, self.manifests)),
                 "rows_new": corpus.rows,
                 "rows_held_by_earlier_runs": selection.held,
                 "rows_rejected_while_planning": reasons,

@@ -20,6 +20,7 @@ import aiohttp
 import botocore.exceptions
 
 from pipeline.errors import JobError
+from pipeline.redaction import without_query
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ _counting, _again = threading.Lock(), [0]  # threads of one process fetch ahead
 TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 DENIED = (PermissionError, botocore.exceptions.NoCredentialsError)
-_FINAL = (*ABSENT, FileExistsError)
+_LONGEST_TARGET = 500
 _FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG}
 """No waiting helps against a full or read-only disk."""
 _FINAL_CODES = {"PreconditionFailed", "412", "NotImplemented", "InvalidRange", "416", "InvalidBucketName", "301", "400"}
@@ -43,6 +44,16 @@ _CREDENTIAL_CODES = {
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"),
 }
 """S3's error codes that speak of who asks, not of what is asked for."""
+
+
+class Redirected(OSError):
+    """An http server answers with a redirect, which is not followed: it could lead past the audio roots."""
+
+    def __init__(self, status: int, target: str) -> None:
+        where = f" to {without_query(target)[:_LONGEST_TARGET]}" if target else ""
+        super().__init__(
+            f"answers {status}, a redirect{where}. Redirects are not followed; name the address that it leads to"
+        )
 
 
 class GaveUp(OSError):
@@ -91,7 +102,7 @@ def tried_again() -> int:
 
 def is_final(error: BaseException) -> bool:
     """Whether trying again cannot help."""
-    if isinstance(error, _FINAL) or error_code(error) in _FINAL_CODES:
+    if isinstance(error, (*ABSENT, FileExistsError, Redirected)) or error_code(error) in _FINAL_CODES:
         return True
     if isinstance(error, aiohttp.ClientResponseError):
         return 400 <= error.status < 500 and error.status not in (408, 429)
@@ -102,7 +113,7 @@ def is_final(error: BaseException) -> bool:
 def plain_http_errors() -> Iterator[None]:
     """Call HTTP failures what they are; fsspec calls whatever keeps it from learning a size FileNotFoundError.
 
-    Raises: FileNotFoundError for 404 and 410, PermissionError for 401 and 403, else the client's own error.
+    Raises: FileNotFoundError for 404 and 410, PermissionError for 401 and 403, Redirected, else the client's own error.
     """
     try:
         yield
@@ -113,7 +124,7 @@ def plain_http_errors() -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, f"HTTP {status}") from cause
         if status in _HTTP_DENIED:
             raise PermissionError(errno.EACCES, f"HTTP {status}") from cause
-        if isinstance(cause, aiohttp.ClientError | TimeoutError):
+        if isinstance(cause, aiohttp.ClientError | TimeoutError | Redirected):
             raise cause from None
         raise
 

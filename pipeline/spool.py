@@ -24,7 +24,7 @@ from pipeline.manifest.columns import json_of
 from pipeline.manifest.fit import Misfit, fit
 from pipeline.manifest.read import ManifestReject, read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
-from pipeline.roots import without_query
+from pipeline.redaction import redacted, redacted_audio, redacted_line, without_query
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
 
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
@@ -280,7 +280,7 @@ def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str 
 
 
 def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
-    """The reject rows of lines that could not be read."""
+    """Reject rows of the lines that could not be read."""
     records = [
         {
             "recording_id": r.recording_id,
@@ -296,7 +296,21 @@ def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
         }
         for r in rejects
     ]
-    return pa.Table.from_pylist(records, schema=reject_schema())
+    return without_secrets(pa.Table.from_pylist(records, schema=reject_schema()))
+
+
+def without_secrets(rejects: pa.Table) -> pa.Table:
+    """Redact the URLs in what rejects quote: their audio, their detail, and the line as it came."""
+    quoted = [rejects[name].to_pylist() for name in ("manifest", "audio", "detail", "raw")]
+    redactions = [
+        (audio and redacted_audio(audio, manifest), redacted(detail), raw and redacted_line(raw, manifest))
+        for manifest, audio, detail, raw in zip(*quoted, strict=True)
+    ]
+    for number, name in enumerate(("audio", "detail", "raw")):
+        field = rejects.schema.field(name)
+        values = pa.array([texts[number] for texts in redactions], field.type)
+        rejects = rejects.set_column(rejects.schema.get_field_index(name), field, values)
+    return rejects
 
 
 def _content_key(row: dict[str, object]) -> bytes:
@@ -306,8 +320,12 @@ def _content_key(row: dict[str, object]) -> bytes:
 
 
 def _reject_key(reject: dict[str, object]) -> bytes:
-    """The same line rejected for the same reason by a later run is the same reject, and is not logged again."""
-    return key_of("reject", *(str(reject[n]) for n in ("manifest", "line", "recording_id", "reason", "raw")))
+    """The same line rejected for the same reason by a later run is the same reject, and is not logged again.
+
+    Rejects of earlier versions hold the line with its queries.
+    """
+    raw = reject["raw"] and redacted_line(str(reject["raw"]), str(reject["manifest"]))
+    return key_of("reject", *(str(reject[n]) for n in ("manifest", "line", "recording_id", "reason")), str(raw))
 
 
 def _write(table: pa.Table, path: Path) -> Path:
