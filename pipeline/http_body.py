@@ -99,8 +99,11 @@ class HttpBody(io.RawIOBase):
     def _timed(self, call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - whatever the call gives
         """Await a call for as long as there is credit, which waiting uses up and bytes earn."""
         started = time.monotonic()
-        with plain_http_errors():
-            found = sync(self._filesystem.loop, self._within, self._credit_s, call, *arguments)
+        try:
+            with plain_http_errors():
+                found = sync(self._filesystem.loop, self._within, self._credit_s, call, *arguments)
+        except TimeoutError:
+            raise TimeoutError(f"the server stalls, or sends less than {SLOWEST_BYTES_PER_S // 1024} KiB/s") from None
         earned_s = len(found) / SLOWEST_BYTES_PER_S if isinstance(found, bytes) else 0.0
         self._credit_s = min(GRACE_S, self._credit_s - (time.monotonic() - started) + earned_s)
         return found

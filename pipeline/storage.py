@@ -127,7 +127,7 @@ def _read_bounded(
             _refuse_large(size, max_bytes, shown)
             content = file.read(max_bytes + 1)
     else:
-        size = _info(filesystem, path)["size"]
+        size = object_info(filesystem, path)["size"]
         _refuse_large(size, max_bytes, shown)
         content = _transfer(filesystem, path, size, max_bytes)
     if len(content) > max_bytes:
@@ -142,8 +142,8 @@ def _refuse_large(size: int | None, max_bytes: int, shown: str) -> None:
         raise RejectedRow(Reason.TOO_LARGE, f"{shown} has {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
 
 
-def _info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """What the store says about an object, within `GRACE_S`: headers can drip too."""
+def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
+    """What the store says about an object, within `GRACE_S`: headers can drip too. Raises: what `plain_http_errors` does."""
     with plain_http_errors():
         if isinstance(filesystem, AsyncFileSystem):
             found: dict[str, Any] = sync(filesystem.loop, filesystem._info, path, timeout=GRACE_S)
