@@ -44,7 +44,8 @@ _IN_TEXT = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _RELATIVE_QUERY = re.compile(r"(?<=[^\s\"'<>])(?:[?#]|\\u003[fF]|\\u0023)[^\s\"'<>]+")
-_OPEN_AUTHORITY = re.compile(rf"(:{_SLASHES})[^/\s\"'<>]+$")
+# a line may be kept to just before the `@`
+_OPEN_AUTHORITY = re.compile(rf"(?:(?<=:)|(?<![\w:/])(?=[\\/]+[^/\s]*:)){_SLASHES}[^/\s\"'<>]+$")
 
 
 def without_query(uri: str) -> str:
@@ -63,7 +64,7 @@ def redacted(text: str) -> str:
 
 def redacted_line(text: str, manifest: str) -> str:
     """Redact a line, or the start of one, of a manifest. In an http manifest relative references are URLs too."""
-    text = _OPEN_AUTHORITY.sub(r"\1…", redacted(text))
+    text = _OPEN_AUTHORITY.sub("//…", redacted(text))
     return _RELATIVE_QUERY.sub(_CUT, text) if _HTTP_LIKE.match(manifest) else text
 
 
