@@ -45,7 +45,11 @@ def test_without_query(uri: str, shown: str) -> None:
 
 def test_credentials_in_keys_are_told_apart_and_not_shown() -> None:
     """Fails if a query that was pasted onto an object's name is shown, or if two such names become one."""
-    names = [f"s3://b/a.wav?{name}={C}{n}&part=1" for n in range(3) for name in ("X-Amz-Signature", "sig", "token", "Signature")]
+    names = [
+        f"s3://b/a.wav?{name}={C}{n}&part=1"
+        for n in range(3)
+        for name in ("X-Amz-Signature", "sig", "token", "Signature")
+    ]
     shown = list(map(without_query, names))
     assert C not in "".join(shown) and len(set(shown)) == len(names)
     assert all(name.startswith("s3://b/a.wav?") and name.endswith("&part=1") for name in shown)

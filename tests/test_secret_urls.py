@@ -1,4 +1,4 @@
-"""Tokens in the URLs of a manifest, its rows and its options: they open what they name, and nothing but the plan's rows has them."""
+"""Tokens in URLs of manifests, rows and options: they open what they name, and only the rows of a plan may keep them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ def _csv(host: str) -> bytes:
 
 
 def _parquet(host: str) -> bytes:
-    rows = [{**row, "offset": row.get("offset"), "channel": row.get("channel")} for row in ROWS if row.get("duration") is None]
+    rows = [
+        {**row, "offset": row.get("offset"), "channel": row.get("channel")}
+        for row in ROWS
+        if row.get("duration") is None
+    ]
     table = pa.Table.from_pylist([{**row, "audio": str(row["audio"]).replace("HOST", host)} for row in rows])
     content = io.BytesIO()
     pq.write_table(table, content)
@@ -117,7 +121,9 @@ def test_tokens_are_in_the_shard_files_of_the_plan_alone(host, form, no_models, 
     assert audio["bad-offset"] in (f"{host}/a/x.wav", "a/x.wav")
     if form != "csv":
         assert (audio["bad-channel"], audio["bad-bare"], audio["bad-user"]) == ("a/x.wav", "a/x.wav", "//h/x.wav")
-    assert not driver_module.Driver(load_config(None, options), printed).run(), "rejected lines are logged a second time"
+    assert not driver_module.Driver(load_config(None, options), printed).run(), (
+        "rejected lines are logged a second time"
+    )
     assert audit(open_store(str(tmp_path / "out")), deep=True).status == "sound"
 
 
@@ -142,7 +148,10 @@ OPTIONS: dict[str, Callable[[Path], list[str]]] = {
     "broken YAML": lambda folder: ["--config", _put(folder, f"manifest: http://h/m?token={CANARY}\n  b: [")],
     "unknown key": lambda folder: ["--config", _put(folder, "manifst: x")],
     "a list": lambda folder: ["--config", _put(folder, f"- http://h/m?token={CANARY}")],
-    "not strings": lambda folder: ["--config", _put(folder, f"fusion_model: [{{en: 'http://u:{CANARY}@h/m?k={CANARY}'}}]")],
+    "not strings": lambda folder: [
+        "--config",
+        _put(folder, f"fusion_model: [{{en: 'http://u:{CANARY}@h/m?k={CANARY}'}}]"),
+    ],
     "calibration": lambda _: ["--calibration", f"http://u:{CANARY}@127.0.0.1:1/c.json?token={CANARY}"],
     "broken calibration": lambda folder: ["--calibration", _put(folder, f'{{"http://h/m?token={CANARY}')],
     "manifest": lambda _: ["--manifest", f"HOST/gone.jsonl?token={CANARY}"],
