@@ -195,7 +195,10 @@ class Selection:
                 yield table.filter(pa.array(mask))
 
     def rejects(self) -> Iterator[pa.Table]:
-        """The new rejects, chunk by chunk, with one schema."""
+        """Yield the new rejects, chunk by chunk, with one schema and without the queries of URLs."""
+        return map(without_secrets, self._rejects())
+
+    def _rejects(self) -> Iterator[pa.Table]:
         schema = reject_schema(self.spool.extra)
         start = 0
         for path in self.spool.reject_chunks:
@@ -296,7 +299,7 @@ def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
         }
         for r in rejects
     ]
-    return without_secrets(pa.Table.from_pylist(records, schema=reject_schema()))
+    return pa.Table.from_pylist(records, schema=reject_schema())
 
 
 def without_secrets(rejects: pa.Table) -> pa.Table:

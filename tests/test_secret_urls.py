@@ -132,8 +132,8 @@ def test_an_output_of_before_is_not_extended_by_its_own_rejects(host, no_models,
     options = {"manifest": [f"{host}/m.jsonl?token={CANARY}"], "output": str(tmp_path / "out"), "audio_root": [f"{host}/a"],
                "embeddings": "audio"}  # fmt: skip
     with monkeypatch.context() as before:
-        for module in ("pipeline.spool.without_secrets", "pipeline.commit.without_secrets"):
-            before.setattr(module, lambda rejects: rejects)
+        for name in ("pipeline.spool.without_secrets", "pipeline.commit.without_secrets"):
+            before.setattr(name, lambda rejects: rejects)
         (done,) = driver_module.Driver(load_config(None, options), io.StringIO()).run()
     assert CANARY in str(pq.read_table(tmp_path / "out/rejects/000001.parquet")["raw"].to_pylist())
     assert done["rejected"] > 0
