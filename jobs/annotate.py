@@ -167,7 +167,7 @@ def _run(config: JobConfig) -> int:
 def _report(config: JobConfig, driver: Driver) -> int:
     if config.dry_run:
         for name, value in driver.describe().items():
-            print(f"{name.replace('_', ' ')}: {_plain(value)}")
+            print(redacted(f"{name.replace('_', ' ')}: {_plain(value)}"))
         return 0
     reports, output = driver.run(), without_query(config.output)
     if not reports:
