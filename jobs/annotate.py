@@ -19,6 +19,7 @@ from jobs.report import can_draw, draw
 from pipeline import __version__
 from pipeline.destination import require_lasting
 from pipeline.errors import ConfigError, JobError, StuckPlansError
+from pipeline.redaction import redacted, without_query
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (JobError, OSError) as error:
         print(
-            f"\nThe job failed: {error}\nWhat was committed stays; the same command goes on from there.",
+            f"\nThe job failed: {redacted(str(error))}\nWhat was committed stays; the same command goes on from there.",
             file=sys.stderr,
         )
         return 1
@@ -184,7 +185,7 @@ def _run(config: JobConfig) -> int:
 def _report(config: JobConfig, driver: Driver) -> int:
     if config.dry_run:
         for name, value in driver.describe().items():
-            print(f"{name.replace('_', ' ')}: {_plain(value)}")
+            print(redacted(f"{name.replace('_', ' ')}: {_plain(value)}"))
         return 0
     try:
         reports = driver.run()
@@ -192,22 +193,25 @@ def _report(config: JobConfig, driver: Driver) -> int:
         _show(config, driver, stuck.reports)
         raise
     if not reports:
-        print(f"Nothing new: every row of the manifest is in {config.output} already, or in its rejects.")
+        print(
+            f"Nothing new: every row of the manifest is in {without_query(config.output)} already, or in its rejects."
+        )
     _show(config, driver, reports)
     return 0
 
 
 def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]]) -> None:
     """Print what became of each run, and draw the pages that are missing."""
+    output = without_query(config.output)
     for report in reports:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["rejects_by_reason"].items())
         print(
             f"run {report['run_id']}: {report['rows']:,} rows = {report['recordings_annotated']:,} annotated + "
             f"{report['rejected']:,} rejected{f' ({reasons})' if reasons else ''}\n"
             f"{report['utterances']:,} utterances, {report['audio_hours']:.2f} hours of audio, "
-            f"{report['parts']:,} files in {config.output}/utterances"
-            + (f"\nrejects in {config.output}/rejects/{report['run_id']}.parquet" if report["rejected"] else "")
-            + f"\nreport in {config.output}/_runs/{report['run_id']}/report.json",
+            f"{report['parts']:,} files in {output}/utterances"
+            + (f"\nrejects in {output}/rejects/{report['run_id']}.parquet" if report["rejected"] else "")
+            + f"\nreport in {output}/_runs/{report['run_id']}/report.json",
             flush=True,
         )
         if not config.no_page:

@@ -18,6 +18,7 @@ from pipeline.analytics.indexed import bring_up_to_date
 from pipeline.analytics.publish import FORMATS, publish
 from pipeline.analytics.tables import Rows, finished_rows
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_query
 from pipeline.storage import open_store
 
 
@@ -77,10 +78,12 @@ def _publish(rows: Rows, flags: argparse.Namespace) -> int:
     done = 0
     for plan in publish(rows, flags.publish, flags.table):
         done += 1
-        print(f"run {plan.plan} is in {flags.table}", flush=True)
+        print(f"run {plan.plan} is in {without_query(flags.table)}", flush=True)
     for sentence in bring_up_to_date(flags.table) if flags.index and rows.plans else ():
         print(sentence, flush=True)
-    print(f"{done or 'nothing'} new, {len(rows.plans):,} finished runs in {flags.publish} table {flags.table}")
+    print(
+        f"{done or 'nothing'} new, {len(rows.plans):,} finished runs in {flags.publish} table {without_query(flags.table)}"
+    )
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipeline.errors import ConfigError, JobError, did_you_mean
+from pipeline.redaction import redacted
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One clear line instead of the whole usage."""
-        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+        self.exit(2, f"{self.prog}: {redacted(message)}\nSee {self.prog} --help.\n")
 
 
 def run_guarded(name: str, command: Callable[[], int], *, afterwards: str = "") -> int:
@@ -44,7 +45,7 @@ def run_guarded(name: str, command: Callable[[], int], *, afterwards: str = "") 
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except (JobError, OSError) as error:
-        print(f"{name}: {error}\n{afterwards}".rstrip(), file=sys.stderr)
+        print(f"{name}: {redacted(str(error))}\n{afterwards}".rstrip(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nInterrupted. {afterwards}".rstrip(), file=sys.stderr)

@@ -17,6 +17,7 @@ from jobs.parser import Parser, add_named_models, run_guarded
 from pipeline import __version__
 from pipeline.config import ModelChoice, primary_language, validated
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_query
 
 if TYPE_CHECKING:
     from pipeline.models.lock import LockedModel
@@ -89,6 +90,7 @@ def _prepare(output: str, chosen: Mapping[str, Mapping[str, str]], modes: Sequen
     from pipeline.models.prepare import prepare
 
     there, new = prepare(output, chosen, update=update, tell=_tell)
+    output = without_query(output)
     if not new:
         print(f"Nothing to do: lock {there.number} of {output} holds all of it, and every file is there.")
         return 0

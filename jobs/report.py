@@ -18,6 +18,7 @@ from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.children import search_path
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_query
 
 if TYPE_CHECKING:
     from pipeline.analytics.tables import Rows
@@ -117,7 +118,7 @@ def _report(flags: argparse.Namespace) -> int:
     if flags.output and not flags.to:
         return _into_output(flags)
     write_file(flags.to, _page(flags))
-    print(f"written to {flags.to}")
+    print(f"written to {without_query(flags.to)}")
     return 0
 
 
@@ -159,7 +160,7 @@ def _into_output(flags: argparse.Namespace) -> int:
     with reaching(rows.store, key):
         there = is_committed(rows.store, key)
     written = not there and rows.store.put_if_absent(key, render(run_page(rows)))
-    print(f"{'written to' if written else 'there already:'} {flags.output.rstrip('/')}/{key}")
+    print(f"{'written to' if written else 'there already:'} {without_query(flags.output).rstrip('/')}/{key}")
     return 0
 
 

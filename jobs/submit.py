@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from jobs.parser import Parser
 from pipeline.errors import ConfigError, JobError
+from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -217,7 +218,7 @@ def _status_of(details: JobDetails) -> int:
         code = int(details.driver_exit_code)
         return code if code > 0 else _SIGNALLED - code
     print(
-        f"the job failed before it ran, or the cluster lost it: {(details.message or '').strip()[:2000]}",
+        f"the job failed before it ran, or the cluster lost it: {redacted(details.message or '').strip()[:2000]}",
         file=sys.stderr,
     )
     return 1

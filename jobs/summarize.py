@@ -19,6 +19,7 @@ from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
 from pipeline.analytics.tables import asking, finished_rows, new_file, quoted
 from pipeline.plan import parquet_bytes
+from pipeline.redaction import without_query
 from pipeline.schema import EMOTIONS
 from pipeline.storage import open_store
 
@@ -72,14 +73,16 @@ def _summarize(flags: argparse.Namespace) -> int:
         count += 1
         print(f"run {plan}: {found:,} groups", flush=True)
     left_out = f"; left out, since not finished: {', '.join(rows.unfinished)}" if rows.unfinished else ""
-    print(f"{count or 'nothing'} new, {len(rows.plans):,} runs in {flags.output}/{groups.folder}{left_out}\n")
+    print(
+        f"{count or 'nothing'} new, {len(rows.plans):,} runs in {without_query(flags.output)}/{groups.folder}{left_out}\n"
+    )
     if not rows.plans:
         return 0
     table = merged(rows.store, groups)
     _print(table, groups, flags.rows)
     if write:
         write(parquet_bytes(table))
-        print(f"all columns of {table.num_rows:,} groups in {flags.to}")
+        print(f"all columns of {table.num_rows:,} groups in {without_query(flags.to)}")
     return 0
 
 

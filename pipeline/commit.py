@@ -26,7 +26,7 @@ from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.figures import Figures, total
 from pipeline.plan import Plan, Shard, parquet_bytes, read_rejects, read_shards
 from pipeline.schema import EMBEDDINGS, schema_version, utterance_schema
-from pipeline.spool import reject_schema, rejects_table
+from pipeline.spool import reject_schema, rejects_table, without_secrets
 from pipeline.storage import Store
 
 UTTERANCES = "utterances"
@@ -244,7 +244,9 @@ def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa
     if refused is not None:
         run_ids = pa.array([plan.plan] * refused.num_rows, pa.string())
         tables.append(
-            refused.set_column(refused.schema.get_field_index("run_id"), tables[0].schema.field("run_id"), run_ids)
+            without_secrets(refused).set_column(
+                refused.schema.get_field_index("run_id"), tables[0].schema.field("run_id"), run_ids
+            )
         )
     shards = {shard.number: shard for shard in plan.shards()}
     rejecting = [receipt for receipt in receipts if receipt.rejects]

@@ -40,8 +40,9 @@ from pipeline.plan import Plan, held_keys, load_plans, tiny_shards_warning, writ
 from pipeline.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.progress import Progress
 from pipeline.rates import check_rates
+from pipeline.redaction import without_query
 from pipeline.renewed import renew
-from pipeline.roots import AudioRoots, without_query
+from pipeline.roots import AudioRoots
 from pipeline.rowchecks import check_language, check_partition_value
 from pipeline.schema import SCHEMA_VERSION, passthrough_name, rename_passthrough, schema_version
 from pipeline.shardlog import log_shard
@@ -258,7 +259,7 @@ class Driver:
                 settings=settings,
                 models=pinned,
                 embedding_widths=widths,
-                manifests=self.manifests,
+                manifests=list(map(without_query, self.manifests)),
                 size=size,
                 needs_text=self.config.mode != "audio",
                 audio_roots=AudioRoots.parse(self.config.audio_root, self.manifests).absolute(),
@@ -298,8 +299,8 @@ class Driver:
             record = {"pools": asdict(pools), "shards_lost_to_another_run": progress.lost}
         report = {
             "run_id": plan.plan,
-            "output": self.config.output,
-            "manifests": list(plan.manifests),
+            "output": without_query(self.config.output),
+            "manifests": list(map(without_query, plan.manifests)),
             "planned_at": plan.created_at,
             "started_at": started_at,
             "finished_at": _now(),
@@ -353,7 +354,7 @@ class Driver:
                 for reason in table["reason"].to_pylist():
                     reasons[reason] = reasons.get(reason, 0) + 1
             return {
-                "manifests": self.manifests,
+                "manifests": list(map(without_query, self.manifests)),
                 "rows_new": corpus.rows,
                 "rows_held_by_earlier_runs": selection.held,
                 "rows_rejected_while_planning": reasons,

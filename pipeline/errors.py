@@ -3,6 +3,8 @@
 A `RejectedRow` is one row's trouble: it becomes that row's line in `rejects/` and never touches its neighbours.
 A `ConfigError` is the caller's: said before any work, exit code 2. A `JobError` is ours or the cluster's: exit code 1,
 what was committed stays, and the same command goes on.
+
+Each redacts the URLs in its message when it is made, so that no caller can forget to.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
+
+from pipeline.redaction import redacted
 
 
 class Reason(StrEnum):
@@ -68,6 +72,7 @@ class RejectedRow(Exception):
     """One row cannot be annotated: `reason` from the closed list, `detail` a sentence for a person, after `attempts` tries."""
 
     def __init__(self, reason: Reason, detail: str, stage: Stage, attempts: int = 1) -> None:
+        detail = redacted(detail)
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -82,9 +87,15 @@ class RejectedRow(Exception):
 class ConfigError(Exception):
     """The command line, the config file, a model or the store cannot be used as asked. Exit code 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
+
 
 class JobError(Exception):
     """The job cannot go on. Exit code 1; committed shards stay and the same command resumes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class NoWorkersError(JobError):

@@ -16,6 +16,7 @@ from pipeline.retrying import (
     READ_TIMEOUT_S,
     TRANSIENT,
     GaveUp,
+    Redirected,
     error_code,
     is_credential_code,
     is_refusal,
@@ -33,6 +34,8 @@ def rejected(error: Exception, filesystem: AbstractFileSystem, path: str, shown:
     """What an error of the store means for the row that asked. Raises: JobError when it is the credentials."""
     if isinstance(error, ABSENT):
         return RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH)
+    if isinstance(error, Redirected):
+        return RejectedRow(Reason.NOT_ALLOWED, f"{shown} {error}", Stage.FETCH)
     if isinstance(error, DENIED):
         look_closer(filesystem, path, shown)
         return RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH)

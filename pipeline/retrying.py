@@ -20,6 +20,7 @@ import aiohttp
 import botocore.exceptions
 
 from pipeline.errors import JobError
+from pipeline.redaction import without_query
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.Bot
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 DENIED = (PermissionError, botocore.exceptions.NoCredentialsError)
 _FINAL = (*ABSENT, FileExistsError)
+_LONGEST_TARGET = 500
 _REFUSED_ERRNO = {errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EOVERFLOW, errno.ENXIO, errno.ENODEV}
 """What a file system says of one name or file: too long, a circle of links, bytes it cannot have in a name, a device."""
 _FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EFBIG, *_REFUSED_ERRNO}
@@ -47,6 +49,16 @@ _CREDENTIAL_CODES = {
 """S3's error codes that speak of who asks, not of what is asked for."""
 _REFUSED_CODES = {"KeyTooLongError", "InvalidURI", "InvalidBucketName", "InvalidObjectName", "XMinioInvalidObjectName"}
 """S3's error codes that speak of one object's name."""
+
+
+class Redirected(OSError):
+    """An http server answers with a redirect, which is not followed: it could lead past the audio roots."""
+
+    def __init__(self, status: int, target: str) -> None:
+        where = f" to {without_query(target)[:_LONGEST_TARGET]}" if target else ""
+        super().__init__(
+            f"answers {status}, a redirect{where}. Redirects are not followed; name the address that it leads to"
+        )
 
 
 class GaveUp(OSError):
@@ -95,7 +107,7 @@ def tried_again() -> int:
 
 def is_final(error: BaseException) -> bool:
     """Whether trying again cannot help."""
-    if isinstance(error, _FINAL) or error_code(error) in _FINAL_CODES | _REFUSED_CODES:
+    if isinstance(error, (*_FINAL, Redirected)) or error_code(error) in _FINAL_CODES | _REFUSED_CODES:
         return True
     if isinstance(error, aiohttp.ClientResponseError):
         return 400 <= error.status < 500 and error.status not in _HTTP_LATER
@@ -123,7 +135,7 @@ def is_credential_code(code: str) -> bool:
 def plain_http_errors() -> Iterator[None]:
     """Call HTTP failures what they are; fsspec calls whatever keeps it from learning a size FileNotFoundError.
 
-    Raises: FileNotFoundError for 404 and 410, PermissionError for 401 and 403, else the client's own error.
+    Raises: FileNotFoundError for 404 and 410, PermissionError for 401 and 403, Redirected, else the client's own error.
     """
     try:
         yield
@@ -134,7 +146,7 @@ def plain_http_errors() -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, f"HTTP {status}") from cause
         if status in _HTTP_DENIED:
             raise PermissionError(errno.EACCES, f"HTTP {status}") from cause
-        if isinstance(cause, aiohttp.ClientError | TimeoutError):
+        if isinstance(cause, aiohttp.ClientError | TimeoutError | Redirected):
             raise cause from None
         raise
 

@@ -24,7 +24,7 @@ from pipeline.manifest.columns import json_of
 from pipeline.manifest.fit import Misfit, fit
 from pipeline.manifest.read import ManifestReject, read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
-from pipeline.roots import without_query
+from pipeline.redaction import redacted, redacted_audio, redacted_line, without_query
 from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
 from pipeline.temporary import naming_full_disk
 from pipeline.values import plain_row
@@ -197,7 +197,10 @@ class Selection:
                 yield table.filter(pa.array(mask))
 
     def rejects(self) -> Iterator[pa.Table]:
-        """The new rejects, chunk by chunk, with one schema."""
+        """Yield the new rejects, chunk by chunk, with one schema and without the queries of URLs."""
+        return map(without_secrets, self._rejects())
+
+    def _rejects(self) -> Iterator[pa.Table]:
         schema = reject_schema(self.spool.extra)
         start = 0
         for path in self.spool.reject_chunks:
@@ -281,7 +284,7 @@ def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str 
 
 
 def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
-    """The reject rows of lines that could not be read."""
+    """Reject rows of the lines that could not be read."""
     records = [
         {
             "recording_id": r.recording_id,
@@ -300,6 +303,20 @@ def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
     return pa.Table.from_pylist(records, schema=reject_schema())
 
 
+def without_secrets(rejects: pa.Table) -> pa.Table:
+    """Redact the URLs in what rejects quote: their audio, their detail, and the line as it came."""
+    quoted = [rejects[name].to_pylist() for name in ("manifest", "audio", "detail", "raw")]
+    redactions = [
+        (audio and redacted_audio(audio, manifest), redacted(detail), raw and redacted_line(raw, manifest))
+        for manifest, audio, detail, raw in zip(*quoted, strict=True)
+    ]
+    for number, name in enumerate(("audio", "detail", "raw")):
+        field = rejects.schema.field(name)
+        values = pa.array([texts[number] for texts in redactions], field.type)
+        rejects = rejects.set_column(rejects.schema.get_field_index(name), field, values)
+    return rejects
+
+
 def _content_key(row: dict[str, object]) -> bytes:
     """What two rows of one id must share to be one row: everything but where they stood."""
     content = {name: value for name, value in row.items() if name not in ("manifest", "line")}
@@ -307,9 +324,17 @@ def _content_key(row: dict[str, object]) -> bytes:
 
 
 def _joined_keys(rejects: pa.Table) -> bytes:
-    """The same line rejected for the same reason by a later run is the same reject, and is not logged again."""
+    """Return the keys of rejects: the same line rejected for the same reason by a later run is the same reject.
+
+    Rejects of earlier versions hold the line with its queries.
+    """
     told = rejects.select(["manifest", "line", "recording_id", "reason", "raw"]).to_pylist()
-    return b"".join(key_of("reject", *map(str, reject.values())) for reject in told)
+    return b"".join(key_of("reject", *map(str, _without_queries(reject).values())) for reject in told)
+
+
+def _without_queries(reject: dict[str, object]) -> dict[str, object]:
+    raw = reject["raw"] and redacted_line(str(reject["raw"]), str(reject["manifest"]))
+    return {**reject, "raw": raw}
 
 
 def _write(table: pa.Table, path: Path) -> Path:

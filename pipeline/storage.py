@@ -1,8 +1,7 @@
 """Where bytes live: one way in and out of local disk and object stores, through fsspec.
 
 `fetch` reads one audio object with its own retries. `Store` is the output side; it knows one write, put-if-absent:
-`If-None-Match: *` on S3 and its kin, and on disk a hidden temporary, fsync and link(2), which fails if the name is
-taken. Nothing here renames or deletes what a reader could see.
+`If-None-Match: *` on S3 and its kin, and on disk a hidden temporary, fsync and link(2), which fails if the name is taken.
 """
 
 from __future__ import annotations
@@ -17,34 +16,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
-import aiohttp
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
+from pipeline.http_body import GRACE_S, SLOWEST_BYTES_PER_S, HttpBody, http_options
+from pipeline.local_file import open_regular
+from pipeline.redaction import without_query
 from pipeline.refusals import look_closer, rejected
 from pipeline.retrying import (
     CONNECT_TIMEOUT_S,
     DENIED,
     READ_TIMEOUT_S,
     TRANSIENT,
+    Redirected,
     plain_http_errors,
     principal,
     retried,
 )
-from pipeline.roots import without_query
 
 T = TypeVar("T")
 
 _LIBRARY_TRIES = 3
 """Of s3fs itself, for what reads a file bit by bit; five of 20 s each would let one stalled object take minutes."""
-_SLOWEST_BYTES_PER_S = 256 * 1024
-"""A transfer that drips more slowly than this, after a minute's grace, is broken off and tried again."""
-_TRANSFER_GRACE_S = 60.0
 PROBE_KEY = "_runs/_probe"
 _ROOM_FOR_FOOTER = 64 * 1024
+_ONE_GET_BYTES = 50 << 20
+_MAX_TEXT_BYTES = 64 << 20
+"""A longer config or calibration file is none."""
 
 
 def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -56,9 +58,7 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     scheme = uri.partition("://")[0].lower()
     options: dict[str, Any] = {}
     if scheme in ("http", "https"):
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-        # a redirect would lead past the audio roots
-        options = {"allow_redirects": False, "client_kwargs": {"timeout": timeout}}
+        options = http_options(READ_TIMEOUT_S)
     elif scheme in ("s3", "s3a"):
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         options = {"config_kwargs": {**timeouts, "retries": {"max_attempts": 0}}}
@@ -72,55 +72,74 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     return filesystem, path
 
 
-def fetch(uri: str, *, max_bytes: int) -> bytes:
-    """Read one object whole.
+def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = None) -> bytes:
+    """Read one object whole: at most `max_bytes` of it into memory, whatever its size is said to be.
 
-    5xx answers, resets, stalls and short bodies are tried again (`pipeline.retrying`); 4xx answers are not.
-    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | REFUSED | TOO_LARGE | FETCH_FAILED); JobError for credentials that do not
-        count.
+    5xx answers, resets, stalls and short bodies are tried again (`pipeline.retrying`); 4xx answers are not. A transfer over
+    http is broken off when it falls behind (`pipeline.http_body`).
+
+    Args:
+        allow: is given the real path of the local file that was opened, and raises RejectedRow to refuse it. A path that
+            was checked before may lead elsewhere by now.
+    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | REFUSED | TOO_LARGE | NOT_ALLOWED | FETCH_FAILED); JobError for credentials
+        that do not count.
     """
     shown = without_query(uri)
     filesystem, path = resolve(uri)
     try:
-        return retried(lambda: _read_bounded(filesystem, path, max_bytes, shown), what=shown)
+        return retried(lambda: _read_bounded(filesystem, path, max_bytes, shown, allow), what=shown)
     except (*TRANSIENT, *DENIED, ValueError) as error:
         raise rejected(error, filesystem, path, shown) from error
 
 
-def _read_bounded(filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str) -> bytes:
-    with plain_http_errors():
-        info = filesystem.info(path)
-    size = info["size"]
-    if info["type"] == "other":
-        raise RejectedRow(Reason.NOT_ALLOWED, f"{shown} is no regular file", Stage.FETCH)
-    if size is not None and size > max_bytes:
-        raise RejectedRow(Reason.TOO_LARGE, f"{shown} holds {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
-    with plain_http_errors():
-        content = _stream(filesystem, path, max_bytes + 1) if size is None else _transfer(filesystem, path, size)
+def _read_bounded(
+    filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str, allow: Callable[[str], None] | None = None
+) -> bytes:
+    """One try at a whole object. Raises: RejectedRow; OSError and its kin, to be tried again."""
+    if isinstance(filesystem, LocalFileSystem):
+        with open_regular(path, shown, allow) as file:
+            size: int | None = os.fstat(file.fileno()).st_size
+            _refuse_large(size, max_bytes, shown)
+            content = file.read(max_bytes + 1)
+    else:
+        size = object_info(filesystem, path)["size"]
+        _refuse_large(size, max_bytes, shown)
+        content = _transfer(filesystem, path, size, max_bytes)
     if len(content) > max_bytes:
-        raise RejectedRow(Reason.TOO_LARGE, f"{shown} holds more than {max_bytes:,} bytes", Stage.FETCH)
+        raise RejectedRow(Reason.TOO_LARGE, f"{shown} has more than {max_bytes:,} bytes", Stage.FETCH)
     if size is not None and len(content) != size:
         raise OSError(errno.EIO, f"{len(content)} of {size} bytes arrived")
     return content
 
 
-def _stream(filesystem: AbstractFileSystem, path: str, max_bytes: int) -> bytes:
-    """An object of unknown size, as far as `max_bytes`."""
-    content = bytearray()
-    with filesystem.open(path, "rb", block_size=0) as file:
-        while more := file.read(max_bytes - len(content)):
-            content += more
-    return bytes(content)
+def _refuse_large(size: int | None, max_bytes: int, shown: str) -> None:
+    if size is not None and size > max_bytes:
+        raise RejectedRow(Reason.TOO_LARGE, f"{shown} has {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
 
 
-def _transfer(filesystem: AbstractFileSystem, path: str, size_bytes: int) -> bytes:
-    """The whole object, or TimeoutError when it drips."""
+def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
+    """What the store says about an object, within `GRACE_S`: headers can drip too. Raises: what `plain_http_errors` does."""
+    with plain_http_errors():
+        if isinstance(filesystem, AsyncFileSystem):
+            found: dict[str, Any] = sync(filesystem.loop, filesystem._info, path, timeout=GRACE_S)
+        else:
+            found = filesystem.info(path)
+    return found
+
+
+def _transfer(filesystem: AbstractFileSystem, path: str, size: int | None, max_bytes: int) -> bytes:
+    """The object, or of a larger one as much as shows that. Raises: TimeoutError when it drips."""
     content: bytes
+    if isinstance(filesystem, HTTPFileSystem):
+        with HttpBody(filesystem, path) as body:
+            return body.read_at_most(max_bytes + 1)
+    # one byte more shows that it has grown; larger ones s3fs reads in parallel
+    part = {"start": 0, "end": size + 1} if size and size <= _ONE_GET_BYTES else {}
     if isinstance(filesystem, AsyncFileSystem):
-        limit_s = _TRANSFER_GRACE_S + size_bytes / _SLOWEST_BYTES_PER_S
-        content = sync(filesystem.loop, filesystem._cat_file, path, timeout=limit_s)
+        limit_s = GRACE_S + (size or 0) / SLOWEST_BYTES_PER_S
+        content = sync(filesystem.loop, filesystem._cat_file, path, timeout=limit_s, **part)
     else:
-        content = filesystem.cat_file(path)
+        content = filesystem.cat_file(path, **part)
     return content
 
 
@@ -324,11 +343,18 @@ def open_folder_of(uri: str) -> tuple[Store, str]:
 
 def read_text(uri: str) -> str:
     """A small file that a user named, on disk or in a store, whole. Raises: ConfigError saying why it cannot be read."""
-    store, name = open_folder_of(uri)
+    shown = without_query(uri)
+    filesystem, path = resolve(uri)
     try:
-        return store.read(name).decode("utf-8")
-    except (*TRANSIENT, JobError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{without_query(uri)} cannot be read: {error}") from error
+        if isinstance(filesystem, LocalFileSystem):
+            return Path(path).read_text(encoding="utf-8")  # also a pipe: `--config <(command)`
+        return retried(lambda: _read_bounded(filesystem, path, _MAX_TEXT_BYTES, shown), what=shown).decode("utf-8")
+    except Redirected as error:
+        raise ConfigError(f"{shown} {error}") from error
+    except RejectedRow as error:
+        raise ConfigError(f"{shown} cannot be read: {error.detail}") from error
+    except (*TRANSIENT, *DENIED, JobError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown} cannot be read: {error}") from error
 
 
 def require_conditional_writes(store: Store, probe: str = PROBE_KEY) -> None:

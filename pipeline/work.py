@@ -187,7 +187,7 @@ def fetch_small(work: Work, record: dict[str, Any]) -> bytes | None:
 def fetch_recording(work: Work, record: dict[str, Any], *, max_bytes: int | None = None) -> bytes:
     """The bytes of one plan row's object, checked against the manifest. Raises: RejectedRow.
 
-    The roots are asked again: a link may have been turned since the plan was made.
+    The roots are asked again, by name and for the file that was opened: links may have changed since the plan was made.
     """
     if record["audio"] is None:
         detail = (
@@ -195,7 +195,8 @@ def fetch_recording(work: Work, record: dict[str, Any], *, max_bytes: int | None
         )
         raise RejectedRow(Reason.BAD_FIELD, detail, Stage.FETCH)
     work.roots.check(str(record["audio"]))
-    content = fetch(str(record["audio"]), max_bytes=max_bytes or work.limits.max_bytes)
+    max_bytes = max_bytes or work.limits.max_bytes
+    content = fetch(str(record["audio"]), max_bytes=max_bytes, allow=work.roots.check_opened)
     check_content(content, record, without_query(str(record["audio"])))
     return content
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipeline import retrying, storage
+from pipeline import http_body, retrying, storage
 from pipeline.errors import Reason, RejectedRow
 from pipeline.storage import fetch
+from tests.http_host import http_host, reply
 
 CONTENT = bytes(range(256)) * 100
 
@@ -118,3 +121,125 @@ def test_a_body_without_end_is_too_large(host):
     with pytest.raises(RejectedRow) as rejected:
         get(host, "/0/endless", max_bytes=10 * len(CONTENT))
     assert rejected.value.reason == Reason.TOO_LARGE
+
+
+def unbounded(request: BaseHTTPRequestHandler, *headers: tuple[str, str]) -> None:
+    """64 MiB in chunks, far more than the connection buffers; counts what is taken of it."""
+    request.send_response(200)
+    for name, value in headers:
+        request.send_header(name, value)
+    if request.command == "HEAD":
+        request.end_headers()
+        return
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    for _ in range(1024):
+        request.wfile.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        request.server.sent = getattr(request.server, "sent", 0) + 65536
+
+
+@pytest.mark.parametrize("said", ["1000", "200000", None])
+def test_fetch_unbounded(said, monkeypatch):
+    """Fails if a body longer than its HEAD says, or one whose length nobody says, is held whole whatever `max_bytes` is."""
+    monkeypatch.setattr(retrying, "BUDGET_S", 1.0)
+    server = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        server[:] = [request.server]
+        unbounded(request, *([("Content-Length", said)] if said and request.command == "HEAD" else []))
+
+    with http_host(answer) as address, pytest.raises(RejectedRow) as rejected:
+        fetch(f"{address}/a.wav", max_bytes=250_000)
+    assert rejected.value.reason == Reason.TOO_LARGE
+    assert getattr(server[0], "sent", 0) < 16 << 20
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_compression_bomb(encoding, monkeypatch):
+    """Fails if 1 MiB that decompresses to 256 MiB is decompressed far past `max_bytes`."""
+    taken = []
+    real = http_body.HttpBody._next
+
+    async def counted(self, most):
+        taken.append(content := await real(self, most))
+        return content
+
+    monkeypatch.setattr(http_body.HttpBody, "_next", counted)
+    bomb = _bomb(encoding)
+    with (
+        http_host(lambda request: reply(request, bomb, Content_Encoding=encoding)) as address,
+        pytest.raises(RejectedRow) as rejected,
+    ):
+        fetch(f"{address}/a.wav", max_bytes=10**6)
+    assert rejected.value.reason == Reason.TOO_LARGE
+    assert sum(map(len, taken)) == 10**6 + 1
+
+
+def _bomb(encoding: str) -> bytes:
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
+    return b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(256)) + squeeze.flush()
+
+
+@pytest.mark.parametrize(("sized", "burst"), [(True, 0), (False, 0), (False, 1 << 20)])
+def test_drip_hangs(sized, burst, monkeypatch):
+    """Fails if a body that drips is read for as long as it drips: with a length or without, from the start or after a burst."""
+    monkeypatch.setattr(retrying, "BUDGET_S", 0.5)
+    monkeypatch.setattr(http_body, "GRACE_S", 1.0)
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        if sized:
+            request.send_header("Content-Length", "5000000")
+        request.end_headers()
+        request.close_connection = True
+        if request.command == "GET":
+            request.wfile.write(bytes(burst))
+            for _ in itertools.repeat(None, 100):
+                request.wfile.write(b"x")
+                request.wfile.flush()
+                time.sleep(0.1)
+
+    started = time.monotonic()
+    with http_host(answer) as address, pytest.raises(RejectedRow) as rejected:
+        fetch(f"{address}/a.wav", max_bytes=10**7)
+    assert rejected.value.reason == Reason.FETCH_FAILED
+    assert "TimeoutError" in rejected.value.detail and time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("target", ["https://elsewhere.example/b.wav?token=secret", "/b.wav?token=secret", ""])
+def test_redirect(status, target):
+    """Fails if the page of a redirect is taken for audio, the redirect is followed, or the row does not say where it leads."""
+    asked = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        reply(request, b"moved", status, **({"Location": target} if target else {}))
+
+    with http_host(answer) as address, pytest.raises(RejectedRow) as rejected:
+        fetch(f"{address}/a.wav?k=secret", max_bytes=100)
+    found = rejected.value
+    assert (found.reason, str(found.stage), found.attempts) == (Reason.NOT_ALLOWED, "fetch", 1)
+    assert f"/a.wav answers {status}, a redirect" in found.detail and "secret" not in found.detail
+    assert target.partition("?")[0] in found.detail
+    assert set(asked) == {"/a.wav?k=secret"}
+
+
+def test_a_part_is_not_taken_for_the_whole(monkeypatch):
+    """Fails if a server that sends a part unasked, and does not say how long the whole is, gives a cut recording."""
+    monkeypatch.setattr(retrying, "BUDGET_S", 0.2)
+    ranges = {"/cut": "bytes 0-2/9", "/whole": "bytes 0-2/3"}
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(206)
+        request.send_header("Content-Range", ranges[request.path])
+        request.send_header("Connection", "close")
+        request.end_headers()
+        request.close_connection = True
+        if request.command == "GET":
+            request.wfile.write(b"abc")
+
+    with http_host(answer) as address:
+        assert fetch(f"{address}/whole", max_bytes=100) == b"abc"
+        with pytest.raises(RejectedRow):
+            fetch(f"{address}/cut", max_bytes=100)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import timeit
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
 from pipeline.roots import AudioRoots, resolve_audio, without_query
+from pipeline.storage import fetch
 
 LOCAL, BUCKET, HTTP = "/data/sets/m.jsonl", "s3://bucket/sets/m.jsonl", "https://host/sets/m.jsonl?X-Sig=CANARY"
 
@@ -287,3 +289,54 @@ def _allowed(roots: AudioRoots, uri: str) -> bool:
         assert refused.reason is Reason.NOT_ALLOWED
         return False
     return True
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_turned_link(tmp_path, depth) -> None:
+    """Fails if a folder's link that is turned while a worker lives is still answered for where it led before."""
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    below = Path(*"abc"[:depth])
+    for folder, content in ((root / "real", b"inside"), (secret, b"SECRET")):
+        (folder / below).mkdir(parents=True)
+        (folder / below / "a.wav").write_bytes(content)
+    link = root / "day"
+    link.symlink_to(root / "real")
+    roots, audio = AudioRoots.parse([str(root)], []), str(link / below / "a.wav")
+    roots.check(audio)
+    assert fetch(audio, max_bytes=100, allow=roots.check_opened) == b"inside"
+    link.unlink()
+    link.symlink_to(secret)
+    assert not _allowed(roots, audio)
+    with pytest.raises(RejectedRow, match="is outside the audio roots") as refused:
+        fetch(audio, max_bytes=100, allow=roots.check_opened)
+    assert refused.value.reason is Reason.NOT_ALLOWED
+    link.unlink()
+    link.symlink_to(root / "real")
+    assert _allowed(roots, audio)
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "root"])
+def test_link_turned_between_the_check_and_the_opening(tmp_path, what, monkeypatch) -> None:
+    """Fails if the name is checked, and the file that is opened a moment later is another."""
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    for folder, content in ((root / "day", b"inside"), (secret / "day", b"SECRET")):
+        folder.mkdir(parents=True)
+        (folder / "a.wav").write_bytes(content)
+    roots, audio = AudioRoots.parse([str(root)], []), root / "day" / "a.wav"
+    turned = {"file": audio, "folder": audio.parent, "root": root}[what]
+    other = secret / audio.relative_to(root) if what != "folder" else secret / "day"
+    real_open = os.open
+
+    def turn(path, *arguments, **options):
+        if str(path) == str(audio) and not turned.is_symlink():
+            turned.rename(tmp_path / "away")
+            turned.symlink_to(secret if what == "root" else other)
+        return real_open(path, *arguments, **options)
+
+    roots.check(str(audio))
+    monkeypatch.setattr(os, "open", turn)
+    if what == "root":  # a root may be a link: what it leads to now is inside
+        assert fetch(str(audio), max_bytes=100, allow=roots.check_opened) == b"SECRET"
+        return
+    with pytest.raises(RejectedRow, match="is outside the audio roots"):
+        fetch(str(audio), max_bytes=100, allow=roots.check_opened)

@@ -23,7 +23,8 @@ from pipeline.listing import (
     walk,
     without_aliases,
 )
-from pipeline.manifest.source import make_one_of, store_errors
+from pipeline.manifest.source import make_one_of
+from pipeline.manifest.store import store_errors
 from pipeline.manifest.tables import OWN_FOLDERS, Guard
 from pipeline.roots import without_query
 from pipeline.storage import resolve

@@ -176,7 +176,8 @@ def _audio(value: object) -> str:
     if not value.strip():
         raise BadValue("is empty")
     if _CONTROL.search(value):
-        raise BadValue(f"{without_query(_CONTROL.sub('?', value))[:_SHOWN]!r} holds a control character")
+        shown = _CONTROL.sub(" ", re.split("[?#]", without_query(value), maxsplit=1)[0])
+        raise BadValue(f"{shown[:_SHOWN]!r} holds a control character")
     return value
 
 

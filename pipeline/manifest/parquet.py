@@ -19,7 +19,8 @@ from pipeline.errors import ConfigError, Reason
 from pipeline.manifest.columns import plain_type, to_python
 from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names
-from pipeline.manifest.source import READ_BYTES, store_errors
+from pipeline.manifest.source import READ_BYTES
+from pipeline.manifest.store import store_errors
 from pipeline.values import plain_values
 
 _TEXT = ("a string", (pa.types.is_string,))

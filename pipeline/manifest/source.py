@@ -12,20 +12,24 @@ import io
 import itertools
 import re
 import shlex
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
-import aiohttp
-import botocore.exceptions
 import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.implementations.http import HTTPFileSystem
 
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError
+from pipeline.http_body import HttpBody
 from pipeline.listing import is_audio_name, printable
-from pipeline.roots import without_query
+from pipeline.manifest.store import store_errors, unchanged
+from pipeline.redaction import without_query
 from pipeline.storage import resolve
 
 MAX_LINE_BYTES = 4 << 20
@@ -71,7 +75,7 @@ class Source:
     """An open manifest.
 
     Attributes:
-        shown: its URI without the query, as it may stand in outputs.
+        shown: its URI without the query, as outputs and messages have it.
         form: what it is.
         raw: the seekable file, for Parquet.
         blocks: decompressed bytes without the byte-order mark, for the text forms.
@@ -87,45 +91,29 @@ class Source:
 
 
 @contextmanager
-def store_errors(shown: str) -> Iterator[None]:
-    """Turn what stores raise into ours, without the URL that http errors quote.
-
-    Raises: ConfigError for what is not there or not allowed; JobError for a store that failed and may not fail again.
-    """
-    try:
-        yield
-    except FileNotFoundError:  # fsspec's http says so for a server it cannot reach too
-        more = ", or its server cannot be reached" if shown[:4].lower() == "http" else ""
-        raise ConfigError(f"manifest {shown} does not exist{more}") from None
-    except PermissionError:
-        raise ConfigError(f"manifest {shown} may not be read with the credentials at hand") from None
-    except IsADirectoryError:
-        raise ConfigError(f"manifest {shown} is a folder") from None
-    except aiohttp.ClientResponseError as error:
-        raise ConfigError(f"manifest {shown}: the server answers {error.status}") from None
-    except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
-        cause = re.sub(r"\?[^\s'\"]*", "", str(error)) or type(error).__name__
-        raise JobError(f"manifest {shown} could not be read: {cause}") from None
-
-
-@contextmanager
 def open_manifest(uri: str) -> Iterator[Source]:
     """Open a manifest and find out what it is.
 
     Raises: ConfigError for what is not there, not allowed or no manifest, with what it looks like; JobError when the
-    store fails. Both can also come while the blocks are read: a stream that breaks off is not the whole manifest.
+    store fails, or when the manifest is another file at the end than it was at the start. Both can also come while the
+    blocks are read: a stream that breaks off is not the whole manifest.
     """
     shown = without_query(uri)
-    with contextlib.ExitStack() as stack:
+    with store_errors(shown):
+        filesystem, path = resolve(uri)
+    with unchanged(filesystem, path, shown), contextlib.ExitStack() as stack:
         with store_errors(shown):
-            filesystem, path = resolve(uri)
-            raw: BinaryIO = stack.enter_context(filesystem.open(path, "rb"))
+            raw: BinaryIO = stack.enter_context(_open(filesystem, path))
             start = raw.read(4)
+        whole = io.BufferedReader(_Rejoined(start, raw), READ_BYTES)
         if start == b"PAR1":
+            if isinstance(filesystem, HTTPFileSystem):
+                raw = stack.enter_context(tempfile.TemporaryFile())
+                with store_errors(shown):
+                    shutil.copyfileobj(whole, raw, READ_BYTES)
             raw.seek(0)
             yield Source(shown, Form.PARQUET, raw, iter(()))
             return
-        whole = io.BufferedReader(_Rejoined(start, raw), READ_BYTES)
         reader: ByteReader = whole
         if start[:2] == b"\x1f\x8b":
             reader = stack.enter_context(gzip.GzipFile(fileobj=whole))
@@ -137,6 +125,13 @@ def open_manifest(uri: str) -> Iterator[Source]:
             head += block
         form = _form(head, shown)
         yield Source(shown, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks))
+
+
+def _open(filesystem: AbstractFileSystem, path: str) -> BinaryIO:
+    """A manifest's bytes. Over http in one answer, so that all of them are of one version; it cannot be read from elsewhere."""
+    if isinstance(filesystem, HTTPFileSystem):
+        return cast(BinaryIO, io.BufferedReader(HttpBody(filesystem, path), READ_BYTES))
+    return cast(BinaryIO, filesystem.open(path, "rb"))
 
 
 class _Rejoined(io.RawIOBase):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from pipeline.roots import without_query
+from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     import duckdb
@@ -57,7 +57,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], l
 
 
 def shown(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
-    """A value as it stands in a table: numbers to six digits, URIs without their query strings."""
+    """Format a value for a table: numbers to six digits, URLs in text without their queries."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -66,7 +66,7 @@ def shown(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}" if math.isfinite(value) else "–"
-    return without_query(str(value))
+    return redacted(str(value))
 
 
 def share(part: float, whole: float) -> str:

@@ -14,6 +14,7 @@ from pipeline.commit import Receipt
 from pipeline.keys import key_of
 from pipeline.leftovers import reaching
 from pipeline.plan import Plan
+from pipeline.redaction import redacted, redacted_line
 from pipeline.spool import reject_schema
 from pipeline.storage import Store
 from pipeline.verify.outline import REJECTS
@@ -75,7 +76,10 @@ class Tally:
 
 
 def _key(reject: dict[str, object]) -> bytes:
-    return key_of(*(f"{name}={reject[name]}" for name in _COLUMNS))
+    """Plans and receipts of earlier versions quote URLs with their queries; what is derived from them does not."""
+    detail, raw = redacted(str(reject["detail"])), reject["raw"]
+    shown = {**reject, "detail": detail, "raw": raw and redacted_line(str(raw), str(reject["manifest"]))}
+    return key_of(*(f"{name}={shown[name]}" for name in _COLUMNS))
 
 
 def _reject_rows(store: Store, key: str, plan: Plan, *, deep: bool) -> Iterator[pa.Table]:

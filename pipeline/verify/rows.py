@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.languages import CLEAR_PROB
 from pipeline.models.slots import knows_language
 from pipeline.plan import Plan
-from pipeline.roots import without_query
+from pipeline.redaction import without_query
 from pipeline.schema import ABSTAINED, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
 from pipeline.values import plain_values
 from pipeline.verify.promises import Promise
@@ -90,7 +90,7 @@ class RowFaults:
         for name in names:
             mine, planned = rows[name].combine_chunks(), theirs[name].combine_chunks()
             if name == "audio":
-                planned = pa.array([uri and without_query(uri) for uri in planned.to_pylist()], pa.string())
+                planned = _shown_audio(planned, mine)
             if not mine.equals(planned):
                 # as text: NaN is itself there
                 pairs = zip(plain_values(mine), plain_values(planned), strict=True)
@@ -146,6 +146,17 @@ def _is_in_other_language(rows: pa.Table) -> Mask:
     if "emotion_null_reason" not in rows.column_names:
         return np.zeros(rows.num_rows, dtype=bool)
     return np.array([reason == OTHER_LANGUAGE for reason in rows["emotion_null_reason"].to_pylist()])
+
+
+def _shown_audio(planned: pa.Array, mine: pa.Array) -> pa.Array:
+    """Planned URIs as their utterances show them, which in outputs of earlier versions end at any `?`, also in object keys."""
+
+    def shown(uri: str, value: str | None) -> str:
+        before = uri.partition("?")[0] if "://" in uri else uri
+        return before if value == before else without_query(uri)
+
+    pairs = zip(planned.to_pylist(), mine.to_pylist(), strict=True)
+    return pa.array([uri and shown(uri, value) for uri, value in pairs], pa.string())
 
 
 def _scores(rows: pa.Table) -> tuple[Scores, Mask]:

@@ -1,0 +1,86 @@
+"""What reading a manifest needs of its store: errors in our own words, and one version of the file from start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import botocore.exceptions
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError, JobError
+from pipeline.retrying import Redirected, retried
+from pipeline.storage import object_info
+
+
+@contextmanager
+def store_errors(shown: str) -> Iterator[None]:
+    """Turn what stores raise into our own errors.
+
+    Raises: ConfigError for what is not there or not allowed; JobError for a store that failed and may not fail again.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise ConfigError(f"manifest {shown} does not exist") from None
+    except aiohttp.ClientConnectorError:
+        raise ConfigError(f"manifest {shown}: its server cannot be reached") from None
+    except Redirected as error:
+        raise ConfigError(f"manifest {shown} {error}") from None
+    except PermissionError:
+        raise ConfigError(f"manifest {shown} may not be read with the credentials at hand") from None
+    except IsADirectoryError:
+        raise ConfigError(f"manifest {shown} is a folder") from None
+    except aiohttp.ClientResponseError as error:
+        raise ConfigError(f"manifest {shown}: the server answers {error.status}") from None
+    except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
+        raise JobError(f"manifest {shown} could not be read: {str(error) or type(error).__name__}") from None
+
+
+@contextmanager
+def unchanged(filesystem: AbstractFileSystem, path: str, shown: str) -> Iterator[None]:
+    """Refuse what was read from a file that is not the same afterwards: it may be part of one version and part of another.
+
+    Raises: JobError, also in place of an error about a file that looked damaged for this reason.
+    """
+    with store_errors(shown):
+        before = _state(filesystem, path)
+    try:
+        yield
+    except (ConfigError, JobError):
+        _require_state(filesystem, path, shown, before)
+        raise
+    _require_state(filesystem, path, shown, before)
+
+
+def _require_state(filesystem: AbstractFileSystem, path: str, shown: str, before: dict[str, str]) -> None:
+    with store_errors(shown):
+        try:
+            after = retried(lambda: _state(filesystem, path), what=f"manifest {shown}")
+        except FileNotFoundError:
+            after = {}
+    if after != before:
+        changed = [name for name in before if after.get(name) != before[name]]
+        raise JobError(
+            f"manifest {shown} changed while it was read (its {' and '.join(changed)}); nothing of it is planned. "
+            "Run the same command again once it is complete"
+        )
+
+
+def _state(filesystem: AbstractFileSystem, path: str) -> dict[str, str]:
+    """By what a file of another content is told from this one: the store's own mark for it, or when it was written."""
+    if isinstance(filesystem, LocalFileSystem):
+        status = Path(path).stat()
+        return {
+            "inode": f"{status.st_dev} {status.st_ino}",
+            "size": str(status.st_size),
+            "modification time": str(status.st_mtime_ns),
+        }
+    info = object_info(filesystem, path)
+    marks = {name: str(info[name]) for name in ("ETag", "etag", "generation", "VersionId") if info.get(name)}
+    times = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
+    marks = marks or {name: str(info[name]) for name in times if info.get(name)}
+    return {**marks, "size": str(info.get("size"))}
