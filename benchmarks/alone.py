@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from pipeline.audio.decode import decode
+from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
-from pipeline.models.weights import resolve
 
 
 def main() -> None:

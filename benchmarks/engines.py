@@ -152,8 +152,8 @@ def _annotate(name: str, manifest: Path, case: Case) -> tuple[Finished, Scored]:
 
 def _written(output: Path, models: Models) -> Scored:
     """What a plain script wrote, its columns being id, label and scores by class."""
-    from pipeline.models.modes import labels_of
-    from pipeline.models.weights import resolve
+    from pipeline.models.checkpoints.modes import labels_of
+    from pipeline.models.checkpoints.weights import resolve
 
     names = labels_of(resolve(str(models.fusion)))
     rows = ds.dataset(output, format="parquet").to_table().to_pylist()

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from benchmarks.harness import Result, machine
 from benchmarks.workload import published_models, small_models
 from pipeline import SAMPLING_RATE
+from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import PRECISIONS, EmotionRecogniser, Recognised
-from pipeline.models.weights import resolve
 
 _TFLOP = {4.0: 0.24, 30.0: 1.96}
 _ROUNDS = 3

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertEncoderLayer
 
-from pipeline.models.conformer import Layer
+from pipeline.models.networks.conformer import Layer
 
 WIDTH = 1024
 

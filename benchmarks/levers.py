@@ -26,11 +26,11 @@ from benchmarks.workload import RATE, clips, published_models, require, small_mo
 from pipeline.audio.decode import decode
 from pipeline.audio.sandbox import sandbox
 from pipeline.models.batching import batches
+from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import MAX_MEL_FRAMES, EmotionRecogniser
-from pipeline.models.fbank import FilterBanks, num_frames
-from pipeline.models.fusion import FusionModel, MultiHeadFusion
+from pipeline.models.networks.fbank import FilterBanks, num_frames
+from pipeline.models.networks.fusion import FusionModel, MultiHeadFusion
 from pipeline.models.sentence import TextModel
-from pipeline.models.weights import resolve
 
 Waveform = NDArray[np.float32]
 CLIP_S = 4.0

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from jobs.parser import Parser, add_named_models
 from jobs.report import can_draw, draw
 from pipeline import __version__
-from pipeline.destination import require_lasting
+from pipeline.engine.destination import require_lasting
 from pipeline.errors import ConfigError, JobError, StuckPlansError
 from pipeline.redaction import redacted, without_query
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
-    from pipeline.driver import Driver
+    from pipeline.engine.run import Driver
 
 _MOST_PAGES = 20
 """Of earlier runs that one job draws, the newest; the next job draws more."""
@@ -174,8 +174,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def _run(config: JobConfig) -> int:
     # imported late: a typing error is answered before torch and ray are loaded
-    from pipeline.driver import Driver
-    from pipeline.shardlog import logging_to
+    from pipeline.engine.run import Driver
+    from pipeline.engine.shard_log import logging_to
 
     # a stream of its own: Ray's writing to file descriptor 2 is kept back while the job runs
     with os.fdopen(os.dup(2), "w", buffering=1) as terminal, logging_to(terminal):

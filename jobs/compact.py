@@ -16,10 +16,10 @@ from pipeline import __version__
 from pipeline.analytics.compact import COMPACTED, compact
 from pipeline.analytics.indexed import bring_up_to_date
 from pipeline.analytics.publish import FORMATS, publish
-from pipeline.analytics.tables import Rows, finished_rows
+from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
-from pipeline.storage import open_store
+from pipeline.storage.store import open_store
 
 
 def _parser() -> Parser:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.analytics.drift import LIMITS, Compared, Window, compare
-from pipeline.analytics.tables import Rows, finished_rows
+from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
-from pipeline.storage import open_store
+from pipeline.storage.store import open_store
 
 DRIFTED = 3
 _LIMITS = {

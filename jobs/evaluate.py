@@ -70,15 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(flags: argparse.Namespace) -> int:
     # imported late: a typing error is answered before scikit-learn is loaded
     try:
-        from pipeline.evaluate.evaluation import Options, evaluate, read
+        from pipeline.analytics.evaluate.evaluation import Options, evaluate, read
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'speech-emotion-pipeline[analytics]'") from error
-    from pipeline.evaluate.calibration import NoTemperatureError
-    from pipeline.evaluate.fitted import fit_outputs
-    from pipeline.evaluate.lines import lines_of
-    from pipeline.evaluate.tables import tables_of
-    from pipeline.outfile import require_absent, write_file
-    from pipeline.roots import without_query
+    from pipeline.analytics.evaluate.calibration import NoTemperatureError
+    from pipeline.analytics.evaluate.fitted import fit_outputs
+    from pipeline.analytics.evaluate.lines import lines_of
+    from pipeline.analytics.evaluate.tables import tables_of
+    from pipeline.storage.access import without_query
+    from pipeline.storage.files import require_absent, write_file
 
     folder = flags.write and flags.write.rstrip("/")
     for file in filter(None, [folder and f"{folder}/metrics.json", flags.fit_calibration]):

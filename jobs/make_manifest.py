@@ -14,9 +14,10 @@ from typing import TextIO
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.corpora.annotated import read_meacorpus, read_meld
-from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.exchange import (
+from pipeline.manifest.fields import derived_id, version_id
+from pipeline.manifest.sources.annotated import read_meacorpus, read_meld
+from pipeline.manifest.sources.corpus import Corpus
+from pipeline.manifest.sources.exchange import (
     complete,
     json_lines,
     lhotse_lines,
@@ -25,12 +26,11 @@ from pipeline.corpora.exchange import (
     read_rows,
     require_unique_ids,
 )
-from pipeline.corpora.files import audio_of, list_files, list_versions
-from pipeline.corpora.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
-from pipeline.listing import LeftOut, printable
-from pipeline.manifest.fields import derived_id, version_id
-from pipeline.outfile import require_absent, write_file
-from pipeline.roots import without_query
+from pipeline.manifest.sources.files import audio_of, list_files, list_versions
+from pipeline.manifest.sources.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
+from pipeline.storage.access import without_query
+from pipeline.storage.files import require_absent, write_file
+from pipeline.storage.listing import LeftOut, printable
 
 _NAMED = {naming.dataset: naming for naming in (RAVDESS, TESS, SAVEE, CREMA_D, EMO_DB)}
 _TABLED = {"meld": read_meld, "meacorpus": read_meacorpus}
@@ -109,7 +109,7 @@ def _make(flags: argparse.Namespace) -> int:
 
 def _read_output(source: str) -> Corpus:
     # imported late: it brings what analyses are made with
-    from pipeline.corpora.output import read_output
+    from pipeline.manifest.sources.output import read_output
 
     return read_output(source)
 

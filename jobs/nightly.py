@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from jobs import annotate, make_manifest, summarize
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.analytics.tables import optional
+from pipeline.dataset.reader import optional
 from pipeline.errors import ConfigError
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
 
 if TYPE_CHECKING:
-    from pipeline.models.lock import LockedModel
+    from pipeline.models.checkpoints.lock import LockedModel
 
 _MODES = ("mean", "concat", "multihead", "audio", "text")
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Mode -> slot -> spec, and the options a job needs besides --models. Raises: ConfigError."""
-    from pipeline.models import slots
+    from pipeline.models import roles
 
     modes = dict.fromkeys(flags.pop("mode", ["mean"]))
     languages = list(dict.fromkeys(map(primary_language, flags.pop("language", []))))
@@ -81,13 +81,13 @@ def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[str, str]], list[str]
         choice = validated(ModelChoice, {**named, "mode": mode})
         # the voice alone needs no words, unless they shall tell the language
         needs_asr = not without_asr and (mode != "audio" or bool(choice.asr_model))
-        chosen[mode] = slots.choose(choice, languages or slots.known_languages(choice), needs_asr=needs_asr)
+        chosen[mode] = roles.choose(choice, languages or roles.known_languages(choice), needs_asr=needs_asr)
     return chosen, list(modes)
 
 
 def _prepare(output: str, chosen: Mapping[str, Mapping[str, str]], modes: Sequence[str], *, update: bool) -> int:
     # imported late: a typing error is answered before torch is loaded
-    from pipeline.models.prepare import prepare
+    from pipeline.models.checkpoints.prepare import prepare
 
     there, new = prepare(output, chosen, update=update, tell=_tell)
     output = without_query(output)
@@ -102,8 +102,8 @@ def _prepare(output: str, chosen: Mapping[str, Mapping[str, str]], modes: Sequen
 
 
 def _verify(output: str) -> int:
-    from pipeline.models.lock import broken_files, read_prepared
-    from pipeline.storage import open_store
+    from pipeline.models.checkpoints.lock import broken_files, read_prepared
+    from pipeline.storage.store import open_store
 
     prepared = read_prepared(output)
     if prepared is None:

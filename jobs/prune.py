@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.prune import Leftover, find_leftovers, remove_leftover
-from pipeline.storage import Store, open_store
-from pipeline.verify.promises import printable
+from pipeline.dataset.prune import Leftover, find_leftovers, remove_leftover
+from pipeline.dataset.verify.promises import printable
+from pipeline.storage.store import Store, open_store
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.children import search_path
 from pipeline.errors import ConfigError
+from pipeline.processes import search_path
 from pipeline.redaction import without_query
 
 if TYPE_CHECKING:
-    from pipeline.analytics.tables import Rows
+    from pipeline.dataset.reader import Rows
 
 _PACKAGES = ("duckdb", "jinja2", "matplotlib")
 _DRAWN_WITHIN_S = 600.0
@@ -59,9 +59,9 @@ def draw(output: str, run: str) -> str:
 
 
 def _is_there(output: str, key: str) -> bool:
-    from pipeline.commit import is_committed
-    from pipeline.leftovers import STORE_ERRORS
-    from pipeline.storage import open_store
+    from pipeline.dataset.parts import is_committed
+    from pipeline.storage.cleanup import STORE_ERRORS
+    from pipeline.storage.store import open_store
 
     try:
         return is_committed(open_store(output), key)
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(flags: argparse.Namespace) -> int:
-    from pipeline.analytics.tables import optional
-    from pipeline.outfile import require_absent, write_file
+    from pipeline.dataset.reader import optional
+    from pipeline.storage.files import require_absent, write_file
 
     for package in _PACKAGES:
         optional(package, extra="analytics")
@@ -123,24 +123,24 @@ def _report(flags: argparse.Namespace) -> int:
 
 
 def _page(flags: argparse.Namespace) -> bytes:
-    from pipeline.report.page import render
+    from pipeline.analytics.report.page import render
 
     if flags.evaluation:
-        from pipeline.report.evaluation import evaluation_page
+        from pipeline.analytics.report.evaluation import evaluation_page
 
         return render(evaluation_page(flags.evaluation))
     if flags.summary:
-        from pipeline.report.summary import summary_page
+        from pipeline.analytics.report.summary import summary_page
 
         return render(summary_page(flags.summary))
-    from pipeline.report.run import run_page
+    from pipeline.analytics.report.run import run_page
 
     return render(run_page(_rows(flags), with_texts=flags.with_texts))
 
 
 def _rows(flags: argparse.Namespace) -> Rows:
-    from pipeline.analytics.tables import finished_rows
-    from pipeline.storage import open_store
+    from pipeline.dataset.reader import finished_rows
+    from pipeline.storage.store import open_store
 
     rows = finished_rows(open_store(flags.output))
     if not rows.plans and not flags.run:
@@ -150,10 +150,10 @@ def _rows(flags: argparse.Namespace) -> Rows:
 
 def _into_output(flags: argparse.Namespace) -> int:
     """Beside the run's report.json; the page that is there first stays."""
-    from pipeline.commit import is_committed
-    from pipeline.leftovers import reaching
-    from pipeline.report.page import render
-    from pipeline.report.run import run_page
+    from pipeline.analytics.report.page import render
+    from pipeline.analytics.report.run import run_page
+    from pipeline.dataset.parts import is_committed
+    from pipeline.storage.cleanup import reaching
 
     rows = _rows(flags)
     key = page_key(rows.plans[0].plan)

@@ -20,10 +20,10 @@ from pipeline.analytics.indexed import nearest_in_lance
 from pipeline.analytics.nearest import SHOWN, nearest
 from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.search import Query, heard, like, read
-from pipeline.analytics.tables import Rows, finished_rows
+from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS
-from pipeline.storage import open_store
+from pipeline.storage.store import open_store
 
 
 def _parser() -> Parser:

@@ -17,11 +17,11 @@ from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
-from pipeline.analytics.tables import asking, finished_rows, new_file, quoted
-from pipeline.plan import parquet_bytes
+from pipeline.dataset.plan import parquet_bytes
+from pipeline.dataset.reader import asking, finished_rows, new_file, quoted
 from pipeline.redaction import without_query
 from pipeline.schema import EMOTIONS
-from pipeline.storage import open_store
+from pipeline.storage.store import open_store
 
 _SHOWN = (
     "SELECT {}, recordings, utterances, round(speech_s) AS speech_s, round(speech_share, 2) AS speech_share, "

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from jobs.parser import Parser
 from pipeline import __version__
+from pipeline.dataset.verify.audit import audit
+from pipeline.dataset.verify.promises import Audit, Violation
 from pipeline.errors import ConfigError
-from pipeline.storage import open_store
-from pipeline.verify.audit import audit
-from pipeline.verify.promises import Audit, Violation
+from pipeline.storage.store import open_store
 
 _STATUS = {"sound": 0, "violated": 1, "unfinished": 3}
 

@@ -38,7 +38,7 @@ _Choice = TypeVar("_Choice", bound="ModelChoice")
 
 
 class ModelChoice(BaseModel):
-    """Which models somebody asked for; `pipeline.models.slots` settles the rest."""
+    """Which models somebody asked for; `pipeline.models.roles` settles the rest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -252,7 +252,7 @@ def require_precision(precision: str, *, mode: str, device: str) -> None:
 def read_temperatures(file: str) -> dict[str, float]:
     """Temperatures by model fingerprint, from a calibration file. Raises: ValueError saying what is wrong with it."""
     # imported late: few jobs need it, and it costs half a second
-    from pipeline.storage import read_text
+    from pipeline.storage.store import read_text
 
     try:
         document = json.loads(read_text(file))
@@ -313,7 +313,7 @@ def _sentences(error: ValidationError) -> Iterable[str]:
 
 
 def _read_file(file: str) -> Mapping[str, object]:
-    from pipeline.storage import read_text
+    from pipeline.storage.store import read_text
 
     try:
         content = read_text(file)

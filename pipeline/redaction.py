@@ -3,7 +3,7 @@
 A pre-signed URL, or one with a token, opens what it names for whoever reads it. Nothing of it may reach a message, a log, a
 report or an output table. `without_query` shortens one URI, `redacted` finds URLs inside any text, `redacted_line` does so
 for a line of a manifest. All three leave their own results as they are. Errors redact their messages when they are made
-(`pipeline.errors`), rejects when they become rows (`pipeline.spool`).
+(`pipeline.errors`), rejects when they become rows (`pipeline.manifest.staging`).
 
 Not covered: tokens in the path of a URL, and the values of the user's own columns, which pass through as they came.
 """

@@ -15,8 +15,8 @@ from typing import TypeVar
 import pyarrow as pa
 
 from demo.models import options
-from pipeline.storage import open_store
-from pipeline.verify.audit import audit
+from pipeline.dataset.verify.audit import audit
+from pipeline.storage.store import open_store
 from tests import noop_job
 from tests.corpus import ROOT, command, rejects, rows, utterances, write_manifest
 from tests.fault_proxy import Fault, Request, at_rate, fault_proxy

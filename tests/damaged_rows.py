@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.verify.promises import Promise
+from pipeline.dataset.verify.promises import Promise
 from tests.damages import DEEP, SHALLOW, column, first, part, receipt_in, rewrite, shows
 
 __all__ = ["DEEP", "SHALLOW"]

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import Receipt, part_bytes, read_receipt
-from pipeline.plan import load_plan
-from pipeline.storage import LocalStore
-from pipeline.verify.promises import Promise
+from pipeline.dataset.parts import Receipt, part_bytes, read_receipt
+from pipeline.dataset.plan import load_plan
+from pipeline.dataset.verify.promises import Promise
+from pipeline.storage.store import LocalStore
 from tests.outputs import SECOND, plan_rows
 
 Damage = Callable[[Path], object]

@@ -26,9 +26,9 @@ def arm() -> None:
 
 def arm_start() -> None:
     """Kill every recognition actor as it loads its models, as the kernel does when they do not fit into memory."""
-    from pipeline.models import slots
+    from pipeline.models import roles
 
-    slots.Loaded.load_recognisers = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    roles.Loaded.load_recognisers = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def environment(root: str, hook: str = "arm") -> Mapping[str, str]:

@@ -12,18 +12,18 @@ _PAUSE = "LOGICAL_GPU_PAUSE_S"
 
 def arm() -> None:
     """Move the models of this process to the CPU."""
-    from pipeline.models import slots
+    from pipeline.models import roles
 
-    prepare, recogniser_for = slots.Loaded.__init__, slots.Loaded.recogniser_for
+    prepare, recogniser_for = roles.Loaded.__init__, roles.Loaded.recogniser_for
 
-    def on_cpu(self: slots.Loaded, models: Mapping[str, Any], **options: Any) -> None:
+    def on_cpu(self: roles.Loaded, models: Mapping[str, Any], **options: Any) -> None:
         prepare(self, models, **{**options, "device": "cpu", "num_threads": 1})
 
-    def unhurried(self: slots.Loaded, language: str) -> object:
+    def unhurried(self: roles.Loaded, language: str) -> object:
         time.sleep(float(os.environ[_PAUSE]))
         return recogniser_for(self, language)
 
-    slots.Loaded.__init__, slots.Loaded.recogniser_for = on_cpu, unhurried
+    roles.Loaded.__init__, roles.Loaded.recogniser_for = on_cpu, unhurried
 
 
 def runtime_env(pause_s: float) -> Mapping[str, Any]:

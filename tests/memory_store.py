@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage import StoredObject
+from pipeline.storage.store import StoredObject
 
 
 class MemoryStore:

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.driver as driver_module
+import pipeline.engine.run as driver_module
 from pipeline.analytics.compact import compact
 from pipeline.analytics.nearest import nearest
 from pipeline.analytics.search import like
 from pipeline.analytics.summarize import merged, parse_groups, summarize
-from pipeline.analytics.tables import asking, finished_rows
 from pipeline.config import load_config
-from pipeline.driver import Driver
-from pipeline.models import slots
-from pipeline.storage import open_store
-from pipeline.verify.audit import audit
+from pipeline.dataset.reader import asking, finished_rows
+from pipeline.dataset.verify.audit import audit
+from pipeline.engine.run import Driver
+from pipeline.models import roles
+from pipeline.storage.store import open_store
 from tests import noop_job
 from tests.outputs import MODELS, WIDTH
 
@@ -35,7 +35,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
-    monkeypatch.setattr(slots, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
 
 
 def driver_of(output: Path, manifest: Path, **options: object) -> Driver:

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-import pipeline.driver as driver_module
-from pipeline.annotate import prepare, recognise
+import pipeline.engine.run as driver_module
 from pipeline.config import load_config
-from pipeline.driver import Driver
-from pipeline.finish import MAX_DENIED, Finished, finish
-from pipeline.models import slots
+from pipeline.engine.run import Driver
+from pipeline.models import roles
+from pipeline.shard.commit import MAX_DENIED, Finished, finish
+from pipeline.shard.steps import prepare, recognise
 from tests.golden import PARITY
 from tests.noop_job import no_cluster
 from tests.noop_models import NoOpRecogniser
@@ -97,7 +97,7 @@ def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NoOpDriver:
     made = NoOpDriver(folder)
     monkeypatch.setattr(driver_module, "cluster", no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", made.run_shards)
-    monkeypatch.setattr(slots, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
     pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
     return made

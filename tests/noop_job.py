@@ -15,13 +15,13 @@ from contextlib import contextmanager, nullcontext
 from multiprocessing.context import ForkServerProcess
 from types import SimpleNamespace
 
-import pipeline.driver as driver_module
+import pipeline.engine.run as driver_module
 from pipeline.config import JobConfig, load_config
-from pipeline.finish import Finished, finish
-from pipeline.models import slots
-from pipeline.plan import Shard, read_shard
-from pipeline.pools import Pools, Resources
-from pipeline.work import Work
+from pipeline.dataset.plan import Shard, read_shard
+from pipeline.engine.pools import Pools, Resources
+from pipeline.models import roles
+from pipeline.shard.commit import Finished, finish
+from pipeline.shard.context import Work
 from tests.outputs import MODELS, recognised
 
 _context = multiprocessing.get_context("forkserver")
@@ -47,7 +47,7 @@ def run(manifest: str, output: str, environment: Mapping[str, str], room_bytes: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, room_bytes))
     driver_module.cluster = no_cluster
     driver_module.run_shards = _run_shards
-    slots.choose = lambda *_, **__: {"fusion/en": "m"}
+    roles.choose = lambda *_, **__: {"fusion/en": "m"}
     driver_module.Pinning = lambda *_: nullcontext(SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4})))
     options = {"partition_by": "speaker", "embeddings": "audio", "shard_rows": 2, "audio_root": "/a"}
     config = load_config(None, {"manifest": [manifest], "output": output, **options})

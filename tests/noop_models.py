@@ -49,12 +49,12 @@ class NoOpRecogniser:
 
 def arm() -> None:
     """Replace the models of this process."""
-    from pipeline.models import slots
+    from pipeline.models import roles
 
-    slots.Loaded.load_recognisers = lambda _: None
-    slots.Loaded.recogniser_for = lambda *_: NoOpRecogniser()
+    roles.Loaded.load_recognisers = lambda _: None
+    roles.Loaded.recogniser_for = lambda *_: NoOpRecogniser()
     if steps := os.environ.get(_STEPS):
-        from pipeline import stages
+        from pipeline.engine import stages
 
         stages.prepare, stages.finish = _noting("p", stages.prepare, steps), _noting("c", stages.finish, steps)
 
@@ -70,8 +70,8 @@ def _noting(step: str, function: Callable[..., Any], path: str) -> Callable[...,
 
 def models_of(mode: str) -> tuple[list[str], dict[str, int]]:
     """The options that name the small checkpoints a plan needs to pin, and the widths of their embeddings."""
-    from pipeline.models.modes import embedding_widths
-    from pipeline.models.weights import resolve
+    from pipeline.models.checkpoints.modes import embedding_widths
+    from pipeline.models.checkpoints.weights import resolve
 
     fusion, encoder = materialize() / f"{mode}-en", materialize() / "bert-en"
     named = ["--mode", mode, "--fusion-model", f"en={fusion}"]

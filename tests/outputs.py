@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit import committed_parts, publish
 from pipeline.config import load_config
-from pipeline.dataset import claim_dataset, settle_types
-from pipeline.finish import finish
-from pipeline.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
-from pipeline.roots import AudioRoots
+from pipeline.dataset.compatibility import claim_dataset, settle_types
+from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
+from pipeline.manifest.staging import Spool
 from pipeline.schema import EMOTIONS
-from pipeline.spool import Spool
-from pipeline.storage import Store, open_store
-from pipeline.work import WORK_SCHEMA, Work
+from pipeline.shard.commit import finish
+from pipeline.shard.context import WORK_SCHEMA, Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import Store, open_store
 from tests.manifests import jsonl
 
 MODELS = {"fusion/en": {"spec": "m", "sha256": "ab" * 32, "revision": None, "bytes": 1}}

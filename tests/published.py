@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from demo.models import MODELS
-from pipeline.models.weights import load_state_dict, resolve
+from pipeline.models.checkpoints.weights import load_state_dict, resolve
 from tests.corpus import ROOT
 from tests.hub_standin import Repository
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.manifest.staging import Selection, Spool
 from pipeline.schema import ROW_SCHEMA
-from pipeline.spool import Selection, Spool
 
 
 def selection_of(ids: Sequence[str], folder: Path, **columns: Sequence[object]) -> Selection:

@@ -12,19 +12,19 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from pipeline.annotate import prepare, recognise, transcribe
-from pipeline.commit import committed_parts, publish
 from pipeline.config import load_config
-from pipeline.dataset import claim_dataset
-from pipeline.finish import finish
-from pipeline.keys import id_keys
-from pipeline.models import slots
-from pipeline.models.transcribe import Transcript
-from pipeline.plan import ShardSize, write_plan
-from pipeline.roots import AudioRoots
-from pipeline.spool import Spool
-from pipeline.storage import LocalStore
-from pipeline.work import Work
+from pipeline.dataset.compatibility import claim_dataset
+from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.plan import ShardSize, write_plan
+from pipeline.manifest.hash_buckets import id_keys
+from pipeline.manifest.staging import Spool
+from pipeline.models import roles
+from pipeline.models.transcriber import Transcript
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.shard.steps import prepare, recognise, transcribe
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import LocalStore
 from tests.golden import PARITY
 from tests.manifests import jsonl
 
@@ -35,7 +35,7 @@ CLIP = str(PARITY / "audio" / "en_16k_pcm16.wav")
 
 @cache
 def pinned(chosen: tuple[tuple[str, str], ...], mode: str) -> tuple[dict[str, Any], dict[str, int]]:
-    return slots.pin(dict(chosen), mode)
+    return roles.pin(dict(chosen), mode)
 
 
 def models_of(checkpoints: Path, mode: str, languages: Sequence[str], asr: Path | None = None) -> dict[str, str]:
@@ -87,7 +87,7 @@ def by_hand(
     if transcriber is not None:
         table = transcribe(work, shard, table, lambda _language: transcriber)
     if recogniser_for is None:
-        recogniser_for = slots.Loaded(work.plan.models, settings=work.plan.settings, device="cpu").recogniser_for
+        recogniser_for = roles.Loaded(work.plan.models, settings=work.plan.settings, device="cpu").recogniser_for
     table = recognise(work, shard, table, recogniser_for)
     return table, finish(work, shard, table, {})
 
@@ -138,7 +138,7 @@ def real_recogniser(checkpoints: Path, mode: str = "mean"):
     settings = load_config(None, {"manifest": ["m"], "output": "o", "mode": mode}).settings(
         precision="fp32", asr_compute_type="float32"
     )
-    return slots.Loaded(models, settings=settings, device="cpu").recogniser_for("en")
+    return roles.Loaded(models, settings=settings, device="cpu").recogniser_for("en")
 
 
 class FakeTranscriber:

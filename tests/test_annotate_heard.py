@@ -7,14 +7,14 @@ import pyarrow.compute as pc
 import pytest
 import soundfile
 
-from pipeline import annotate as annotate_module
-from pipeline import work as work_module
-from pipeline.annotate import prepare, recognise, transcribe
-from pipeline.attempts import MOST_DEATHS, Ledger, LedgerWatch
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.finish import finish
-from pipeline.models import slots
-from pipeline.models.transcribe import Transcriber
+from pipeline.models import roles
+from pipeline.models.transcriber import Transcriber
+from pipeline.shard import context as work_module
+from pipeline.shard import steps as annotate_module
+from pipeline.shard.commit import finish
+from pipeline.shard.crashes import MOST_DEATHS, Ledger, LedgerWatch
+from pipeline.shard.steps import prepare, recognise, transcribe
 from tests.corpus import ROOT
 from tests.golden import LONG, PARITY
 from tests.shards import (
@@ -42,7 +42,7 @@ def test_a_language_that_is_heard(tmp_path, checkpoints):
     work = work_of(tmp_path, records, models_of(checkpoints, "mean", ["en", "es"]), language="auto")
     shards = list(work.plan.shards())
     spanish = FakeTranscriber("es")
-    loaded = slots.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
+    loaded = roles.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
     for shard in shards:
         table = transcribe(work, shard, prepare(work, shard), lambda _: spanish)
         finish(work, shard, recognise(work, shard, table, loaded.recogniser_for), {})

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import pytest
 import soundfile
 
-from pipeline import annotate as annotate_module
-from pipeline.annotate import annotate_shard, prepare, recognise, transcribe
 from pipeline.audio.decode import decode
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
-from pipeline.finish import DONE_ELSEWHERE, finish
+from pipeline.shard import steps as annotate_module
+from pipeline.shard.commit import DONE_ELSEWHERE, finish
+from pipeline.shard.steps import annotate_shard, prepare, recognise, transcribe
 from tests.golden import CASES, LONG, PARITY, SCORES, SCORES_RESAMPLED
 from tests.shards import (
     CLIP,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.annotate import prepare, recognise
-from pipeline.attempts import MOST_DEATHS, MOST_LOST_NODES, Ledger, LedgerWatch, count_deaths
+from pipeline.shard.crashes import MOST_DEATHS, MOST_LOST_NODES, Ledger, LedgerWatch, count_deaths
+from pipeline.shard.steps import prepare, recognise
 from tests.corpus import ROOT, annotate, model_options, rejects, rows, utterances, write_manifest
 from tests.lethal_hook import LETHAL, environment
 from tests.shards import models_of, real_recogniser, work_of

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.audio.decode import decode
-from pipeline.work import pack_waveform, unpack_waveform
+from pipeline.shard.context import pack_waveform, unpack_waveform
 from tests.corpus import ROOT
 from tests.hostile import make_audio as make
 
@@ -84,7 +84,7 @@ def test_filter_banks_of_a_long_clip_keep_what_is_used():
         "import resource, sys\n"
         "import numpy as np, torch\n"
         "from transformers import SeamlessM4TFeatureExtractor\n"
-        "from pipeline.models.fbank import FilterBanks\n"
+        "from pipeline.models.networks.fbank import FilterBanks\n"
         "torch.set_num_threads(1)\n"
         "banks = FilterBanks(SeamlessM4TFeatureExtractor(), max_frames=16_000)\n"
         "waveform = np.tile(np.random.default_rng(7).normal(0, 0.1, 160_000).astype(np.float32), 180)\n"

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError
-from pipeline.models.bert import Bert, BertClassifier, RobertaClassifier
+from pipeline.models.networks.bert import Bert, BertClassifier, RobertaClassifier
 
 SIZES = {"vocab_size": 90, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3,
          "max_position_embeddings": 80, "num_labels": 5}  # fmt: skip

@@ -13,15 +13,22 @@ import pytest
 from scipy.special import softmax
 
 from jobs.evaluate import NOT_FITTED, main
+from pipeline.analytics.evaluate.calibration import (
+    NoTemperatureError,
+    fit,
+    fit_temperature,
+    log_loss,
+    reliability,
+    tempered,
+)
 from pipeline.config import load_config
+from pipeline.dataset.plan import load_plans, read_shard
+from pipeline.dataset.verify.audit import audit
+from pipeline.dataset.verify.rows import RowFaults
 from pipeline.errors import ConfigError
-from pipeline.evaluate.calibration import NoTemperatureError, fit, fit_temperature, log_loss, reliability, tempered
-from pipeline.models import slots
-from pipeline.plan import load_plans, read_shard
+from pipeline.models import roles
 from pipeline.schema import EMOTIONS
-from pipeline.storage import open_store
-from pipeline.verify.audit import audit
-from pipeline.verify.rows import RowFaults
+from pipeline.storage.store import open_store
 from tests import outputs
 from tests.shards import CLIP, by_hand, models_of, parts, work_of
 
@@ -253,14 +260,14 @@ def test_from_labels_to_a_config(place, tmp_path, capsys):
     config = load_config(f"{place}/job.yaml", {"manifest": ["m"], "output": "o"})
     settings = config.settings(precision="fp32", asr_compute_type="float32")
     assert settings["calibration"] == {FITTED: fitted[FITTED]["temperature"]}
-    assert slots.temperature(outputs.MODELS, settings, "en") == fitted[FITTED]["temperature"] != 1.0
-    slots.require_calibration(outputs.MODELS, settings)
+    assert roles.temperature(outputs.MODELS, settings, "en") == fitted[FITTED]["temperature"] != 1.0
+    roles.require_calibration(outputs.MODELS, settings)
     with pytest.raises(ConfigError, match=r"--calibration: .*/gone\.json cannot be read"):
         load_config(None, {"manifest": ["m"], "output": "o", "calibration": f"{place}/gone.json"})
     with pytest.raises(ConfigError, match=r"--config: .*/gone\.yaml cannot be read"):
         load_config(f"{place}/gone.yaml", {})
     with pytest.raises(ConfigError, match=r"no temperature for mean-en:abababababab@bf16, only for mean-en"):
-        slots.require_calibration(outputs.MODELS, {**settings, "precision": "bf16"})
+        roles.require_calibration(outputs.MODELS, {**settings, "precision": "bf16"})
 
 
 def test_calibrated_scores_are_not_fitted_again(tmp_path, monkeypatch, capsys):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.annotate import prepare
-from pipeline.checksums import check_content, identity
 from pipeline.errors import Reason, RejectedRow
+from pipeline.shard.checksums import check_content, identity
+from pipeline.shard.steps import prepare
 from tests.shards import CLIP, by_hand, models_of, parts, real_recogniser, row, work_of
 
 CONTENT = b"the bytes of a recording"

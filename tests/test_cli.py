@@ -43,7 +43,7 @@ def refused(capsys, monkeypatch):
 @pytest.fixture
 def without_ray(monkeypatch):
     """Models are checked while Ray starts, which no refusal needs."""
-    monkeypatch.setattr("pipeline.driver.cluster", no_cluster)
+    monkeypatch.setattr("pipeline.engine.run.cluster", no_cluster)
 
 
 @pytest.fixture

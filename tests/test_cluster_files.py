@@ -72,7 +72,7 @@ def test_what_is_copied_is_enough_to_run_the_job(tmp_path):
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
     modules = [f"{'.'.join(p.relative_to(tmp_path).with_suffix('').parts)}" for p in tmp_path.glob("jobs/[a-z]*.py")]
-    code = f"import pipeline.driver\nfor name in {modules!r}: __import__(name)\nprint(pipeline.driver.__file__)"
+    code = f"import pipeline.engine.run\nfor name in {modules!r}: __import__(name)\nprint(pipeline.engine.run.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd="/", env=environment, capture_output=True, text=True, check=False

@@ -22,9 +22,9 @@ import yaml
 from jobs import nightly
 from jobs.annotate import _parser
 from pipeline.config import JobConfig, load_config
-from pipeline.plan import ShardSize
-from pipeline.pools import Resources, size_pools
-from pipeline.sizing import CARD_SHARE, cards_hours, feeding_hours, measure
+from pipeline.dataset.plan import ShardSize
+from pipeline.engine.estimate import CARD_SHARE, cards_hours, feeding_hours, measure
+from pipeline.engine.pools import Resources, size_pools
 from tests.corpus import ROOT
 from tests.kuberay import SCHEMAS, cluster_of, job_of, pods, ray_pods
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.commit import (
+from pipeline.dataset.parts import (
     Receipt,
     RejectNote,
     committed_parts,
@@ -31,11 +31,11 @@ from pipeline.commit import (
     read_receipts,
     write_part,
 )
+from pipeline.dataset.plan import Plan, ShardSize, read_shard, write_plan
 from pipeline.errors import JobError
-from pipeline.keys import id_keys
-from pipeline.plan import Plan, ShardSize, read_shard, write_plan
-from pipeline.spool import Spool
-from pipeline.storage import LocalStore, Store
+from pipeline.manifest.hash_buckets import id_keys
+from pipeline.manifest.staging import Spool
+from pipeline.storage.store import LocalStore, Store
 from tests.manifests import jsonl
 from tests.memory_store import MemoryStore
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from greenlet import GreenletExit, greenlet
 
-from pipeline import commit
-from pipeline.commit import (
+from pipeline.dataset import parts as parts_module
+from pipeline.dataset.parts import (
     Receipt,
     RejectNote,
     committed_parts,
@@ -30,7 +30,7 @@ from pipeline.commit import (
     read_receipt,
     write_part,
 )
-from pipeline.plan import Plan, ShardSize, load_plans, read_shard, write_plan
+from pipeline.dataset.plan import Plan, ShardSize, load_plans, read_shard, write_plan
 from pipeline.schema import utterance_schema
 from tests.memory_store import MemoryStore
 from tests.selections import selection_of
@@ -104,7 +104,11 @@ def _parquet_made_once() -> Iterator[None]:
     parts: dict[str, bytes] = {}
     rejects: dict[tuple[str, ...], pa.Table] = {}
     files: dict[int, bytes] = {}
-    real_part, real_rejects, real_bytes = commit.part_bytes, commit._derive_rejects, commit.parquet_bytes
+    real_part, real_rejects, real_bytes = (
+        parts_module.part_bytes,
+        parts_module._derive_rejects,
+        parts_module.parquet_bytes,
+    )
 
     def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
         if receipt.attempt not in parts:
@@ -121,10 +125,10 @@ def _parquet_made_once() -> Iterator[None]:
         return files.setdefault(id(table), files.get(id(table)) or real_bytes(table))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit, "part_bytes", part_bytes)
-        patch.setattr(commit, "parquet_bytes", parquet_bytes)
-        patch.setattr(commit, "_derive_rejects", derive_rejects)
-        patch.setattr(commit, "parse_receipt", lru_cache(commit.parse_receipt))
+        patch.setattr(parts_module, "part_bytes", part_bytes)
+        patch.setattr(parts_module, "parquet_bytes", parquet_bytes)
+        patch.setattr(parts_module, "_derive_rejects", derive_rejects)
+        patch.setattr(parts_module, "parse_receipt", lru_cache(parts_module.parse_receipt))
         yield
 
 

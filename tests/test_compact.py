@@ -13,11 +13,11 @@ import pytest
 
 from jobs.compact import main
 from pipeline.analytics.compact import compact, load_generations
-from pipeline.analytics.tables import finished_rows
+from pipeline.dataset.prune import find_leftovers
+from pipeline.dataset.reader import finished_rows
+from pipeline.dataset.verify.audit import audit
 from pipeline.errors import JobError
-from pipeline.prune import find_leftovers
-from pipeline.storage import LocalStore, open_store
-from pipeline.verify.audit import audit
+from pipeline.storage.store import LocalStore, open_store
 from tests.corpus import ROOT
 from tests.outputs import SECOND, annotate, finished_output, plan_rows, publish_plan
 from tests.processes import started

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from pipeline.errors import ConfigError
-from pipeline.models.attention import QUERY_BLOCK, RelativeKeyAttention
-from pipeline.models.conformer import Conformer
+from pipeline.models.networks.attention import QUERY_BLOCK, RelativeKeyAttention
+from pipeline.models.networks.conformer import Conformer
 
 
 def small_config(**changes: object) -> Wav2Vec2BertConfig:

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ConfigError
-from pipeline.models.convert import is_pickled, is_transformers_whisper, to_ctranslate2, to_safetensors
-from pipeline.models.transcribe import Transcriber, check_model
-from pipeline.models.weights import Checkpoint, load_state_dict, resolve
+from pipeline.models.checkpoints.convert import is_pickled, is_transformers_whisper, to_ctranslate2, to_safetensors
+from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, resolve
+from pipeline.models.transcriber import Transcriber, check_model
 from tests.published import whisper
 
 LANGUAGES = {"<|en|>": 694, "<|es|>": 695}

@@ -8,10 +8,16 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import load_config
-from pipeline.dataset import claim_dataset, compare_models, compare_settings, dataset_settings, settle_types
+from pipeline.dataset.compatibility import (
+    claim_dataset,
+    compare_models,
+    compare_settings,
+    dataset_settings,
+    settle_types,
+)
+from pipeline.dataset.plan import Plan, ShardSize, write_plan
 from pipeline.errors import ConfigError
-from pipeline.plan import Plan, ShardSize, write_plan
-from pipeline.storage import LocalStore
+from pipeline.storage.store import LocalStore
 from tests import selections
 from tests.memory_store import MemoryStore
 

@@ -14,8 +14,8 @@ from demo.run import BROKEN, HEARD, banner, command, reject_table, shell_lines, 
 from demo.table import Column, bar, cells, clean, cut, render
 from pipeline import SAMPLING_RATE
 from pipeline.audio.decode import decode
-from pipeline.audio.segment import MAX_SEGMENT_S
-from pipeline.audio.segment import cut as cut_by_voice
+from pipeline.audio.segmentation import MAX_SEGMENT_S
+from pipeline.audio.segmentation import cut as cut_by_voice
 from pipeline.errors import RejectedRow
 from pipeline.schema import EMOTIONS
 from tools.demo_models import demo_corpus

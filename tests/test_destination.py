@@ -9,7 +9,7 @@ import pytest
 
 from jobs import nightly
 from jobs.annotate import main
-from pipeline.destination import require_lasting, unshared_warning
+from pipeline.engine.destination import require_lasting, unshared_warning
 from pipeline.errors import ConfigError
 from tests.corpus import rows, write_manifest
 

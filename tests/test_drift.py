@@ -9,13 +9,13 @@ import pytest
 
 from jobs.drift import main
 from pipeline.analytics.drift import Window, compare
-from pipeline.analytics.tables import finished_rows
+from pipeline.dataset.plan import read_shard
+from pipeline.dataset.reader import finished_rows
 from pipeline.errors import ConfigError
-from pipeline.finish import finish
-from pipeline.plan import read_shard
-from pipeline.roots import AudioRoots
-from pipeline.storage import Store, open_store
-from pipeline.work import Work
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import Store, open_store
 from tests.outputs import plan_rows, publish_plan, recognised
 
 PEOPLE = 1200

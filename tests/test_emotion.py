@@ -15,10 +15,10 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.models import emotion
 from pipeline.models.batching import batches
+from pipeline.models.checkpoints.modes import build_fusion
+from pipeline.models.checkpoints.weights import Checkpoint, resolve
 from pipeline.models.emotion import MIN_SAMPLES, EmotionRecogniser, check, embedding_widths, labels_of
-from pipeline.models.fusion import FusionModel
-from pipeline.models.modes import build_fusion
-from pipeline.models.weights import Checkpoint, resolve
+from pipeline.models.networks.fusion import FusionModel
 
 
 def noise(num_samples: int, seed: int = 0) -> np.ndarray:
@@ -246,7 +246,7 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = refuse
 import numpy as np
 from pipeline.models.emotion import EmotionRecogniser, check
-from pipeline.models.weights import resolve
+from pipeline.models.checkpoints.weights import resolve
 root = {str(checkpoints)!r}
 models = resolve(root + "/mean-en"), resolve(root + "/bert-en")
 check("mean", *models)

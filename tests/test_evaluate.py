@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate import main
-from pipeline.evaluate.labelled import read_labelled
-from pipeline.evaluate.words import words
-from pipeline.finish import finish
-from pipeline.plan import read_shard
-from pipeline.roots import AudioRoots
+from pipeline.analytics.evaluate.labelled import read_labelled
+from pipeline.analytics.evaluate.words import words
+from pipeline.dataset.plan import read_shard
 from pipeline.schema import EMOTIONS, emotion_of
-from pipeline.storage import open_store
-from pipeline.work import Work
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import open_store
 from tests.outputs import LONG, REJECTED, plan_rows, publish_plan, recognised
 
 CARD = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")

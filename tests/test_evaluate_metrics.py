@@ -14,9 +14,9 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from pipeline.evaluate import metrics
-from pipeline.evaluate.published import CARD_METRICS, PUBLISHED, TEST_SETS, beside_published
-from pipeline.evaluate.words import compare_rates, error_rate
+from pipeline.analytics.evaluate import metrics
+from pipeline.analytics.evaluate.published import CARD_METRICS, PUBLISHED, TEST_SETS, beside_published
+from pipeline.analytics.evaluate.words import compare_rates, error_rate
 from pipeline.schema import EMOTIONS
 
 COUNTS = {

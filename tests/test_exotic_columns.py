@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
-from pipeline.storage import open_store
-from pipeline.verify.audit import audit
+from pipeline.storage.store import open_store
 from tests.manifests import put, read
 from tests.nights import manifest_of, night, quick, read_everywhere, rejected, status, written
 

@@ -13,16 +13,16 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import retrying, storage
-from pipeline.annotate import prepare, recognise
+from pipeline.dataset.plan import load_plans
+from pipeline.dataset.verify.audit import audit
 from pipeline.errors import JobError, Reason, RejectedRow
-from pipeline.finish import finish
-from pipeline.plan import load_plans
-from pipeline.retrying import GaveUp, retried
-from pipeline.roots import AudioRoots
-from pipeline.storage import fetch, open_store
-from pipeline.verify.audit import audit
-from pipeline.work import Work
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.shard.steps import prepare, recognise
+from pipeline.storage import retry, store
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.retry import GaveUp, retried
+from pipeline.storage.store import fetch, open_store
 from tests import noop_job
 from tests.corpus import AUDIO
 from tests.fault_proxy import Fault, FaultProxy, Request, at_rate, fault_proxy
@@ -47,8 +47,8 @@ def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds instead of minutes."""
-    monkeypatch.setattr(retrying, "BUDGET_S", 4.0)
-    monkeypatch.setattr(storage, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(retry, "BUDGET_S", 4.0)
+    monkeypatch.setattr(store, "READ_TIMEOUT_S", 1.0)
 
 
 def job(manifest: Path, output: str, endpoint: str, *, kill_at: int = 0) -> int:
@@ -208,7 +208,7 @@ def test_a_store_that_is_gone_stops_the_job(monkeypatch: pytest.MonkeyPatch, tmp
         calls.append(uri)
         raise RejectedRow(Reason.FETCH_FAILED, f"{uri} failed", "fetch")
 
-    monkeypatch.setattr("pipeline.work.fetch", gone)
+    monkeypatch.setattr("pipeline.shard.context.fetch", gone)
     work = Work(output, plan, AudioRoots.parse(("/a",), []))
     with pytest.raises(JobError, match="5 objects in succession"):
         prepare(work, shard)
@@ -250,13 +250,13 @@ def test_a_disk_that_fills_up_costs_nothing(tmp_path: Path) -> None:
 def test_retries_spread_out_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if waits do not grow, have no jitter, or go on past the budget."""
     now, waits = [0.0], []
-    monkeypatch.setattr(retrying.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(retrying.time, "sleep", sleep)
+    monkeypatch.setattr(retry.time, "sleep", sleep)
 
     def failing() -> None:
         raise TimeoutError

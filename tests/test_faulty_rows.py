@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dataset.prune import find_leftovers
+from pipeline.dataset.verify.audit import audit
 from pipeline.errors import JobError, StuckPlansError
-from pipeline.prune import find_leftovers
-from pipeline.storage import open_store
-from pipeline.values import plain_values
-from pipeline.verify.audit import audit
+from pipeline.manifest.python_values import plain_values
+from pipeline.storage.store import open_store
 from tests.noop_driver import CLIP, Killed, NoOpDriver, without_ray
 
 

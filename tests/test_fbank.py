@@ -10,7 +10,7 @@ import torch
 from transformers import SeamlessM4TFeatureExtractor
 
 from pipeline.audio.decode import decode
-from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
+from pipeline.models.networks.fbank import HOP, WINDOW, FilterBanks, num_frames
 
 AUDIO = Path(__file__).parent / "parity" / "audio"
 CHANCE = np.random.default_rng(7)

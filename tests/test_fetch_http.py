@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipeline import http_body, retrying, storage
 from pipeline.errors import Reason, RejectedRow
-from pipeline.storage import fetch
+from pipeline.storage import http_body, retry, store
+from pipeline.storage.store import fetch
 from tests.http_host import http_host, reply
 
 CONTENT = bytes(range(256)) * 100
@@ -66,8 +66,8 @@ class _Host(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    monkeypatch.setattr(retrying, "BUDGET_S", 3.0)
-    monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(retry, "BUDGET_S", 3.0)
+    monkeypatch.setattr(store, "READ_TIMEOUT_S", 0.5)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
     server.daemon_threads, server.asked, server.handle_error = True, [], lambda *_: None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -141,7 +141,7 @@ def unbounded(request: BaseHTTPRequestHandler, *headers: tuple[str, str]) -> Non
 @pytest.mark.parametrize("said", ["1000", "200000", None])
 def test_fetch_unbounded(said, monkeypatch):
     """Fails if a body longer than its HEAD says, or one whose length nobody says, is held whole whatever `max_bytes` is."""
-    monkeypatch.setattr(retrying, "BUDGET_S", 1.0)
+    monkeypatch.setattr(retry, "BUDGET_S", 1.0)
     server = []
 
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -183,7 +183,7 @@ def _bomb(encoding: str) -> bytes:
 @pytest.mark.parametrize(("sized", "burst"), [(True, 0), (False, 0), (False, 1 << 20)])
 def test_drip_hangs(sized, burst, monkeypatch):
     """Fails if a body that drips is read for as long as it drips: with a length or without, from the start or after a burst."""
-    monkeypatch.setattr(retrying, "BUDGET_S", 0.5)
+    monkeypatch.setattr(retry, "BUDGET_S", 0.5)
     monkeypatch.setattr(http_body, "GRACE_S", 1.0)
 
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -227,7 +227,7 @@ def test_redirect(status, target):
 
 def test_a_part_is_not_taken_for_the_whole(monkeypatch):
     """Fails if a server that sends a part unasked, and does not say how long the whole is, gives a cut recording."""
-    monkeypatch.setattr(retrying, "BUDGET_S", 0.2)
+    monkeypatch.setattr(retry, "BUDGET_S", 0.2)
     ranges = {"/cut": "bytes 0-2/9", "/whole": "bytes 0-2/3"}
 
     def answer(request: BaseHTTPRequestHandler) -> None:

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.commit import RejectNote, committed_parts, read_receipt
 from pipeline.config import load_config
+from pipeline.dataset.parts import RejectNote, committed_parts, read_receipt
+from pipeline.dataset.plan import ShardSize, write_plan
 from pipeline.errors import JobError
-from pipeline.finish import finish
-from pipeline.keys import id_keys
-from pipeline.plan import ShardSize, write_plan
-from pipeline.roots import AudioRoots
+from pipeline.manifest.hash_buckets import id_keys
+from pipeline.manifest.staging import Spool
 from pipeline.schema import EMOTIONS, utterance_schema
-from pipeline.spool import Spool
-from pipeline.storage import LocalStore
-from pipeline.work import WORK_SCHEMA, Work
+from pipeline.shard.commit import finish
+from pipeline.shard.context import WORK_SCHEMA, Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import LocalStore
 from tests.manifests import jsonl
 
 MODELS = {"fusion/en": {"spec": "m", "sha256": "ab" * 32, "revision": None, "bytes": 1}}

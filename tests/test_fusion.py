@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from pipeline.errors import ConfigError
-from pipeline.models.fusion import CrossAttentionHead, FusionModel, MultiHeadFusion, fused_width
+from pipeline.models.networks.fusion import CrossAttentionHead, FusionModel, MultiHeadFusion, fused_width
 from tests.test_conformer import small_config
 
 

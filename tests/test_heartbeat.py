@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from pipeline import heartbeat
-from pipeline.heartbeat import heard
+from pipeline.engine import heartbeat
+from pipeline.engine.heartbeat import heard
 
 
 @pytest.fixture(autouse=True)

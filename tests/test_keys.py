@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import keys as keys_module
-from pipeline.keys import KeyHeaps, id_keys, key_of, repeated
+from pipeline.manifest import hash_buckets as keys_module
+from pipeline.manifest.hash_buckets import KeyHeaps, id_keys, key_of, repeated
 
 
 def walked(heaps: KeyHeaps) -> list[dict[int, bytes]]:

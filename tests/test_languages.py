@@ -26,23 +26,23 @@ from pipeline.analytics.publish import publish as publish_rows
 from pipeline.analytics.search import like
 from pipeline.analytics.summarize import merged, parse_groups
 from pipeline.analytics.summarize import summarize as summarize_rows
-from pipeline.analytics.tables import finished_rows
-from pipeline.annotate import prepare, transcribe
-from pipeline.attempts import MOST_DEATHS, Ledger, LedgerWatch
 from pipeline.audio.decode import decode
-from pipeline.audio.segment import speech_seconds
+from pipeline.audio.segmentation import speech_seconds
 from pipeline.config import load_config
-from pipeline.dataset import claim_dataset
-from pipeline.driver import Driver
+from pipeline.dataset.compatibility import claim_dataset
+from pipeline.dataset.reader import finished_rows
+from pipeline.dataset.verify.audit import audit
+from pipeline.dataset.verify.promises import Promise
+from pipeline.engine.run import Driver
 from pipeline.errors import ConfigError
-from pipeline.languages import CLEAR_SPEECH_S, Detection, recording_language, segment_language
-from pipeline.models import slots
-from pipeline.models.transcribe import Transcriber, Transcript
+from pipeline.models import roles
+from pipeline.models.transcriber import Transcriber, Transcript
 from pipeline.schema import passthrough_name, utterance_schema
-from pipeline.storage import LocalStore
-from pipeline.verify.audit import audit
-from pipeline.verify.promises import Promise
-from pipeline.work import Work
+from pipeline.shard.context import Work
+from pipeline.shard.crashes import MOST_DEATHS, Ledger, LedgerWatch
+from pipeline.shard.languages import CLEAR_SPEECH_S, Detection, recording_language, segment_language
+from pipeline.shard.steps import prepare, transcribe
+from pipeline.storage.store import LocalStore
 from tests.corpus import ROOT, utterances
 from tests.damages import rewrite
 from tests.manifests import jsonl
@@ -208,7 +208,7 @@ def test_segments_in_which_nobody_speaks_decide_nothing(tmp_path, checkpoints, m
     """Fails if a silent segment rejects its recording, is put to Whisper, or has a language of its own."""
     audio = pieces(tmp_path / "a.wav", 3, 3, 3)
     silent = iter([0.0, 2.5, 0.0, 0.0, 0.0, 0.0])
-    monkeypatch.setattr("pipeline.annotate.speech_seconds", lambda waveform: next(silent))
+    monkeypatch.setattr("pipeline.shard.steps.speech_seconds", lambda waveform: next(silent))
     work = auto(tmp_path, checkpoints, [{"id": "r", "audio": audio}, {"id": "s", "audio": audio}])
     fake = Detecting(ENGLISH)
     _, finished = by_hand(work, fake)
@@ -450,7 +450,7 @@ def test_models_of_languages_that_are_not_allowed_are_not_needed():
 
     def detectable(tags: str) -> list[str]:
         flags = {"manifest": ["m"], "output": "o", "language": "auto", "allowed_languages": tags}
-        return slots.detectable_languages(load_config(None, flags))
+        return roles.detectable_languages(load_config(None, flags))
 
     assert (detectable("en"), detectable("es,fr,en")) == (["en"], ["en", "es"])
     with pytest.raises(ConfigError, match=r"--allowed-languages fr,de: .* only for en, es; .*--fusion-model fr=X"):

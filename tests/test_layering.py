@@ -13,16 +13,16 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES}
 
-ENGINE = {"pipeline.stages", "pipeline.metrics", "pipeline.driver"}
+ENGINE = {"pipeline.engine.stages", "pipeline.engine.metrics", "pipeline.engine.run"}
 """They alone load ray: the engine, its metrics, and the driver that starts it."""
 
 LIGHT = [
-    "pipeline.schema", "pipeline.errors", "pipeline.config", "pipeline.storage", "pipeline.roots", "pipeline.spool",
-    "pipeline.plan", "pipeline.commit", "pipeline.dataset", "pipeline.work", "pipeline.annotate", "pipeline.finish",
-    "pipeline.progress", "pipeline.stages", "pipeline.models.slots", "pipeline.models.transcribe", "jobs.annotate",
-    "pipeline.leftovers", "pipeline.prune", "pipeline.verify.audit", "jobs.verify", "jobs.prune",
+    "pipeline.schema", "pipeline.errors", "pipeline.config", "pipeline.storage.store", "pipeline.storage.access", "pipeline.manifest.staging",
+    "pipeline.dataset.plan", "pipeline.dataset.parts", "pipeline.dataset.compatibility", "pipeline.shard.context", "pipeline.shard.steps", "pipeline.shard.commit",
+    "pipeline.engine.progress", "pipeline.engine.stages", "pipeline.models.roles", "pipeline.models.transcriber", "jobs.annotate",
+    "pipeline.storage.cleanup", "pipeline.dataset.prune", "pipeline.dataset.verify.audit", "jobs.verify", "jobs.prune",
     "jobs.make_manifest", "jobs.evaluate",
-    "pipeline.models.lock", "jobs.prepare_models",
+    "pipeline.models.checkpoints.lock", "jobs.prepare_models",
 ]  # fmt: skip
 """What CPU tasks and a quick refusal load."""
 
@@ -45,11 +45,11 @@ def trees() -> list[tuple[Path, ast.Module]]:
         "pipeline.models",
         "pipeline.audio",
         "pipeline.manifest",
-        "pipeline.verify",
-        "pipeline.corpora",
-        "pipeline.evaluate",
+        "pipeline.dataset.verify",
+        "pipeline.manifest.sources",
+        "pipeline.analytics.evaluate",
         "pipeline.analytics",
-        "pipeline.report",
+        "pipeline.analytics.report",
         "product",
     ],
 )
@@ -59,15 +59,19 @@ def test_only_the_engine_knows_ray(group):
         name for name in NAMES.values()
         if (name.count(".") < 2 and name.startswith("pipeline.") if group == "product" else name.startswith(group))
     }  # fmt: skip
-    assert len(of_group - ENGINE) > 5 or group in ("pipeline.audio", "pipeline.corpora", "pipeline.report")
+    assert len(of_group - ENGINE) > 5 or group in (
+        "pipeline.audio",
+        "pipeline.manifest.sources",
+        "pipeline.analytics.report",
+    )
     assert loaded_by(sorted(of_group - ENGINE), {"ray"}) == set()
 
 
 def test_cpu_tasks_do_not_load_torch():
     """Fails if a step that runs on CPU pays seconds and 500 MB for models it does not run."""
     heavy = {"torch", "transformers", "librosa", "pandas"}
-    assert loaded_by([name for name in LIGHT if name != "pipeline.stages"], heavy) == set()
-    assert loaded_by(["pipeline.stages"], heavy - {"pandas"}) == set()  # pandas comes with ray
+    assert loaded_by([name for name in LIGHT if name != "pipeline.engine.stages"], heavy) == set()
+    assert loaded_by(["pipeline.engine.stages"], heavy - {"pandas"}) == set()  # pandas comes with ray
 
 
 def test_a_command_line_is_refused_before_anything_heavy_is_loaded():
@@ -87,7 +91,7 @@ def test_ray_is_imported_by_the_engine_alone():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.partition(".")[0] == "ray" for name in names):
                 found.add(NAMES[path])
-    assert found == {"pipeline.stages", "pipeline.metrics", "jobs.submit"}
+    assert found == {"pipeline.engine.stages", "pipeline.engine.metrics", "jobs.submit"}
 
 
 def test_no_assert_outside_tests():
@@ -105,7 +109,7 @@ def test_one_guard_catches_everything():
                 caught = ast.unparse(node.type) if node.type else "BaseException"
                 if {"Exception", "BaseException"} & set(caught.strip("()").replace(" ", "").split(",")):
                     broad.append(NAMES[path])
-    assert broad == ["pipeline.work"]
+    assert broad == ["pipeline.shard.context"]
 
 
 @pytest.mark.parametrize(

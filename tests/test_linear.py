@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.analytics import compact as compaction
 from pipeline.analytics.publish import FORMATS, publish
-from pipeline.analytics.tables import finished_rows
-from pipeline.commit import committed_parts
-from pipeline.commit import publish as publish_plan
-from pipeline.storage import LocalStore, open_store
-from pipeline.verify import audit as auditing
+from pipeline.dataset.parts import committed_parts
+from pipeline.dataset.parts import publish as publish_plan
+from pipeline.dataset.reader import finished_rows
+from pipeline.dataset.verify import audit as auditing
+from pipeline.storage.store import LocalStore, open_store
 from tests import outputs
 from tests.outputs import plan_rows
 

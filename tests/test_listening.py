@@ -20,10 +20,10 @@ import soxr
 from demo.models import MODELS, options
 from demo.run import words
 from pipeline import SAMPLING_RATE
+from pipeline.analytics.evaluate.evaluation import Options, evaluate, read
 from pipeline.audio.decode import decode
-from pipeline.evaluate.evaluation import Options, evaluate, read
+from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
-from pipeline.models.weights import resolve
 from tests.corpus import ROOT, annotate, utterances, write_manifest
 
 HELDOUT = ROOT / "demo" / "heldout"

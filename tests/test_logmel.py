@@ -10,7 +10,7 @@ import torch
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from pipeline.audio.decode import decode
-from pipeline.models.logmel import LogMel
+from pipeline.models.networks.logmel import LogMel
 
 AUDIO = Path(__file__).parent / "parity" / "audio"
 WINDOW = 480_000

@@ -16,7 +16,7 @@ import soundfile
 
 from jobs.make_manifest import main
 from pipeline.manifest.read import read_manifest
-from pipeline.storage import open_store
+from pipeline.storage.store import open_store
 from tests.corpus import AUDIO
 from tests.s3_server import S3Server
 

@@ -14,8 +14,8 @@ from lhotse.qa import validate_recordings_and_supervisions
 from jobs.make_manifest import main
 from pipeline import SAMPLING_RATE
 from pipeline.audio.decode import decode
-from pipeline.storage import open_store
-from pipeline.work import Work
+from pipeline.shard.context import Work
+from pipeline.storage.store import open_store
 from tests.corpus import AUDIO, utterances
 from tests.golden import LONG, PARITY
 from tests.outputs import finished_output, plan_rows

@@ -202,7 +202,7 @@ def test_memory_is_flat(tmp_path, form) -> None:
 
 def test_no_ray_no_torch() -> None:
     """Fails if reading a manifest drags in Ray or PyTorch."""
-    code = "import sys, pipeline.manifest.read, pipeline.roots; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys, pipeline.manifest.read, pipeline.storage.access; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

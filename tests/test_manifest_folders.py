@@ -67,7 +67,7 @@ def test_the_job_tells_the_search_where_its_output_is(tmp_path):
     import io
 
     from pipeline.config import load_config
-    from pipeline.driver import Driver
+    from pipeline.engine.run import Driver
 
     (tmp_path / "out/utterances").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "out/utterances/000001-000000.parquet")
@@ -316,7 +316,7 @@ def test_random_trees_of_links_lose_and_double_nothing(tmp_path):
 UNLISTABLE = """
 import os, sys
 import jobs.make_manifest as command, pipeline.manifest.read as manifests
-import pipeline.corpora.files, pipeline.audio.decode, fsspec.implementations.local
+import pipeline.manifest.sources.files, pipeline.audio.decode, fsspec.implementations.local
 from pipeline.errors import ConfigError
 folder = sys.argv[1]
 if os.getuid() == 0:

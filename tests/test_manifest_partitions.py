@@ -123,7 +123,7 @@ def test_spanish_folders_go_to_the_spanish_model(tmp_path):
     """Fails if a row's language in the folder's name does not choose its model."""
     import io
 
-    from pipeline.driver import Driver
+    from pipeline.engine.run import Driver
 
     for language in ("en", "es"):
         jsonl(

@@ -13,10 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Wav2Vec2BertConfig
 
 from pipeline.models import emotion
+from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
-from pipeline.models.fusion import FusionModel
 from pipeline.models.memory import memory_left
-from pipeline.models.weights import resolve
+from pipeline.models.networks.fusion import FusionModel
 
 GB = 10**9
 

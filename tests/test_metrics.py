@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import stages
+from pipeline.engine import stages
+from pipeline.engine.metrics import COUNTERS, GAUGES, PREFIX
 from pipeline.errors import Reason
-from pipeline.metrics import COUNTERS, GAUGES, PREFIX
 from tests.corpus import ROOT, annotate, broken_rows, model_options, rows, write_manifest
 from tests.test_cluster import free_port, head
 

@@ -16,8 +16,8 @@ import pytest
 import s3fs
 
 from demo.models import options
-from pipeline.plan import load_plans
-from pipeline.storage import open_store
+from pipeline.dataset.plan import load_plans
+from pipeline.storage.store import open_store
 from tests.corpus import ROOT
 from tests.s3_server import S3Server
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.audio.decode import decode
+from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser, Recognised, check
-from pipeline.models.fusion import FusionModel
-from pipeline.models.weights import resolve
+from pipeline.models.networks.fusion import FusionModel
 from tests.golden import CASES, EMBEDDINGS, LONG, PARITY, SCORES, SCORES_RESAMPLED
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.children import interrupts_blocked
 from pipeline.errors import ConfigError, JobError
-from pipeline.models import pinning as pinning_module
-from pipeline.models import slots
-from pipeline.models.pinning import Pinning, refusal_first
+from pipeline.models import roles
+from pipeline.models.checkpoints import pinning as pinning_module
+from pipeline.models.checkpoints.pinning import Pinning, refusal_first
+from pipeline.processes import interrupts_blocked
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +27,7 @@ def test_the_answer_is_pins(checkpoints, tmp_path, monkeypatch):
     chosen = {"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": str(checkpoints / "bert-en")}
     monkeypatch.chdir(tmp_path)
     with Pinning(chosen, "mean") as pinning:
-        assert pinning.result() == slots.pin(chosen, "mean")
+        assert pinning.result() == roles.pin(chosen, "mean")
 
 
 def test_a_refusal_is_the_same(tmp_path):
@@ -36,7 +36,7 @@ def test_a_refusal_is_the_same(tmp_path):
     with pytest.raises(ConfigError) as apart, Pinning(chosen, "audio") as pinning:
         pinning.result()
     with pytest.raises(ConfigError) as here:
-        slots.pin(chosen, "audio")
+        roles.pin(chosen, "audio")
     assert str(apart.value) == str(here.value)
 
 
@@ -55,7 +55,7 @@ def test_each_kind_of_failure_keeps_its_exit_status(monkeypatch, capsys, kind):
     def pin(*_):
         raise kind("said once")
 
-    monkeypatch.setattr(slots, "pin", pin)
+    monkeypatch.setattr(roles, "pin", pin)
     monkeypatch.setattr("sys.stdin", io.StringIO('{"chosen": {}, "mode": "audio", "prepared": null}'))
     pinning_module.main()
     process = SimpleNamespace(stdout=io.StringIO(capsys.readouterr().out), wait=lambda: 0)
@@ -75,7 +75,7 @@ def test_a_script_without_a_guard_can_run_jobs(checkpoints, tmp_path):
     """Fails if the child imports the caller's script, as multiprocessing's does: it would start the job again."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from pipeline.models.pinning import Pinning\n"
+        "from pipeline.models.checkpoints.pinning import Pinning\n"
         f"with Pinning({{'fusion/en': {str(checkpoints / 'audio-en')!r}}}, 'audio') as pinning:\n"
         "    print('once', *pinning.result()[0])\n"
     )

@@ -16,10 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import plan as plan_module
-from pipeline.errors import ConfigError
-from pipeline.keys import id_keys
-from pipeline.plan import (
+from pipeline.dataset import plan as plan_module
+from pipeline.dataset.plan import (
     Plan,
     Shard,
     ShardSize,
@@ -31,8 +29,10 @@ from pipeline.plan import (
     tiny_shards_warning,
     write_plan,
 )
-from pipeline.spool import Selection, Spool
-from pipeline.storage import LocalStore, Store
+from pipeline.errors import ConfigError
+from pipeline.manifest.hash_buckets import id_keys
+from pipeline.manifest.staging import Selection, Spool
+from pipeline.storage.store import LocalStore, Store
 from tests import selections
 from tests.manifests import jsonl, put
 from tests.memory_store import MemoryStore

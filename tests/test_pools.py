@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.config import load_config
+from pipeline.engine.pools import Pools, Resources, choose_device, size_pools
 from pipeline.errors import ConfigError
-from pipeline.pools import Pools, Resources, choose_device, size_pools
 from tests.corpus import annotate, rows, write_manifest
 from tests.noop_models import environment, models_of
 

@@ -19,12 +19,12 @@ import torch
 from jobs.prepare_models import main
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.models import hub as hub_files
-from pipeline.models import slots
-from pipeline.models.lock import Lock, LockedModel, Prepared, read_prepared, write_lock
-from pipeline.models.modes import labels_of
-from pipeline.models.weights import load_state_dict
-from pipeline.storage import LocalStore, open_store
+from pipeline.models import roles
+from pipeline.models.checkpoints import hub as hub_files
+from pipeline.models.checkpoints.lock import Lock, LockedModel, Prepared, read_prepared, write_lock
+from pipeline.models.checkpoints.modes import labels_of
+from pipeline.models.checkpoints.weights import load_state_dict
+from pipeline.storage.store import LocalStore, open_store
 from tests import published
 from tests.corpus import ROOT
 from tests.fault_proxy import Fault, fault_proxy
@@ -296,7 +296,7 @@ def test_a_damaged_folder_is_named(hub, tmp_path, capsys):
 FETCH = """
 import sys
 from pathlib import Path
-from pipeline.models.hub import fetch_from_store
+from pipeline.models.checkpoints.hub import fetch_from_store
 print(fetch_from_store(sys.argv[1], Path(sys.argv[2]), expected_sha256=sys.argv[3]))
 """
 
@@ -358,20 +358,20 @@ def test_a_job_takes_prepared_models_and_no_others(tmp_path):
         return load_config(None, {"manifest": ["m"], "output": "o", "models": str(tmp_path), **flags})
 
     with pytest.raises(ConfigError, match="holds no lock"):
-        slots.prepared_models(config())
+        roles.prepared_models(config())
     chosen = {"fusion/fr": "F", "sentence_encoder/fr": "S"}
     models = {
         spec: LockedModel(repository=None, revision=None, licence=None, folder=spec, sha256="0" * 64, files={})
         for spec in chosen.values()
     }
     write_lock(open_store(str(tmp_path)), Lock(slots={"mean": chosen}, models=models))
-    folder = slots.prepared_models(config())
-    assert slots.known_languages(config(), folder) == ["fr"]
-    assert slots.known_languages(config(mode="text"), folder) == []
-    assert slots.choose(config(), ["fr"], needs_asr=False, prepared=folder) == chosen
-    assert slots.choose(config(fusion_model="fr=X"), ["fr"], needs_asr=False, prepared=folder)["fusion/fr"] == "X"
+    folder = roles.prepared_models(config())
+    assert roles.known_languages(config(), folder) == ["fr"]
+    assert roles.known_languages(config(mode="text"), folder) == []
+    assert roles.choose(config(), ["fr"], needs_asr=False, prepared=folder) == chosen
+    assert roles.choose(config(fusion_model="fr=X"), ["fr"], needs_asr=False, prepared=folder)["fusion/fr"] == "X"
     with pytest.raises(ConfigError, match=r"no speech recogniser is in .* --asr-model fr=X, or prepare one"):
-        slots.choose(config(), ["fr"], needs_asr=True, prepared=folder)
+        roles.choose(config(), ["fr"], needs_asr=True, prepared=folder)
 
 
 OUTSIDE = json.dumps(

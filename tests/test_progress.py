@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from pipeline import progress
-from pipeline.finish import Finished
-from pipeline.progress import Progress
+from pipeline.engine import progress
+from pipeline.engine.progress import Progress
+from pipeline.shard.commit import Finished
 
 
 class Terminal(io.StringIO):

@@ -13,12 +13,12 @@ import pytest
 
 from jobs import prune as command
 from jobs.prune import _age, _seconds, _size
+from pipeline.dataset.plan import load_plan, plan_key
+from pipeline.dataset.prune import Leftover, find_leftovers, remove_leftover
+from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
-from pipeline.leftovers import uploads, walk
-from pipeline.plan import load_plan, plan_key
-from pipeline.prune import Leftover, find_leftovers, remove_leftover
-from pipeline.storage import LocalStore, Store, open_store, require_conditional_writes
-from pipeline.verify.audit import audit
+from pipeline.storage.cleanup import uploads, walk
+from pipeline.storage.store import LocalStore, Store, open_store, require_conditional_writes
 from tests.corpus import ROOT
 from tests.outputs import FIRST, SECOND, finished_output, plan_rows
 from tests.s3_server import S3Server

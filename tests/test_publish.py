@@ -13,7 +13,7 @@ from pipeline.analytics.indexed import bring_up_to_date, nearest_in_lance
 from pipeline.analytics.nearest import nearest
 from pipeline.analytics.publish import FORMATS, publish, storage_options
 from pipeline.analytics.search import like
-from pipeline.analytics.tables import finished_rows
+from pipeline.dataset.reader import finished_rows
 from pipeline.errors import ConfigError
 from tests import outputs
 from tests.corpus import ROOT

@@ -12,14 +12,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.driver as driver_module
-import pipeline.finish
-import pipeline.spool
+import pipeline.engine.run as driver_module
+import pipeline.manifest.staging
+import pipeline.shard.commit
 from pipeline.config import load_config
+from pipeline.dataset.verify.audit import audit
 from pipeline.manifest.read import expand
-from pipeline.models import slots
-from pipeline.storage import fetch, open_store
-from pipeline.verify.audit import audit
+from pipeline.models import roles
+from pipeline.storage.store import fetch, open_store
 from tests import noop_job
 from tests.manifests import jsonl, read
 from tests.outputs import MODELS
@@ -40,7 +40,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real driver, planner and publishing, without Ray and models."""
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
-    monkeypatch.setattr(slots, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
     pinning = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinning))
 
@@ -79,7 +79,7 @@ def test_an_s3_key_with_a_question_mark_keeps_what_follows(root, no_models, tmp_
 
 def test_outputs_of_before_stay_sound(no_models, tmp_path, monkeypatch) -> None:
     """Fails if an output whose `audio` was cut at its `?`, as earlier versions wrote it, is called damaged."""
-    for module in (pipeline.finish, pipeline.spool):
+    for module in (pipeline.shard.commit, pipeline.manifest.staging):
         monkeypatch.setattr(module, "without_query", lambda uri: uri.partition("?")[0])
     rows = run(tmp_path, "s3://bucket", KEYS, str(tmp_path / "out"))
     assert {"s3://bucket/q"} < {row["audio"] for row in rows}

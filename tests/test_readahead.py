@@ -6,11 +6,11 @@ import threading
 from functools import partial
 from types import SimpleNamespace
 
-from pipeline import work as work_module
 from pipeline.audio.limits import AudioLimits
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.readahead import MOST_AHEAD, read_ahead
-from pipeline.roots import AudioRoots
+from pipeline.shard import context as work_module
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.read_ahead import MOST_AHEAD, read_ahead
 
 
 class Store:

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-import pipeline.driver as driver_module
+import pipeline.engine.run as driver_module
 from pipeline.config import load_config
-from pipeline.driver import Driver
+from pipeline.engine.pools import Resources
+from pipeline.engine.run import Driver
 from pipeline.errors import JobError
-from pipeline.finish import Finished
-from pipeline.models import slots
-from pipeline.pools import Resources
+from pipeline.models import roles
+from pipeline.shard.commit import Finished
 from tests.manifests import jsonl
 from tests.outputs import MODELS
 
@@ -39,7 +39,7 @@ def play(tmp_path, monkeypatch):
         monkeypatch.setattr(driver_module, "cluster", lambda *_: nullcontext(Resources(2.0, 0.0, 8e9, 1, 2.0)))
         monkeypatch.setattr(driver_module, "run_shards", run_shards)
         monkeypatch.setattr(driver_module, "publish", lambda *_: {})
-        monkeypatch.setattr(slots, "choose", lambda *_, **__: {"fusion/en": "m"})
+        monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
         pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
         monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
         flags = {"shard_rows": ROWS, "audio_root": "/a", "max_reject_rate": max_reject_rate}

@@ -14,14 +14,14 @@ import pytest
 
 from jobs import evaluate, summarize, verify
 from jobs.report import draw, main
-from pipeline.commit import committed_parts, read_receipt
+from pipeline.dataset.parts import committed_parts, read_receipt
+from pipeline.dataset.plan import read_shard
 from pipeline.errors import ConfigError
-from pipeline.finish import finish
-from pipeline.plan import read_shard
-from pipeline.roots import AudioRoots
 from pipeline.schema import EMOTIONS
-from pipeline.storage import Store, open_store
-from pipeline.work import Work
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import Store, open_store
 from tests import outputs, test_evaluate
 from tests.outputs import FIRST, LONG, plan_rows, publish_plan, recognised
 
@@ -312,7 +312,7 @@ def test_a_process_that_crashes_before_the_page_is_written_is_reported(tmp_path,
     (tmp_path / "sitecustomize.py").write_text("import os\nos.abort()\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert draw(store.root, "000001").startswith("page: none (")
-    monkeypatch.setattr("pipeline.storage.open_store", unreachable)
+    monkeypatch.setattr("pipeline.storage.store.open_store", unreachable)
     assert draw(store.root, "000001").startswith("page: none (")
 
 

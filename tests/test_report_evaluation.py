@@ -12,12 +12,12 @@ import pytest
 
 from jobs import evaluate
 from jobs.report import main
-from pipeline.evaluate.published import CARD_METRICS, TEST_SETS
-from pipeline.finish import finish
-from pipeline.plan import read_shard
-from pipeline.roots import AudioRoots
-from pipeline.storage import open_store
-from pipeline.work import Work
+from pipeline.analytics.evaluate.published import CARD_METRICS, TEST_SETS
+from pipeline.dataset.plan import read_shard
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import open_store
 from tests import test_evaluate
 from tests.outputs import plan_rows, publish_plan, recognised
 from tests.test_report import Read, asked, same

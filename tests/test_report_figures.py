@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.page import shown
+from pipeline.analytics.report.page import shown
 from pipeline.schema import EMOTIONS
 from tests.outputs import LONG
 from tests.test_report import Read, asked, evaluated, page, same, store, told

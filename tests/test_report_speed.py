@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.commit import committed_parts, publish
-from pipeline.finish import finish
-from pipeline.plan import read_shard
-from pipeline.roots import AudioRoots
-from pipeline.storage import Store, open_store
-from pipeline.work import Work
+from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.plan import read_shard
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import Store, open_store
 from tests.outputs import FIRST, plan_rows, recognised
 from tests.test_report import Read, told
 from tests.test_report_figures import facts, section

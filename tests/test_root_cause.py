@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import RayError
 
+from pipeline.engine.stages import _root_cause, _Starting
 from pipeline.errors import JobError
-from pipeline.stages import _root_cause, _Starting
 
 TASK = """\x1b[36mray::MapBatches(commit_shard)()\x1b[39m (pid=1, ip=10.0.0.1)
-  File "pipeline/storage.py", line 7, in put_if_absent
+  File "pipeline/storage/store.py", line 7, in put_if_absent
     file.write(content)
 {cause}
 

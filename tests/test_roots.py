@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
-from pipeline.roots import AudioRoots, resolve_audio, without_query
-from pipeline.storage import fetch
+from pipeline.storage.access import AudioRoots, resolve_audio, without_query
+from pipeline.storage.store import fetch
 
 LOCAL, BUCKET, HTTP = "/data/sets/m.jsonl", "s3://bucket/sets/m.jsonl", "https://host/sets/m.jsonl?X-Sig=CANARY"
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.annotate import annotate_shard
 from pipeline.audio.decode import decode
 from pipeline.audio.limits import AudioLimits
 from pipeline.audio.sandbox import CHILD, Sandbox
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
-from pipeline.work import Work
+from pipeline.shard.context import Work
+from pipeline.shard.steps import annotate_shard
 from tests.corpus import ROOT
 from tests.golden import PARITY
 from tests.hostile import make_audio as make
@@ -311,7 +311,7 @@ def test_a_forked_process_has_a_child_of_its_own(stubbed):
 
 def test_a_shard_with_a_crash_and_a_hang(tmp_path, checkpoints, monkeypatch, stubbed, one_thread):
     """Fails if such files cost their shard, or change the rows beside them."""
-    monkeypatch.setattr("pipeline.work.sandbox", lambda: stubbed)
+    monkeypatch.setattr("pipeline.shard.context.sandbox", lambda: stubbed)
     monkeypatch.setattr(Work, "limits", property(lambda _: SHORT))
     good = [row(number, str(clip)) for number, clip in enumerate(CLIPS) if clip.name.startswith("en_16k_p")]
     bad = []

@@ -11,10 +11,10 @@ import pytest
 from jobs.search import main
 from pipeline.analytics.nearest import nearest
 from pipeline.analytics.search import heard, like, read
-from pipeline.analytics.tables import finished_rows
-from pipeline.annotate import annotate_shard
+from pipeline.dataset.reader import finished_rows
 from pipeline.errors import ConfigError
-from pipeline.storage import open_store
+from pipeline.shard.steps import annotate_shard
+from pipeline.storage.store import open_store
 from tests.outputs import finished_output, publish_plan
 from tests.shards import CLIP, models_of, row, work_of
 

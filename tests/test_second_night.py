@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.commit import receipt_of, write_part
-from pipeline.dataset import settle_types
+from pipeline.dataset.compatibility import settle_types
+from pipeline.dataset.parts import receipt_of, write_part
+from pipeline.dataset.plan import load_plans
 from pipeline.errors import ConfigError
-from pipeline.keys import id_keys
-from pipeline.plan import load_plans
-from pipeline.spool import Spool
-from pipeline.storage import open_store
+from pipeline.manifest.hash_buckets import id_keys
+from pipeline.manifest.staging import Spool
+from pipeline.storage.store import open_store
 from tests.manifests import jsonl, put
 from tests.nights import driver_of, manifest_of, night, quick, read_everywhere, rejected, status, written
 from tests.outputs import annotate, plan_rows, publish_plan

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.driver as driver_module
+import pipeline.engine.run as driver_module
 from jobs import annotate, report
 from pipeline.config import load_config
-from pipeline.models import slots
-from pipeline.storage import open_store
-from pipeline.verify.audit import audit
+from pipeline.dataset.verify.audit import audit
+from pipeline.models import roles
+from pipeline.storage.store import open_store
 from tests import noop_job
 from tests.http_host import http_host, reply
 from tests.outputs import MODELS
@@ -72,7 +72,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real driver, planner and publishing, without Ray and models."""
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
-    monkeypatch.setattr(slots, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
     pinning = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinning))
 
@@ -132,7 +132,7 @@ def test_an_output_of_before_is_not_extended_by_its_own_rejects(host, no_models,
     options = {"manifest": [f"{host}/m.jsonl?token={CANARY}"], "output": str(tmp_path / "out"), "audio_root": [f"{host}/a"],
                "embeddings": "audio"}  # fmt: skip
     with monkeypatch.context() as before:
-        for name in ("pipeline.spool.without_secrets", "pipeline.commit.without_secrets"):
+        for name in ("pipeline.manifest.staging.without_secrets", "pipeline.dataset.parts.without_secrets"):
             before.setattr(name, lambda rejects: rejects)
         (done,) = driver_module.Driver(load_config(None, options), io.StringIO()).run()
     assert CANARY in str(pq.read_table(tmp_path / "out/rejects/000001.parquet")["raw"].to_pylist())
@@ -177,7 +177,7 @@ def _put(folder: Path, content: str) -> str:
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_messages_about_options(host, kind, tmp_path, capsys, monkeypatch) -> None:
     """Fails if the message about an option that cannot be used quotes its token."""
-    monkeypatch.setattr("pipeline.retrying.BUDGET_S", 0.2)
+    monkeypatch.setattr("pipeline.storage.retry.BUDGET_S", 0.2)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     (tmp_path / "m.jsonl").write_text('{"id": "1", "audio": "a.wav", "text": "t"}\n')
     options = [option.replace("HOST", host) for option in OPTIONS[kind](tmp_path)]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audio import segment
+from pipeline.audio import segmentation
 from pipeline.audio.decode import decode
-from pipeline.audio.segment import Span, cut, speech_seconds
+from pipeline.audio.segmentation import Span, cut, speech_seconds
 from pipeline.errors import Reason, RejectedRow, Stage
 
 CLIPS = Path(__file__).parent / "parity" / "audio"
@@ -59,7 +59,7 @@ def test_nothing_to_cut_out_is_a_rejection(seconds, segmentation, has_text):
 def check_order(spans: list[Span], num_samples: int) -> None:
     assert all(0 <= span.start < span.end <= num_samples for span in spans)
     assert all(left.end <= right.start for left, right in pairwise(spans)), "no sample twice"
-    assert all(span.end_s - span.start_s <= segment.MAX_SEGMENT_S for span in spans)
+    assert all(span.end_s - span.start_s <= segmentation.MAX_SEGMENT_S for span in spans)
 
 
 def test_each_utterance_is_found(recording):
@@ -80,7 +80,7 @@ def test_chunks_do_not_show(recording, monkeypatch):
     waveform, _ = recording
     whole = cut(waveform, segmentation="vad", has_text=False)
     for seconds in (36, 41, 57):
-        monkeypatch.setattr(segment, "_CHUNK", seconds * RATE // 512 * 512)
+        monkeypatch.setattr(segmentation, "_CHUNK", seconds * RATE // 512 * 512)
         spans = cut(waveform, segmentation="vad", has_text=False)
         check_order(spans, len(waveform))
         assert len(spans) == len(whole)
@@ -92,8 +92,8 @@ def test_speech_without_a_pause_is_cut_at_the_window(clip, monkeypatch):
     voiced = cut(clip, segmentation="vad", has_text=False)[0]
     core = clip[voiced.start + 4_000 : voiced.end - 4_000]
     waveform = np.tile(core, 1 + 100 * RATE // len(core))
-    for chunk in (segment._CHUNK, 64 * RATE):
-        monkeypatch.setattr(segment, "_CHUNK", chunk)
+    for chunk in (segmentation._CHUNK, 64 * RATE):
+        monkeypatch.setattr(segmentation, "_CHUNK", chunk)
         spans = cut(waveform, segmentation="auto", has_text=False)
         check_order(spans, len(waveform))
         assert sum(span.end - span.start for span in spans) > 0.9 * len(waveform)
@@ -134,8 +134,6 @@ def test_silence_and_noise_are_not_speech():
 
 def test_importing_costs_nothing():
     """Fails when onnxruntime is loaded at import: the driver, and every worker that cuts nothing, would pay for it."""
-    script = (
-        "import sys, pipeline.audio.segment; sys.exit('onnxruntime' in sys.modules or 'faster_whisper' in sys.modules)"
-    )
+    script = "import sys, pipeline.audio.segmentation; sys.exit('onnxruntime' in sys.modules or 'faster_whisper' in sys.modules)"
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True)

@@ -6,8 +6,8 @@ import io
 import json
 import logging
 
-from pipeline.finish import Finished
-from pipeline.shardlog import log_shard, logging_to
+from pipeline.engine.shard_log import log_shard, logging_to
+from pipeline.shard.commit import Finished
 
 SHARD = Finished(
     "000001", 7, True, 64, 61, ("NOT_FOUND", "NOT_FOUND", "TRUNCATED"), 219.98765,
@@ -41,7 +41,7 @@ def test_a_terminal_keeps_its_live_line():
     out = Terminal()
     with logging_to(out):
         log_shard(SHARD, OUTPUT)
-        logging.getLogger("pipeline.waiting").warning("warning: no actor")
+        logging.getLogger("pipeline.engine.watchdog").warning("warning: no actor")
     assert out.getvalue() == "\nwarning: no actor\n"
 
 

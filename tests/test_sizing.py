@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import sizing
-from pipeline.plan import ASSUMED_DURATION_S, ShardSize, write_plan
-from pipeline.sizing import Corpus, estimate, measure, models_tflop
-from pipeline.storage import open_store
+from pipeline.dataset.plan import ASSUMED_DURATION_S, ShardSize, write_plan
+from pipeline.engine import estimate as estimate_module
+from pipeline.engine.estimate import Corpus, estimate, measure, models_tflop
+from pipeline.storage.store import open_store
 from tests.selections import selection_of
 
 SIZE = ShardSize(rows=8, audio_s=100.0)
@@ -29,7 +29,7 @@ def corpus_of(*tables: pa.Table, mode: str = "mean", segmentation: str = "auto")
 def test_the_arithmetic_of_a_card(clip_s, audio_hours):
     """Fails if an H200 hour comes to more than 10 % off the design's figure, which counts the decoder's memory as well."""
     work = models_tflop(corpus_of(table([clip_s] * 100)), "mean")
-    assert 100 * clip_s * sizing.CARDS["H200"] / work == pytest.approx(audio_hours, rel=0.1)
+    assert 100 * clip_s * estimate_module.CARDS["H200"] / work == pytest.approx(audio_hours, rel=0.1)
 
 
 def test_hours_are_of_known_and_assumed_durations():

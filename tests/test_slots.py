@@ -11,9 +11,10 @@ import faster_whisper.utils
 import pytest
 
 from pipeline.config import JobConfig, load_config
+from pipeline.dataset.plan import Plan
 from pipeline.errors import ConfigError, JobError
-from pipeline.models import published, slots
-from pipeline.plan import Plan
+from pipeline.models import roles
+from pipeline.models.checkpoints import published
 from tests.published import whisper
 
 
@@ -41,7 +42,7 @@ def test_a_whisper_in_hugging_face_form_names_the_command_that_converts_it(tmp_p
     """Fails if somebody who names a Whisper as Hugging Face publishes it is only told which file is missing."""
     whisper(tmp_path / name)
     with pytest.raises(ConfigError) as refused:
-        slots.pin({"asr/en": str(tmp_path / name)}, "mean")
+        roles.pin({"asr/en": str(tmp_path / name)}, "mean")
     quoted = f"'{tmp_path / name}'" if " " in name else str(tmp_path / name)
     assert f"python -m jobs.prepare_models --output MODELS --asr-model {quoted}`" in str(refused.value)
     assert "--models MODELS" in str(refused.value)
@@ -49,26 +50,26 @@ def test_a_whisper_in_hugging_face_form_names_the_command_that_converts_it(tmp_p
 
 def test_the_published_models_by_language_and_mode():
     """Fails if a default is of another language or mode, or a model is chosen that the mode does not use."""
-    assert slots.choose(config(), ["es", "en"], needs_asr=True) == {
+    assert roles.choose(config(), ["es", "en"], needs_asr=True) == {
         "fusion/en": "UMUTeam/w2v-bert-beto-mean-emotion-en", "sentence_encoder/en": "google-bert/bert-base-uncased",
         "asr/en": "large-v3-turbo", "fusion/es": "UMUTeam/w2v-bert-beto-mean-emotion-es",
         "sentence_encoder/es": "dccuchile/bert-base-spanish-wwm-uncased", "asr/es": "large-v3-turbo",
     }  # fmt: skip
-    assert slots.choose(config(mode="audio"), ["en"], needs_asr=False) == {"fusion/en": "UMUTeam/w2v-bert-emotion-en"}
-    assert slots.choose(config(mode="text"), ["es"], needs_asr=False) == {"fusion/es": "UMUTeam/MarIA-emotion-es"}
-    assert slots.choose(config(), [], needs_asr=True) == {}
+    assert roles.choose(config(mode="audio"), ["en"], needs_asr=False) == {"fusion/en": "UMUTeam/w2v-bert-emotion-en"}
+    assert roles.choose(config(mode="text"), ["es"], needs_asr=False) == {"fusion/es": "UMUTeam/MarIA-emotion-es"}
+    assert roles.choose(config(), [], needs_asr=True) == {}
 
 
 def test_models_the_mode_does_not_need_are_accepted_and_unused():
     """Fails if `--sentence-encoder` in mode audio is an error, or is loaded."""
-    found = slots.choose(config(mode="audio", sentence_encoder="B", asr_model="W"), ["en"], needs_asr=False)
+    found = roles.choose(config(mode="audio", sentence_encoder="B", asr_model="W"), ["en"], needs_asr=False)
     assert list(found) == ["fusion/en"]
 
 
 def test_a_named_model_wins_over_the_published_one():
     """Fails if the published model is used where one was named, or a named one for the wrong language."""
     named = config(fusion_model=["X", "es=S"], sentence_encoder=["es=B"], asr_model="W")
-    assert slots.choose(named, ["en", "es"], needs_asr=True) == {
+    assert roles.choose(named, ["en", "es"], needs_asr=True) == {
         "fusion/en": "X", "sentence_encoder/en": "google-bert/bert-base-uncased", "asr/en": "W",
         "fusion/es": "S", "sentence_encoder/es": "B", "asr/es": "W",
     }  # fmt: skip
@@ -87,15 +88,15 @@ def test_a_named_model_wins_over_the_published_one():
 )
 def test_known_languages(flags, known):
     """Fails if a row of a language that has a model is rejected, or one that has none is planned; `auto` is no language."""
-    assert slots.known_languages(config(**flags)) == known
+    assert roles.known_languages(config(**flags)) == known
 
 
 def test_a_language_without_a_model_names_the_option():
     """Fails if the person is not told how to name a model."""
     with pytest.raises(ConfigError, match="--fusion-model fr=X"):
-        slots.choose(config(), ["fr"], needs_asr=False)
+        roles.choose(config(), ["fr"], needs_asr=False)
     with pytest.raises(ConfigError, match="--sentence-encoder fr=X"):
-        slots.choose(config(fusion_model=["fr=F"]), ["fr"], needs_asr=False)
+        roles.choose(config(fusion_model=["fr=F"]), ["fr"], needs_asr=False)
 
 
 def test_asr_names_are_faster_whispers():
@@ -109,7 +110,7 @@ def test_asr_names_are_faster_whispers():
 
 def test_pin_says_what_will_be_loaded(checkpoints):
     """Fails if widths, hashes or sizes are not those of the files."""
-    pinned, widths = slots.pin(local(checkpoints) | local(checkpoints, language="es"), "mean")
+    pinned, widths = roles.pin(local(checkpoints) | local(checkpoints, language="es"), "mean")
     assert widths == {"audio_embedding": 768, "text_embedding": 768, "fused_embedding": 768}
     assert set(pinned) == {"fusion/en", "sentence_encoder/en", "fusion/es", "sentence_encoder/es"}
     assert len({model["sha256"] for model in pinned.values()}) == 4
@@ -134,7 +135,7 @@ def test_what_does_not_fit_names_its_option(checkpoints, chosen, named):
     """Fails if a missing or wrong model is found only on a worker, or the message does not name the option."""
     specs = {slot: name if name.startswith("/") else str(checkpoints / name) for slot, name in chosen.items()}
     with pytest.raises(ConfigError) as caught:
-        slots.pin(specs, "mean")
+        roles.pin(specs, "mean")
     assert named in str(caught.value)
 
 
@@ -142,39 +143,39 @@ def test_a_bad_sentence_encoder_names_its_own_option(checkpoints):
     """Fails if a missing sentence encoder is blamed on `--fusion-model`."""
     chosen = {"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": "/gone"}
     with pytest.raises(ConfigError, match=r"--sentence-encoder en=/gone") as caught:
-        slots.pin(chosen, "mean")
+        roles.pin(chosen, "mean")
     assert "--fusion-model" not in str(caught.value)
 
 
 def test_a_changed_weight_file_is_not_loaded(tmp_path, checkpoints):
     """Fails if a worker uses other weights than the plan pinned."""
     folder = copied(checkpoints / "audio-en", tmp_path / "audio-en")
-    pinned, _ = slots.pin({"fusion/en": str(folder)}, "audio")
+    pinned, _ = roles.pin({"fusion/en": str(folder)}, "audio")
     settings = config(mode="audio").settings(precision="fp32", asr_compute_type="float32")
-    assert slots.Loaded(pinned, settings=settings, device="cpu").recogniser_for("en").mode == "audio"
+    assert roles.Loaded(pinned, settings=settings, device="cpu").recogniser_for("en").mode == "audio"
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     with pytest.raises(JobError, match="fusion/en") as caught:
-        slots.Loaded(pinned, settings=settings, device="cpu").load_recognisers()
+        roles.Loaded(pinned, settings=settings, device="cpu").load_recognisers()
     assert str(folder) in str(caught.value)
 
 
 def test_a_model_that_is_gone_on_a_worker_is_a_job_error(tmp_path, checkpoints):
     """Fails if a node without the files ends in a usage error (2) instead of a failed job (1)."""
-    pinned, _ = slots.pin({"fusion/en": str(copied(checkpoints / "audio-en", tmp_path / "x"))}, "audio")
+    pinned, _ = roles.pin({"fusion/en": str(copied(checkpoints / "audio-en", tmp_path / "x"))}, "audio")
     shutil.rmtree(tmp_path / "x")
     settings = config(mode="audio").settings(precision="fp32", asr_compute_type="float32")
     with pytest.raises(JobError, match="fusion/en"):
-        slots.Loaded(pinned, settings=settings, device="cpu").load_recognisers()
+        roles.Loaded(pinned, settings=settings, device="cpu").load_recognisers()
 
 
 def test_models_are_loaded_once(checkpoints, asr):
     """Fails if a second utterance loads the model again, or two languages load one Whisper twice."""
     chosen = {"fusion/en": str(checkpoints / "audio-en"), "asr/en": str(asr), "asr/es": str(asr)}
-    pinned, _ = slots.pin(chosen, "audio")
+    pinned, _ = roles.pin(chosen, "audio")
     settings = config(mode="audio").settings(precision="fp32", asr_compute_type="float32")
-    loaded = slots.Loaded(pinned, settings=settings, device="cpu", num_threads=1)
+    loaded = roles.Loaded(pinned, settings=settings, device="cpu", num_threads=1)
     assert loaded.recogniser_for("en") is loaded.recogniser_for("en")
     loaded.load_transcribers()
     assert loaded.transcriber_for("en") is loaded.transcriber_for("es") is loaded.transcriber_for(None)
@@ -192,9 +193,9 @@ def test_the_fingerprint():
         "asr/en": {"sha256": "c" * 64},
     }
     settings = {"mode": "mean", "precision": "fp32"}
-    assert slots.fingerprint(models, settings, "en") == "mean-en:aaaaaaaaaaaa+bbbbbbbbbbbb@fp32"
+    assert roles.fingerprint(models, settings, "en") == "mean-en:aaaaaaaaaaaa+bbbbbbbbbbbb@fp32"
     alone = {"fusion/es": {"sha256": "d" * 64}}
-    assert slots.fingerprint(alone, {"mode": "audio", "precision": "bf16"}, "es") == "audio-es:dddddddddddd@bf16"
+    assert roles.fingerprint(alone, {"mode": "audio", "precision": "bf16"}, "es") == "audio-es:dddddddddddd@bf16"
 
 
 def test_what_a_plan_needs():
@@ -203,11 +204,11 @@ def test_what_a_plan_needs():
         plan="000001", token="t", created_at="", settings={}, models={"fusion/en": {}}, embedding_widths={},
         manifests=(), files=(), rows=0, rejects=0, rejects_file=None, rows_without_text=0, audio_s=0.0, extra_schema="",
     )  # fmt: skip
-    assert not slots.needs_asr(plan)
-    assert slots.needs_asr(replace(plan, models={"fusion/en": {}, "asr/en": {}}))
-    assert slots.knows_language(plan.models, "en") and not slots.knows_language(plan.models, "es")
+    assert not roles.needs_asr(plan)
+    assert roles.needs_asr(replace(plan, models={"fusion/en": {}, "asr/en": {}}))
+    assert roles.knows_language(plan.models, "en") and not roles.knows_language(plan.models, "es")
 
 
 def test_versions_name_what_computes():
     """Fails if a receipt could not tell which library made a score."""
-    assert {"python", "torch", "transformers", "faster-whisper", "ctranslate2", "soxr"} <= set(slots.versions())
+    assert {"python", "torch", "transformers", "faster-whisper", "ctranslate2", "soxr"} <= set(roles.versions())

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import keys
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.keys import id_keys, key_of
-from pipeline.manifest import read
-from pipeline.spool import Selection, Spool, reject_keys, reject_schema
+from pipeline.manifest import hash_buckets, read
+from pipeline.manifest.hash_buckets import id_keys, key_of
+from pipeline.manifest.staging import Selection, Spool, reject_keys, reject_schema
 from tests.manifests import jsonl, put
 
 NOTHING = id_keys([])
@@ -302,7 +301,7 @@ def test_a_manifest_column_of_any_name_passes(tmp_path, name):
 
 def test_memory_grows_by_bytes_a_row(tmp_path, monkeypatch):
     """Fails if the spool keeps rows, or a key of each: what stays in memory must not grow with what they hold."""
-    monkeypatch.setattr(keys, "_AT_ONCE", 1_000)
+    monkeypatch.setattr(hash_buckets, "_AT_ONCE", 1_000)
     spool = Spool(tmp_path)
     count, rounds = 2_000, 5
     before = pa.total_allocated_bytes()

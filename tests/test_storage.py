@@ -11,8 +11,8 @@ import fsspec
 import pytest
 
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow
-from pipeline.roots import without_query
-from pipeline.storage import LocalStore, Store, fetch, open_store, require_conditional_writes, resolve
+from pipeline.storage.access import without_query
+from pipeline.storage.store import LocalStore, Store, fetch, open_store, require_conditional_writes, resolve
 from tests.memory_store import MemoryStore
 from tests.s3_server import S3Server
 

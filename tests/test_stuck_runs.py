@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.annotate import main
+from pipeline.dataset.plan import load_plan, load_plans, plan_of
+from pipeline.dataset.prune import find_leftovers
+from pipeline.dataset.survey import survey
+from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError, JobError, NoWorkersError, StuckPlansError
-from pipeline.plan import load_plan, load_plans, plan_of
-from pipeline.prune import find_leftovers
-from pipeline.storage import open_store
-from pipeline.survey import survey
-from pipeline.verify.audit import audit
+from pipeline.storage.store import open_store
 from tests.noop_driver import Killed, NoOpDriver, without_ray
 from tests.outputs import finished_output
 

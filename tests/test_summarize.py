@@ -14,10 +14,10 @@ import pytest
 from jobs.summarize import main
 from pipeline.analytics.printed import table_lines
 from pipeline.analytics.summarize import TIMED, merged, parse_groups, summarize
-from pipeline.analytics.tables import finished_rows
+from pipeline.dataset.reader import finished_rows
 from pipeline.errors import ConfigError, JobError
 from pipeline.schema import EMOTIONS
-from pipeline.storage import open_store
+from pipeline.storage.store import open_store
 from tests.corpus import ROOT
 from tests.outputs import FIRST, LONG, SECOND, annotate, finished_output, plan_rows, publish_plan
 

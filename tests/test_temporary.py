@@ -17,16 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.engine.stages import _Starting, cluster
 from pipeline.errors import ConfigError, JobError
-from pipeline.keys import KeyHeaps, as_keys
-from pipeline.spool import Spool
-from pipeline.stages import _Starting, cluster
-from pipeline.temporary import naming_full_disk, remove_abandoned, require_short_tmpdir, temporary_folder
+from pipeline.manifest.hash_buckets import KeyHeaps, as_keys
+from pipeline.manifest.staging import Spool
+from pipeline.storage.temporary import naming_full_disk, remove_abandoned, require_short_tmpdir, temporary_folder
 from tests.corpus import ROOT, rows, write_manifest
 
 HOLDER = """
 import sys, time
-from pipeline.temporary import temporary_folder
+from pipeline.storage.temporary import temporary_folder
 with temporary_folder(sys.argv[1]) as folder:
     (folder / "rows.parquet").write_text("what somebody said")
     print(folder, flush=True)
@@ -168,7 +168,7 @@ def test_a_ray_that_finds_no_room_names_its_folder(tmp_path, monkeypatch):
         _Starting("start Ray"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr("pipeline.temporary._LITTLE_BYTES", 1 << 62)
+    monkeypatch.setattr("pipeline.storage.temporary._LITTLE_BYTES", 1 << 62)
     slow = Exception("The current node timed out during startup")
     with pytest.raises(JobError, match=f"timed out.*only .* MB are free in {tmp_path}/ray"), _Starting("start Ray"):
         raise slow

@@ -113,7 +113,7 @@ def test_http_without_ranges_or_length(make) -> None:
 
 def test_http_that_drips(monkeypatch) -> None:
     """Fails if a manifest that comes byte by byte is read for as long as it comes."""
-    monkeypatch.setattr("pipeline.http_body.GRACE_S", 0.5)
+    monkeypatch.setattr("pipeline.storage.http_body.GRACE_S", 0.5)
     line = jsonl("o")
 
     def answer(request: BaseHTTPRequestHandler) -> None:

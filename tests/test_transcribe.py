@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor
 
 from pipeline.audio.decode import decode
 from pipeline.errors import ConfigError, Reason, RejectedRow
-from pipeline.models.transcribe import Transcriber, Transcript, _compression_ratio, _judged, check_model
+from pipeline.models.transcriber import Transcriber, Transcript, _compression_ratio, _judged, check_model
 
 AUDIO = Path(__file__).parent / "parity" / "audio"
 

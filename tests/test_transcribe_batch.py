@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.audio.decode import decode
 from pipeline.errors import Reason, RejectedRow
-from pipeline.models.transcribe import Transcriber, Transcript
+from pipeline.models.transcriber import Transcriber, Transcript
 from tests.corpus import ROOT
 
 HELDOUT = ROOT / "demo" / "heldout"

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import verify as command
+from pipeline.dataset.verify import outline as outline_module
+from pipeline.dataset.verify.audit import audit
+from pipeline.dataset.verify.parts import inspect_part
+from pipeline.dataset.verify.plans import planned_shards, sound_plan
+from pipeline.dataset.verify.promises import Audit, Promise, Violation
 from pipeline.errors import ConfigError, JobError
-from pipeline.storage import LocalStore, open_store, require_conditional_writes
-from pipeline.verify import outline as outline_module
-from pipeline.verify.audit import audit
-from pipeline.verify.parts import inspect_part
-from pipeline.verify.plans import planned_shards, sound_plan
-from pipeline.verify.promises import Audit, Promise, Violation
+from pipeline.storage.store import LocalStore, open_store, require_conditional_writes
 from tests.corpus import ROOT
 from tests.damaged_rows import DEEP, SHALLOW
 from tests.damages import Damage, part, without_receipt

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import waiting
-from pipeline.errors import JobError
-from pipeline.pools import Pool
-from pipeline.waiting import (
+from pipeline.engine import watchdog
+from pipeline.engine.pools import Pool
+from pipeline.engine.watchdog import (
     CRASHED,
     MOST_DEATHS,
     OUT_OF_MEMORY,
@@ -25,6 +24,7 @@ from pipeline.waiting import (
     bounded,
     deaths_by_stage,
 )
+from pipeline.errors import JobError
 from tests import lethal_hook
 from tests.corpus import ROOT, annotate, rows, write_manifest
 from tests.noop_models import environment, models_of
@@ -232,12 +232,12 @@ def test_deaths_are_counted_by_stage_with_their_cause():
 
 def test_the_block_is_interrupted_wherever_it_waits(monkeypatch):
     """Fails if a main thread that waits for Ray is not woken, or is woken by something else than the JobError."""
-    monkeypatch.setattr(waiting, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(watchdog, "_LOOK_EVERY_S", 0.02)
     started = time.monotonic()
     with pytest.raises(JobError, match="no transcribe actor"), bounded(patience(0.1), lambda: NO_CARD, lambda: 0):
         threading.Event().wait(30)
     assert time.monotonic() - started < 10
-    monkeypatch.setattr(waiting, "_WARN_AFTER_S", 0.05)
+    monkeypatch.setattr(watchdog, "_WARN_AFTER_S", 0.05)
     looks = iter([seen(), *[NODE_LOST] * 1000])
     with pytest.raises(StartOver), bounded(patience(), lambda: next(looks), lambda: 0):
         threading.Event().wait(30)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.hub import select_files
-from pipeline.models.published import ASR_MODELS, DEFAULT_ASR, EMOTION_MODELS
-from pipeline.models.weights import (
+from pipeline.models.checkpoints.hub import select_files
+from pipeline.models.checkpoints.published import ASR_MODELS, DEFAULT_ASR, EMOTION_MODELS
+from pipeline.models.checkpoints.weights import (
     Checkpoint,
     check,
     load_state_dict,

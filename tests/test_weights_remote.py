@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.models import hub
-from pipeline.models.weights import (
+from pipeline.models.checkpoints import hub
+from pipeline.models.checkpoints.weights import (
     Checkpoint,
     resolve,
 )
@@ -98,7 +98,7 @@ def test_an_object_store_without_the_folder(tmp_path):
 
 def test_weights_from_s3(s3, checkpoints, tmp_path):
     """Fails on a real S3 protocol where the memory store hides it: listings, etags, downloads."""
-    from pipeline.storage import resolve as resolve_uri
+    from pipeline.storage.store import resolve as resolve_uri
 
     uri = f"s3://{s3.bucket}/models/text-en" if hasattr(s3, "bucket") else "s3://weights/models/text-en"
     filesystem, path = resolve_uri(uri)
@@ -114,7 +114,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from pipeline.errors import ConfigError
-from pipeline.models.weights import resolve
+from pipeline.models.checkpoints.weights import resolve
 found = []
 for spec in sys.argv[2:]:
     try:
@@ -198,7 +198,7 @@ def test_the_hub_says_no(repository, tmp_path):
 FETCH = """
 import sys
 from pathlib import Path
-from pipeline.models import hub
+from pipeline.models.checkpoints import hub
 where, cache = sys.argv[1], Path(sys.argv[2])
 print(hub.fetch_from_store(where, cache) if "://" in where else hub.fetch_from_hub(where, sys.argv[3], cache)[0])
 """

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.audio.decode import decode
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
-from pipeline.work import guard, pack_waveform, unpack_waveform
+from pipeline.shard.context import guard, pack_waveform, unpack_waveform
 from tests.corpus import AUDIO
 
 

@@ -22,13 +22,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.analytics.tables import Rows
-from pipeline.commit import UTTERANCES, encodings, receipt_of
-from pipeline.dataset import read_columns
+from pipeline.dataset.compatibility import read_columns
+from pipeline.dataset.parts import UTTERANCES, encodings, receipt_of
+from pipeline.dataset.plan import FORMAT, create_json, plan_name, read_document
+from pipeline.dataset.reader import Rows
 from pipeline.errors import JobError
-from pipeline.plan import FORMAT, create_json, plan_name, read_document
 from pipeline.schema import schema_version, utterance_schema
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 COMPACTED = "compacted"
 _ROW_GROUP_BYTES = 32 * 2**20

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analytics.tables import Rows, asking, optional, quoted
+from pipeline.dataset.reader import Rows, asking, optional, quoted
 from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS
 

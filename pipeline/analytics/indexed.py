@@ -15,11 +15,11 @@ import pyarrow as pa
 from pipeline.analytics.nearest import SHOWN, SIMILARITY, condition
 from pipeline.analytics.publish import storage_options
 from pipeline.analytics.search import Query
-from pipeline.analytics.tables import optional
+from pipeline.dataset.reader import optional
 from pipeline.errors import ConfigError
-from pipeline.leftovers import cause
-from pipeline.roots import without_query
 from pipeline.schema import EMBEDDINGS
+from pipeline.storage.access import without_query
+from pipeline.storage.cleanup import cause
 
 LEAST_ROWS = 256
 """What a codebook of one byte is made of. Below that every row is looked at in no time."""

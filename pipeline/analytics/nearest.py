@@ -16,9 +16,9 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from pipeline.analytics.search import Query
-from pipeline.analytics.tables import Rows, asking, quoted, reading
+from pipeline.dataset.reader import Rows, asking, quoted, reading
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.models import slots
+from pipeline.models import roles
 
 SHOWN = ("utterance_id", "audio", "start_s", "end_s", "emotion", "confidence", "text")
 SIMILARITY = "similarity"
@@ -72,7 +72,7 @@ Found = list[tuple[float, str, str]]
 
 def _streamed(rows: Rows, query: Query, top: int) -> Found:
     models = {
-        slots.fingerprint(plan.models, plan.settings, slot.partition("/")[2])
+        roles.fingerprint(plan.models, plan.settings, slot.partition("/")[2])
         for plan in rows.plans
         for slot in plan.models
         if slot.startswith("fusion/")

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from pipeline.verify.promises import printable
+from pipeline.dataset.verify.promises import printable
 
 _GAP = "  "
 

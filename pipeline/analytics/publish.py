@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.analytics.tables import Rows, optional
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.reader import Rows, optional
 from pipeline.errors import ConfigError, JobError
-from pipeline.leftovers import cause
-from pipeline.plan import Plan
+from pipeline.storage.cleanup import cause
 
 _APPLICATION = "speech-emotion-pipeline"
 

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from pipeline.analytics.tables import Rows, reading
 from pipeline.audio.limits import AudioLimits
 from pipeline.audio.sandbox import sandbox
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.reader import Rows, reading
 from pipeline.errors import ConfigError, RejectedRow, did_you_mean
-from pipeline.models import slots
-from pipeline.plan import Plan
-from pipeline.roots import without_query
+from pipeline.models import roles
 from pipeline.schema import EMBEDDINGS
-from pipeline.storage import fetch
+from pipeline.storage.access import without_query
+from pipeline.storage.store import fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ def heard(rows: Rows, audio: str, language: str | None, column: str | None) -> Q
         waveform = sandbox().decode(fetch(audio, max_bytes=limits.max_bytes), limits=limits)
     except RejectedRow as rejected:
         raise ConfigError(f"--audio {without_query(audio)}: {rejected.detail}") from rejected
-    recogniser = slots.Loaded(plan.models, settings=plan.settings, device="cpu").recogniser_for(language)
+    recogniser = roles.Loaded(plan.models, settings=plan.settings, device="cpu").recogniser_for(language)
     embedding = recogniser.recognise([waveform], [""]).audio_embedding
     if embedding is None:
         raise ConfigError(f"mode {plan.settings['mode']} hears no audio")
-    return Query("audio_embedding", embedding[0], slots.fingerprint(plan.models, plan.settings, language))
+    return Query("audio_embedding", embedding[0], roles.fingerprint(plan.models, plan.settings, language))
 
 
 def read(rows: Rows, text: str, language: str | None, column: str | None) -> Query:
@@ -90,10 +90,10 @@ def read(rows: Rows, text: str, language: str | None, column: str | None) -> Que
     from pipeline.models.sentence import TextModel
 
     encoder = plan.models.get(f"sentence_encoder/{language}")
-    checkpoint = slots.pinned_checkpoint(encoder or plan.models[f"fusion/{language}"])
+    checkpoint = roles.pinned_checkpoint(encoder or plan.models[f"fusion/{language}"])
     model = TextModel(checkpoint, classify=encoder is None, device=torch.device("cpu"))
     return Query(
-        "text_embedding", model.run([text]).embedding[0], slots.fingerprint(plan.models, plan.settings, language)
+        "text_embedding", model.run([text]).embedding[0], roles.fingerprint(plan.models, plan.settings, language)
     )
 
 

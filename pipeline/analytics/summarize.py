@@ -19,12 +19,12 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.analytics.tables import Rows, asking, dataset, quoted
-from pipeline.dataset import read_columns
+from pipeline.dataset.compatibility import read_columns
+from pipeline.dataset.plan import FORMAT, parquet_bytes, read_document
+from pipeline.dataset.reader import Rows, asking, dataset, quoted
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.plan import FORMAT, parquet_bytes, read_document
 from pipeline.schema import EMOTIONS
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 SUMMARIES = "summaries"
 SUMS = ("recordings", "utterances", "speech_s", "length_s", "by_emotion", "speech_s_by_emotion", "transitions",

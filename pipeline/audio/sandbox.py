@@ -45,8 +45,8 @@ from pipeline.audio.wire import (
     Request,
     parse_rejected,
 )
-from pipeline.children import search_path
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
+from pipeline.processes import search_path
 
 CHILD = "pipeline.audio.child"
 
@@ -66,7 +66,7 @@ _LAST_WORDS_S = 2.0
 """For a child that has closed its output to end by itself, which is how its status is known."""
 
 _SHOWN = 200
-"""Characters of an exception's message, as in `pipeline.work.guard`."""
+"""Characters of an exception's message, as in `pipeline.shard.context.guard`."""
 
 _MAY_BE_ANOTHERS = (Reason.DECODER_CRASH, Reason.OUT_OF_MEMORY, Reason.INTERNAL)
 """What an earlier file, by memory it overwrote or never gave back, can do to a later one."""

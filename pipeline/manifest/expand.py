@@ -11,7 +11,11 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.listing import (
+from pipeline.manifest.source import make_one_of
+from pipeline.manifest.store import store_errors
+from pipeline.manifest.tables import OWN_FOLDERS, Guard
+from pipeline.storage.access import without_query
+from pipeline.storage.listing import (
     ALIASES,
     Contents,
     LeftOut,
@@ -23,11 +27,7 @@ from pipeline.listing import (
     walk,
     without_aliases,
 )
-from pipeline.manifest.source import make_one_of
-from pipeline.manifest.store import store_errors
-from pipeline.manifest.tables import OWN_FOLDERS, Guard
-from pipeline.roots import without_query
-from pipeline.storage import resolve
+from pipeline.storage.store import resolve
 
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 _COMPRESSED = (".gz", ".zst")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import Reason, RejectedRow
-from pipeline.roots import resolve_audio, without_query
+from pipeline.storage.access import resolve_audio, without_query
 
 ALIASES = {
     "audio": ("audio", "audio_filepath", "path", "uri"),

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError, Reason
 from pipeline.manifest.columns import plain_type, to_python
 from pipeline.manifest.fields import KNOWN
+from pipeline.manifest.python_values import plain_values
 from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names
 from pipeline.manifest.source import READ_BYTES
 from pipeline.manifest.store import store_errors
-from pipeline.values import plain_values
 
 _TEXT = ("a string", (pa.types.is_string,))
 _NUMBER = ("a number", (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))

@@ -26,11 +26,11 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.errors import ConfigError
-from pipeline.http_body import HttpBody
-from pipeline.listing import is_audio_name, printable
 from pipeline.manifest.store import store_errors, unchanged
 from pipeline.redaction import without_query
-from pipeline.storage import resolve
+from pipeline.storage.http_body import HttpBody
+from pipeline.storage.listing import is_audio_name, printable
+from pipeline.storage.store import resolve
 
 MAX_LINE_BYTES = 4 << 20
 """A longer line, or CSV record, is rejected unread. Far above any transcript (1 MB must pass), far below the memory."""

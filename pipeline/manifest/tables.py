@@ -15,9 +15,9 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError
-from pipeline.listing import Contents, list_folder, printable
-from pipeline.retrying import ABSENT, DENIED
-from pipeline.storage import resolve
+from pipeline.storage.listing import Contents, list_folder, printable
+from pipeline.storage.retry import ABSENT, DENIED
+from pipeline.storage.store import resolve
 
 _DATASET = "_dataset.json"
 OWN_FOLDERS = ("_runs", "utterances", "rejects", "summaries", "compacted")

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from pipeline.figures import BatchFigures
 from pipeline.models.memory import shortage_as_memory_error
+from pipeline.stats import BatchFigures
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

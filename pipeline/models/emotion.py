@@ -19,16 +19,23 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.config import require_precision
-from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
-from pipeline.models.fbank import HOP, WINDOW, FilterBanks, num_frames
-from pipeline.models.fusion import UNEXPECTED_ALLOWED, FusionModel, FusionOutput
+from pipeline.models.checkpoints.modes import (
+    build_fusion,
+    check,
+    embedding_widths,
+    feature_extractor,
+    labels_of,
+    require,
+)
+from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, load_strict, shapes_only
 from pipeline.models.memory import memory_left
-from pipeline.models.modes import build_fusion, check, embedding_widths, feature_extractor, labels_of, require
-from pipeline.models.quantised import quantise
+from pipeline.models.networks.fbank import HOP, WINDOW, FilterBanks, num_frames
+from pipeline.models.networks.fusion import UNEXPECTED_ALLOWED, FusionModel, FusionOutput
+from pipeline.models.networks.quantised import quantise
 from pipeline.models.sentence import TextModel
-from pipeline.models.weights import Checkpoint, load_state_dict, load_strict, shapes_only
 from pipeline.schema import emotion_of
+from pipeline.stats import BatchFigures
 
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.figures import BatchFigures
 from pipeline.models.batching import Batcher
-from pipeline.models.bert import Bert, BertClassifier, RobertaClassifier
-from pipeline.models.weights import Checkpoint, check, load_state_dict, load_strict, shapes_only
+from pipeline.models.checkpoints.weights import Checkpoint, check, load_state_dict, load_strict, shapes_only
+from pipeline.models.networks.bert import Bert, BertClassifier, RobertaClassifier
+from pipeline.stats import BatchFigures
 
 MAX_TOKENS = 512
 """The reference truncates the encoder's text here; a model with fewer positions truncates sooner."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertForSequenceClassification, SeamlessM4TFeatureExtractor
 
-from pipeline.models.fusion import AUDIO_MODES
+from pipeline.models.networks.fusion import AUDIO_MODES
 from tools.demo_models import sentences_train
 from tools.demo_models.emotion_train import Feeler, config
 from tools.demo_models.grammar import LABELS, LANGUAGES

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
-from pipeline.models.fbank import FilterBanks
-from pipeline.models.fusion import AUDIO_MODES, EmotionHead, MultiHeadFusion, fused_width
+from pipeline.models.networks.fbank import FilterBanks
+from pipeline.models.networks.fusion import AUDIO_MODES, EmotionHead, MultiHeadFusion, fused_width
 from tools.demo_models.acting import SAMPLING_RATE
 from tools.demo_models.corpus import Clips
 from tools.demo_models.degrade import degrade

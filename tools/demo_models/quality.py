@@ -15,11 +15,11 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audio.segment import cut
+from pipeline.audio.segmentation import cut
+from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
-from pipeline.models.fusion import AUDIO_MODES
-from pipeline.models.transcribe import Transcriber
-from pipeline.models.weights import resolve
+from pipeline.models.networks.fusion import AUDIO_MODES
+from pipeline.models.transcriber import Transcriber
 from tools.demo_models.acting import draw_speaker
 from tools.demo_models.corpus import Clips, read
 from tools.demo_models.degrade import degrade

@@ -1,0 +1,208 @@
+"""An evaluation from start to end: outputs in, one plain structure out that a terminal, a table or a page can show.
+
+The structure holds numbers, strings, lists and mappings only, and is what `metrics.json` is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import __version__
+from pipeline.analytics.evaluate.calibration import log_loss, reliability
+from pipeline.analytics.evaluate.compare import compare, groups_of
+from pipeline.analytics.evaluate.labelled import REFERENCE, SMALL, Labelled, read_labelled
+from pipeline.analytics.evaluate.metrics import INTERVAL, confusion, per_class, summary, with_intervals
+from pipeline.analytics.evaluate.published import beside_published
+from pipeline.analytics.evaluate.words import Errors, count_errors, error_rate
+from pipeline.config import primary_language
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.schema import EMOTIONS, passthrough_name
+
+FORMAT = 1
+SLICES = ("dataset", "language", "speaker", "sex", "duration", "text_source")
+"""What is looked at apart where an output has it; `duration` is `duration_s` in steps."""
+_MOST_VALUES = 50
+_DURATIONS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+_ABSTENTION = (*(round(0.05 * step, 2) for step in range(6, 20)), 0.98, 0.99, 0.999)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to compute.
+
+    Attributes:
+        labels: the manifest column with the true labels.
+        references: the manifest column with what was said, or None for `reference` where there is one.
+        slices: columns to look at apart, or None for those of `SLICES` that are there.
+        resamples: of the bootstrap; 0 for no intervals.
+        resample_by: the column whose values are drawn: rows of one value are not independent.
+        published_test_set: whether the user says that this is the test set of the published figures.
+    """
+
+    labels: str
+    references: str | None = None
+    slices: tuple[str, ...] | None = None
+    resamples: int = 1000
+    resample_by: str = "recording_id"
+    seed: int = 0
+    published_test_set: bool = False
+
+
+def read(outputs: Sequence[str], options: Options) -> list[Labelled]:
+    """The labelled rows of each output, with the columns that the options need. Raises: ConfigError for one that is not there."""
+    named = [
+        passthrough_name(options.references or REFERENCE),
+        passthrough_name(options.resample_by),
+        options.resample_by,
+    ]
+    slices = [name for name in options.slices or SLICES if name != "duration"]
+    read_ = [read_labelled(output, options.labels, [*named, "dataset", *slices]) for output in outputs]
+    for labelled in read_:
+        asked = {"--slices": options.slices or (), "--resample-by": (options.resample_by,)}
+        for option, names in {**asked, "--references": filter(None, [options.references])}.items():
+            for name in names:
+                if name != "duration" and name not in labelled.table.column_names:
+                    near = did_you_mean(name, labelled.table.column_names)
+                    raise ConfigError(f"{option} {name}: {labelled.output} has no such column{near}")
+    return read_
+
+
+def evaluate(outputs: Sequence[Labelled], options: Options) -> dict[str, Any]:
+    """Everything about some outputs, and of each but the first how it compares with the first."""
+    drawing: dict[str, Any] = {"resample_by": options.resample_by, "resamples": options.resamples, "seed": options.seed}
+    references = passthrough_name(options.references or REFERENCE)
+    errors = [
+        count_errors(labelled, references) if references in labelled.table.column_names else {} for labelled in outputs
+    ]
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "labels": options.labels,
+        "interval": INTERVAL,
+        **drawing,
+        "outputs": [_of_output(labelled, options, found) for labelled, found in zip(outputs, errors, strict=True)],
+        "comparisons": [
+            compare(outputs[0], other, [errors[0], found], **drawing)
+            for other, found in list(zip(outputs, errors, strict=True))[1:]
+        ],
+    }
+
+
+def _of_output(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
+    slices = list(_slices(labelled, options, errors))
+    warnings = list(labelled.warnings)
+    small = [f"{part['column']} {part['value']} ({part['rows']})" for part in slices if part["small"]]
+    if small:
+        shown = ", ".join(small[:10]) + (", ..." if len(small) > 10 else "")
+        warnings.append(
+            f"slices of fewer than {SMALL} rows, {len(small)} of them, whose figures are mostly chance: {shown}"
+        )
+    if len(labelled) < SMALL:
+        warnings.append(f"{len(labelled)} rows are too few for any figure to mean much")
+    unknown = sorted(
+        {EMOTIONS[t] for t in labelled.truth[labelled.scores[np.arange(len(labelled)), labelled.truth] <= 0]}
+    )
+    if unknown:
+        warnings.append(
+            f"some rows have a true class with a score of 0, which their model may not know: {', '.join(unknown)}"
+        )
+    return {
+        "output": labelled.output,
+        "mode": labelled.settings["mode"],
+        "settings": labelled.settings,
+        "models": sorted(set(labelled.column("model"))),
+        "counts": labelled.counts,
+        "overall": _measure(labelled, options, errors),
+        "slices": slices,
+        "slices_not_shown": {name: len(values) - _MOST_VALUES for name, values in _values(labelled, options).items()
+                             if len(values) > _MOST_VALUES},
+        "abstention": _abstention(labelled),
+        "published": list(_published(labelled, options)),
+        "warnings": warnings,
+    }  # fmt: skip
+
+
+def _measure(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
+    """The figures of some rows."""
+    truth, predicted = labelled.truth, labelled.predicted
+    groups = groups_of(labelled, options.resample_by)
+    calibration = reliability(labelled.confidence, truth == predicted)
+    drawing: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
+    return {
+        "rows": len(labelled),
+        "metrics": with_intervals(truth, predicted, groups, **drawing),
+        "per_class": per_class(truth, predicted),
+        "confusion": confusion(truth, predicted),
+        "calibration": {**calibration, "log_loss": log_loss(labelled.scores, truth)},
+        "words": error_rate(errors, labelled.column("recording_id"), groups, **drawing) if errors else None,
+    }
+
+
+def _values(labelled: Labelled, options: Options) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """Of each column to look at apart, the rows of each of its values; the commonest value first."""
+    found = {}
+    for name in options.slices or SLICES:
+        if name == "duration":
+            values = [_duration_step(value) for value in labelled.column("duration_s")]
+        elif name in labelled.table.column_names:
+            values = [None if value is None else str(value) for value in labelled.column(name)]
+        else:
+            continue
+        rows: dict[str, list[int]] = {}
+        for row, value in enumerate(values):
+            rows.setdefault("(none)" if value is None else value, []).append(row)
+        ranked = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
+        found[name] = {value: np.array(numbers, np.int64) for value, numbers in ranked}
+    return found
+
+
+def _slices(labelled: Labelled, options: Options, errors: Errors) -> Iterator[dict[str, Any]]:
+    for name, values in _values(labelled, options).items():
+        for value, rows in list(values.items())[:_MOST_VALUES]:
+            part = labelled.take(rows)
+            yield {"column": name, "value": value, "small": len(rows) < SMALL, **_measure(part, options, errors)}
+
+
+def _duration_step(duration_s: float | None) -> str | None:
+    if duration_s is None:
+        return None
+    edges = (0.0, *_DURATIONS_S, float("inf"))
+    for low, high in itertools.pairwise(edges):
+        if duration_s < high:
+            return f"{low:g} s or more" if high == float("inf") else f"{low:g} to {high:g} s"
+    return None
+
+
+def _abstention(labelled: Labelled) -> dict[str, Any]:
+    """What abstaining costs and gives: as it was done in this output, and as it would be from other confidences on."""
+    right = labelled.truth == labelled.predicted
+
+    def kept(mask: NDArray[np.bool_]) -> dict[str, Any]:
+        share = float(mask.mean())
+        return {"rows": int(mask.sum()), "share": share, "accuracy": float(right[mask].mean()) if mask.any() else None}
+
+    thresholds = [{"min_confidence": bound, **kept(labelled.confidence >= bound)} for bound in _ABSTENTION]
+    done = kept(~labelled.abstained) if labelled.abstained.any() else None
+    return {"kept": done, "thresholds": thresholds}
+
+
+def _published(labelled: Labelled, options: Options) -> Iterator[dict[str, Any]]:
+    languages = np.array([primary_language(tag) for tag in labelled.column("language")])
+    has_dataset = "dataset" in labelled.table.column_names
+    for language in sorted(set(languages)):
+        part = labelled.take(np.flatnonzero(languages == language))
+        datasets = {str(name) for name in part.column("dataset") if name} if has_dataset else set()
+        row = beside_published(
+            language, labelled.settings["mode"], part.truth, summary(part.truth, part.predicted), datasets,
+            declared=options.published_test_set,
+        )  # fmt: skip
+        if row is not None:
+            yield row

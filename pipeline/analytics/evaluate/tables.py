@@ -1,0 +1,130 @@
+"""An evaluation as tables: long, so that a query or a plot needs no nested JSON."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.analytics.evaluate.labelled import Labelled
+from pipeline.schema import EMOTIONS
+
+_WHERE = [pa.field("output", pa.string()), pa.field("slice", pa.string()), pa.field("value", pa.string())]
+SCHEMAS = {
+    "metrics": pa.schema([
+        *_WHERE, pa.field("rows", pa.int64()), pa.field("metric", pa.string()), pa.field("class", pa.string()),
+        pa.field("figure", pa.float64()), pa.field("low", pa.float64()), pa.field("high", pa.float64()),
+    ]),
+    "confusion": pa.schema([
+        *_WHERE, pa.field("truth", pa.string()), pa.field("predicted", pa.string()), pa.field("count", pa.int64()),
+        pa.field("share", pa.float64()),
+    ]),
+    "reliability": pa.schema([
+        *_WHERE, pa.field("low", pa.float64()), pa.field("high", pa.float64()), pa.field("rows", pa.int64()),
+        pa.field("confidence", pa.float64()), pa.field("accuracy", pa.float64()),
+    ]),
+    "abstention": pa.schema([
+        pa.field("output", pa.string()), pa.field("min_confidence", pa.float64()), pa.field("rows", pa.int64()),
+        pa.field("share", pa.float64()), pa.field("accuracy", pa.float64()),
+    ]),
+    "published": pa.schema([
+        pa.field("output", pa.string()), pa.field("language", pa.string()), pa.field("mode", pa.string()),
+        pa.field("metric", pa.string()), pa.field("published", pa.float64()), pa.field("ours", pa.float64()),
+    ]),
+    "comparisons": pa.schema([
+        pa.field("first", pa.string()), pa.field("second", pa.string()), pa.field("metric", pa.string()),
+        pa.field("figure_first", pa.float64()), pa.field("figure_second", pa.float64()), pa.field("difference", pa.float64()),
+        pa.field("low", pa.float64()), pa.field("high", pa.float64()), pa.field("test", pa.string()),
+        pa.field("only_first_right", pa.int64()), pa.field("only_second_right", pa.int64()), pa.field("p_value", pa.float64()),
+    ]),
+    "predictions": pa.schema([
+        pa.field("output", pa.string()), pa.field("utterance_id", pa.string()), pa.field("truth", pa.string()),
+        pa.field("predicted", pa.string()), pa.field("confidence", pa.float64()), pa.field("right", pa.bool_()),
+        pa.field("abstained", pa.bool_()),
+    ]),
+}  # fmt: skip
+"""The whole output is the slice `all`; `class` is null for figures over all classes; `ours` is null where the test set is not the
+published one; the columns from `test` on are null but for accuracy, which alone is tested, and stands for being right."""
+_TESTED = ("only_first_right", "only_second_right", "p_value")
+
+
+def tables_of(evaluation: Mapping[str, Any], outputs: Sequence[Labelled]) -> dict[str, bytes]:
+    """Parquet files by name."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS if name != "predictions"}
+    for output in evaluation["outputs"]:
+        whole = {"column": "all", "value": None, **output["overall"]}
+        for part in (whole, *output["slices"]):
+            where = {"output": output["output"], "slice": part["column"], "value": part["value"]}
+            rows["metrics"] += [{**where, "rows": part["rows"], **figure} for figure in _figures(part)]
+            rows["confusion"] += [{**where, **cell} for cell in _cells(part["confusion"])]
+            rows["reliability"] += [{**where, **each} for each in part["calibration"]["bins"]]
+        whose = {"output": output["output"]}
+        rows["abstention"] += [{**whose, **each} for each in output["abstention"]["thresholds"]]
+        rows["published"] += [{**whose, **each} for row in output["published"] for each in _beside(row)]
+    rows["comparisons"] = [row for comparison in evaluation["comparisons"] for row in _differences(comparison)]
+    tables = {name: pa.Table.from_pylist(rows[name], schema=SCHEMAS[name]) for name in rows}
+    tables["predictions"] = pa.concat_tables(map(_predictions, outputs))
+    return {f"{name}.parquet": _content(table) for name, table in tables.items()}
+
+
+def _figures(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, figure in part["metrics"].items():
+        yield {"metric": name, "figure": figure["value"], "low": figure["low"], "high": figure["high"]}
+    for row in part["per_class"]:
+        for name in ("precision", "recall", "f1", "support"):
+            yield {"metric": name, "class": row["class"], "figure": row[name]}
+    for name in ("expected_error", "largest_error", "log_loss"):
+        yield {"metric": f"calibration_{name}", "figure": part["calibration"][name]}
+    if part["words"]:
+        words = part["words"]
+        yield {
+            "metric": "word_error_rate",
+            "figure": words["word_error_rate"],
+            "low": words["low"],
+            "high": words["high"],
+        }
+
+
+def _beside(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, figure in row["published"].items():
+        ours = row["ours"] and row["ours"][name]
+        yield {"language": row["language"], "mode": row["mode"], "metric": name, "published": figure, "ours": ours}
+
+
+def _differences(comparison: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    words = comparison["words"] and {"word_error_rate": comparison["words"]}
+    for name, row in {**(comparison["metrics"] or {}), **(words or {})}.items():
+        test = comparison["test"] if name == "accuracy" else {}
+        yield {
+            "first": comparison["first"], "second": comparison["second"], "metric": name, "figure_first": row["first"],
+            "figure_second": row["second"], **{each: row[each] for each in ("difference", "low", "high")},
+            "test": test.get("name"), **{each: test.get(each) for each in _TESTED},
+        }  # fmt: skip
+
+
+def _cells(confusion: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for truth, counts, shares in zip(confusion["classes"], confusion["counts"], confusion["shares"], strict=True):
+        for predicted, count, share in zip(confusion["classes"], counts, shares, strict=True):
+            yield {"truth": truth, "predicted": predicted, "count": count, "share": share}
+
+
+def _predictions(labelled: Labelled) -> pa.Table:
+    columns = {
+        "output": pa.array([labelled.output] * len(labelled), pa.string()),
+        "utterance_id": labelled.table["utterance_id"],
+        "truth": pa.array([EMOTIONS[number] for number in labelled.truth], pa.string()),
+        "predicted": pa.array([EMOTIONS[number] for number in labelled.predicted], pa.string()),
+        "confidence": pa.array(labelled.confidence),
+        "right": pa.array(labelled.truth == labelled.predicted),
+        "abstained": pa.array(labelled.abstained),
+    }
+    return pa.table(columns, schema=SCHEMAS["predictions"])
+
+
+def _content(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

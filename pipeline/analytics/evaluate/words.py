@@ -1,0 +1,136 @@
+"""Word error rates of what Whisper wrote, by jiwer, against the manifest's reference texts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jiwer
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.analytics.evaluate.labelled import Labelled
+from pipeline.analytics.evaluate.metrics import draws, interval
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+ERRORS = ("substitutions", "deletions", "insertions")
+Errors = Mapping[str, Mapping[str, int]]
+"""Of recordings: words, the errors in them, and how many utterances they were cut into."""
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as they are counted: lower case, no punctuation; accents and apostrophes inside words stay.
+
+    Numbers are compared as they are written: `20` is not `twenty`.
+    """
+    return [word.replace("’", "'") for word in _WORD.findall(text.casefold())]
+
+
+def count_errors(labelled: Labelled, references: str) -> Errors:
+    """Of each recording that Whisper alone wrote and that has a reference: its words and the errors in them.
+
+    The utterances of a recording are joined in order, since references are of whole recordings.
+    """
+    texts: dict[str, list[tuple[int, str]]] = {}
+    reference_of: dict[str, str] = {}
+    given = set()
+    columns = ("recording_id", "segment_index", "text", "text_source", references)
+    for recording, index, text, source, reference in zip(*map(labelled.column, columns), strict=True):
+        if source != "asr":
+            given.add(recording)
+        texts.setdefault(recording, []).append((index, text or ""))
+        if reference is not None and words(str(reference)):
+            reference_of[recording] = str(reference)
+    kept = [recording for recording in texts if recording in reference_of and recording not in given]
+    if not kept:
+        return {}
+    heard = [" ".join(words(" ".join(text for _, text in sorted(texts[recording])))) for recording in kept]
+    said = [" ".join(words(reference_of[recording])) for recording in kept]
+    found = {}
+    for recording, reference, chunks in zip(kept, said, jiwer.process_words(said, heard).alignments, strict=True):
+        counts = dict.fromkeys(ERRORS, 0)
+        for chunk in chunks:
+            for kind, error in zip(("substitute", "delete", "insert"), ERRORS, strict=True):
+                if chunk.type == kind:
+                    counts[error] += max(
+                        chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
+                    )
+        found[recording] = {"words": len(reference.split()), **counts, "utterances": len(texts[recording])}
+    return found
+
+
+def error_rate(
+    errors: Errors, recordings: Sequence[str], groups: NDArray[np.int64], *, resamples: int, seed: int
+) -> dict[str, Any] | None:
+    """The word error rate over some utterances, with its bootstrap interval; None when there is none to count.
+
+    Args:
+        recordings: of each utterance, its recording.
+        groups: int64 [N] from 0 up, what each utterance is drawn with; a recording goes with its first.
+    """
+    counted = _whole(errors, recordings)
+    if not counted:
+        return None
+    totals = {name: sum(errors[recording][name] for recording in counted) for name in ("words", *ERRORS)}
+    rates = _rates([errors], counted, _group_of(recordings, groups), resamples=resamples, seed=seed)
+    low, high = interval(rates[:, 0]) if resamples else (None, None)
+    rate = sum(totals[error] for error in ERRORS) / totals["words"]
+    return {"recordings": len(counted), "word_error_rate": rate, "low": low, "high": high, **totals}
+
+
+def compare_rates(
+    errors: Sequence[Errors],
+    recordings: Sequence[Sequence[str]],
+    groups: NDArray[np.int64],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """The second output's word error rate less the first's; None when they share no recording to count.
+
+    Recordings count that both wrote, and whose references have equally many words.
+
+    Args:
+        errors, recordings: of the first output and of the second.
+        groups: of the first output's utterances.
+    """
+    both = set(_whole(errors[1], recordings[1]))
+    counted = [name for name in _whole(errors[0], recordings[0])
+               if name in both and errors[0][name]["words"] == errors[1][name]["words"]]  # fmt: skip
+    if not counted:
+        return None
+    first, second = (
+        sum(each[name][error] for name in counted for error in ERRORS) / sum(each[name]["words"] for name in counted)
+        for each in errors
+    )
+    rates = _rates(errors, counted, _group_of(recordings[0], groups), resamples=resamples, seed=seed)
+    low, high = interval(rates[:, 1] - rates[:, 0]) if resamples else (None, None)
+    return {"recordings": len(counted), "first": first, "second": second, "difference": second - first, "low": low,
+            "high": high}  # fmt: skip
+
+
+def _whole(errors: Errors, recordings: Sequence[str]) -> list[str]:
+    """Recordings whose utterances are all there: a reference is of all of its recording."""
+    there = Counter(recordings)
+    return [name for name, count in there.items() if name in errors and errors[name]["utterances"] == count]
+
+
+def _group_of(recordings: Sequence[str], groups: NDArray[np.int64]) -> dict[str, int]:
+    return dict(zip(reversed(recordings), reversed(groups.tolist()), strict=True))
+
+
+def _rates(
+    errors: Sequence[Errors], counted: Sequence[str], group_of: Mapping[str, int], *, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Word error rates of resamples by group, the same draws for each output. Returns: [resamples, outputs]."""
+    _, numbers = np.unique([group_of[name] for name in counted], return_inverse=True)
+    sums = np.zeros((int(numbers.max()) + 1, len(errors) + 1))
+    np.add.at(sums[:, 0], numbers, [errors[0][name]["words"] for name in counted])
+    for column, each in enumerate(errors, 1):
+        np.add.at(sums[:, column], numbers, [sum(each[name][error] for error in ERRORS) for name in counted])
+    drawn = np.array([times @ sums for times in draws(len(sums), resamples=resamples, seed=seed)]).reshape(
+        -1, sums.shape[1]
+    )
+    return np.asarray(drawn[:, 1:] / drawn[:, :1])

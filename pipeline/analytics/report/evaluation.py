@@ -1,0 +1,198 @@
+"""The report of what `jobs.evaluate --write` wrote: figures with their intervals, confusions, calibration, slices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from pipeline.analytics.evaluate.labelled import SMALL
+from pipeline.analytics.report import plots
+from pipeline.analytics.report.page import Page, Section, ask, listed, share, shown
+from pipeline.dataset.reader import asking
+from pipeline.errors import ConfigError
+from pipeline.storage.access import without_query
+from pipeline.storage.cleanup import reaching
+from pipeline.storage.store import open_store
+
+if TYPE_CHECKING:
+    import duckdb
+
+_TABLES = ("metrics", "confusion", "reliability", "abstention", "published", "comparisons")
+_WHOLE = "output = {output} AND slice = 'all'"
+
+FIGURES = f"""SELECT metric, figure, low, high FROM metrics
+WHERE {_WHOLE} AND class IS NULL"""
+CLASSES = f"""SELECT class, max(figure) FILTER (metric = 'precision') AS precision,
+    max(figure) FILTER (metric = 'recall') AS recall, max(figure) FILTER (metric = 'f1') AS f1,
+    max(figure) FILTER (metric = 'support')::BIGINT AS support
+FROM metrics WHERE {_WHOLE} AND class IS NOT NULL GROUP BY class ORDER BY class"""
+CONFUSION = f"""SELECT truth, predicted, count, share FROM confusion
+WHERE {_WHOLE} ORDER BY truth, predicted"""
+RELIABILITY = f"""SELECT low, high, rows, confidence, accuracy FROM reliability
+WHERE {_WHOLE} ORDER BY low"""
+ABSTENTION = """SELECT min_confidence, rows, share, accuracy FROM abstention
+WHERE output = {output} ORDER BY min_confidence"""
+PUBLISHED = """SELECT language, mode, metric, published, ours, ours - published AS difference FROM published
+WHERE output = {output} AND ours IS NOT NULL"""
+COMPARED = """SELECT metric, figure_first, figure_second, difference, low, high, only_first_right, only_second_right, p_value
+FROM comparisons WHERE first = {first} AND second = {second}"""
+SLICES = f"""SELECT slice, value, any_value(rows) AS rows, any_value(rows) < {SMALL} AS small,
+    max(figure) FILTER (metric = 'accuracy') AS accuracy, max(low) FILTER (metric = 'accuracy') AS low,
+    max(high) FILTER (metric = 'accuracy') AS high, max(figure) FILTER (metric = 'macro_f1') AS macro_f1,
+    max(figure) FILTER (metric = 'uar') AS uar, max(figure) FILTER (metric = 'word_error_rate') AS word_error_rate
+FROM metrics WHERE output = {{output}} AND slice <> 'all' AND class IS NULL
+GROUP BY slice, value ORDER BY slice, rows DESC, value"""
+
+
+def evaluation_page(folder: str) -> Page:
+    """The report of a folder. Raises: ConfigError when it holds no evaluation, JobError when a file cannot be read."""
+    store = open_store(folder)
+    with reaching(store):
+        try:
+            evaluation = json.loads(store.read("metrics.json"))
+            tables = {}
+            for name in _TABLES:
+                with store.open(f"{name}.parquet") as file:
+                    tables[name] = pq.read_table(file)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{without_query(folder)} holds no evaluation; jobs.evaluate --write writes one"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"{without_query(folder)}/metrics.json cannot be read: {error}") from error
+    outputs = evaluation["outputs"]
+    with asking(**tables) as connection:
+        several = len(outputs) > 1
+        sections = [
+            section
+            for number, output in enumerate(outputs, 1)
+            for section in _of_output(connection, output, number, f" – {shown(output['output'])}" if several else "")
+        ]
+        compared = [
+            _comparison(connection, comparison, number)
+            for number, comparison in enumerate(evaluation["comparisons"], 1)
+        ]
+    first = outputs[0]
+    return Page(
+        title="Evaluation",
+        subtitle=f"{', '.join(without_query(output['output']) for output in outputs)}; "
+        f"labels in column {evaluation['labels']}, made {evaluation['made_at']}",
+        facts={
+            "utterances compared": shown(first["overall"]["rows"]),
+            **{name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR"): shown(round(100 * figure["value"], 1)) + " %"
+               for name, figure in first["overall"]["metrics"].items()},
+            "calibration error": shown(round(100 * first["overall"]["calibration"]["expected_error"], 1)) + " %",
+        },
+        sections=[*compared, *sections],
+        warnings=list(_warnings(evaluation)),
+        details={
+            "version": evaluation["version"],
+            "intervals": f"{evaluation['interval']}, {evaluation['resamples']:,} resamples by {evaluation['resample_by']}",
+            **{f"models of {without_query(output['output'])}": ", ".join(output["models"]) for output in outputs},
+        },
+    )  # fmt: skip
+
+
+def _warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    several = len(evaluation["outputs"]) > 1
+    for output in evaluation["outputs"]:
+        where = f"{shown(output['output'])}: " if several else ""
+        yield from (f"{where}{sentence}" for sentence in output["warnings"])
+        for row in output["published"]:
+            if not row["same_test_set"]:
+                yield (f"{where}The published figures for {row['language']} in mode {row['mode']} are of another test set, and "
+                       f"are not compared: {'; '.join(row['why_not'])}.")  # fmt: skip
+
+
+Asked = tuple[list[str], list[tuple[Any, ...]], str]
+"""Columns, rows, and the query as it may be shown."""
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, query: str, **outputs: str) -> Asked:
+    for name, output in outputs.items():
+        query = query.replace(f"{{{name}}}", "'" + output.replace("'", "''") + "'")
+    shows_query = any("?" in output for output in outputs.values())
+    return *ask(connection, query), without_query(query) if shows_query else query
+
+
+def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Mapping[str, Any], number: int) -> Section:
+    names, rows, query = _ask(connection, COMPARED, first=comparison["first"], second=comparison["second"])
+    test = comparison["test"]
+    note = f"Paired on {comparison['rows']:,} shared utterances" + "".join(
+        f"; {comparison[name]:,} {what} in no figure"
+        for name, what in (("only_in_first", "in the first alone are"), ("only_in_second", "in the second alone are"),
+                           ("labels_differ", "with another true label in each are"))
+        if comparison[name]
+    )  # fmt: skip
+    note += (
+        f". {test['only_second_right']:,} are right in the second alone, {test['only_first_right']:,} in the first alone: "
+        f"p = {test['p_value']:.2g} ({test['name']}). low and high bound the interval of a difference, where there is one; "
+        "one that holds 0 may be chance."
+        if test
+        else ": there is nothing to compare."
+    )
+    title = f"{shown(comparison['second'])} (second) against {shown(comparison['first'])} (first)"
+    return Section(f"comparison-{number}", title, names, rows, query, note)
+
+
+def _of_output(
+    connection: duckdb.DuckDBPyConnection, output: Mapping[str, Any], number: int, where: str
+) -> Iterator[Section]:
+    def asked(query: str) -> Asked:
+        return _ask(connection, query, output=output["output"])
+
+    names, rows, query = asked(FIGURES)
+    note = "low and high bound the interval that resampling gives, where there is one."
+    yield Section(f"figures-{number}", f"Figures{where}", names, rows, query, note)
+    names, rows, query = asked(PUBLISHED)
+    if rows:
+        note = "The user says that this is the test set of the model card; its classes have as many clips."
+        yield Section(f"published-{number}", f"Beside the published figures{where}", names, rows, query, note)
+    names, rows, query = asked(CONFUSION)
+    yield _confusion(names, rows, query, f"confusion-{number}", where)
+    names, rows, query = asked(RELIABILITY)
+    yield _reliability(names, rows, query, f"reliability-{number}", where)
+    names, rows, query = asked(ABSTENTION)
+    yield _abstention(names, rows, query, f"abstention-{number}", where)
+    names, rows, query = asked(CLASSES)
+    name = f"classes-{number}"
+    classes = [row[0] for row in rows]
+    svg = plots.bars(classes, [100 * row[3] for row in rows], label="F1, %", form="{:.1f}", name=name)
+    yield Section(
+        name, f"F1 by class{where}", names, rows, query, "", svg, listed(classes, [share(row[3], 1) for row in rows])
+    )
+    names, rows, query = asked(SLICES)
+    if rows:
+        yield Section(f"slices-{number}", f"Slices{where}", names, rows, query, "Small slices are mostly chance. low and high "
+                      "bound the accuracy.")  # fmt: skip
+
+
+def _confusion(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
+    classes = sorted({row[0] for row in rows})
+    cells = {(row[0], row[1]): row for row in rows}
+    counts = [[cells[truth, other][2] for other in classes] for truth in classes]
+    shares = [[cells[truth, other][3] for other in classes] for truth in classes]
+    svg = plots.confusions(classes, counts, shares, name=name)
+    right = [f"{100 * shares[place][place]:.0f} %" for place in range(len(classes))]
+    alt = f"recognised as what they are: {listed(classes, right)}"
+    note = "Utterances of each true class (rows) by what they were recognised as; a stronger colour is a larger share of the row."
+    return Section(name, f"Confusions{where}", names, rows, query, note, svg, alt)
+
+
+def _reliability(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
+    svg = plots.reliability([row[3] for row in rows], [row[4] for row in rows], [row[2] for row in rows], name=name)
+    alt = listed([f"at confidence {row[3]:.2f}" for row in rows], [f"{100 * row[4]:.0f} % right" for row in rows])
+    note = "On the dashed line a confidence is right as often as it says; larger dots stand for more utterances."
+    return Section(name, f"Reliability{where}", names, rows, query, note, svg, alt)
+
+
+def _abstention(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
+    kept = [row for row in rows if row[1]]
+    svg = plots.coverage([row[2] for row in kept], [row[3] for row in kept], name=name)
+    alt = listed([f"from confidence {row[0]:g}" for row in kept], [f"{share(row[2], 1)} stay, {share(row[3], 1)} right"
+                                                                   for row in kept])  # fmt: skip
+    note = "What --min-confidence of jobs.annotate would keep, and how much of that is right; a dot for each bound in the table."
+    return Section(name, f"Abstention{where}", names, rows, query, note, svg, alt)

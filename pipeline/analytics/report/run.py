@@ -1,0 +1,302 @@
+"""The report of one finished run: what it heard, how sure it was, what it refused, how fast it went.
+
+Costs a few passes over narrow columns of the run's rows, one footer a part, and one listing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.analytics.report import plots
+from pipeline.analytics.report.page import Page, Section, ask, listed, share, shown
+from pipeline.dataset.parts import UTTERANCES, read_receipts
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.reader import Rows, asking, quoted
+from pipeline.errors import ConfigError
+from pipeline.schema import EMOTIONS
+from pipeline.storage.access import without_query
+from pipeline.storage.cleanup import reaching, walk
+
+if TYPE_CHECKING:
+    import duckdb
+
+_BINS = 20
+_INTERVALS = 40
+_EXAMPLES = 3
+_VALUES = 20
+_RECORDINGS = 4
+_LEAST_WORK_S = 1.0
+
+_OR_WHY = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END) AS emotion"
+"""Without an emotion is who abstained, and who speaks a language that no model of the run covers."""
+
+EMOTION = f"""SELECT {_OR_WHY}, count(*) AS utterances,
+    count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
+FROM utterances GROUP BY ALL ORDER BY utterances DESC, emotion"""
+
+CONFIDENCE = f"""SELECT least(floor(confidence::DOUBLE * {_BINS}), {_BINS - 1}) / {_BINS} AS confidence_from,
+    count(*) AS utterances
+FROM utterances WHERE confidence IS NOT NULL GROUP BY ALL ORDER BY confidence_from"""
+
+REJECTS = "SELECT reason, stage, count(*) AS rows FROM rejects GROUP BY ALL ORDER BY rows DESC, reason, stage"
+
+EXAMPLES = f"""SELECT reason, recording_id, audio, detail, manifest, line FROM rejects
+QUALIFY row_number() OVER (PARTITION BY reason ORDER BY manifest, line) <= {_EXAMPLES} ORDER BY reason, manifest, line"""
+
+THROUGHPUT = f"""WITH axis AS (
+    SELECT least(min(planned_s), min(start_s)) AS first,
+        greatest((max(written_s) - least(min(planned_s), min(start_s))) / {_INTERVALS}, 1.0) AS step_s FROM parts),
+steps AS (
+    SELECT number, step_s, first, first + number * step_s AS from_s FROM axis, range({_INTERVALS}) AS steps(number)),
+spread AS (
+    SELECT number, step_s, number = least(floor((written_s - first) / step_s), {_INTERVALS - 1}) AS ends_here,
+        audio_s * greatest(least(written_s, from_s + step_s) - greatest(start_s, from_s), 0) / (written_s - start_s) AS audio_s
+    FROM steps JOIN parts ON start_s <= from_s + step_s AND written_s >= from_s)
+SELECT number * step_s / 60 AS from_minute, step_s, count(*) FILTER (ends_here) AS parts,
+    sum(audio_s) / 3600 AS audio_hours, sum(audio_s) / step_s AS times_real_time
+FROM spread GROUP BY number, step_s HAVING sum(audio_s) > 0 OR bool_or(ends_here) ORDER BY number"""
+
+TIMELINES = f"""WITH long AS (
+    SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
+    FROM utterances WHERE start_s IS NOT NULL AND end_s IS NOT NULL GROUP BY recording_id HAVING count(*) > 1
+    ORDER BY place LIMIT {_RECORDINGS})
+SELECT place, recording_id, segment_index, start_s, end_s, {_OR_WHY}, label, confidence
+FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end_s IS NOT NULL ORDER BY place, segment_index"""
+
+
+def by_column(column: str) -> str:
+    """The query for one column: its commonest values, and how often each emotion was heard in them."""
+    heard = ", ".join(f"count(*) FILTER (emotion = '{emotion}') AS {emotion}" for emotion in EMOTIONS)
+    return f"""SELECT coalesce({quoted(column)}::VARCHAR, '(none)') AS {quoted(column)}, count(*) AS utterances,
+    sum(duration_s) / 3600 AS hours, avg(confidence) AS mean_confidence, {heard}
+FROM utterances GROUP BY 1 ORDER BY utterances DESC, 1 LIMIT {_VALUES}"""
+
+
+def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
+    """The report of the one run that `rows` holds.
+
+    Args:
+        with_texts: show what was said in the tables of long recordings. Texts stand nowhere else.
+    Raises: ConfigError when `rows` holds no run, JobError when a file cannot be read.
+    """
+    if len(rows.plans) != 1:
+        raise ConfigError(f"{without_query(rows.store.root)} has no finished run to report on")
+    (plan,) = rows.plans
+    with reaching(rows.store):
+        report = json.loads(rows.store.read(f"_runs/{plan.plan}/report.json"))
+        parts = _parts(rows, plan)
+    speed = _speed(report, parts)
+    with asking(utterances=rows.utterances(), rejects=rows.rejects(), parts=parts) as connection:
+        sections = list(_sections(connection, plan, speed, with_texts=with_texts))
+    return Page(
+        title=f"Run {plan.plan}",
+        subtitle=f"{without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
+        f"mode {plan.settings['mode']}",
+        facts=_facts(report, speed),
+        sections=sections,
+        details=_details(plan, report),
+    )
+
+
+def _parts(rows: Rows, plan: Plan) -> pa.Table:
+    """A row for each part: its audio, when work on its shard began, and when the store says that it was written.
+
+    A shard is worked on from its first stage to its commit: for the seconds that its stages took and that it waited between
+    them. Receipts without timings count as one second, which is also as exact as object stores are.
+    """
+    keys = rows.parts[plan.plan]
+    written = {file.key: file.modified_s for file in walk(rows.store, UTTERANCES)}
+    planned_s = datetime.fromisoformat(plan.created_at).timestamp()
+    shards, starts, ends, audio = sorted(keys), [], [], []
+    for shard, receipt in zip(shards, read_receipts(rows.store, keys), strict=True):
+        waited_s = sum(figures.get("waited_s", 0.0) for figures in receipt.figures.values())
+        worked_s = max(sum(receipt.stage_s.values()) + waited_s, _LEAST_WORK_S)
+        end_s = written[keys[shard]]
+        start_s = max(end_s - worked_s, planned_s)
+        starts.append(start_s if start_s < end_s else end_s - _LEAST_WORK_S)  # the store's clock is behind the driver's
+        ends.append(end_s)
+        audio.append(receipt.audio_s)
+    columns = {"planned_s": [planned_s] * len(shards), "start_s": starts, "written_s": ends, "audio_s": audio}
+    numbers = {name: pa.array(values, pa.float64()) for name, values in columns.items()}
+    return pa.table({"shard": pa.array(shards, pa.int64()), **numbers})
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Audio over wall time of the start that finished a run.
+
+    Attributes:
+        audio_s: of the parts that were missing at that start, whoever wrote them.
+        wall_s: from that start to its last part, models loaded included.
+        earlier_parts: parts of earlier starts, whose wall time no report has.
+    """
+
+    audio_s: float
+    wall_s: float
+    earlier_parts: int
+
+    @property
+    def times_real_time(self) -> float:
+        """Seconds of audio in a second of wall time."""
+        return self.audio_s / self.wall_s
+
+
+def _speed(report: Mapping[str, Any], parts: pa.Table) -> Speed | None:
+    """The overall speed, or None where the report has no wall time or the last start had nothing left to annotate."""
+    wall_s, new = report.get("wall_seconds"), report.get("shards_run")
+    if not wall_s or not new:
+        return None
+    audio_s = parts.sort_by("written_s")["audio_s"].to_pylist()
+    return Speed(sum(audio_s[-new:]), wall_s, max(len(audio_s) - new, 0))
+
+
+def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
+    measured = {"times real time": f"{speed.times_real_time:,.3g}"} if speed and speed.audio_s else {}
+    return {
+        "utterances": shown(report["utterances"]),
+        "recordings annotated": shown(report["recordings_annotated"]),
+        "hours of audio": shown(round(report["audio_hours"], 3)),
+        "rows rejected": f"{shown(report['rejected'])} ({share(report['rejected'], report['rows'])})",
+        **measured,
+    }
+
+
+def _details(plan: Plan, report: Mapping[str, Any]) -> dict[str, str]:
+    models = {
+        f"model {slot}": ", ".join(f"{name} {shown(value)}" for name, value in about.items() if value is not None)
+        for slot, about in plan.models.items()
+    }
+    timed = {name.replace("_", " "): shown(report[name]) for name in ("started_at", "finished_at", "wall_seconds", "shards_run")
+             if name in report}  # fmt: skip
+    return {
+        "manifests": ", ".join(map(without_query, plan.manifests)),
+        **timed,
+        **{name.replace("_", " "): _listed(value) for name, value in plan.settings.items()},
+        **models,
+        "seconds in stages": _listed(report["stage_seconds"]),
+        "configuration": plan.config_hash,
+        "versions": _listed(report.get("versions", {})),
+    }
+
+
+def _listed(value: Any) -> str:  # noqa: ANN401 - settings are of many types
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(each)}" for name, each in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value)) or "–"
+    return shown(value)
+
+
+def _sections(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, speed: Speed | None, *, with_texts: bool
+) -> Iterator[Section]:
+    yield _emotions(connection)
+    yield _confidence(connection)
+    yield _throughput(connection, speed)
+    yield from _rejects(connection)
+    for number, column in enumerate(dict.fromkeys(["language", *plan.settings["partition_by"]])):
+        yield _by_column(connection, column, f"by-{number}")
+    yield from _timelines(connection, with_texts=with_texts)
+
+
+def _emotions(connection: duckdb.DuckDBPyConnection) -> Section:
+    names, rows = ask(connection, EMOTION)
+    heard = [row[0] for row in rows]
+    svg = (
+        plots.bars(heard, [100 * row[2] for row in rows], label="% of utterances", form="{:.1f}", name="emotion")
+        if rows
+        else None
+    )
+    alt = listed(heard, [share(row[2], 1) for row in rows])
+    return Section("emotion", "Emotions", names, rows, EMOTION, "" if rows else "No utterance.", svg, alt)
+
+
+def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
+    names, rows = ask(connection, CONFIDENCE)
+    total = sum(row[1] for row in rows)
+    sure = sum(row[1] for row in rows if row[0] >= 0.5)
+    svg = plots.columns([row[0] for row in rows], 1 / _BINS, [row[1] for row in rows], x="confidence", y="utterances",
+                        bounds=(0, 1), name="confidence") if rows else None  # fmt: skip
+    alt = f"{share(sure, total)} of utterances have a confidence of 0.5 or more"
+    note = f"How sure the model says it is; {alt}." if rows else "No utterance."
+    return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt)
+
+
+def _throughput(connection: duckdb.DuckDBPyConnection, speed: Speed | None) -> Section:
+    names, rows = ask(connection, THROUGHPUT)
+    svg, alt = None, "no part"
+    if rows:
+        width = rows[0][1] / 60
+        svg = plots.columns([row[0] for row in rows], width, [row[4] for row in rows], x="minutes since the run was planned",
+                            y="times real time", bounds=(0, rows[-1][0] + width), name="throughput")  # fmt: skip
+        alt = f"{sum(row[3] for row in rows):,.3g} hours of audio in {len(rows)} intervals"
+    if speed is None:
+        overall = "The report has no wall time of a start that annotated something."
+    else:
+        overall = (
+            f"{speed.audio_s / 3600:,.3g} hours of audio in {speed.wall_s / 60:,.3g} minutes of wall time: "
+            f"{speed.times_real_time:,.3g} times real time."
+        )
+        alt = f"{overall[:-1]}; {alt}"
+        if speed.earlier_parts:
+            overall += (
+                f" This is the last start of the run; {speed.earlier_parts:,} parts were written before it, in a time that "
+                "was not recorded."
+            )
+    note = (
+        f"{overall} Columns: the audio of each part, spread evenly over the time from the first work on its shard to its "
+        "commit; pauses between two starts show as gaps."
+    )
+    return Section("throughput", "Throughput", names, rows, THROUGHPUT, note, svg, alt)
+
+
+def _rejects(connection: duckdb.DuckDBPyConnection) -> Iterator[Section]:
+    names, rows = ask(connection, REJECTS)
+    if not rows:
+        yield Section("rejects", "Rejects", names, rows, REJECTS, "No row was rejected.")
+        return
+    told = [reason for reason, _, _ in rows]
+    reasons = [reason if told.count(reason) == 1 else f"{reason} ({stage})" for reason, stage, _ in rows]
+    svg = plots.bars(reasons, [row[2] for row in rows], label="rows", form="{:,.0f}", name="rejects")
+    alt = listed(reasons, [shown(row[2]) for row in rows])
+    yield Section("rejects", "Rejects by reason", names, rows, REJECTS, "Rows that could not be annotated.", svg, alt)
+    names, rows = ask(connection, EXAMPLES)
+    note = f"The first of each reason, {_EXAMPLES} at most; all are in rejects/."
+    yield Section("examples", "Examples of rejects", names, rows, EXAMPLES, note)
+
+
+def _by_column(connection: duckdb.DuckDBPyConnection, column: str, name: str) -> Section:
+    query = by_column(column)
+    names, rows = ask(connection, query)
+    svg, alt = None, ""
+    if rows:
+        shares = [[number / row[1] for number in row[4:]] for row in rows]
+        svg = plots.stacks([shown(row[0]) for row in rows], shares, name=name)
+        alt = listed([shown(row[0]) for row in rows], [f"mostly {EMOTIONS[each.index(max(each))]}" for each in shares])
+    note = f"The {_VALUES} commonest values." if len(rows) == _VALUES else ""
+    return Section(name, f"Emotions by {column}", names, rows, query, note, svg, alt)
+
+
+def _timelines(connection: duckdb.DuckDBPyConnection, *, with_texts: bool) -> Iterator[Section]:
+    query = TIMELINES.replace("label, confidence\n", "label, confidence, text\n") if with_texts else TIMELINES
+    names, rows = ask(connection, query)
+    for place in sorted({row[0] for row in rows}):
+        mine = [row for row in rows if row[0] == place]
+        spans = [(row[3], row[4], row[5]) for row in mine]
+        seconds: dict[str, float] = {}
+        for start, end, emotion in spans:
+            seconds[emotion] = seconds.get(emotion, 0.0) + end - start
+        name = f"timeline-{place}"
+        svg = plots.timeline(spans, name=name)
+        alt = listed(list(seconds), [f"{each:,.4g} s" for each in seconds.values()])
+        table = [row[2:] for row in mine]
+        note = f"One of the longest recordings of more than one utterance; {len(mine):,} utterances."
+        yield Section(
+            name, f"{shown(mine[0][1])} over time", names[2:], table, f"{query}\n-- place {place}", note, svg, alt
+        )

@@ -1,0 +1,278 @@
+"""One shard, one object, one PUT; the rest is derived.
+
+A shard becomes one Parquet part whose name plan and shard fix and whose footer is its receipt. Put-if-absent is the
+commit: the first attempt wins, a later one learns it lost, and nobody renames or deletes. Resume is a listing. When every
+shard has its part, the rejects, the report and `_SUCCESS` are derived from the footers, and can be derived again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.plan import Plan, Shard, parquet_bytes, read_rejects, read_shards
+from pipeline.errors import JobError, Reason, RejectedRow, Stage
+from pipeline.manifest.staging import reject_schema, rejects_table, without_secrets
+from pipeline.schema import EMBEDDINGS, schema_version, utterance_schema
+from pipeline.stats import Figures, total
+from pipeline.storage.store import Store
+
+UTTERANCES = "utterances"
+_RECEIPT = b"speech_emotion.receipt"
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_ROW_GROUP_ROWS = 4096
+_FOOTER_READERS = 16
+_DERIVED = ("rows", "utterances", "rejected", "rejects_by_reason")
+"""Figures of a report that the parts alone decide."""
+_SHARD_NUMBER = re.compile("[0-9]{6,}")
+
+
+@dataclass(frozen=True, slots=True)
+class RejectNote:
+    """A row of the shard that has no utterance: its position in the shard, and why."""
+
+    row: int
+    reason: str
+    detail: str
+    stage: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a part's footer says about the shard it is."""
+
+    plan: str
+    shard: int
+    attempt: str
+    rows: int
+    utterances: int
+    ids_sha256: str
+    config_hash: str
+    models: Mapping[str, Any]
+    audio_s: float
+    stage_s: Mapping[str, float]
+    rejects: tuple[RejectNote, ...] = field(default=())
+    figures: Figures = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def new_attempt() -> str:
+    """A name for one try at one shard, by which a writer knows its own part again."""
+    return uuid.uuid4().hex
+
+
+def ids_sha256(rows: pa.Table) -> str:
+    """Fingerprint of the recording ids of a shard, in order."""
+    return hashlib.sha256("\x1f".join(rows["recording_id"].to_pylist()).encode()).hexdigest()
+
+
+def partition_folder(columns: Sequence[str], values: Sequence[object]) -> str:
+    """`col=value/...`, percent-encoded as Hive readers expect, so that no value can leave its folder."""
+    parts = [
+        f"{quote(column, safe='')}={NULL_PARTITION if value is None else quote(str(value), safe='')}"
+        for column, value in zip(columns, values, strict=True)
+    ]
+    return "/".join(parts)
+
+
+def part_key(shard: Shard, partition: str) -> str:
+    """Where the part of a shard lies."""
+    return "/".join(piece for piece in (UTTERANCES, partition, f"{shard.name}.parquet") if piece)
+
+
+def part_schema(plan: Plan) -> pa.Schema:
+    """What every part of a plan has: partition columns are in the path alone."""
+    version = schema_version(plan.settings)
+    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra, version=version)
+    return pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
+
+
+def write_part(store: Store, key: str, utterances: pa.Table, receipt: Receipt) -> bool:
+    """Commit a shard. True when this attempt's part is the one that stands, False when another was first.
+
+    An answer that was lost is settled by reading back the receipt and comparing the attempt.
+    """
+    if store.put_if_absent(key, part_bytes(utterances, receipt)):
+        return True
+    return read_receipt(store, key).attempt == receipt.attempt
+
+
+def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
+    """The part as it lies in the store: pages with checksums, the receipt in the footer."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, utterances.schema, **encodings(utterances.schema)) as writer:
+        writer.write_table(utterances, row_group_size=_ROW_GROUP_ROWS)
+        writer.add_key_value_metadata({_RECEIPT: json.dumps(asdict(receipt)).encode()})
+    return buffer.getvalue()
+
+
+def encodings(schema: pa.Schema) -> dict[str, Any]:
+    """How a ParquetWriter is to write utterances: everything with zstd, embeddings as they are.
+
+    Floats that never repeat are larger with a dictionary than without, and zstd takes 8 % off them for half of the time that
+    they take to be read (docs/log.md).
+    """
+    empty = io.BytesIO()
+    pq.ParquetWriter(empty, schema).close()
+    leaves = pq.ParquetFile(empty).schema
+    paths = [leaves.column(number).path for number in range(len(leaves.names))]
+    others = [path for path in paths if path.partition(".")[0] not in EMBEDDINGS]
+    return {
+        "compression": {path: "zstd" if path in others else "none" for path in paths},
+        "use_dictionary": others,
+        "write_page_checksum": True,
+    }
+
+
+def read_receipt(store: Store, key: str) -> Receipt:
+    """The receipt in a part's footer. Costs one ranged GET. Raises: JobError when the part is not one of ours."""
+    tail = store.read_tail(key)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > len(tail):
+        tail = store.read_tail(key, length)
+    try:
+        return parse_receipt(tail)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(f"{store.root}/{key} is not a part of this pipeline: its footer holds no receipt") from error
+
+
+def parse_receipt(tail: bytes) -> Receipt:
+    """The receipt in the last bytes of a part."""
+    return receipt_of(pq.read_metadata(pa.BufferReader(tail)).metadata)
+
+
+def receipt_of(metadata: Mapping[bytes, bytes] | None) -> Receipt:
+    """The receipt among the key-value metadata of a footer. Raises: what `read_receipt` catches."""
+    content = json.loads((metadata or {})[_RECEIPT])
+    rejects = tuple(RejectNote(**note) for note in content.pop("rejects"))
+    return Receipt(**content, rejects=rejects)
+
+
+def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, str]]:
+    """Which shards are done: for each plan, shard number to the key of its part. One listing."""
+    parts: dict[str, dict[int, str]] = {plan.plan: {} for plan in plans}
+    for entry in store.list(UTTERANCES):
+        plan, dash, shard = entry.key.rpartition("/")[2].removesuffix(".parquet").partition("-")
+        if entry.key.endswith(".parquet") and dash and plan in parts and _SHARD_NUMBER.fullmatch(shard):
+            parts[plan][int(shard)] = entry.key
+    return parts
+
+
+def is_committed(store: Store, key: str) -> bool:
+    """Whether a part is there. Costs one GET of a few bytes."""
+    try:
+        store.read_tail(key, 8)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_published(store: Store, plan: Plan) -> bool:
+    """Whether the plan is complete and its rejects and report are written."""
+    try:
+        store.read(_success_key(plan))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
+    """The receipts of many parts, in shard order."""
+    keys = [parts[shard] for shard in sorted(parts)]
+    if len(keys) <= _FOOTER_READERS:
+        yield from (read_receipt(store, key) for key in keys)
+        return
+    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+        yield from pool.map(lambda key: read_receipt(store, key), keys)
+
+
+def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Derive `rejects/<plan>.parquet`, `report.json` and `_SUCCESS` from the footers.
+
+    Safe to repeat and to run twice at once: what is there first stays. Returns the report that is there.
+    Raises: JobError when the receipts do not add up to the plan, and nothing is published then; or when what was published
+        before says something else, because parts were deleted since and made again.
+    """
+    receipts = list(read_receipts(store, parts))
+    counted = sum(r.rows for r in receipts)
+    foreign = [r.shard for r in receipts if r.config_hash != plan.config_hash]
+    astray = [
+        r.shard for r, shard in zip(receipts, sorted(parts), strict=True) if (r.plan, r.shard) != (plan.plan, shard)
+    ]
+    if len(receipts) != plan.num_shards or counted != plan.rows or foreign or astray:
+        raise JobError(
+            f"plan {plan.plan} does not add up: {len(receipts)} of {plan.num_shards} parts, {counted} of {plan.rows} rows, "
+            f"{len(foreign)} parts of another configuration, {len(astray)} under another shard's name"
+        )
+    rejects = _derive_rejects(store, plan, receipts)
+    report_key, rejects_key = f"_runs/{plan.plan}/report.json", f"rejects/{plan.plan}.parquet"
+    if rejects.num_rows:
+        store.put_if_absent(rejects_key, parquet_bytes(rejects))
+    totals = _totals(plan, receipts, rejects)
+    store.put_if_absent(report_key, json.dumps({**report, **totals}, indent=1, ensure_ascii=False).encode())
+    found: dict[str, Any] = json.loads(store.read(report_key))
+    if any(found.get(name) != totals[name] for name in _DERIVED):
+        raise JobError(
+            f"run {plan.plan} is complete, but its report and rejects are of other parts, deleted since and made again with "
+            f"another outcome. Delete {_success_key(plan)}, {report_key}, {rejects_key} and the page below {store.root}, and "
+            "start the same command again: it derives them anew. python -m jobs.verify shows what differs"
+        )
+    store.put_if_absent(_success_key(plan), b"")
+    return found
+
+
+def _success_key(plan: Plan) -> str:
+    return f"_runs/{plan.plan}/_SUCCESS"
+
+
+def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa.Table:
+    tables = [pa.Table.from_pylist([], schema=reject_schema(plan.extra))]
+    refused = read_rejects(store, plan)
+    if refused is not None:
+        run_ids = pa.array([plan.plan] * refused.num_rows, pa.string())
+        tables.append(
+            without_secrets(refused).set_column(
+                refused.schema.get_field_index("run_id"), tables[0].schema.field("run_id"), run_ids
+            )
+        )
+    shards = {shard.number: shard for shard in plan.shards()}
+    rejecting = [receipt for receipt in receipts if receipt.rejects]
+    planned = read_shards(store, [shards[receipt.shard] for receipt in rejecting])
+    for receipt, rows in zip(rejecting, planned, strict=True):
+        causes = [RejectedRow(Reason(n.reason), n.detail, Stage(n.stage), n.attempts) for n in receipt.rejects]
+        rejected = rows.take([note.row for note in receipt.rejects])
+        tables.append(rejects_table(rejected, causes, run_id=plan.plan))
+    return pa.concat_tables(tables)
+
+
+def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[str, Any]:
+    """Counts and sums over the receipts, for the report."""
+    reasons = Counter(rejects["reason"].to_pylist())
+    stages: dict[str, float] = {}
+    for receipt in receipts:
+        for stage, seconds in receipt.stage_s.items():
+            stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+    return {
+        "rows": plan.rows + plan.rejects,
+        "recordings_annotated": plan.rows - sum(len(r.rejects) for r in receipts),
+        "utterances": sum(r.utterances for r in receipts),
+        "rejected": rejects.num_rows,
+        "rejects_by_reason": dict(sorted(reasons.items())),
+        "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
+        "stage_seconds": stages,
+        "figures": total(receipt.figures for receipt in receipts),
+        "parts": len(receipts),
+    }

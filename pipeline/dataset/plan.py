@@ -1,0 +1,395 @@
+"""The immutable plan of a run: which rows, in which shards, under which settings and models.
+
+Layout below the output, all of it written put-if-absent:
+
+    _dataset.json                          the settings every plan of this dataset shares
+    _runs/<plan>/shards/<token>-NNNNN.parquet   rows, one row group a shard
+    _runs/<plan>/shards/<token>-rejects.parquet rows refused while planning
+    _runs/<plan>/plan.json                 names those files; the plan exists once this does
+
+Plans are numbered. Of two planners at once one creates `plan.json` under the next number; the other reads it, drops the
+ids it holds, and plans again, so no id has two owners. The files of the loser are named by its token and never read.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.audio.limits import LONGEST_SPAN_S
+from pipeline.config import canonical_hash
+from pipeline.errors import ConfigError
+from pipeline.manifest.hash_buckets import Keys, id_keys
+from pipeline.manifest.python_values import groups
+from pipeline.manifest.staging import Selection, reject_keys
+from pipeline.schema import ROW_SCHEMA
+from pipeline.storage.store import Store
+
+FORMAT = 1
+SHARDS_PER_FILE = 1024
+_OPEN_ROWS = 200_000
+"""Rows the planner holds in shards not yet full, over all partitions; past it the fullest are closed early."""
+ASSUMED_DURATION_S = 15.0
+"""What a row without a duration counts for when shards are filled."""
+_TINY_SHARD_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSize:
+    """When a shard is full: whichever bound is reached first."""
+
+    rows: int
+    audio_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One unit of work, retry and commit: where its rows lie in the plan."""
+
+    plan: str
+    number: int
+    file: str
+    row_group: int
+
+    @property
+    def name(self) -> str:
+        """`<plan>-<shard>`, the stem of the one part it becomes."""
+        return f"{self.plan}-{self.number:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `plan.json` says.
+
+    Attributes:
+        files: shard files in order, each with its number of shards.
+        audio_roots: absolute prefixes below which audio may be opened; empty for the store of the manifests, None in plans
+            written before this was recorded.
+    """
+
+    plan: str
+    token: str
+    created_at: str
+    settings: Mapping[str, Any]
+    models: Mapping[str, Any]
+    embedding_widths: Mapping[str, int]
+    manifests: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+    rows: int
+    rejects: int
+    rejects_file: str | None
+    rows_without_text: int
+    audio_s: float
+    extra_schema: str
+    format: int = FORMAT
+    audio_roots: tuple[str, ...] | None = None
+
+    @property
+    def config_hash(self) -> str:
+        """What every receipt of this plan carries."""
+        return canonical_hash([self.settings, self.models])
+
+    @property
+    def extra(self) -> pa.Schema:
+        """Pass-through columns with their types."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.extra_schema)))
+
+    @property
+    def num_shards(self) -> int:
+        """How many parts the finished plan has."""
+        return sum(count for _, count in self.files)
+
+    def shards(self) -> Iterator[Shard]:
+        """Every shard, in order."""
+        number = 0
+        for file, count in self.files:
+            for row_group in range(count):
+                yield Shard(self.plan, number, file, row_group)
+                number += 1
+
+    def shard(self, number: int) -> Shard:
+        """One shard. Raises: IndexError."""
+        row_group = number
+        for file, count in self.files:
+            if row_group < count:
+                return Shard(self.plan, number, file, row_group)
+            row_group -= count
+        raise IndexError(number)
+
+    def document(self) -> dict[str, Any]:
+        """What `plan.json` holds. Fields that older plans do not have are left out where they are not set."""
+        fields = asdict(self)
+        return fields if self.audio_roots is not None else {k: v for k, v in fields.items() if k != "audio_roots"}
+
+
+def plan_key(plan: str) -> str:
+    """Where `plan.json` lies."""
+    return f"_runs/{plan}/plan.json"
+
+
+def load_plans(store: Store) -> list[Plan]:
+    """Every plan of the dataset, oldest first. Costs one GET a plan."""
+    plans: list[Plan] = []
+    while True:
+        try:
+            plans.append(load_plan(store, plan_name(len(plans) + 1)))
+        except FileNotFoundError:
+            return plans
+
+
+def load_plan(store: Store, name: str) -> Plan:
+    """One plan by its number. Raises: FileNotFoundError; ConfigError naming a `plan.json` that cannot be read."""
+    content = read_document(store, plan_key(name))
+    try:
+        return plan_of(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{store.root}/{plan_key(name)} cannot be read: {type(error).__name__} {error}") from error
+
+
+def plan_of(document: Mapping[str, Any]) -> Plan:
+    """The plan that a `plan.json` holds. Raises: KeyError, TypeError or ValueError when it holds none."""
+    files = tuple((file, count) for file, count in document["files"])
+    tuples = {name: tuple(document[name]) for name in ("manifests", "audio_roots") if name in document}
+    return Plan(**{**document, **tuples, "files": files})
+
+
+def read_shard(store: Store, shard: Shard) -> pa.Table:
+    """The rows of one shard: `ROW_SCHEMA` and the pass-through columns."""
+    with _open_parquet(store, shard.file) as file:
+        return file.read_row_group(shard.row_group)
+
+
+def read_shards(store: Store, shards: Iterable[Shard]) -> Iterator[pa.Table]:
+    """The rows of several shards, in the order given.
+
+    Opens a file once for its consecutive shards: a footer describes up to `SHARDS_PER_FILE` of them.
+    """
+    for file, of_file in itertools.groupby(shards, key=lambda shard: shard.file):
+        with _open_parquet(store, file) as parquet:
+            for shard in of_file:
+                yield parquet.read_row_group(shard.row_group)
+
+
+def read_rejects(store: Store, plan: Plan) -> pa.Table | None:
+    """The rows refused while planning."""
+    if not plan.rejects_file:
+        return None
+    with _open_parquet(store, plan.rejects_file) as file:
+        return file.read()
+
+
+@contextmanager
+def _open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
+    with store.open(key) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        yield parquet
+
+
+def held_keys(store: Store, plans: Sequence[Plan]) -> tuple[Iterator[Keys], Keys]:
+    """The ids, some at a time as their columns are read, and the rejects that earlier plans hold: for `Spool.select`."""
+    refused = [reject_keys(table) for plan in plans if (table := read_rejects(store, plan)) is not None]
+    return _held_ids(store, plans), np.concatenate([id_keys([]), *refused])
+
+
+def _held_ids(store: Store, plans: Iterable[Plan]) -> Iterator[Keys]:
+    for plan in plans:
+        for file, _ in plan.files:
+            with _open_parquet(store, file) as parquet:
+                for rows in parquet.iter_batches(columns=["recording_id"]):
+                    yield id_keys(rows["recording_id"].to_pylist())
+
+
+@dataclass
+class ShardFiles:
+    """Writes shards as row groups of numbered Parquet files in the store."""
+
+    store: Store
+    folder: str
+    token: str
+    schema: pa.Schema
+    files: list[tuple[str, int]] = field(default_factory=list)
+    _buffer: io.BytesIO = field(default_factory=io.BytesIO)
+    _writer: pq.ParquetWriter | None = None
+    _shards: int = 0
+
+    def add(self, rows: pa.Table) -> tuple[str, int]:
+        """Write one shard. Returns: the key of its file, which exists once that is full or closed, and its row group."""
+        key, row_group = self._key(), self._shards
+        if self._writer is None:
+            self._buffer = io.BytesIO()
+            self._writer = pq.ParquetWriter(
+                self._buffer, self.schema, compression="zstd", write_statistics=False, write_page_checksum=True
+            )
+        self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
+        self._shards += 1
+        if self._shards == SHARDS_PER_FILE:
+            self.close()
+        return key, row_group
+
+    def _key(self) -> str:
+        return f"{self.folder}/{self.token}-{len(self.files):05d}.parquet"
+
+    def close(self) -> None:
+        """Store the file that is being written."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        key = self._key()
+        self.store.put_if_absent(key, self._buffer.getvalue())
+        self.files.append((key, self._shards))
+        self._writer, self._shards = None, 0
+
+
+@dataclass
+class _Packer:
+    """Fills shards with rows that share their partition values and language."""
+
+    files: ShardFiles
+    group_by: tuple[str, ...]
+    size: ShardSize
+    _open: dict[tuple[object, ...], list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
+    _fill: dict[tuple[object, ...], tuple[int, float]] = field(default_factory=lambda: defaultdict(lambda: (0, 0.0)))
+
+    def add(self, rows: pa.Table) -> None:
+        for key, group in groups(rows, self.group_by):
+            self._add_group(key, group)
+        while sum(count for count, _ in self._fill.values()) > _OPEN_ROWS:
+            self._close(max(self._fill, key=lambda key: self._fill[key][0]))
+
+    def _add_group(self, key: tuple[object, ...], rows: pa.Table) -> None:
+        # a row that is longer than a shard fills one, whatever it says
+        durations = np.clip(rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy(), 0.0, self.size.audio_s)
+        start = 0
+        while start < rows.num_rows:
+            count, audio_s = self._fill[key]
+            ends = audio_s + np.cumsum(durations[start:])
+            fit = int(np.searchsorted(ends, self.size.audio_s, side="right"))
+            take = max(min(fit, self.size.rows - count), 0 if count else 1)
+            if take:
+                self._open[key].append(rows.slice(start, take))
+                self._fill[key] = (count + take, float(ends[take - 1]))
+            start += take
+            if start < rows.num_rows:
+                self._close(key)
+
+    def _close(self, key: tuple[object, ...]) -> None:
+        self.files.add(pa.concat_tables(self._open.pop(key)))
+        del self._fill[key]
+
+    def finish(self) -> None:
+        for key in list(self._open):
+            self._close(key)
+        self.files.close()
+
+
+def write_plan(
+    store: Store,
+    number: int,
+    selection: Selection,
+    *,
+    settings: Mapping[str, Any],
+    models: Mapping[str, Any],
+    embedding_widths: Mapping[str, int],
+    manifests: Iterable[str],
+    size: ShardSize,
+    needs_text: bool,
+    audio_roots: tuple[str, ...] | None = None,
+) -> Plan | None:
+    """Write the selection as plan `number`; None when another planner created that number first.
+
+    Memory: the rows of open shards, at most `_OPEN_ROWS`, and one plan file.
+    """
+    name, token = plan_name(number), uuid.uuid4().hex[:12]
+    folder = f"_runs/{name}/shards"
+    extra = selection.spool.extra
+    files = ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
+    packer = _Packer(files, tuple(dict.fromkeys((*settings["partition_by"], "language"))), size)
+    rows, without_text, audio_s = 0, 0, 0.0
+    for table in selection.tables():
+        packer.add(table)
+        rows += table.num_rows
+        without_text += table["text"].null_count if needs_text else 0
+        audio_s += float(np.clip(table["duration_s"].fill_null(0.0).to_numpy(), 0.0, LONGEST_SPAN_S).sum())
+    packer.finish()
+    rejects = list(selection.rejects())
+    rejects_file = f"{folder}/{token}-rejects.parquet" if rejects else None
+    if rejects_file:
+        store.put_if_absent(rejects_file, parquet_bytes(pa.concat_tables(rejects)))
+    plan = Plan(
+        plan=name,
+        token=token,
+        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        settings=settings,
+        models=models,
+        embedding_widths=embedding_widths,
+        manifests=tuple(manifests),
+        files=tuple(files.files),
+        rows=rows,
+        rejects=sum(table.num_rows for table in rejects),
+        rejects_file=rejects_file,
+        rows_without_text=without_text,
+        audio_s=audio_s,
+        extra_schema=base64.b64encode(extra.serialize().to_pybytes()).decode(),
+        audio_roots=audio_roots,
+    )
+    return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
+
+
+def read_document(store: Store, key: str) -> dict[str, Any]:
+    """One of our JSON documents. Raises: FileNotFoundError; ConfigError naming one that is damaged or of another format."""
+    content = store.read(key)
+    try:
+        parsed = json.loads(content)
+        written = parsed["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{store.root}/{key} cannot be read: {type(error).__name__} {error}") from error
+    if written != FORMAT:
+        raise ConfigError(f"{store.root}/{key} has format {written}, this version reads {FORMAT}")
+    found: dict[str, Any] = parsed
+    return found
+
+
+def create_json(store: Store, key: str, content: Mapping[str, Any], *, mine: tuple[str, str]) -> bool:
+    """Put-if-absent of a JSON document; whether what is there now is ours, also when the answer to the PUT was lost.
+
+    Args:
+        mine: a field of `content` and its value, by which this writer knows its own document again.
+    """
+    if store.put_if_absent(key, json.dumps(content, indent=1, ensure_ascii=False).encode()):
+        return True
+    return bool(json.loads(store.read(key)).get(mine[0]) == mine[1])
+
+
+def plan_name(number: int) -> str:
+    """How a plan's number stands in names."""
+    return f"{number:06d}"
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A small table as one Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def tiny_shards_warning(plan: Plan) -> str | None:
+    """What partitioning costs when its values are so many that files become tiny, or None."""
+    if not plan.settings["partition_by"] or plan.num_shards <= 1 or plan.rows / plan.num_shards >= _TINY_SHARD_ROWS:
+        return None
+    columns = ", ".join(plan.settings["partition_by"])
+    return (
+        f"partitioning by {columns} gives {plan.num_shards:,} files of {plan.rows / plan.num_shards:.1f} rows on average; "
+        "readers will be slow. Partition by a column with fewer values"
+    )

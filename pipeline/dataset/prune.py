@@ -1,0 +1,112 @@
+"""What killed and beaten writers left in an output, and its removal: the one place of this pipeline that deletes.
+
+Only four kinds of things can be leftovers, each by name: shard files that no plan names, the store's hidden temporaries,
+the probe for conditional writes, and multipart uploads nobody completed. Nothing else is looked at twice: no part, no
+plan, no rejects file, no note of a failed attempt, nothing a plan names. Folders stay, since a writer may be about to use one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.dataset.plan import Plan, load_plan
+from pipeline.dataset.verify.outline import DATASET_KEY, TEMPORARY
+from pipeline.errors import ConfigError
+from pipeline.storage.access import without_query
+from pipeline.storage.cleanup import StoredFile, Upload, abort, reaching, remove, uploads, walk
+from pipeline.storage.store import PROBE_KEY, Store
+
+_SHARD_FILE = re.compile(r"_runs/([0-9]{6,})/shards/([0-9a-f]{12})-(?:[0-9]{5,}|rejects)\.parquet")
+_PLAN = re.compile(r"_runs/([0-9]{6,})/plan\.json")
+_OURS = ("_runs/", "utterances/", "rejects/", "summaries/", "compacted/", f".{DATASET_KEY}.")
+"""Where temporaries of ours can lie; an output may share its folder with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing that no plan names.
+
+    Attributes:
+        age_s: since it was written; of a planner's files, since the last of them was.
+        size_bytes: None where the server does not say.
+        kind: what it was, for a person.
+    """
+
+    key: str
+    kind: str
+    age_s: float
+    size_bytes: int | None
+    upload: Upload | None = None
+
+
+def find_leftovers(store: Store, *, now_s: float) -> Iterator[Leftover]:
+    """Everything that no plan names, of any age.
+
+    Args:
+        now_s: seconds since 1970 by the clock that ages are to be measured with.
+    Raises: ConfigError when there is no output, or a plan cannot be read: what it names could not be told then.
+    """
+    files = [file for file in walk(store) if file.key.startswith(_OURS) or file.key == DATASET_KEY]
+    numbers = [match[1] for file in files if (match := _PLAN.fullmatch(file.key))]
+    if not numbers and DATASET_KEY not in {file.key for file in files}:
+        raise ConfigError(f"there is no output of this pipeline at {without_query(store.root)}")
+    plans = {number: _plan(store, number) for number in numbers}
+    yield from _shard_files(files, plans, now_s)
+    for file in files:
+        if TEMPORARY.fullmatch(file.key):
+            yield Leftover(file.key, "temporary of a killed writer", now_s - file.modified_s, file.size_bytes)
+        elif file.key == PROBE_KEY:
+            yield Leftover(file.key, "probe for conditional writes", now_s - file.modified_s, file.size_bytes)
+    for upload in uploads(store):
+        if upload.key.startswith((*_OURS, DATASET_KEY)):
+            age_s = now_s - upload.started_s
+            yield Leftover(upload.key, "multipart upload nobody completed", age_s, upload.size_bytes, upload)
+
+
+def remove_leftover(store: Store, leftover: Leftover) -> bool:
+    """Delete it for good; False when a plan has named it meanwhile, and it stays. Raises: ConfigError."""
+    if leftover.upload is not None:
+        abort(store, leftover.upload)
+        return True
+    match = _SHARD_FILE.fullmatch(leftover.key)
+    if match and leftover.key in _named(store, match[1]):
+        return False
+    remove(store, leftover.key)
+    return True
+
+
+def _plan(store: Store, number: str) -> Plan:
+    with reaching(store):
+        return load_plan(store, number)
+
+
+def _named(store: Store, number: str) -> set[str | None]:
+    try:
+        plan = _plan(store, number)
+    except FileNotFoundError:
+        return set()
+    return {plan.rejects_file, *(file for file, _ in plan.files)}
+
+
+def _shard_files(files: list[StoredFile], plans: dict[str, Plan], now_s: float) -> Iterator[Leftover]:
+    """Files of planners that lost the race for their number, or were killed before they took part in it."""
+    named = {plan.rejects_file for plan in plans.values()} | {file for plan in plans.values() for file, _ in plan.files}
+    found = []
+    last_s: dict[tuple[str, str], float] = {}
+    for file in files:
+        if match := _SHARD_FILE.fullmatch(
+            file.key
+        ):  # of planners, and rows with fresh signatures (`pipeline.dataset.renewal`)
+            planner = (match[1], match[2])
+            # a planner that is still writing has old files too
+            last_s[planner] = max(last_s.get(planner, 0.0), file.modified_s)
+            # the token is a second witness: no file of a plan's own planner is ever a leftover
+            if file.key not in named and not (match[1] in plans and plans[match[1]].token == match[2]):
+                found.append((file, planner))
+    for file, planner in found:
+        kind = (
+            f"shards of a planner that lost plan {planner[0]}" if planner[0] in plans else "shards of a plan never made"
+        )
+        yield Leftover(file.key, kind, now_s - last_s[planner], file.size_bytes)

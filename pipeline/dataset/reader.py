@@ -1,0 +1,208 @@
+"""The rows of finished plans as tables that DuckDB can ask.
+
+Arrow reads the files, so that every store the pipeline writes to can be read, and with the plans' types: a partition column
+`007` stays text, and a column, or a key of a nested one, that one night lacks is null there. DuckDB asks, and opens no
+file itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs
+
+from pipeline.dataset.compatibility import dataset_settings, read_columns
+from pipeline.dataset.parts import UTTERANCES, committed_parts, is_published
+from pipeline.dataset.plan import Plan, load_plans
+from pipeline.errors import ConfigError, JobError, did_you_mean
+from pipeline.manifest.growth import asked_type, path_type
+from pipeline.manifest.staging import reject_schema
+from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION, schema_version, utterance_schema
+from pipeline.storage.access import without_query
+from pipeline.storage.cleanup import cause, reaching
+from pipeline.storage.store import Store, open_folder_of, resolve
+from pipeline.storage.temporary import temporary_folder
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the finished plans of an output hold.
+
+    Attributes:
+        plans: finished and published, oldest first.
+        unfinished: names of the others, whose rows are left out.
+        parts: plan name and shard number to the key of its part.
+        extra: pass-through columns of all finished plans, also where some plans are left out, with every key that a
+            struct has in any of them.
+    """
+
+    store: Store
+    plans: tuple[Plan, ...]
+    unfinished: tuple[str, ...]
+    parts: Mapping[str, Mapping[int, str]]
+    extra: pa.Schema
+
+    def of(self, names: Iterable[str]) -> Rows:
+        """The same with some of the plans. Raises: ConfigError for a plan that is not there, or is not finished."""
+        wanted, known, unfinished = dict.fromkeys(names), {plan.plan for plan in self.plans}, set(self.unfinished)
+        for name in wanted:
+            if name in unfinished:
+                raise ConfigError(f"run {name} is not finished; start its jobs.annotate again, then this")
+            if name not in known:
+                raise ConfigError(f"{without_query(self.store.root)} has no run {name}{did_you_mean(name, known)}")
+        return replace(self, plans=tuple(plan for plan in self.plans if plan.plan in wanted))
+
+    @property
+    def partition_fields(self) -> list[pa.Field]:
+        """Columns that are in the path alone, with the types that Arrow can read there."""
+        if not self.plans:
+            return []
+        fields = [
+            (self.extra if name in self.extra.names else ROW_SCHEMA).field(name)
+            for name in self.plans[0].settings["partition_by"]
+        ]
+        return [field.with_type(path_type(field.type)) for field in fields]
+
+    def schema(self) -> pa.Schema:
+        """Of `utterances`: the pass-through columns of all these plans as `asked_type` has them, embeddings in float32."""
+        widths = {name: width for plan in self.plans for name, width in plan.embedding_widths.items()}
+        version = schema_version(self.plans[0].settings) if self.plans else SCHEMA_VERSION
+        written = utterance_schema(widths, "float32", self._asked(), version=version)
+        others = [field for field in self.partition_fields if field.name not in written.names]
+        return pa.schema([*written, *others])
+
+    def _asked(self) -> list[pa.Field]:
+        paths = {field.name: field for field in self.partition_fields}
+        return [paths.get(field.name, field.with_type(asked_type(field.type))) for field in self.extra]
+
+    def part_keys(self) -> list[str]:
+        """The parts, in the order of plans and shards."""
+        return [key for plan in self.plans for _, key in sorted(self.parts[plan.plan].items())]
+
+    def planned(self) -> ds.Dataset:
+        """The manifest rows of these plans, as they were read."""
+        files = [file for plan in self.plans for file, _ in plan.files]
+        return dataset(self.store, "_runs", files, ROW_SCHEMA)
+
+    def utterances(self) -> ds.Dataset:
+        """Every utterance of these plans. Opens nothing yet."""
+        partitioning = ds.partitioning(pa.schema(self.partition_fields), flavor="hive")
+        return dataset(self.store, UTTERANCES, self.part_keys(), self.schema(), partitioning)
+
+    def rejects(self) -> ds.Dataset:
+        """Every reject of these plans, of planning too."""
+        there = {entry.key for entry in self.store.list("rejects")}
+        keys = [key for plan in self.plans if (key := f"rejects/{plan.plan}.parquet") in there]
+        extra = [field.with_type(asked_type(field.type)) for field in self.extra]
+        return dataset(self.store, "rejects", keys, reject_schema(extra))
+
+
+def finished_rows(store: Store) -> Rows:
+    """List an output. Raises: ConfigError when there is none, or it cannot be read."""
+    with reaching(store):
+        plans = load_plans(store)
+        if not plans and dataset_settings(store) is None:
+            raise ConfigError(f"there is no output of this pipeline at {without_query(store.root)}")
+        published = [plan for plan in plans if is_published(store, plan)]
+        parts = committed_parts(store, published)
+    for plan in published:
+        if len(parts[plan.plan]) != plan.num_shards:
+            raise JobError(
+                f"run {plan.plan} is published, and {plan.num_shards - len(parts[plan.plan]):,} of its files are missing; "
+                f"see python -m jobs.verify {without_query(store.root)}"
+            )
+    finished = {plan.plan for plan in published}
+    unfinished = tuple(plan.plan for plan in plans if plan.plan not in finished)
+    return Rows(store, tuple(published), unfinished, parts, read_columns(plan.extra for plan in published))
+
+
+def dataset(
+    store: Store, folder: str, keys: Sequence[str], schema: pa.Schema, partitioning: ds.Partitioning | None = None
+) -> ds.Dataset:
+    """Parquet files of a store as one Arrow dataset; a column that a file lacks is null. Opens nothing yet."""
+    if not keys:
+        return ds.dataset(schema.empty_table())
+    filesystem, root = resolve(store.root)
+    arrow = (
+        fs.LocalFileSystem()
+        if isinstance(filesystem, LocalFileSystem)
+        else fs.PyFileSystem(fs.FSSpecHandler(filesystem))
+    )
+    # what stands above the folder may look like a partition and is none
+    options = ds.FileSystemFactoryOptions(partition_base_dir=f"{root}/{folder}", partitioning=partitioning)
+    paths = [f"{root}/{key}" for key in keys]
+    return ds.FileSystemDatasetFactory(arrow, paths, ds.ParquetFileFormat(), options).finish(schema)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Around whatever Arrow reads of rows. Raises: JobError for files that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"the rows cannot be read: {cause(error)}") from error
+
+
+@contextmanager
+def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN401 - whatever Arrow makes of rows
+    """A DuckDB of its own that knows these tables, and opens no file besides.
+
+    What does not fit into memory is spilled to a temporary folder.
+    Raises: ConfigError for SQL that cannot be run, and where DuckDB is not installed; JobError for files that cannot be read.
+    """
+    duckdb = optional("duckdb", extra="analytics")
+    with temporary_folder("spill-") as spill:
+        connection = duckdb.connect(config={"temp_directory": str(spill)})
+        try:
+            connection.execute("SET enable_external_access = false")
+            for name, table in tables.items():
+                connection.register(name, table)
+            with reading():
+                yield connection
+        except duckdb.Error as error:
+            if "reading the stream" in str(error):  # how DuckDB 2.0 passes on what Arrow raised
+                raise JobError(f"the rows cannot be read: {cause(error)}") from error
+            raise ConfigError(f"this cannot be asked of the rows: {cause(error)}") from error
+        finally:
+            connection.close()
+
+
+def optional(package: str, *, extra: str) -> Any:  # noqa: ANN401 - a module
+    """Import what only an extra brings. Raises: ConfigError saying how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this needs {package}, which is not installed: pip install -e '.[{extra}]'") from error
+
+
+def quoted(name: str) -> str:
+    """A column name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def new_file(uri: str) -> Callable[[bytes], None]:
+    """Where a result is to be written that must not replace another. Raises: ConfigError when something is there."""
+    store, name = open_folder_of(uri)
+    taken = ConfigError(f"{without_query(uri)} is there already; name a file that is not, or remove it")
+    if not name.endswith(".parquet"):
+        raise ConfigError(f"{without_query(uri)}: results are written as Parquet; name a file that ends in .parquet")
+    with reaching(store), suppress(FileNotFoundError):
+        store.read_tail(name, 1)
+        raise taken
+
+    def write(content: bytes) -> None:
+        if not store.put_if_absent(name, content):
+            raise taken
+
+    return write

@@ -1,0 +1,88 @@
+"""Fresh signatures for the rows of an unfinished plan: a plan may outlive the pre-signed URLs in it.
+
+The plan itself stays as it is. A row whose id and URL the manifest names now with another query string is copied, with this
+query and nothing else changed, into a shard file of this run's own, from which the workers read its shard. The file lies
+beside the plan's under a token that no plan names, so `jobs.prune` takes it for a leftover once it is old.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.dataset.plan import Plan, Shard, ShardFiles, read_shard
+from pipeline.manifest.hash_buckets import id_keys
+from pipeline.manifest.staging import Spool
+from pipeline.schema import ROW_SCHEMA
+from pipeline.storage.store import Store
+
+_HTTP = "(?i)^https?://"
+_HELD_ROWS = 200_000
+"""Rows of the plan compared with the manifest at once; the manifest is read once for each so many."""
+
+
+def renew(store: Store, plan: Plan, shards: Sequence[Shard], spool: Spool) -> list[Shard]:
+    """The same shards, those with fresh signatures pointing to a copy of their rows.
+
+    Costs one reading of the shards, where the manifest has URLs with a query; nothing elsewhere.
+    """
+    if next(_signed(spool), None) is None:
+        return list(shards)
+    files = ShardFiles(store, f"_runs/{plan.plan}/shards", uuid.uuid4().hex[:12], pa.schema([*ROW_SCHEMA, *plan.extra]))
+    renewed: list[Shard] = []
+    held: list[tuple[Shard, pa.Table]] = []
+    for shard in shards:
+        held.append((shard, read_shard(store, shard)))
+        if sum(rows.num_rows for _, rows in held) >= _HELD_ROWS:
+            renewed += _renew(held, files, spool)
+            held = []
+    renewed += _renew(held, files, spool)
+    files.close()
+    return renewed
+
+
+def _renew(held: Sequence[tuple[Shard, pa.Table]], files: ShardFiles, spool: Spool) -> Iterator[Shard]:
+    known: dict[bytes, str] = {}
+    for _, rows in held:
+        behind = rows.filter(pc.match_substring_regex(rows["audio"], _HTTP))
+        known |= zip(id_keys(behind["recording_id"].to_pylist()).tolist(), behind["audio"].to_pylist(), strict=True)
+    fresh: dict[bytes, str] = {}
+    for ids, uris in _signed(spool):
+        for key, uri in zip(id_keys(ids).tolist(), uris, strict=True):
+            planned = known.get(key)
+            if planned is not None and uri != planned and _without_signature(uri) == _without_signature(planned):
+                fresh[key] = uri
+    for shard, rows in held:
+        keys, uris = id_keys(rows["recording_id"].to_pylist()).tolist(), rows["audio"].to_pylist()
+        if not fresh.keys() & set(keys):
+            yield shard
+            continue
+        audio = pa.array([fresh.get(key, uri) for key, uri in zip(keys, uris, strict=True)], pa.string())
+        at = rows.schema.get_field_index("audio")
+        file, row_group = files.add(rows.set_column(at, rows.schema.field(at), audio))
+        yield Shard(shard.plan, shard.number, file, row_group)
+
+
+def _without_signature(uri: str) -> tuple[str, str]:
+    """A URL without its query: what stands before it, and the fragment."""
+    bare, _, fragment = uri.partition("#")
+    return bare.partition("?")[0], fragment
+
+
+def _signed(spool: Spool) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and URLs of the manifest's rows that are behind HTTP and have a query."""
+    for chunk in spool.chunks:
+        rows = _columns(chunk)
+        signed = rows.filter(pc.match_substring_regex(rows["audio"], _HTTP + r"[^#]*\?"))
+        if signed.num_rows:
+            yield signed["recording_id"].to_pylist(), signed["audio"].to_pylist()
+
+
+def _columns(chunk: Path) -> pa.Table:
+    with pq.ParquetFile(chunk) as file:
+        return file.read(["recording_id", "audio"])

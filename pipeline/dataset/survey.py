@@ -1,0 +1,85 @@
+"""What is left to do in an output, from three listings: plans without a result, parts or results deleted since, pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from pipeline.dataset.parts import committed_parts
+from pipeline.dataset.plan import Plan, Shard
+from pipeline.storage.access import without_query
+from pipeline.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class PlanState:
+    """How far one plan is.
+
+    Attributes:
+        parts: shard number to the key of its part.
+        published: whether its `_SUCCESS` exists.
+        lost: what a published plan should have and has not, for a message; empty for a whole one.
+        drawn: whether its page exists, or was not wanted.
+    """
+
+    plan: Plan
+    parts: Mapping[int, str]
+    published: bool
+    lost: str
+    drawn: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.published and not self.lost
+
+    @property
+    def missing(self) -> int:
+        """How many shards have no part."""
+        return sum(number not in self.parts for number in range(self.plan.num_shards))
+
+
+def pending_shards(store: Store, plan: Plan) -> list[Shard]:
+    """The shards of a plan that have no part. Costs a listing."""
+    parts = committed_parts(store, [plan])[plan.plan]
+    return [shard for shard in plan.shards() if shard.number not in parts]
+
+
+def survey(store: Store, plans: Sequence[Plan], out: TextIO) -> list[PlanState]:
+    """The state of each plan; says on `out` what published ones have lost.
+
+    Costs three listings, and a small GET for some plans; nothing where there are no plans.
+    """
+    if not plans:
+        return []
+    results = {entry.key for prefix in ("_runs", "rejects") for entry in store.list(prefix)}
+    parts = committed_parts(store, plans)
+    states = [_state(store, plan, parts[plan.plan], results) for plan in plans]
+    for state in states:
+        if state.lost:
+            print(
+                f"warning: run {state.plan.plan} was published, but {state.lost} below {without_query(store.root)} are missing "
+                "now; they are made again. python -m jobs.verify checks the whole output",
+                file=out,
+            )
+    return states
+
+
+def _state(store: Store, plan: Plan, parts: Mapping[int, str], results: set[str]) -> PlanState:
+    run = f"_runs/{plan.plan}"
+    published, page, rejects = f"{run}/_SUCCESS" in results, f"{run}/report.html", f"rejects/{plan.plan}.parquet"
+    report = f"{run}/report.json"
+    state = PlanState(plan, parts, published, "", page in results)
+    if not published:
+        return state
+    said = {}
+    if report in results and not {page, rejects} <= results:
+        said = json.loads(store.read(report))
+    lost = f"{state.missing:,} of {plan.num_shards:,} parts" if state.missing else ""
+    if report not in results:
+        lost = lost or report
+    if rejects not in results and (plan.rejects or said.get("rejected")):
+        lost = lost or rejects
+    return PlanState(plan, parts, published, lost, state.drawn or said.get("page") is False)

@@ -1,0 +1,258 @@
+"""The audit of an output, finished, broken or still being written. It reads only.
+
+Costs, without `deep`: one listing, and of each part the footer and three id columns; with `deep` all of it once. Memory: 16
+bytes a reject, and the shards that are in hand; disk: 24 bytes a plan row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from pipeline.config import canonical_hash
+from pipeline.dataset.compatibility import add_columns, compare_models, compare_settings, different_columns
+from pipeline.dataset.plan import Plan, Shard, plan_key
+from pipeline.dataset.verify.outline import DATASET_KEY, Outline, read_outline
+from pipeline.dataset.verify.parts import Inspected, inspect_part
+from pipeline.dataset.verify.plans import IdLedger, PlannedShard, planned_shards, sound_plan
+from pipeline.dataset.verify.promises import Audit, PlanState, Promise, Tell, Violation
+from pipeline.dataset.verify.published import Tally, check_published
+from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, parquet
+from pipeline.errors import ConfigError
+from pipeline.storage.access import without_query
+from pipeline.storage.store import Store
+from pipeline.storage.temporary import temporary_folder
+
+_READERS = {False: 16, True: 4}
+"""Parts read at once: footers wait for the store; whole parts are held in memory a row group each."""
+_SHARDS_IN_HAND = 64
+
+
+def audit(store: Store, *, deep: bool = False, tell: Tell = lambda violation: None) -> Audit:
+    """Hold everything in an output against what it promises.
+
+    Args:
+        deep: read every page, and check every value.
+        tell: called with each violation when it is found.
+    Raises: ConfigError when there is no output, or the store does not let us read it.
+    """
+    outline = read_outline(store)
+    with temporary_folder("audit-") as folder:
+        auditor = _Auditor(store, outline, IdLedger(folder), deep=deep, tell=tell)
+        auditor.run()
+    return Audit(
+        output=without_query(store.root),
+        deep=deep,
+        plans=tuple(auditor.states),
+        unreadable_plans=len(outline.plans) - len(auditor.plans),
+        violations=tuple(auditor.violations),
+        leftovers=len(auditor.leftovers),
+        leftover_bytes=sum(auditor.leftovers.values()),
+    )
+
+
+class _Auditor:
+    """One audit under way."""
+
+    def __init__(self, store: Store, outline: Outline, ledger: IdLedger, *, deep: bool, tell: Tell) -> None:
+        self.store, self.outline, self.ledger, self.deep, self.tell = store, outline, ledger, deep, tell
+        self.violations: list[Violation] = []
+        self.states: list[PlanState] = []
+        self.plans: list[Plan] = []
+        self.leftovers = {file.key: file.size_bytes for file in outline.temporaries}
+
+    def broken(self, promise: Promise, key: str, sentence: str) -> None:
+        self.add([Violation(promise, key, sentence)])
+
+    def add(self, violations: Iterable[Violation]) -> None:
+        for violation in violations:
+            self.violations.append(violation)
+            self.tell(violation)
+
+    def run(self) -> None:
+        settings = self._dataset()
+        self._read_plans()
+        if settings is not None:
+            self._compare(settings)
+        for plan in self.plans:
+            self._plan(plan)
+        self._clashes()
+        self._strays()
+        self._unnamed()
+
+    # -- the dataset
+
+    def _dataset(self) -> dict[str, object] | None:
+        """The settings all plans share."""
+        try:
+            settings = document(self.store, DATASET_KEY).get("settings")
+            if isinstance(settings, dict):
+                return settings
+            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, "cannot be read: it holds no settings")
+        except MissingFile:
+            if self.outline.empty:
+                raise ConfigError(f"there is no output of this pipeline at {without_query(self.store.root)}") from None
+            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, "is not there, though an output is")
+        except DamagedFile as error:
+            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, str(error))
+        return None
+
+    def _read_plans(self) -> None:
+        for first, last in self.outline.gaps():
+            several = f"; the next {int(last) - int(first)} are missing too" if last != first else ""
+            self.broken(Promise.PLAN_GAP, plan_key(first), f"is not there, though later plans are{several}")
+        for name in self.outline.plans:
+            try:
+                self.plans.append(sound_plan(self.store, name))
+            except DamagedFile as error:
+                parts = len(self.outline.parts.get(name, ()))
+                self.broken(
+                    Promise.PLAN_DAMAGED, plan_key(name), f"{error}; nothing can be said of its {parts:,} parts"
+                )
+
+    def _compare(self, settings: dict[str, object]) -> None:
+        """Check that all plans of the dataset make the same kind of rows."""
+        earlier: dict[str, Plan] = {}  # one plan for each choice of models
+        columns: dict[str, pa.Field] = {}
+        for plan in self.plans:
+            try:
+                compare_settings(settings, plan.settings, what="settings")
+                compare_models(earlier.values(), plan.models)
+            except ConfigError as error:
+                difference = " ".join(str(error).split("\n  ")[1:])
+                self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), f"is not of the dataset's kind: {difference}")
+            except (KeyError, TypeError):
+                self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), "names models without their hashes")
+            extra = plan.extra
+            other = different_columns(extra, columns)
+            if other:
+                sentence = f"has other types or another spelling than earlier plans for {', '.join(other[:5])}"
+                self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), sentence)
+            earlier.setdefault(canonical_hash(plan.models), plan)
+            add_columns(columns, extra)
+
+    # -- one plan
+
+    def _plan(self, plan: Plan) -> None:
+        parts = self.outline.parts.get(plan.plan, {})
+        seen = self.outline.published.get(plan.plan, {})
+        tally = Tally(plan)
+        unread = self._shards(plan, parts, tally)
+        try:
+            rejects = tally.add_planning_rejects(self.store, deep=self.deep)
+            if rejects != plan.rejects:
+                tally.whole = False
+                sentence = f"counts {plan.rejects:,} rejects, and {rejects:,} are in their file"
+                self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), sentence)
+        except DamagedFile as error:
+            tally.whole = False
+            self.broken(Promise.PLAN_DAMAGED, str(plan.rejects_file), str(error))
+        self.add(check_published(self.store, tally, seen, unread=unread, deep=self.deep))
+        state = PlanState(
+            plan.plan,
+            plan.rows + plan.rejects,
+            plan.num_shards,
+            tally.parts,
+            "_SUCCESS" in seen,
+            tally.utterances,
+            tally.rejects,
+            self.outline.attempts[plan.plan],
+        )
+        self.states.append(state)
+
+    def _shards(self, plan: Plan, parts: dict[int, list[str]], tally: Tally) -> int:
+        """Hold the parts of a plan against its shards. Returns: how many shards could not be read from the plan."""
+        rows = shards = 0
+        for number, keys in sorted(parts.items()):
+            if number >= plan.num_shards:
+                for key in sorted(keys):
+                    self.broken(Promise.PART_BEYOND_PLAN, key, f"plan {plan.plan} has {plan.num_shards:,} shards")
+        with ThreadPoolExecutor(_READERS[self.deep]) as pool:
+            for batch in self._planned(plan):
+                inspections = []
+                for planned in batch:
+                    self.ledger.add(planned)
+                    rows += planned.rows.num_rows
+                    shards += 1
+                    standing = self._standing(planned, parts, tally)
+                    if standing is not None:
+                        inspections.append(pool.submit(self._inspect, plan, planned, standing))
+                for inspection in inspections:
+                    inspected = inspection.result()
+                    self.add(inspected.violations)
+                    tally.add(inspected.planned, inspected.receipt)
+        if shards == plan.num_shards and rows != plan.rows:
+            tally.whole = False
+            sentence = f"counts {plan.rows:,} rows, its shards have {rows:,}"
+            self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), sentence)
+        return plan.num_shards - shards
+
+    def _planned(self, plan: Plan) -> Iterator[list[PlannedShard]]:
+        """The shards of a plan, some at a time; a file that cannot be read is a violation."""
+        for number, (file, _) in enumerate(plan.files):
+            batch: list[PlannedShard] = []
+            try:
+                for planned in planned_shards(self.store, plan, number, deep=self.deep):
+                    batch.append(planned)
+                    if len(batch) == _SHARDS_IN_HAND:
+                        yield batch
+                        batch = []
+            except DamagedFile as error:
+                self.broken(Promise.PLAN_DAMAGED, file, str(error))
+            yield batch
+
+    def _standing(self, planned: PlannedShard, parts: dict[int, list[str]], tally: Tally) -> str | None:
+        """The part of a shard, or None; of several the one in its place."""
+        keys = sorted(parts.get(planned.shard.number, ()))
+        if not keys:
+            tally.missing.append(planned.key)
+            return None
+        standing = planned.key if planned.key in keys else keys[0]
+        for key in keys:
+            if key != standing:
+                sentence = f"is a second part of shard {planned.shard.name}, beside {standing}"
+                self.broken(Promise.PART_TWICE, key, sentence)
+        return standing
+
+    def _inspect(self, plan: Plan, planned: PlannedShard, key: str) -> Inspected:
+        return inspect_part(self.store, plan, planned, key, deep=self.deep)
+
+    # -- what no plan owns
+
+    def _clashes(self) -> None:
+        for first, shard, row, count in self.ledger.clashes():
+            owner = "twice in it" if first == shard.plan else f"in plan {first} too"
+            sentence = f"{count:,} of its recording ids stand {owner}, such as {self._id(shard, row)}"
+            self.broken(Promise.ID_TWICE, plan_key(shard.plan), sentence)
+
+    def _id(self, shard: Shard, row: int) -> str:
+        """A recording id for a person: the ledger has hashes of them alone."""
+        try:
+            with parquet(self.store, shard.file) as file:
+                return repr(file.row_group(shard.row_group, ["recording_id"])["recording_id"][row].as_py())
+        except DamagedFile:
+            return f"row {row} of shard {shard.name}"
+
+    def _strays(self) -> None:
+        known = set(self.outline.plans)
+        for name, parts in sorted(self.outline.parts.items()):
+            if name not in known:
+                for keys in parts.values():
+                    for key in sorted(keys):
+                        self.broken(Promise.ORPHAN, key, f"is of plan {name}, which is not there")
+        for name, results in sorted(self.outline.published.items()):
+            if name not in known:
+                for key in sorted(results.values()):
+                    self.broken(Promise.ORPHAN, key, f"is of plan {name}, which is not there")
+        for key in self.outline.strays:
+            self.broken(Promise.ORPHAN, key, "lies among the results, and no plan names it")
+
+    def _unnamed(self) -> None:
+        """Shard files that no plan names: of a planner that lost its number, was killed, or is at work. Not a violation."""
+        named = {plan.rejects_file for plan in self.plans} | {file for plan in self.plans for file, _ in plan.files}
+        unreadable = set(self.outline.plans) - {plan.plan for plan in self.plans}
+        for file in self.outline.shard_files:
+            if file.key not in named and file.key.split("/")[1] not in unreadable:
+                self.leftovers[file.key] = file.size_bytes

@@ -1,0 +1,115 @@
+"""What lies where: the listings of an output, taken in an order that cannot accuse a job that is still running.
+
+What is published is listed before the parts, and the parts before the plans: a running job writes plans first, parts then
+and results last, so each listing holds at least what the one before it depends on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pipeline.dataset.parts import UTTERANCES
+from pipeline.dataset.plan import plan_name
+from pipeline.storage.cleanup import StoredFile, walk
+from pipeline.storage.store import Store
+
+RUNS, REJECTS = "_runs", "rejects"
+_RESULTS = ("_SUCCESS", "report.json", "report.html")
+DATASET_KEY = "_dataset.json"
+TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
+"""What `LocalStore.put_if_absent` writes before it links."""
+_RUN_FILE = re.compile(
+    r"_runs/([0-9]{6,})/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+|attempts/[0-9]{6,}\.json)", re.DOTALL
+)
+_REJECTS_FILE = re.compile(r"rejects/([0-9]{6,})\.parquet")
+_PART = re.compile(r"utterances/(?:.+/)?([0-9]{6,})-([0-9]{6,})\.parquet", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The files of an output by what they are. Memory: the names of all parts.
+
+    Attributes:
+        plans: names for which there is a `plan.json`, in order.
+        parts: plan name and shard number to the keys of its parts, of which there should be one.
+        published: plan name to its result files: `_SUCCESS`, `report.json`, the page, the rejects.
+        strays: files among the results whose name is none of ours.
+        attempts: plan name to the number of recorded tries that failed.
+        shard_files: what lies in the plans' `shards/` folders, with sizes.
+        temporaries: hidden files of writers that are at work or were killed.
+    """
+
+    plans: tuple[str, ...]
+    parts: dict[str, dict[int, list[str]]]
+    published: dict[str, dict[str, str]]
+    strays: tuple[str, ...]
+    attempts: Counter[str]
+    shard_files: tuple[StoredFile, ...]
+    temporaries: tuple[StoredFile, ...]
+    empty: bool
+
+    def gaps(self) -> Iterator[tuple[str, str]]:
+        """Ranges of numbers below a plan's for which there is no plan: the first and the last of each."""
+        before = 0
+        for name in self.plans:
+            if int(name) > before + 1:
+                yield plan_name(before + 1), plan_name(int(name) - 1)
+            before = int(name)
+
+
+def read_outline(store: Store) -> Outline:
+    """List the output. Raises: ConfigError when it cannot be listed."""
+    results = [*walk(store, RUNS), *walk(store, REJECTS)]
+    utterances = list(walk(store, UTTERANCES))
+    runs = list(walk(store, RUNS))
+    published: dict[str, dict[str, str]] = defaultdict(dict)
+    for file in results:
+        if (match := _RUN_FILE.fullmatch(file.key)) and match[2] in _RESULTS:
+            published[match[1]][match[2]] = file.key
+        elif match := _REJECTS_FILE.fullmatch(file.key):
+            published[match[1]][REJECTS] = file.key
+    plans, shard_files, attempts = set(), [], Counter[str]()
+    for file in runs:
+        match = _RUN_FILE.fullmatch(file.key)
+        if match and match[2] == "plan.json":
+            plans.add(match[1])
+        elif match and match[2].startswith("shards/") and not TEMPORARY.fullmatch(file.key):
+            shard_files.append(file)
+        elif match and match[2].startswith("attempts/"):
+            attempts[match[1]] += 1
+    parts, strays = _sort_parts(utterances)
+    for file in results:
+        if file.key.startswith(f"{REJECTS}/") and not _is_known(file.key, _REJECTS_FILE):
+            strays.append(file.key)
+    temporaries = {file.key: file for file in (*runs, *results, *utterances) if TEMPORARY.fullmatch(file.key)}
+    return Outline(
+        plans=tuple(sorted(plans, key=int)),
+        parts=parts,
+        published=dict(published),
+        strays=tuple(sorted(strays)),
+        attempts=attempts,
+        shard_files=tuple(shard_files),
+        temporaries=tuple(temporaries.values()),
+        empty=not (results or utterances or runs),
+    )
+
+
+def _is_known(key: str, pattern: re.Pattern[str]) -> bool:
+    return bool(pattern.fullmatch(key) or TEMPORARY.fullmatch(key))
+
+
+def _sort_parts(files: Iterable[StoredFile]) -> tuple[dict[str, dict[int, list[str]]], list[str]]:
+    """Parts by plan and shard, and the files that are none."""
+    parts: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    strays = []
+    for file in files:
+        match = _PART.fullmatch(file.key)
+        # a number has one spelling
+        if match and match[2] == f"{int(match[2]):06d}":
+            parts[match[1]][int(match[2])].append(file.key)
+        elif not TEMPORARY.fullmatch(file.key):
+            strays.append(file.key)
+    return {plan: dict(shards) for plan, shards in parts.items()}, strays

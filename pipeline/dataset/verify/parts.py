@@ -1,0 +1,179 @@
+"""One part against its shard: place, receipt, schema, and every id; with `deep` every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.dataset.parts import Receipt, ids_sha256, part_schema, receipt_of
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.verify.plans import PlannedShard
+from pipeline.dataset.verify.promises import Promise, Violation
+from pipeline.dataset.verify.reading import UNREADABLE, DamagedFile, ParquetReader, parquet
+from pipeline.dataset.verify.rows import RowFaults
+from pipeline.errors import Reason, Stage
+from pipeline.schema import utterance_id
+from pipeline.storage.store import Store
+
+ID_COLUMNS = ("recording_id", "segment_index", "utterance_id")
+Broken = Callable[[Promise, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What one part says.
+
+    Attributes:
+        receipt: None when there is none, or it is another shard's: then nothing can be counted.
+    """
+
+    planned: PlannedShard
+    receipt: Receipt | None
+    violations: tuple[Violation, ...]
+
+
+def inspect_part(store: Store, plan: Plan, planned: PlannedShard, key: str, *, deep: bool) -> Inspected:
+    """Hold one part against the plan.
+
+    Costs: the footer and the id columns; with `deep` the whole file. Memory: the ids of the shard and one row group.
+    """
+    found: list[Violation] = []
+
+    def broken(promise: Promise, sentence: str) -> None:
+        found.append(Violation(promise, key, sentence))
+
+    if key != planned.key:
+        broken(Promise.PART_MISPLACED, f"lies in the folder of other values; its rows belong to {planned.key}")
+    receipt = None
+    try:
+        with parquet(store, key, whole=deep) as file:
+            receipt = _receipt(file)
+            if (receipt.plan, receipt.shard) != (plan.plan, planned.shard.number):
+                broken(Promise.RECEIPT_PLACE, f"is the part of shard {receipt.plan}-{receipt.shard:06d} by its receipt")
+                return Inspected(planned, None, tuple(found))
+            _check_receipt(receipt, file, plan, planned, broken)
+            _check_rows(receipt, file, plan, planned, broken, deep=deep)
+    except _NoReceiptError as error:
+        broken(Promise.RECEIPT_MISSING, f"is no part of this pipeline: {error}")
+    except DamagedFile as error:
+        broken(Promise.PART_UNREADABLE, str(error))
+    return Inspected(planned, receipt, tuple(found))
+
+
+class _NoReceiptError(Exception):
+    """A Parquet file without a receipt that can be read."""
+
+
+def _receipt(file: ParquetReader) -> Receipt:
+    """The receipt, every field of the kind it should be."""
+    try:
+        receipt = receipt_of(file.metadata.metadata)
+    except KeyError as error:
+        raise _NoReceiptError("its footer holds no receipt") from error
+    except (*UNREADABLE, TypeError, AttributeError) as error:
+        raise _NoReceiptError(f"the receipt in its footer cannot be read ({type(error).__name__})") from error
+    numbers = [receipt.shard, receipt.rows, receipt.utterances, *(note.row for note in receipt.rejects)]
+    texts = [text for note in receipt.rejects for text in (note.reason, note.detail, note.stage)]
+    if not (
+        all(isinstance(number, int) for number in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(receipt.audio_s, int | float)
+    ):
+        raise _NoReceiptError("the receipt in its footer holds values of other types")
+    return receipt
+
+
+def _check_receipt(receipt: Receipt, file: ParquetReader, plan: Plan, planned: PlannedShard, broken: Broken) -> None:
+    rows = planned.rows.num_rows
+    if receipt.rows != rows:
+        broken(Promise.RECEIPT_ROWS, f"its receipt counts {receipt.rows:,} plan rows, the shard has {rows:,}")
+    if receipt.ids_sha256 != ids_sha256(planned.rows):
+        broken(Promise.RECEIPT_IDS, "its receipt is about other recording ids than the shard's")
+    if receipt.config_hash != plan.config_hash:
+        broken(Promise.RECEIPT_CONFIG, "was made under other settings or models than the plan's")
+    if receipt.utterances != file.metadata.num_rows:
+        sentence = f"its receipt counts {receipt.utterances:,} utterances, the file has {file.metadata.num_rows:,}"
+        broken(Promise.RECEIPT_UTTERANCES, sentence)
+    noted = [note.row for note in receipt.rejects]
+    if len(set(noted)) != len(noted) or not all(0 <= row < rows for row in noted):
+        broken(Promise.RECEIPT_REJECTS, "its receipt rejects a row twice, or one that the shard does not have")
+    for note in receipt.rejects:
+        if note.reason not in set(Reason) or note.stage not in set(Stage):
+            broken(Promise.RECEIPT_REJECTS, f"its receipt rejects row {note.row} for {note.reason!r} at {note.stage!r}")
+            break
+    expected = part_schema(plan)
+    if not file.schema.equals(expected):
+        broken(Promise.SCHEMA, f"differs from the plan in {_difference(file.schema, expected)}")
+
+
+def _difference(found: pa.Schema, expected: pa.Schema) -> str:
+    theirs, ours = ({field.name: field for field in schema} for schema in (found, expected))
+    names = sorted({*theirs} ^ {*ours} | {name for name in {*theirs} & {*ours} if theirs[name] != ours[name]})
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(names[:5])}" if names else "the order of columns"
+
+
+def _check_rows(
+    receipt: Receipt, file: ParquetReader, plan: Plan, planned: PlannedShard, broken: Broken, *, deep: bool
+) -> None:
+    """Read the ids, or everything, one row group at a time."""
+    there, expected = file.schema, part_schema(plan)
+    if any(
+        there.get_field_index(name) < 0 or there.field(name).type != expected.field(name).type for name in ID_COLUMNS
+    ):
+        return
+    ids = _Ids(planned.rows["recording_id"].to_pylist())
+    faults = RowFaults(plan, planned.rows) if deep and there.equals(expected) else None
+    for row_group in range(file.num_row_groups):
+        rows = file.row_group(row_group, None if deep else ID_COLUMNS)
+        ids.add(rows)
+        if faults is not None:
+            faults.add(rows)
+    ids.check({note.row for note in receipt.rejects}, broken)
+    for promise, sentence in faults.sentences() if faults is not None else ():
+        broken(promise, sentence)
+
+
+class _Ids:
+    """The ids of a part against those of its shard.
+
+    Where this finds nothing, utterance ids are unique over the dataset: they are made of a recording id, which has one
+    owner among all plans, and a segment index, which a recording has once, and `utterance_id` is one to one.
+    """
+
+    def __init__(self, planned: Sequence[str]) -> None:
+        self._planned = planned
+        self._segments: dict[str, list[int]] = {recording: [] for recording in planned}
+        self._unknown: list[str] = []
+        self._misnamed: list[str] = []
+
+    def add(self, rows: pa.Table) -> None:
+        for recording, segment, name in zip(*(rows[name].to_pylist() for name in ID_COLUMNS), strict=True):
+            if recording not in self._segments:
+                self._unknown.append(recording)
+            elif segment is not None:
+                self._segments[recording].append(segment)
+            if recording is None or segment is None or name != utterance_id(recording, segment):
+                self._misnamed.append(name)
+
+    def check(self, noted: set[int], broken: Broken) -> None:
+        rejected = {self._planned[row] for row in noted if 0 <= row < len(self._planned)}
+        lost = [recording for recording, found in self._segments.items() if not found and recording not in rejected]
+        both = [recording for recording, found in self._segments.items() if found and recording in rejected]
+        twice, gaps = [], []
+        for recording, found in self._segments.items():
+            if len(set(found)) != len(found):
+                twice.append(recording)
+            elif sorted(found) != list(range(len(found))):
+                gaps.append(recording)
+        for promise, recordings, what in (
+            (Promise.ROW_LOST, lost, "plan rows are neither utterances nor rejects"),
+            (Promise.ROW_TWICE, both, "plan rows are both utterances and rejects"),
+            (Promise.ROW_UNKNOWN, self._unknown, "utterances are of recordings that the shard does not hold"),
+            (Promise.UTTERANCE_ID, self._misnamed, "utterance ids are not made of their row's recording and segment"),
+            (Promise.UTTERANCE_TWICE, twice, "recordings have an utterance twice"),
+            (Promise.SEGMENT_GAP, gaps, "recordings have segments other than 0 to n-1"),
+        ):
+            if recordings:
+                broken(promise, f"{len(recordings):,} {what}, such as {recordings[0]!r}")

@@ -1,0 +1,149 @@
+"""Plans as an audit takes them: nothing believed unchecked, one shard in memory at a time, ids as keys on disk."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.dataset.parts import part_key, partition_folder
+from pipeline.dataset.plan import Plan, Shard, plan_key, plan_of
+from pipeline.dataset.verify.reading import UNREADABLE, DamagedFile, document, parquet
+from pipeline.errors import ConfigError
+from pipeline.manifest.hash_buckets import KeyHeaps, id_keys, repeated
+from pipeline.schema import EMBEDDINGS, ROW_SCHEMA, schema_version
+from pipeline.storage.store import Store
+
+_ROW_COLUMNS = ("recording_id", "manifest", "line")
+_DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """What the plan says of one shard.
+
+    Attributes:
+        rows: `recording_id`, `manifest`, `line` and the partition columns of its rows, or every column of them.
+        key: where its part belongs.
+    """
+
+    shard: Shard
+    rows: pa.Table
+    key: str
+
+
+def sound_plan(store: Store, name: str) -> Plan:
+    """A plan of which every field was looked at, so that what follows may rely on it.
+
+    Raises: DamagedFile; ConfigError when the store does not answer.
+    """
+    content = document(store, plan_key(name))
+    try:
+        plan = plan_of(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(f"cannot be read: {type(error).__name__} {error}") from error
+    fault = next(_faults(plan, name), None)
+    if fault is not None:
+        raise DamagedFile(f"cannot be read: {fault}")
+    return plan
+
+
+def _faults(plan: Plan, name: str) -> Iterator[str]:
+    """What in a plan is not of the kind it should be; the first one counts."""
+    if plan.plan != name:
+        yield f"it calls itself {plan.plan!r}"
+    named = [file for file, _ in plan.files] + [plan.rejects_file] * (plan.rejects_file is not None)
+    if not all(
+        isinstance(file, str) and file.startswith(f"_runs/{name}/shards/") and ".." not in file for file in named
+    ):
+        yield "it names files outside its own folder"
+    counts = [*(count for _, count in plan.files), plan.rows, plan.rejects]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        yield "a count is not a number"
+    if bool(plan.rejects) != (plan.rejects_file is not None):
+        yield f"it counts {plan.rejects} rejects, and names {plan.rejects_file or 'no file of them'}"
+    if not (isinstance(plan.settings, Mapping) and isinstance(plan.models, Mapping)):
+        yield "settings and models are no mappings"
+        return
+    widths = plan.embedding_widths
+    if not (
+        isinstance(widths, Mapping)
+        and set(widths) <= set(EMBEDDINGS)
+        and all(isinstance(width, int) and width > 0 for width in widths.values())
+        and plan.settings.get("embedding_dtype") in _DTYPES
+    ):
+        yield "its embeddings are none that we know"
+    try:
+        schema_version(plan.settings)
+    except ConfigError as error:
+        yield str(error)
+    try:
+        columns = {*plan.extra.names, "language"}
+    except (*UNREADABLE, TypeError) as error:
+        yield f"its column types cannot be read ({type(error).__name__})"
+        return
+    partition_by = plan.settings.get("partition_by")
+    if not (isinstance(partition_by, list) and set(map(str, partition_by)) <= columns):
+        yield f"it has no columns {partition_by!r} to partition by"
+    elif any(pa.types.is_nested(field.type) for field in plan.extra if field.name in partition_by):
+        yield f"columns of {partition_by!r} cannot name folders"
+
+
+def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) -> Iterator[PlannedShard]:
+    """The shards of one file of the plan, in order. Raises: DamagedFile, perhaps after some of them."""
+    file, count = plan.files[file_number]
+    first = sum(others for _, others in plan.files[:file_number])
+    partition_by = plan.settings["partition_by"]
+    columns = None if deep else list(dict.fromkeys((*_ROW_COLUMNS, *partition_by)))
+    with parquet(store, file) as parquet_file:
+        if parquet_file.num_row_groups != count:
+            raise DamagedFile(f"holds {parquet_file.num_row_groups} shards, and the plan says {count}")
+        if not parquet_file.schema.equals(pa.schema([*ROW_SCHEMA, *plan.extra])):
+            raise DamagedFile("has other columns than the plan")
+        for row_group in range(count):
+            shard = Shard(plan.plan, first + row_group, file, row_group)
+            rows = parquet_file.row_group(row_group, columns)
+            values = dict.fromkeys(zip(*(rows[name].to_pylist() for name in partition_by), strict=True))
+            folders = {partition_folder(partition_by, row) for row in values} if partition_by else {""}
+            if len(folders) != 1:
+                raise DamagedFile(f"mixes {len(folders)} partitions in shard {shard.name}")
+            yield PlannedShard(shard, rows, part_key(shard, folders.pop()))
+
+
+class IdLedger:
+    """Which ids the plans hold, on disk below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._heaps = KeyHeaps(folder / "ids")
+        self._shards: list[Shard] = []
+        self._starts: list[int] = []
+
+    def add(self, planned: PlannedShard) -> None:
+        """Note the ids of a shard."""
+        self._shards.append(planned.shard)
+        self._starts.append(len(self._heaps))
+        self._heaps.add(id_keys(planned.rows["recording_id"].to_pylist()))
+
+    def clashes(self) -> Iterator[tuple[str, Shard, int, int]]:
+        """Ids with two owners: the plan that had them first, and of the later plan a shard and row that has one of them,
+        and how many they are. Once for each two plans.
+        """
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for keys, positions in self._heaps.heaps():
+            twice = repeated(keys)
+            owners: dict[bytes, str] = {}
+            for key, position in zip(keys[twice].tolist(), positions[twice].tolist(), strict=True):
+                plan = self._shards[self._shard_at(position)].plan
+                if key in owners:
+                    first, count = found.get((owners[key], plan), (position, 0))
+                    found[owners[key], plan] = (min(first, position), count + 1)
+                owners.setdefault(key, plan)
+        for (first_plan, _), (position, count) in found.items():
+            number = self._shard_at(position)
+            yield first_plan, self._shards[number], position - self._starts[number], count
+
+    def _shard_at(self, position: int) -> int:
+        return bisect_right(self._starts, position) - 1

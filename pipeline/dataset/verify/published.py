@@ -1,0 +1,178 @@
+"""What is derived from plan and receipts, derived once more: the rejects, the report, and the right to `_SUCCESS`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.dataset.parts import Receipt
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.verify.outline import REJECTS
+from pipeline.dataset.verify.plans import PlannedShard
+from pipeline.dataset.verify.promises import Promise, Violation
+from pipeline.dataset.verify.reading import DamagedFile, MissingFile, parquet
+from pipeline.manifest.hash_buckets import key_of
+from pipeline.manifest.staging import reject_schema
+from pipeline.redaction import redacted, redacted_line
+from pipeline.storage.cleanup import reaching
+from pipeline.storage.store import Store
+
+_BATCH_ROWS = 65_536
+_COLUMNS = ("recording_id", "manifest", "line", "reason", "detail", "stage", "attempts", "raw", "run_id")
+"""What tells the rows of a rejects file apart."""
+
+
+@dataclass
+class Tally:
+    """Sums over what could be read of one plan, in shard order. Memory: 16 bytes a reject.
+
+    Attributes:
+        whole: whether every shard has a part with a receipt, so that sums can be held against what was published.
+        missing: where the parts belong that are not there.
+    """
+
+    plan: Plan
+    parts: int = 0
+    utterances: int = 0
+    rejects: int = 0
+    audio_s: float = 0.0
+    whole: bool = True
+    missing: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    keys: bytearray = field(default_factory=bytearray)
+
+    def add(self, planned: PlannedShard, receipt: Receipt | None) -> None:
+        """Count a part; one without a receipt makes the sums useless."""
+        self.parts += 1
+        if receipt is None or any(not 0 <= note.row < planned.rows.num_rows for note in receipt.rejects):
+            self.whole = False
+            return
+        self.utterances += receipt.utterances
+        self.audio_s += receipt.audio_s
+        for note in receipt.rejects:
+            row = {name: planned.rows[name][note.row].as_py() for name in ("recording_id", "manifest", "line")}
+            cause = {"reason": note.reason, "detail": note.detail, "stage": note.stage, "attempts": note.attempts}
+            self._count({**row, **cause, "raw": None, "run_id": self.plan.plan})
+
+    def add_planning_rejects(self, store: Store, *, deep: bool) -> int:
+        """Count what was refused while planning; returns how many. Raises: DamagedFile."""
+        counted = 0
+        if self.plan.rejects_file is not None:
+            for rows in _reject_rows(store, self.plan.rejects_file, self.plan, deep=deep):
+                for row in rows.to_pylist():
+                    self._count({**row, "run_id": self.plan.plan})
+                    counted += 1
+        return counted
+
+    def _count(self, reject: dict[str, object]) -> None:
+        self.rejects += 1
+        self.reasons[str(reject["reason"])] += 1
+        self.keys += _key(reject)
+
+
+def _key(reject: dict[str, object]) -> bytes:
+    """Plans and receipts of earlier versions quote URLs with their queries; what is derived from them does not."""
+    detail, raw = redacted(str(reject["detail"])), reject["raw"]
+    shown = {**reject, "detail": detail, "raw": raw and redacted_line(str(raw), str(reject["manifest"]))}
+    return key_of(*(f"{name}={shown[name]}" for name in _COLUMNS))
+
+
+def _reject_rows(store: Store, key: str, plan: Plan, *, deep: bool) -> Iterator[pa.Table]:
+    """The columns that tell rejects apart; with `deep` the others are read and held against their checksums too."""
+    with parquet(store, key) as file:
+        if not file.schema.equals(reject_schema(plan.extra)):
+            raise DamagedFile("has other columns than rejects of its plan")
+        for rows in file.batches(_BATCH_ROWS, None if deep else _COLUMNS):
+            yield rows.select(_COLUMNS)
+
+
+def check_published(
+    store: Store, tally: Tally, seen: dict[str, str], *, unread: int, deep: bool
+) -> Iterator[Violation]:
+    """Hold rejects, report and `_SUCCESS` of a plan against its tally.
+
+    Args:
+        seen: the plan's result files as they were listed before its parts.
+        unread: shards of which the plan itself could not be read.
+    """
+    plan = tally.plan
+    report_key, rejects_key = f"_runs/{plan.plan}/report.json", f"{REJECTS}/{plan.plan}.parquet"
+    early = next((seen[name] for name in ("_SUCCESS", "report.json", REJECTS, "report.html") if name in seen), None)
+    if early is not None and tally.missing:
+        sentence = f"stands though {len(tally.missing):,} of {plan.num_shards:,} shards have no part"
+        yield Violation(Promise.PUBLISHED_EARLY, early, sentence)
+        for key in tally.missing:
+            yield Violation(Promise.PART_MISSING, key, f"is not there though plan {plan.plan} is published")
+    whole = tally.whole and not tally.missing and not unread
+    success = "_SUCCESS" in seen
+    if success or "report.json" in seen:
+        yield from _check_report(store, tally, report_key, whole=whole)
+    if REJECTS in seen or (success and tally.rejects):
+        yield from _check_rejects(store, tally, rejects_key, whole=whole, deep=deep)
+
+
+def _check_report(store: Store, tally: Tally, key: str, *, whole: bool) -> Iterator[Violation]:
+    try:
+        with reaching(store, key):
+            report = json.loads(store.read(key))
+    except FileNotFoundError:
+        yield Violation(Promise.REPORT_MISSING, key, f"is not there though plan {tally.plan.plan} is published")
+        return
+    except (ValueError, RecursionError) as error:
+        yield Violation(Promise.REPORT_UNREADABLE, key, f"cannot be read: {type(error).__name__}")
+        return
+    if not isinstance(report, dict):
+        yield Violation(Promise.REPORT_UNREADABLE, key, "cannot be read: it is no report")
+        return
+    if not whole:
+        return
+    plan = tally.plan
+    expected = {
+        "run_id": plan.plan,
+        "config_hash": plan.config_hash,
+        "rows": plan.rows + plan.rejects,
+        "recordings_annotated": plan.rows + plan.rejects - tally.rejects,
+        "utterances": tally.utterances,
+        "rejected": tally.rejects,
+        "rejects_by_reason": dict(tally.reasons),
+        "audio_hours": round(tally.audio_s / 3600, 6),
+        "parts": tally.parts,
+    }
+    differing = [
+        f"{name} {report.get(name)!r} for {value!r}" for name, value in expected.items() if report.get(name) != value
+    ]
+    if differing:
+        yield Violation(Promise.REPORT_COUNTS, key, f"does not say what plan and receipts say: {', '.join(differing)}")
+
+
+def _check_rejects(store: Store, tally: Tally, key: str, *, whole: bool, deep: bool) -> Iterator[Violation]:
+    found = bytearray()
+    try:
+        for rows in _reject_rows(store, key, tally.plan, deep=deep):
+            for row in rows.to_pylist():
+                found += _key(row)
+    except MissingFile:
+        yield Violation(Promise.REJECTS_MISSING, key, f"is not there, and {tally.rejects:,} rows belong in it")
+        return
+    except DamagedFile as error:
+        yield Violation(Promise.REJECTS_UNREADABLE, key, str(error))
+        return
+    if not whole:
+        return
+    lost, surplus = _difference(tally.keys, found)
+    if lost or surplus:
+        sentence = f"{lost:,} rejects of plan and receipts are not in it, {surplus:,} in it are not theirs"
+        yield Violation(Promise.REJECTS_ROWS, key, sentence)
+
+
+def _difference(expected: bytearray, found: bytearray) -> tuple[int, int]:
+    """How many keys of each are not in the other, repeats counted."""
+    keys = np.frombuffer(bytes(expected + found), dtype="S16")
+    signs = np.repeat([1.0, -1.0], [len(expected) // 16, len(found) // 16])
+    balance = np.bincount(np.unique(keys, return_inverse=True)[1], weights=signs)
+    return int(balance[balance > 0].sum()), int(-balance[balance < 0].sum())

@@ -1,0 +1,198 @@
+"""What the values of a part promise, row by row: scores, labels, embeddings, and the manifest's own columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import primary_language
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.verify.promises import Promise
+from pipeline.errors import ConfigError
+from pipeline.manifest.python_values import plain_values
+from pipeline.models.roles import knows_language
+from pipeline.redaction import without_query
+from pipeline.schema import ABSTAINED, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
+from pipeline.shard.languages import CLEAR_PROB
+
+_NEAR = 1e-5
+"""How far a copy of a float32 score may be from it."""
+_SUM_NEAR = 1e-3
+"""How far the scores of a row may add up from 1: seven float32 roundings, and room for a model in half precision."""
+_RESULTS = ("label", "emotion", "confidence", "margin", "scores", "model", *EMBEDDINGS)
+Mask = NDArray[np.bool_]
+Scores = NDArray[np.float64]
+
+_SENTENCES = {
+    Promise.RUN_ID: "rows name another run",
+    Promise.PLAN_COLUMNS: "rows hold other values of the manifest's columns than the plan",
+    Promise.SCORES: "rows have scores that are no probabilities adding up to 1",
+    Promise.CONFIDENCE: "rows have a confidence that is not the highest score, or a margin that is not its lead",
+    Promise.LABEL: "rows have a label that is unknown, of another emotion, or not the one with the highest score, or no emotion "
+    "without leave to abstain",
+    Promise.LANGUAGE: "rows have a language_prob that is no probability, no model, or results though (or none unless) "
+    "emotion_null_reason is 'language', which is for a language that was clearly detected and has no model",
+    Promise.EMBEDDING: "rows have an embedding that is missing or not finite",
+}
+
+
+class RowFaults:
+    """Counts faulty rows, row group by row group. The tables must have the plan's schema.
+
+    Args:
+        plan: the plan of the part.
+        planned: the plan's rows of the shard, all columns.
+    """
+
+    def __init__(self, plan: Plan, planned: pa.Table) -> None:
+        self._plan = plan
+        self._planned = planned
+        self._positions = {recording: row for row, recording in enumerate(planned["recording_id"].to_pylist())}
+        self._counts: dict[Promise, int] = {}
+        self._examples: dict[Promise, str] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        """Look at one row group."""
+        rows = rows.combine_chunks()
+        if not rows.num_rows:
+            return
+        scores, known = _scores(rows)
+        labelled = ~_is_in_other_language(rows)
+        masks = {
+            Promise.RUN_ID: np.array([run != self._plan.plan for run in rows["run_id"].to_pylist()]),
+            Promise.PLAN_COLUMNS: self._other_values(rows),
+            Promise.SCORES: _bad_scores(scores, known) & labelled,
+            Promise.CONFIDENCE: _bad_confidence(rows, scores) & labelled,
+            Promise.LABEL: (_bad_label(rows, scores) | self._bad_abstention(rows)) & labelled,
+            Promise.LANGUAGE: self._bad_language(rows, labelled),
+            Promise.EMBEDDING: self._bad_embeddings(rows) & labelled,
+        }
+        for promise, mask in masks.items():
+            if mask.any():
+                self._counts[promise] = self._counts.get(promise, 0) + int(mask.sum())
+                self._examples.setdefault(promise, rows["utterance_id"][int(mask.argmax())].as_py())
+
+    def sentences(self) -> Iterator[tuple[Promise, str]]:
+        """One sentence for each promise that a row breaks."""
+        for promise, count in self._counts.items():
+            yield promise, f"{count:,} {_SENTENCES[promise]}, such as {self._examples[promise]!r}"
+
+    def _other_values(self, rows: pa.Table) -> Mask:
+        """Rows whose audio, channel or pass-through columns are not those of their plan row."""
+        positions = [self._positions.get(recording) for recording in rows["recording_id"].to_pylist()]
+        theirs = self._planned.take(pa.array(positions, pa.int64()))  # an unknown recording takes nulls
+        known = np.array([position is not None for position in positions])
+        names = ["audio", "channel", *(name for name in self._plan.extra.names if name in rows.schema.names)]
+        differs = np.zeros(rows.num_rows, dtype=bool)
+        for name in names:
+            mine, planned = rows[name].combine_chunks(), theirs[name].combine_chunks()
+            if name == "audio":
+                planned = _shown_audio(planned, mine)
+            if not mine.equals(planned):
+                # as text: NaN is itself there
+                pairs = zip(plain_values(mine), plain_values(planned), strict=True)
+                differs |= np.array([repr(one) != repr(other) for one, other in pairs])
+        return np.asarray(differs & known)
+
+    def _bad_abstention(self, rows: pa.Table) -> Mask:
+        """Rows without an emotion, or with one, against what their confidence and the run's bound say."""
+        bound = np.float32(self._plan.settings.get("min_confidence") or 0.0)
+        expected = rows["confidence"].to_numpy() < bound
+        bad = rows["abstained"].to_numpy(zero_copy_only=False) != expected
+        bad |= _null(rows, "emotion") != expected
+        if "emotion_null_reason" in rows.column_names:
+            reasons = [ABSTAINED if abstained else None for abstained in expected]
+            bad |= np.array(
+                [one != other for one, other in zip(rows["emotion_null_reason"].to_pylist(), reasons, strict=True)]
+            )
+        return np.asarray(bad)
+
+    def _bad_language(self, rows: pa.Table, labelled: Mask) -> Mask:
+        """Rows without results that should have some, rows with results that should have none, and odd probabilities."""
+        if "emotion_null_reason" not in rows.column_names:
+            return np.zeros(rows.num_rows, dtype=bool)
+        prob = rows["language_prob"].to_numpy()
+        given = ~_null(rows, "language_prob")
+        bad = given & ~((prob >= 0.0) & (prob <= 1.0 + _NEAR))
+        results = [name for name in _RESULTS if name in rows.column_names]
+        absent = np.stack([_null(rows, name) for name in results])
+        covered = np.array(
+            [knows_language(self._plan.models, primary_language(tag)) for tag in rows["language"].to_pylist()]
+        )
+        unlabelled_well = absent.all(axis=0) & ~covered & (prob >= CLEAR_PROB - _NEAR)
+        unlabelled_well &= ~rows["abstained"].to_numpy(zero_copy_only=False)
+        return np.asarray(bad | np.where(labelled, _null(rows, "model"), ~unlabelled_well))
+
+    def _bad_embeddings(self, rows: pa.Table) -> Mask:
+        bad = np.zeros(rows.num_rows, dtype=bool)
+        for name, width in self._plan.embedding_widths.items():
+            column = rows[name].combine_chunks()
+            there = np.asarray(column.is_valid())
+            values = np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(-1, width)
+            bad |= ~there
+            bad[there] |= ~np.isfinite(values).all(axis=1)
+        return bad
+
+
+def _null(rows: pa.Table, column: str) -> Mask:
+    return np.asarray(rows[column].combine_chunks().is_null())
+
+
+def _is_in_other_language(rows: pa.Table) -> Mask:
+    """Rows that have no results because no model covers their language, as they say themselves."""
+    if "emotion_null_reason" not in rows.column_names:
+        return np.zeros(rows.num_rows, dtype=bool)
+    return np.array([reason == OTHER_LANGUAGE for reason in rows["emotion_null_reason"].to_pylist()])
+
+
+def _shown_audio(planned: pa.Array, mine: pa.Array) -> pa.Array:
+    """Planned URIs as their utterances show them, which in outputs of earlier versions end at any `?`, also in object keys."""
+
+    def shown(uri: str, value: str | None) -> str:
+        before = uri.partition("?")[0] if "://" in uri else uri
+        return before if value == before else without_query(uri)
+
+    pairs = zip(planned.to_pylist(), mine.to_pylist(), strict=True)
+    return pa.array([uri and shown(uri, value) for uri, value in pairs], pa.string())
+
+
+def _scores(rows: pa.Table) -> tuple[Scores, Mask]:
+    """[rows, emotions] twice: the scores, -1 for an emotion that the model does not know, and which ones it knows."""
+    column = rows["scores"].combine_chunks()
+    fields = [column.field(number) for number in range(len(EMOTIONS))]
+    known = np.stack([np.asarray(field.is_valid()) for field in fields], axis=1)
+    scores = np.stack([field.to_numpy(zero_copy_only=False).astype(np.float64) for field in fields], axis=1)
+    return np.where(known, scores, -1.0), known
+
+
+def _bad_scores(scores: Scores, known: Mask) -> Mask:
+    out_of_range = known & ~((scores >= 0.0) & (scores <= 1.0 + _NEAR))
+    total = np.where(known, scores, 0.0).sum(axis=1)
+    return np.asarray(out_of_range.any(axis=1) | ~(np.abs(total - 1.0) <= _SUM_NEAR))
+
+
+def _bad_confidence(rows: pa.Table, scores: Scores) -> Mask:
+    ranked = np.sort(scores, axis=1)
+    lead = ranked[:, -1] - np.maximum(ranked[:, -2], 0.0)
+    off_best = np.abs(rows["confidence"].to_numpy().astype(np.float64) - ranked[:, -1])
+    off_lead = np.abs(rows["margin"].to_numpy().astype(np.float64) - lead)
+    return np.asarray(~((off_best <= _NEAR) & (off_lead <= _NEAR)))  # so that NaN is bad
+
+
+def _bad_label(rows: pa.Table, scores: Scores) -> Mask:
+    emotions = rows["emotion"].to_pylist()
+    expected = [_emotion(label) for label in rows["label"].to_pylist()]
+    columns = np.array([EMOTIONS.index(emotion) if emotion in EMOTIONS else -1 for emotion in expected])
+    own = scores[np.arange(len(scores)), np.maximum(columns, 0)]
+    wrong = np.array([one not in (None, other) for one, other in zip(emotions, expected, strict=True)]) | (columns < 0)
+    return np.asarray(wrong | ~(own >= scores.max(axis=1) - _NEAR))
+
+
+def _emotion(label: str | None) -> str | None:
+    try:
+        return None if label is None else emotion_of(label)
+    except ConfigError:
+        return None

@@ -1,0 +1,1 @@
+"""Shards over a Ray cluster: the only package that imports ray."""

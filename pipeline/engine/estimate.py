@@ -1,0 +1,174 @@
+"""What a run will cost, before it runs: hours of audio, of cards and of cores, objects, and a cluster; docs/sizing.md.
+
+Figures for cards are arithmetic (floating-point operations over a card's speed) and never were measured; a real run is slower.
+Figures for cores come from measurements on shared x86 cores, Whisper's from them by arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.audio.limits import LONGEST_SPAN_S
+from pipeline.dataset.plan import ASSUMED_DURATION_S, SHARDS_PER_FILE, ShardSize
+
+_WINDOW_S = 30.0
+"""What the pipeline cuts long recordings into, at most, and what Whisper hears at once, padding included."""
+_HEARD_S = 160.0
+_WHISPER_TFLOP, _BERT_TFLOP = 2.27 + 0.06, 0.003
+"""whisper-large-v3-turbo for one window, encoder and 60 tokens, and BERT for one text. Source: docs/sizing.md."""
+_ENCODER_TFLOP_PER_S, _ENCODER_TFLOP_PER_S2 = 0.0592, 0.000205
+"""w2v-bert 2.0 for t seconds: a t + b t^2 through 0.24 TFLOP at 4 s and 1.96 at 30 s. Source: docs/sizing.md."""
+CARDS = {"H200": 790.0, "A10 or L4 (assumed)": 75.0}
+"""Usable TFLOP/s in half precision: measured elsewhere for the H200; between 50 and 100 are assumed for the small cards."""
+CARD_SHARE = 1 / 3
+"""Share of a card's speed that the suggested cluster counts on. A guess, for want of a measurement."""
+
+_CORE_TFLOP_PER_S = 0.117
+"""One thread of a shared x86 server core: 0.24 TFLOP (4 s through w2v-bert) in 2.05 s. Source: docs/performance.md, README."""
+_DECODE_S_PER_S = 0.00125
+"""One core, of a second of MP3 through the sandboxed child; WAV takes 0.0005. Source: docs/performance.md, levers."""
+_VAD_S_PER_S = 0.002
+"""One core, voice activity of a second. Source: audio/segment.py."""
+_ROW_S = 0.0003
+"""Everything but audio and models: 6,600 to 9,600 rows/s on 2 cores. Source: docs/performance.md, scale, and its earlier run."""
+PLANNED_ROWS_PER_S = 33_000.0
+"""Rows a second that one driver reads, checks and plans, of a million and more. Source: docs/performance.md, scale."""
+_ACTOR_CORES, _FEWEST_CORES_PER_CARD = 2, 4
+"""Two actors share a card and hold a core each (`pipeline.engine.pools`); no machine with a card has fewer cores than four."""
+_TARGET_H = 24.0
+"""The suggested cluster is done within this."""
+_ONE_MACHINE_CORES = 16
+
+
+@dataclass(slots=True)
+class Corpus:
+    """What is to be done.
+
+    Attributes:
+        known_s: seconds of the rows that have a duration.
+        audio_s: with the others at `ASSUMED_DURATION_S` each.
+        utterances: rows, those that may be cut counted once for each 30 s.
+        windows, heard_s: windows that Whisper hears, and the audio in them.
+        encoder_tflop: of w2v-bert over all utterances.
+        shards: parts of the output.
+    """
+
+    rows: int = 0
+    rows_without_text: int = 0
+    rows_without_duration: int = 0
+    known_s: float = 0.0
+    audio_s: float = 0.0
+    utterances: int = 0
+    windows: int = 0
+    heard_s: float = 0.0
+    encoder_tflop: float = 0.0
+    shards: int = 0
+
+
+def measure(
+    tables: Iterable[pa.Table], *, mode: str, segmentation: str, group_by: Sequence[str], size: ShardSize
+) -> Corpus:
+    """Sum up manifest rows, table by table.
+
+    Args:
+        group_by: columns whose values the rows of a shard share.
+    Memory: two numbers for each folder of the output.
+    """
+    corpus = Corpus()
+    folders: dict[tuple[object, ...], tuple[int, float]] = {}
+    for table in tables:
+        known_s = pc.min_element_wise(table["duration_s"], LONGEST_SPAN_S, skip_nulls=False)
+        duration_s = pc.fill_null(known_s, ASSUMED_DURATION_S)
+        silent = (
+            pc.is_null(table["text"]) if segmentation != "vad" else pc.is_valid(duration_s)
+        )  # has no text to be kept
+        windows = pc.ceil(pc.divide(duration_s, _WINDOW_S))
+        pieces = pc.if_else(silent, windows, 1.0) if segmentation != "none" else pc.if_else(silent, 1.0, 1.0)
+        each_s = pc.min_element_wise(pc.divide(duration_s, pieces), _HEARD_S)
+        tflop = pc.multiply(each_s, pc.add(_ENCODER_TFLOP_PER_S, pc.multiply(each_s, _ENCODER_TFLOP_PER_S2)))
+        corpus.rows += table.num_rows
+        corpus.rows_without_text += table["text"].null_count
+        corpus.rows_without_duration += table["duration_s"].null_count
+        corpus.known_s += _sum(known_s)
+        corpus.audio_s += _sum(duration_s)
+        corpus.utterances += round(_sum(pieces))
+        if mode != "audio":
+            corpus.windows += round(_sum(pc.if_else(silent, windows, 0.0)))
+            corpus.heard_s += _sum(pc.if_else(silent, duration_s, 0.0))
+        if mode != "text":
+            corpus.encoder_tflop += _sum(pc.multiply(tflop, pieces))
+        grouped = table.select(list(group_by)).append_column("duration_s", duration_s).group_by(list(group_by))
+        for group in grouped.aggregate([("duration_s", "sum"), ("duration_s", "count")]).to_pylist():
+            rows, seconds = folders.get(key := tuple(group[name] for name in group_by), (0, 0.0))
+            folders[key] = (rows + group["duration_s_count"], seconds + group["duration_s_sum"])
+    corpus.shards = sum(
+        max(math.ceil(rows / size.rows), min(rows, math.ceil(seconds / size.audio_s)))
+        for rows, seconds in folders.values()
+    )
+    return corpus
+
+
+def _sum(numbers: pa.ChunkedArray) -> float:
+    return float(pc.sum(numbers).as_py() or 0.0)
+
+
+def models_tflop(corpus: Corpus, mode: str) -> float:
+    """Floating-point operations of all models, in units of 10^12; padding of batches left out."""
+    texts = 0.0 if mode == "audio" else corpus.utterances * _BERT_TFLOP
+    return corpus.windows * _WHISPER_TFLOP + corpus.encoder_tflop + texts
+
+
+def cards_hours(corpus: Corpus, mode: str) -> dict[str, float]:
+    """Hours that one card of each kind computes for, if it gives all of its arithmetic."""
+    return {name: models_tflop(corpus, mode) / speed / 3600 for name, speed in CARDS.items()}
+
+
+def feeding_hours(corpus: Corpus, mode: str) -> float:
+    """Hours of one core for everything but models: fetching, decoding, voice activity, writing."""
+    opened_s = corpus.heard_s if mode == "text" else corpus.audio_s
+    return (opened_s * _DECODE_S_PER_S + corpus.heard_s * _VAD_S_PER_S + corpus.rows * _ROW_S) / 3600
+
+
+def estimate(corpus: Corpus, mode: str) -> dict[str, str]:
+    """Lines for a person."""
+    cards_h, feeding_h = cards_hours(corpus, mode), feeding_hours(corpus, mode)
+    cores_h = models_tflop(corpus, mode) / _CORE_TFLOP_PER_S / 3600 + feeding_h
+    without = (
+        f", of it {corpus.rows_without_duration:,} rows without a duration taken for {ASSUMED_DURATION_S:.0f} s each"
+    )
+    return {
+        "audio_hours_expected": f"{corpus.audio_s / 3600:,.4g}{without if corpus.rows_without_duration else ''}",
+        "utterances_expected": f"about {corpus.utterances:,}; {corpus.windows:,} windows of 30 s to transcribe",
+        "gpu_hours_at_least": ", ".join(f"{_time(hours)} on {name}" for name, hours in cards_h.items())
+        + " (arithmetic, not measured)",
+        "cpu_core_time_beside_gpus": _time(feeding_h),
+        "cpu_core_time_without_gpus": f"{_time(cores_h)} (published models; Whisper's part is arithmetic)",
+        "objects": f"about {corpus.shards:,} files of utterances, {math.ceil(corpus.shards / SHARDS_PER_FILE) + 5:,} others",
+        "driver_plans_for": _time(corpus.rows / PLANNED_ROWS_PER_S / 3600),
+        "suggested_cluster": _cluster(cards_h, feeding_h, cores_h),
+    }
+
+
+def _cluster(cards_h: Mapping[str, float], feeding_h: float, cores_h: float) -> str:
+    if cores_h <= _ONE_MACHINE_CORES * _TARGET_H:
+        cores = math.ceil(cores_h / _TARGET_H)
+        return f"one machine; {cores} CPU core{'s' * (cores > 1)} would need a day at most"
+    said = []
+    for name, hours in cards_h.items():
+        cores = max(_FEWEST_CORES_PER_CARD, _ACTOR_CORES + math.ceil(feeding_h / (hours / CARD_SHARE)))
+        said.append(f"{math.ceil(hours / CARD_SHARE / _TARGET_H):,} x {name} with {cores} CPU cores each")
+    return (
+        f"for a day: {' or '.join(said)}, if cards give a third of their arithmetic; "
+        f"or {math.ceil(cores_h / _TARGET_H):,} CPU cores"
+    )
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.4g} h" if hours < 10_000 else f"{hours:,.0f} h"
+    return f"{hours * 60:.2g} min" if hours * 60 >= 1 else f"{hours * 3600:.2g} s"

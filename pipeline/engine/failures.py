@@ -1,0 +1,89 @@
+"""Runs that could not be finished: what is recorded of each try, and what the job says in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import pyarrow as pa
+
+from pipeline.dataset.plan import FORMAT, Plan, create_json
+from pipeline.dataset.survey import pending_shards
+from pipeline.errors import ConfigError, JobError, StuckPlansError
+from pipeline.shard.commit import give_up
+from pipeline.storage.retry import TRANSIENT
+from pipeline.storage.store import Store
+
+CANNOT_FINISH = (
+    *(JobError, ConfigError, *TRANSIENT),
+    *(ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException),
+)
+"""What may go wrong with one plan, whoever is to blame, and does not stop the others."""
+_LONGEST_ERROR = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One plan that could not be finished, this time for `error`; tries counts the earlier ones too."""
+
+    plan: Plan
+    error: str
+    tries: int
+    first_at: str
+    shards_left: int
+
+
+def record_failure(store: Store, plan: Plan, error: BaseException) -> Failure:
+    """Note a failed try as `_runs/<plan>/attempts/NNNNNN.json`, put-if-absent under the next free number.
+
+    A store that takes no more writes leaves no note.
+    """
+    sentence = str(error) if isinstance(error, (JobError, ConfigError)) else f"{type(error).__name__}: {error}"
+    token = uuid.uuid4().hex
+    note = {"format": FORMAT, "token": token, "failed_at": _now(), "error": sentence[:_LONGEST_ERROR]}
+    tries, first_at, shards_left = 1, str(note["failed_at"]), plan.num_shards
+    with contextlib.suppress(*TRANSIENT, JobError):
+        shards_left = len(pending_shards(store, plan))
+        keys = sorted(entry.key for entry in store.list(f"_runs/{plan.plan}/attempts"))
+        tries += len(keys)
+        if keys:
+            first_at = str(json.loads(store.read(keys[0]))["failed_at"])
+        while not create_json(store, f"_runs/{plan.plan}/attempts/{tries:06d}.json", note, mine=("token", token)):
+            tries += 1
+    return Failure(plan, sentence, tries, first_at, shards_left)
+
+
+def give_up_runs(store: Store, plans: Sequence[Plan], names: Sequence[str], out: TextIO) -> None:
+    """Reject what is left of some plans, without publishing them. Raises: ConfigError for a name that no plan has."""
+    named = {plan.plan: plan for plan in plans}
+    if unknown := [name for name in names if name not in named]:
+        raise ConfigError(f"--give-up {' '.join(unknown)}: there is no such run in {store.root}")
+    for name in names:
+        left = pending_shards(store, named[name])
+        for shard in left:
+            give_up(store, named[name], shard)
+        print(f"run {name}: given up, the rows of {len(left):,} shards are rejected", file=out)
+
+
+def stuck(failures: Sequence[Failure], reports: Sequence[dict[str, Any]]) -> StuckPlansError:
+    """What to raise at the end: which runs could not be finished, why, and what to do."""
+    lines = []
+    for failure in failures:
+        plan, tries = failure.plan, f" (try {failure.tries}, the first at {failure.first_at})" * (failure.tries > 1)
+        lines.append(f"run {plan.plan} cannot be finished{tries}: {failure.error.rstrip('.')}.")
+    names = " ".join(failure.plan.plan for failure in failures)
+    left = sum(failure.shards_left for failure in failures)
+    lines.append(
+        f"Other runs were not held up. If this cannot be put right, --give-up {names} rejects the rows that are left, those of "
+        f"{left:,} shard{'s' * (left != 1)}, for good."
+    )
+    return StuckPlansError("\n".join(lines), reports)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

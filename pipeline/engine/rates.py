@@ -1,0 +1,41 @@
+"""Stop a run that is going wrong: too many rejects, too much audio out of reach, nearly all of it missing."""
+
+from __future__ import annotations
+
+from pipeline.dataset.plan import read_shard
+from pipeline.engine.progress import Progress
+from pipeline.errors import JobError
+from pipeline.shard.commit import MAX_DENIED, Finished
+from pipeline.shard.context import Work
+from pipeline.shard.missing_audio import IS_IT_THERE, MAX_ABSENT
+from pipeline.storage.access import common_folder
+
+_RATE_ROWS = 100
+"""Rows before a rate of rejects means something."""
+
+
+def check_rates(progress: Progress, work: Work, shard: Finished, max_reject_rate: float | None) -> None:
+    """Raises: JobError when too many rows of this run are rejected; what is committed stays.
+
+    Args:
+        shard: the last one.
+        max_reject_rate: share of rows that may be rejected for whatever reason; None bounds only what is no row's fault.
+    """
+    rows, what = progress.finished, ""
+    if rows < _RATE_ROWS:
+        return
+    if max_reject_rate is not None and progress.rejects > max_reject_rate * rows:
+        limit = f"--max-reject-rate {max_reject_rate:g}"
+        what = f"{progress.rejects:,} of {rows:,} rows are rejected, more than {limit} allows"
+    elif max_reject_rate is None and progress.denied > MAX_DENIED * rows:
+        what = (
+            f"{progress.denied:,} of {rows:,} rows are rejected for want of access, more than --max-reject-rate allows"
+        )
+    elif max_reject_rate is None and progress.absent > MAX_ABSENT * rows:
+        what = f"{progress.absent:,} of {rows:,} audio files are missing. {IS_IT_THERE.rstrip('.')}"
+    if what:
+        audio = read_shard(work.store, work.plan.shard(shard.shard))["audio"].drop_null().to_pylist()
+        reasons = ", ".join(sorted(set(shard.rejects))) or "none"
+        raise JobError(
+            f"{what}; the last shard's reasons: {reasons}, below {common_folder(audio)}/. What was done is kept"
+        )

@@ -1,0 +1,72 @@
+"""A shard on its way between stages: one block of one row, which nothing can split or merge; no Ray.
+
+The row holds the shard, what the stages before measured, and the work table as Arrow IPC bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+
+from pipeline.dataset.plan import Shard
+from pipeline.errors import JobError
+from pipeline.storage import retry
+
+
+@dataclass
+class Trip:
+    """One shard's way so far.
+
+    Attributes:
+        stage_s: seconds of work, by stage.
+        figures: what else the stages counted, by stage and `pipeline.stats` name.
+        sent_at: wall-clock time at which the last stage sent it on; None before the first.
+    """
+
+    shard: Shard
+    stage_s: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    sent_at: float | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, float]]:
+        """Measure one stage; what the caller puts into the yielded mapping is kept with it.
+
+        The wait before it is by two nodes' clocks, so it is as good as they agree.
+        """
+        waited_s = 0.0 if self.sent_at is None else max(0.0, time.time() - self.sent_at)
+        started, tried_again = time.perf_counter(), retry.tried_again()
+        counted: dict[str, float] = {}
+        yield counted
+        self.stage_s[name] = time.perf_counter() - started
+        self.figures[name] = {"waited_s": waited_s, "store_retries": retry.tried_again() - tried_again, **counted}
+
+    def pack(self, table: pa.Table) -> pa.Table:
+        """The block that goes to the next stage."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        content = sink.getvalue()
+        ends = pa.array([0, content.size], pa.int64()).buffers()[1]
+        packed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, content])  # without a copy
+        measured = json.dumps({"stage_s": self.stage_s, "figures": self.figures, "sent_at": time.time()})
+        return pa.table({"shard": [json.dumps(asdict(self.shard))], "measured": [measured], "table": packed})
+
+
+def unpack(block: pa.Table) -> tuple[Trip, pa.Table]:
+    """What `Trip.pack` sent. Raises: JobError when it is not one shard."""
+    trip = trip_of(block)
+    return trip, pa.ipc.open_stream(block["table"][0].as_buffer()).read_all()
+
+
+def trip_of(block: pa.Table) -> Trip:
+    """The shard of a block, and its way so far. Raises: JobError when it is not one shard."""
+    if block.num_rows != 1:
+        raise JobError(f"a block holds {block.num_rows} shards instead of one")
+    measured = json.loads(block["measured"][0].as_py()) if "measured" in block.column_names else {}
+    return Trip(Shard(**json.loads(block["shard"][0].as_py())), **measured)

@@ -1,0 +1,263 @@
+"""Detect a job whose workers cannot start or die again and again: Ray waits and restarts for ever, in silence. No Ray here.
+
+A job is stuck while a pool has actors that wait and none that runs, or while no stage has a shard in hand. A shard that
+is finished, an actor that starts or a node that joins ends that; so does an autoscaler, whenever its machines come. After
+two minutes the job says what it waits for, and after `--wait-for-workers-s` it ends. Where a node was lost it starts anew
+instead, once for each loss: Ray starts the actors of the lost node on those that are left, where they may hold the place
+that another stage needs to make the lost shards again.
+
+Workers that died are reported at the next look, with the cause. While others of their pool run, the job goes on. A pool
+none of whose actors survives its start ends the job after a minute and `MOST_DEATHS` deaths of each.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from pipeline.engine.pools import Pool
+from pipeline.errors import JobError, NoWorkersError
+
+_log = logging.getLogger(__name__)
+_LOOK_EVERY_S = 10.0
+_WARN_AFTER_S, _WARN_EVERY_S = 120.0, 600.0
+MOST_DEATHS = 3
+"""Of each actor of a pool in which none ever runs: memory may be short for a while, models do not shrink."""
+_DYING_FOR_S = 60.0
+TASKS = "task"
+"""Stands for a stage among deaths: the workers that prepare and commit shards."""
+OUT_OF_MEMORY = (
+    "Ray ended it because its node ran out of memory (by default at 95 % in use, by whatever process: "
+    "RAY_memory_usage_threshold)"
+)
+CRASHED = "its process was killed or crashed; as a rule that is the kernel short of memory (dmesg on its node says so)"
+
+
+class StartOver(Exception):
+    """The job hangs since a node was lost; pools sized for the nodes that are left may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What Ray says at one moment.
+
+    Attributes:
+        alive, waiting: actors by stage; those that are dead for good are in neither.
+        under_way: shards that some stage has in hand on a living node.
+        nodes: CPUs, GPUs and bytes of memory of every living node, by its id.
+        deaths: by stage, or `TASKS`: how often its workers have died so far.
+        causes: by stage, or `TASKS`: a sentence on why the last of them died.
+    """
+
+    alive: Mapping[str, int]
+    waiting: Mapping[str, int]
+    under_way: int
+    nodes: Mapping[str, tuple[float, float, float]]
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    causes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadWorker:
+    """One worker process of the job that ended before its time: on which node, as which process, and why."""
+
+    node: str
+    pid: int
+    cause: str
+
+
+def deaths_by_stage(
+    actors: Collection[Mapping[str, Any]], dead: Sequence[DeadWorker], stages: Iterable[str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Count deaths for `Seen`, and find the cause of the last one for each stage.
+
+    Ray's table of actors says how often each was restarted, and its table of workers, which names no actor, why each ended.
+
+    Args:
+        actors: as Ray lists them.
+        dead: the last one to die last.
+    """
+    by_process = {(worker.node, worker.pid): worker.cause for worker in dead}
+    deaths, causes = {}, {}
+    for stage in stages:
+        restarted = [actor for actor in actors if is_of_stage(actor, stage) and actor["NumRestarts"]]
+        deaths[stage] = sum(actor["NumRestarts"] for actor in restarted if actor["State"] != "DEAD")
+        known = [by_process.get((actor["Address"]["NodeID"], actor["Pid"])) for actor in restarted]
+        last = next((cause for cause in known if cause), dead[-1].cause if dead else None)
+        if last:
+            causes[stage] = last
+    deaths[TASKS] = max(0, len(dead) - sum(actor["NumRestarts"] for actor in actors))
+    if dead:
+        causes[TASKS] = dead[-1].cause
+    return deaths, causes
+
+
+def is_of_stage(actor: Mapping[str, Any], stage: str) -> bool:
+    """Whether an actor, as Ray lists it, belongs to the pool of this stage."""
+    return stage.capitalize() in actor["ActorClassName"]
+
+
+class Patience:
+    """Decides, look by look, whether to wait on.
+
+    Args:
+        pools: what the job asks for.
+        task_cpus: CPUs of a task that prepares or commits a shard.
+        limit_s: longest time stuck; 0 for ever.
+    """
+
+    def __init__(self, pools: Sequence[Pool], *, task_cpus: float, limit_s: float) -> None:
+        self._pools, self._task_cpus, self._limit_s = pools, task_cpus, limit_s
+        self._finished = self._alive = 0
+        self._nodes: set[str] = set()
+        self._since: float | None = None
+        self._warned: float | None = None
+        self._deaths_before: dict[str, int] = {}
+        self._deaths_told: dict[str, tuple[int, float]] = {}
+
+    def look(self, seen: Seen, finished: int, now: float) -> None:
+        """Take in what is seen, with the shards finished so far; a warning is logged.
+
+        Raises: JobError past the limit or when a pool's actors only die, StartOver before that when a node was lost.
+        """
+        self._tell_deaths(seen, now)
+        alive = sum(seen.alive.values())
+        news = finished > self._finished or alive > self._alive or bool(set(seen.nodes) - self._nodes)
+        self._finished, self._alive = finished, alive
+        self._nodes |= set(seen.nodes)
+        stuck = self._stuck(seen)
+        if stuck is None or news or self._since is None:
+            self._since, self._warned = now, None
+            return
+        waited_s = now - self._since
+        if self._limit_s and waited_s >= min(_DYING_FOR_S, self._limit_s) and not self._nodes - set(seen.nodes):
+            self._refuse_dying(seen)
+        if self._limit_s and waited_s >= self._limit_s:
+            raise NoWorkersError(
+                f"{stuck} For {_time(waited_s)} nothing has changed, and --wait-for-workers-s allows no more"
+            )
+        if waited_s >= _WARN_AFTER_S and self._nodes - set(seen.nodes):
+            raise StartOver(f"{stuck} A node was lost: what is not done starts anew on those that are left.")
+        if waited_s >= _WARN_AFTER_S and (self._warned is None or now - self._warned >= _WARN_EVERY_S):
+            self._warned = now
+            until = f"up to {_time(self._limit_s)}" if self._limit_s else "for ever"
+            _log.warning("warning: %s Waiting for %s, %s (--wait-for-workers-s)", stuck, _time(waited_s), until)
+
+    def _tell_deaths(self, seen: Seen, now: float) -> None:
+        """Warn of workers that died, for each stage at most every `_WARN_EVERY_S`."""
+        for stage, deaths in seen.deaths.items():
+            told, at = self._deaths_told.get(stage, (0, -math.inf))
+            if deaths > told and now - at >= _WARN_EVERY_S:
+                self._deaths_told[stage] = deaths, now
+                _log.warning("warning: %s Ray starts new ones.", self._died(stage, deaths - told, seen))
+            if seen.alive.get(stage, 0):
+                self._deaths_before[stage] = deaths
+
+    def _refuse_dying(self, seen: Seen) -> None:
+        for pool in self._pools:
+            stage, asked = pool.stage, seen.waiting.get(pool.stage, 0)
+            died = seen.deaths.get(stage, 0) - self._deaths_before.get(stage, 0)
+            if asked and not seen.alive.get(stage, 0) and died >= MOST_DEATHS * asked:
+                raise NoWorkersError(
+                    f"{self._died(stage, died, seen)} No {stage} actor survives its start. Give the "
+                    "nodes more memory, or ask for smaller models or fewer actors (--asr-actors, --emotion-actors)"
+                )
+
+    def _died(self, stage: str, deaths: int, seen: Seen) -> str:
+        """Two sentences: how many workers died and why, and the memory that was asked for."""
+        cause = seen.causes.get(stage, "Ray does not say why")
+        if stage == TASKS:
+            return f"{_plural(deaths, 'worker')} that prepare and commit shards died; {cause}."
+        (pool,) = (pool for pool in self._pools if pool.stage == stage)
+        asked = (
+            f"{pool.memory_bytes / 1e9:.3g} GB of memory"
+            if pool.memory_bytes
+            else "no memory, as on any single machine"
+        )
+        largest = max((memory for _, _, memory in seen.nodes.values()), default=0.0)
+        return (
+            f"{_plural(deaths, stage + ' actor')} died; {cause}. Each loads models of {pool.model_bytes / 1e9:.3g} GB and asks "
+            f"Ray for {asked}; the largest node has {largest / 1e9:.3g} GB for actors."
+        )
+
+    def _stuck(self, seen: Seen) -> str | None:
+        cpus, gpus = (sum(node[held] for node in seen.nodes.values()) for held in (0, 1))
+        cluster = (
+            f"the cluster has {_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')} on {_plural(len(seen.nodes), 'node')}"
+        )
+        for pool in self._pools:
+            if seen.waiting.get(pool.stage, 0) and not seen.alive.get(pool.stage, 0):
+                each = f"{_plural(pool.cpus, 'CPU')} and {_plural(pool.gpus, 'GPU')}"
+                each += f" and {pool.memory_bytes / 1e9:.3g} GB" if pool.memory_bytes else ""
+                needs = (pool.cpus, pool.gpus, pool.memory_bytes)
+                fits = any(all(map(operator.ge, node, needs)) for node in seen.nodes.values())
+                why = (
+                    "which is enough for one: other work holds it, the models are still loading, or workers die as they start."
+                    if fits else "and no node is large enough for one."
+                )  # fmt: skip
+                asked = seen.waiting[pool.stage]
+                return f"no {pool.stage} actor runs: of {asked} asked for each needs {each}; {cluster}, {why}"
+        if not seen.under_way:
+            return f"no stage has a shard in hand: tasks ask for {_plural(self._task_cpus, 'CPU')} each; {cluster}."
+        return None
+
+
+@contextmanager
+def bounded(patience: Patience, look: Callable[[], Seen | None], finished: Callable[[], int]) -> Iterator[None]:
+    """Look every few seconds while the block runs, and end it, wherever it waits, when patience ends.
+
+    To be entered in the main thread: a signal interrupts the block there as Ctrl-C would.
+
+    Args:
+        look: asks Ray; None when it does not answer just now.
+    Raises: what `Patience.look` does.
+    """
+    ended, refusals = threading.Event(), list[JobError | StartOver]()
+    main = threading.get_ident()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_EVERY_S):
+            seen = look()
+            try:
+                if seen is not None:
+                    patience.look(seen, finished(), time.monotonic())
+            except (JobError, StartOver) as refusal:
+                refusals.append(refusal)
+                if not ended.is_set():
+                    signal.pthread_kill(main, signal.SIGUSR1)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    previous = signal.signal(signal.SIGUSR1, _interrupt)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if refusals:
+            raise refusals[0] from None
+        raise
+    finally:
+        ended.set()
+        watcher.join(_LOOK_EVERY_S)
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _plural(count: float, unit: str) -> str:
+    return f"{count:.3g} {unit}{'' if count == 1 else 's'}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -1,0 +1,95 @@
+"""16 bytes that stand for an id, and as many of them as a disk holds, so that equal ones are found in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.storage.temporary import naming_full_disk
+
+Keys = NDArray[np.bytes_]
+Positions = NDArray[np.int64]
+
+_KEY = np.dtype("S16")
+_NOTED = np.dtype([("key", _KEY), ("position", "<i8")])
+_AT_ONCE = 65_536
+"""Keys that wait in memory to be written together: shards bring a few at a time, and each writing opens every heap."""
+_HEAPS = 64
+"""Keys are hashes, so one heap holds a 64th: of 10^9 keys 375 MB, and some times that while equal ones are looked for."""
+
+
+def key_of(*parts: str) -> bytes:
+    """The key of an id, or of a rejected line, in the sets of what earlier plans hold."""
+    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def as_keys(content: bytes | bytearray) -> Keys:
+    """Keys side by side, as an array."""
+    return np.frombuffer(content, dtype=_KEY)
+
+
+def id_keys(ids: Iterable[str]) -> Keys:
+    """One key per recording id."""
+    return as_keys(b"".join(map(key_of, ids)))
+
+
+class KeyHeaps:
+    """Keys on disk in heaps by their first bits, each with its position in the order of `add`.
+
+    Args:
+        folder: made here; 24 bytes a key are written to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._files = [folder / f"{number:02}" for number in range(_HEAPS)]
+        self._waiting: list[Keys] = []
+        self._count = self._written = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, keys: Keys) -> None:
+        """Note some more."""
+        self._waiting.append(keys)
+        self._count += len(keys)
+        if self._count - self._written >= _AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        keys = np.concatenate([id_keys([]), *self._waiting])
+        noted = np.empty(len(keys), dtype=_NOTED)
+        noted["key"] = keys
+        noted["position"] = np.arange(self._written, self._count)
+        heaps = keys.view(np.uint8).reshape(-1, _KEY.itemsize)[:, 0] % _HEAPS
+        noted = noted[np.argsort(heaps, kind="stable")]
+        ends = np.cumsum(np.bincount(heaps, minlength=_HEAPS))
+        for file, some in zip(self._files, np.split(noted, ends[:-1]), strict=True):
+            if len(some):
+                with naming_full_disk(file), file.open("ab") as heap:
+                    heap.write(some.tobytes())
+        self._waiting, self._written = [], self._count
+
+    def heaps(self) -> Iterator[tuple[Keys, Positions]]:
+        """One heap after the other, always as many, in the order of their first bits; positions rise within each."""
+        self._write()
+        for file in self._files:
+            noted = np.fromfile(file, dtype=_NOTED) if file.exists() else np.empty(0, dtype=_NOTED)
+            yield noted["key"].copy(), noted["position"].copy()
+
+
+def repeated(keys: Keys) -> NDArray[np.bool_]:
+    """Which keys stand there more than once."""
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    same_as_previous = np.zeros(len(keys), dtype=bool)
+    same_as_previous[1:] = ranked[1:] == ranked[:-1]
+    same = same_as_previous.copy()
+    same[:-1] |= same_as_previous[1:]
+    found = np.empty(len(keys), dtype=bool)
+    found[order] = same
+    return found

@@ -1,0 +1,64 @@
+"""What every layout gives: manifest rows, and what was left out and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from pipeline.errors import ConfigError, RejectedRow
+from pipeline.storage.access import without_query
+from pipeline.storage.store import fetch
+
+Row = dict[str, object]
+
+_CARD_WORDS = {"anger": "angry", "joy": "happy", "sadness": "sad"}
+_MAX_TABLE_BYTES = 256 * 2**20
+
+
+@dataclass
+class Corpus:
+    """Rows of a manifest to be, and names of what gave none, by the reason."""
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, why: str, name: str) -> None:
+        """Remember that `name` gave no row."""
+        self.left_out.setdefault(why, []).append(name)
+
+
+def card_label(emotion: str, language: str) -> str:
+    """An emotion as the published models of a language name it: seven English words, for Spanish six of our vocabulary.
+
+    Source: `id2label` of the published models. Corpora in a third language take the English words.
+    """
+    return emotion if language == "es" else _CARD_WORDS.get(emotion, emotion)
+
+
+def file_name(uri: str) -> str:
+    """The last part of a path or URI."""
+    return PurePosixPath(without_query(uri)).name
+
+
+def table_of(files: Sequence[str], name: str, needed: Sequence[str]) -> list[dict[str, str]] | None:
+    """The rows of the CSV file called `name` among a corpus' files, or None where there is none.
+
+    Raises: ConfigError when it cannot be read, lacks a column, or is there twice.
+    """
+    found = [file for file in files if file_name(file).lower() == name.lower()]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise ConfigError(f"{name} is there {len(found)} times, such as {found[0]} and {found[1]}; name one corpus")
+    try:
+        text = fetch(found[0], max_bytes=_MAX_TABLE_BYTES).decode("utf-8-sig")
+    except (RejectedRow, UnicodeDecodeError) as error:
+        raise ConfigError(f"{found[0]} cannot be read: {error}") from error
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    missing = sorted(set(needed) - set(rows[0] if rows else {}))
+    if missing:
+        raise ConfigError(f"{found[0]} has no row, or no column {', '.join(missing)}")
+    return rows

@@ -1,0 +1,155 @@
+"""List the files of a folder, a bucket's prefix or a glob, and read the headers of audio files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.audio.decode import probe
+from pipeline.audio.decoders import AudioHeader
+from pipeline.errors import ConfigError, RejectedRow
+from pipeline.manifest.expand import uri_of
+from pipeline.storage.access import without_query
+from pipeline.storage.cleanup import modified_s
+from pipeline.storage.listing import LeftOut, glob, is_audio_name, is_glob, is_utf8, printable, walk, without_aliases
+from pipeline.storage.read_ahead import read_ahead
+from pipeline.storage.retry import ABSENT, DENIED, TRANSIENT, principal, retried
+from pipeline.storage.store import fetch, resolve
+
+Details = dict[str, dict[str, Any]]
+"""What fsspec says of each file, by its name."""
+
+_MAX_BYTES = 2 * 2**30  # as the job's own --max-bytes
+_NOT_UTF8 = "names that are not UTF-8, which no manifest can hold: rename the files"
+_DOT = "names that begin with a dot"
+
+
+def list_files(source: str, left_out: LeftOut) -> list[str]:
+    """Every file below a folder, under a glob, or whose name begins with a prefix, as absolute paths or URIs, sorted.
+
+    Symbolic links are followed. Names that start with a dot are left out (macOS leaves one beside every file of an archive),
+    and names that are not UTF-8; both are added to `left_out`.
+
+    Raises: ConfigError for what is not there, holds a folder that may not be listed, or is http, which cannot be listed.
+    """
+    return sorted(_found(source, left_out))
+
+
+def list_versions(source: str, left_out: LeftOut) -> dict[str, str]:
+    """The same files in the same order, each with its version: an object store's ETag, elsewhere size and time of change.
+
+    It changes with every replacement by other content. Where the same bytes are written again an ETag stays as a rule (one
+    of a multipart upload may not), a time does not. Raises: ConfigError as `list_files`.
+    """
+    return {uri: _version(info) for uri, info in sorted(_found(source, left_out).items())}
+
+
+def _found(source: str, left_out: LeftOut) -> Details:
+    shown = printable(without_query(source))
+    if source.lower().startswith(("http://", "https://")):
+        raise ConfigError(f"{shown}: http servers cannot be listed; give a folder, an object store or a manifest")
+    filesystem, path = resolve(source)
+    scheme = source.partition("://")[0] if "://" in source else "file"
+    local = isinstance(filesystem, LocalFileSystem)
+    seen = LeftOut(list)  # of the last try alone
+    try:
+        listed = retried(
+            lambda: _on_disk(filesystem, path, seen) if local else _in_store(filesystem, path), what=f"listing {shown}"
+        )
+    except DENIED:
+        raise ConfigError(f"{shown}: {principal()} may not list it") from None
+    except TRANSIENT as error:
+        raise ConfigError(f"{shown} cannot be listed: {printable(str(error))}") from error
+    if not listed:
+        raise ConfigError(f"{shown}: no file is there")
+    found = {}
+    for name, info in listed.items():
+        if PurePosixPath(name).name.startswith("."):
+            seen[_DOT].append(name)
+        elif not is_utf8(name):
+            seen[_NOT_UTF8].append(name)
+        else:
+            found[uri_of(scheme, name)] = info
+    if not found and _NOT_UTF8 in seen:
+        raise ConfigError(f"{shown}: {len(seen[_NOT_UTF8]):,} files have {_NOT_UTF8}")
+    for why, names in seen.items():
+        left_out[why] += names
+    return found
+
+
+def _on_disk(filesystem: AbstractFileSystem, path: str, left_out: LeftOut) -> Details:
+    left_out.clear()
+    if filesystem.isdir(path):
+        return _below(filesystem, path, left_out)
+    if filesystem.isfile(path):
+        return {path: filesystem.info(path)}
+    found: Details = {}
+    pattern = path if is_glob(path) else f"{path}*"
+    for name, info in glob(filesystem, pattern, lambda _: None, left_out=left_out, detail=True).items():
+        found |= _below(filesystem, name, left_out) if info is None else {name: info}
+    return {name: found[name] for name in without_aliases(found, left_out)}
+
+
+def _below(filesystem: AbstractFileSystem, folder: str, left_out: LeftOut) -> Details:
+    found: Details = {}
+    for contents in walk(filesystem, folder, left_out=left_out, detail=True):
+        found.update((contents.paths([name])[0], info) for name, info in contents.files.items())
+    return found
+
+
+def _in_store(filesystem: AbstractFileSystem, path: str) -> Details:
+    # an object store lists all depths at once; the other file systems leave out what they cannot list unless told to raise
+    options = {} if isinstance(filesystem, AsyncFileSystem) else {"on_error": "raise"}
+    try:
+        if filesystem.isdir(
+            path
+        ):  # asked first: a role that may list below a prefix may not be allowed to read its name
+            return dict(filesystem.find(path, detail=True, **options))
+        if filesystem.isfile(path):
+            return {path: filesystem.info(path)}
+        pattern = path if is_glob(path) else f"{path}*"
+        found: Details = {}
+        for name, info in filesystem.glob(pattern, detail=True).items():
+            found |= filesystem.find(name, detail=True, **options) if info["type"] == "directory" else {name: info}
+    except ABSENT:
+        return {}
+    return found
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    tag = info.get("ETag") or info.get("etag")
+    return str(tag).strip('"') if tag else f"{info['size']}-{modified_s(info):.6f}"
+
+
+def audio_of(files: Sequence[str], source: str) -> list[str]:
+    """Those that are named like audio; one file alone is taken whatever its name.
+
+    Raises: ConfigError when none is.
+    """
+    audio = [file for file in files if is_audio_name(file)]
+    if not audio and len(files) > 1:
+        raise ConfigError(f"{without_query(source)}: none of its {len(files):,} files is named like audio")
+    return audio or list(files)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An audio file whose header cannot be read; `why` is the reason its row would be rejected for."""
+
+    why: str
+
+
+def read_headers(uris: Sequence[str]) -> Iterator[AudioHeader | Unreadable]:
+    """The header of each file in turn. Costs one read of the whole file: several formats keep their length at the end."""
+    for answer in read_ahead(partial(fetch, max_bytes=_MAX_BYTES), list(uris)):
+        try:
+            yield probe(answer())
+        except RejectedRow as rejected:
+            yield Unreadable(f"{rejected.reason}: {rejected.detail}")

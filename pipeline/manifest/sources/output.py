@@ -1,0 +1,75 @@
+"""Rows of a manifest out of what `jobs.annotate` wrote: one for each utterance, with its span."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.dataset.reader import finished_rows, reading
+from pipeline.manifest.columns import to_python
+from pipeline.manifest.fields import KNOWN
+from pipeline.manifest.sources.corpus import Corpus, Row
+from pipeline.schema import SCHEMA_VERSION, passthrough_name
+from pipeline.storage.store import open_store
+
+_READ = ("utterance_id", "audio", "start_s", "end_s", "channel", "text", "label", "language")
+_TAKEN = {*KNOWN, "label"}
+_DECIMALS = 7
+"""Of a duration: a sample at 16 kHz is 0.0000625 s."""
+
+
+def read_output(output: str) -> Corpus:
+    """One row for each utterance of the finished runs of an output, in the order of runs and shards.
+
+    `label` is the model's. A column of the manifest has its own name again, or `original_<name>` where a row has that
+    column already: the manifest's own `label` becomes `original_label`.
+
+    Raises: ConfigError when there is no output, JobError when its files cannot be read.
+    """
+    rows = finished_rows(open_store(output))
+    with reading():
+        table = rows.utterances().to_table(columns=[*_READ, *rows.extra.names])
+    values = {name: to_python(table[name]) for name in table.column_names}
+    names = _own_names(rows.extra.names)
+    corpus = Corpus()
+    for number in range(table.num_rows):
+        row: Row = {"id": values["utterance_id"][number], "audio": values["audio"][number]}
+        if row["audio"] is not None:
+            row |= _span(values["start_s"][number], values["end_s"][number])
+        row |= {name: values[name][number] for name in _READ[4:]}
+        row |= {own: _finite(values[name][number]) for name, own in names.items()}
+        corpus.rows.append({name: value for name, value in row.items() if value is not None})
+    for plan in rows.unfinished:
+        corpus.leave_out("a run that is not finished", plan)
+    return corpus
+
+
+def _span(start_s: object, end_s: object) -> Row:
+    """Where an utterance lies in its audio. The end is unknown where a text was read and the audio was not."""
+    start = float(str(start_s or 0.0))
+    return (
+        {"offset": start}
+        if end_s is None
+        else {"offset": start, "duration": round(float(str(end_s)) - start, _DECIMALS)}
+    )
+
+
+def _own_names(columns: list[str]) -> dict[str, str]:
+    """What each pass-through column was called in the manifest, as far as that name is free."""
+    taken, names = set(_TAKEN), {}
+    for column in columns:
+        bare = column.removeprefix("manifest_")
+        own = bare if passthrough_name(bare, SCHEMA_VERSION) == column else column
+        while own.lower() in taken:
+            own = f"original_{own}"
+        taken.add(own.lower())
+        names[column] = own
+    return names
+
+
+def _finite(value: object) -> object:
+    """A value without what JSON has no word for: numbers that are none become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,348 @@
+"""Manifests read once, as a stream, onto the driver's disk, with duplicates found on the way.
+
+Costs the driver four bytes of memory a row, and 16 a reject; the disk one copy of the manifest, and 24 bytes for each id
+and each id of an earlier plan. Reading once means that a manifest which changes meanwhile cannot contradict itself.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.manifest.columns import json_of
+from pipeline.manifest.fit import Misfit, fit
+from pipeline.manifest.hash_buckets import KeyHeaps, Keys, as_keys, id_keys, key_of, repeated
+from pipeline.manifest.python_values import plain_row
+from pipeline.manifest.read import ManifestReject, read_manifest, unify
+from pipeline.manifest.records import RAW_CHARACTERS
+from pipeline.redaction import redacted, redacted_audio, redacted_line, without_query
+from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
+from pipeline.storage.temporary import naming_full_disk
+
+_CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
+"""Columns of a row that its reject carries besides those of `REJECT_SCHEMA`."""
+
+Mask = NDArray[np.bool_]
+
+Check = Callable[[pa.Table], tuple[pa.Table, dict[int, RejectedRow]]]
+"""Looks at one chunk of rows; gives them back, perhaps completed, and the rejects by position."""
+
+
+def reject_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The rejects table: why and where, the row's own columns, the line as it came when it could not be read."""
+    carried = [ROW_SCHEMA.field(name) for name in _CARRIED]
+    return pa.schema([*REJECT_SCHEMA, *carried, pa.field("raw", pa.string()), *extra])
+
+
+@dataclass
+class Spool:
+    """What the manifests hold: accepted rows in chunk files below `folder`, rejects beside them.
+
+    Attributes:
+        rows: accepted rows, duplicates included until `select`.
+        found: the pass-through columns as the manifests have them, one type each, as `unify` makes it.
+        extra: the same as the plan is to have them; set it to what `settle_types` makes of `found`, then `select`.
+    """
+
+    folder: Path
+    found: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    rows: int = 0
+    chunks: list[Path] = field(default_factory=list)
+    reject_chunks: list[Path] = field(default_factory=list)
+    _reject_keys: bytearray = field(default_factory=bytearray)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(dir=self.folder))
+        self._ids, self._refused_ids = KeyHeaps(own / "ids"), KeyHeaps(own / "refused")
+
+    def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
+        """Stream the manifests onto disk."""
+        for manifest in manifests:
+            for chunk in read_manifest(manifest, audio_optional=audio_optional):
+                rows, refused = check(chunk.rows)
+                # of refused rows too: their rejects carry these columns
+                self._find(rows.schema)
+                kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
+                self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
+                self._add_rows(rows.take(pa.array(kept)))
+                self._add_rejects(_refused_table(rows, refused), _raw_table(chunk.rejects))
+
+    def _find(self, schema: pa.Schema) -> None:
+        self.found = self.extra = unify([self.found, _extra_schema(schema)])
+
+    def _add_rows(self, rows: pa.Table) -> None:
+        if not rows.num_rows:
+            return
+        self._find(rows.schema)
+        self._ids.add(id_keys(rows["recording_id"].to_pylist()))
+        self.rows += rows.num_rows
+        self.chunks.append(_write(rows, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
+
+    def _add_rejects(self, *tables: pa.Table) -> None:
+        for rejects in tables:
+            if rejects.num_rows:
+                self._reject_keys += _joined_keys(rejects)
+                self.reject_chunks.append(
+                    _write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
+                )
+
+    def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
+        """Decide which rows are new: not held by an earlier plan, one of each set of equal rows, none of unequal ones, and
+        none with a value that the type of its column cannot hold.
+
+        Args:
+            held_ids: keys of the ids that earlier plans hold, some at a time.
+            held_rejects: as `reject_keys` gives them.
+        """
+        new = np.ones(self.rows, dtype=bool)
+        doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
+        misfit = self._misfit_rows()
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            theirs = KeyHeaps(Path(folder) / "held")
+            for some in held_ids:
+                theirs.add(some)
+            heaps = zip(self._ids.heaps(), theirs.heaps(), self._refused_ids.heaps(), strict=True)
+            for (keys, positions), (held, _), (refused, _) in heaps:
+                new[positions] = ~np.isin(keys, held)
+                beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
+                doubtful[positions] = repeated(keys)
+        held_rows = self.rows - int(new.sum())
+        misfit &= new
+        new &= ~misfit
+        clashing = self._settle(doubtful & new, new)
+        # another row of the id was read and refused: whatever the order, neither may stand for it
+        beside_refused &= new
+        clashing |= beside_refused
+        new &= ~beside_refused
+        reject_keys = as_keys(self._reject_keys)
+        return Selection(self, new, clashing, misfit, held_rows, ~np.isin(reject_keys, held_rejects), held_rejects)
+
+    def _misfit_rows(self) -> Mask:
+        """Rows with a value that the settled type of its column cannot hold."""
+        mask = np.zeros(self.rows, dtype=bool)
+        if self.extra.equals(self.found):
+            return mask  # types found in the values themselves
+        for start, _, misfits in self._tables():
+            mask[[start + row for row in misfits]] = True
+        return mask
+
+    def _settle(self, doubtful: Mask, new: Mask) -> Mask:
+        """Among repeated ids: drop equal repeats from `new`, and return the mask of those whose contents differ."""
+        clashing = np.zeros(self.rows, dtype=bool)
+        if not doubtful.any():
+            return clashing
+        stands: dict[bytes, list[int]] = defaultdict(list)
+        contents: dict[bytes, bytes] = {}
+        for start, table, _ in self._tables():
+            for position in np.flatnonzero(doubtful[start : start + table.num_rows]).tolist():
+                row = plain_row(table, position)
+                key, content = key_of(str(row["recording_id"])), _content_key(row)
+                stands[key].append(start + position)
+                if content != contents.setdefault(key, content):
+                    clashing[start + position] = True
+        for positions in stands.values():
+            clashing[positions] = clashing[positions].any()
+            new[positions[1:]] = False
+        new &= ~clashing
+        return clashing
+
+    def _tables(self) -> Iterator[tuple[int, pa.Table, dict[int, list[Misfit]]]]:
+        """The chunks with one schema: position of the first row, rows, and by row what its columns cannot hold."""
+        start = 0
+        schema = pa.schema([*ROW_SCHEMA, *self.extra])
+        for path in self.chunks:
+            table, misfits = fit(_read(path), schema)
+            yield start, table, misfits
+            start += table.num_rows
+
+
+@dataclass
+class Selection:
+    """The rows and rejects of a spool that a new plan shall hold."""
+
+    spool: Spool
+    new: Mask
+    clashing: Mask
+    misfit: Mask
+    held: int
+    new_rejects: Mask
+    held_rejects: Keys
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to plan."""
+        return bool(self.new.any()) or any(True for _ in self.rejects())
+
+    @property
+    def rows(self) -> int:
+        """How many rows are new."""
+        return int(self.new.sum())
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The new rows, chunk by chunk, with one schema."""
+        for start, table, _ in self.spool._tables():
+            mask = self.new[start : start + table.num_rows]
+            if mask.any():
+                yield table.filter(pa.array(mask))
+
+    def rejects(self) -> Iterator[pa.Table]:
+        """Yield the new rejects, chunk by chunk, with one schema and without the queries of URLs."""
+        return map(without_secrets, self._rejects())
+
+    def _rejects(self) -> Iterator[pa.Table]:
+        schema = reject_schema(self.spool.extra)
+        start = 0
+        for path in self.spool.reject_chunks:
+            table, misfits = fit(_read(path), schema)
+            mask = self.new_rejects[start : start + table.num_rows]
+            start += table.num_rows
+            if mask.any():
+                yield _with_misfits(table, misfits).filter(pa.array(mask))
+        for start, table, misfits in self.spool._tables():
+            yield from self._later_rejects(start, table, misfits, schema)
+
+    def _later_rejects(
+        self, start: int, table: pa.Table, misfits: dict[int, list[Misfit]], schema: pa.Schema
+    ) -> Iterator[pa.Table]:
+        """The rows of one chunk that could be read, and not be taken."""
+        refused: dict[int, RejectedRow] = {}
+        raw: dict[int, str] = {}
+        for row in np.flatnonzero(self.clashing[start : start + table.num_rows]).tolist():
+            detail = "the id stands on several rows whose contents differ"
+            refused[row] = RejectedRow(Reason.DUPLICATE_ID, detail, Stage.MANIFEST)
+        for row in np.flatnonzero(self.misfit[start : start + table.num_rows]).tolist():
+            detail = "; ".join(misfit.sentence for misfit in misfits[row])
+            refused[row] = RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)
+            raw[row] = json_of({misfit.column: misfit.value for misfit in misfits[row]})[:RAW_CHARACTERS]
+        if not refused:
+            return
+        rejects = _refused_table(table, refused)
+        texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
+        rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts)
+        mask = ~np.isin(reject_keys(rejects), self.held_rejects)
+        if mask.any():
+            yield rejects.filter(pa.array(mask))
+
+
+def _read(path: Path) -> pa.Table:
+    """A chunk, and nothing but its own columns: `pq.read_table` adds those that folders above it seem to name."""
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
+def _with_misfits(rejects: pa.Table, misfits: dict[int, list[Misfit]]) -> pa.Table:
+    """Rejects that say of which of their values there is no room in their columns."""
+    if not misfits:
+        return rejects
+    said = [
+        "; ".join([detail, *(misfit.sentence for misfit in misfits.get(row, ()))])
+        for row, detail in enumerate(rejects["detail"].to_pylist())
+    ]
+    place = rejects.schema.get_field_index("detail")
+    return rejects.set_column(place, rejects.schema.field(place), pa.array(said, pa.string()))
+
+
+def _extra_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([f for f in schema if f.name not in ROW_SCHEMA.names])
+
+
+def _refused_table(rows: pa.Table, refused: dict[int, RejectedRow]) -> pa.Table:
+    """The reject rows of rows that were read but may not enter a plan."""
+    positions = sorted(refused)
+    causes = [refused[p] for p in positions]
+    return rejects_table(rows.take(pa.array(positions, pa.int64())), causes)
+
+
+def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str = "") -> pa.Table:
+    """Reject rows for plan rows, each with its cause; pass-through columns stay as they are."""
+    columns = {
+        "recording_id": rows["recording_id"],
+        "audio": pa.array([uri and without_query(uri) for uri in rows["audio"].to_pylist()], pa.string()),
+        "reason": pa.array([str(c.reason) for c in causes], pa.string()),
+        "detail": pa.array([c.detail for c in causes], pa.string()),
+        "stage": pa.array([str(c.stage) for c in causes], pa.string()),
+        "manifest": rows["manifest"],
+        "line": rows["line"],
+        "attempts": pa.array([c.attempts for c in causes], pa.int32()),
+        "run_id": pa.array([run_id] * len(causes), pa.string()),
+        **{name: rows[name] for name in _CARRIED},
+        "raw": pa.nulls(len(causes), pa.string()),
+        **{name: rows[name] for name in rows.schema.names if name not in ROW_SCHEMA.names},
+    }
+    return pa.table(columns, schema=reject_schema(_extra_schema(rows.schema)))
+
+
+def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
+    """Reject rows of the lines that could not be read."""
+    records = [
+        {
+            "recording_id": r.recording_id,
+            "audio": r.audio,
+            "reason": str(r.reason),
+            "detail": r.detail,
+            "stage": str(Stage.MANIFEST),
+            "manifest": r.manifest,
+            "line": r.line,
+            "attempts": 1,
+            "run_id": "",
+            "raw": r.raw,
+        }
+        for r in rejects
+    ]
+    return pa.Table.from_pylist(records, schema=reject_schema())
+
+
+def without_secrets(rejects: pa.Table) -> pa.Table:
+    """Redact the URLs in what rejects quote: their audio, their detail, and the line as it came."""
+    quoted = [rejects[name].to_pylist() for name in ("manifest", "audio", "detail", "raw")]
+    redactions = [
+        (audio and redacted_audio(audio, manifest), redacted(detail), raw and redacted_line(raw, manifest))
+        for manifest, audio, detail, raw in zip(*quoted, strict=True)
+    ]
+    for number, name in enumerate(("audio", "detail", "raw")):
+        field = rejects.schema.field(name)
+        values = pa.array([texts[number] for texts in redactions], field.type)
+        rejects = rejects.set_column(rejects.schema.get_field_index(name), field, values)
+    return rejects
+
+
+def _content_key(row: dict[str, object]) -> bytes:
+    """What two rows of one id must share to be one row: everything but where they stood."""
+    content = {name: value for name, value in row.items() if name not in ("manifest", "line")}
+    return key_of(json.dumps(content, sort_keys=True, default=repr))
+
+
+def _joined_keys(rejects: pa.Table) -> bytes:
+    """Return the keys of rejects: the same line rejected for the same reason by a later run is the same reject.
+
+    Rejects of earlier versions hold the line with its queries.
+    """
+    told = rejects.select(["manifest", "line", "recording_id", "reason", "raw"]).to_pylist()
+    return b"".join(key_of("reject", *map(str, _without_queries(reject).values())) for reject in told)
+
+
+def _without_queries(reject: dict[str, object]) -> dict[str, object]:
+    raw = reject["raw"] and redacted_line(str(reject["raw"]), str(reject["manifest"]))
+    return {**reject, "raw": raw}
+
+
+def _write(table: pa.Table, path: Path) -> Path:
+    with naming_full_disk(path):
+        pq.write_table(table, path, compression="lz4")
+    return path
+
+
+def reject_keys(rejects: pa.Table) -> Keys:
+    """The keys of rejects a plan holds, for `Spool.select` of a later run."""
+    return as_keys(_joined_keys(rejects))

@@ -1,0 +1,135 @@
+"""Other forms of a checkpoint made into those the job loads: pickles into safetensors, Whisper into CTranslate2.
+
+Needs memory for the whole model. Equal files and library versions give equal bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.models.checkpoints.hub import SIDE_FILES, WEIGHTS
+from pipeline.models.checkpoints.weights import Checkpoint, check, load_state_dict, resolve
+
+_START = "<|startoftranscript|>"
+_TIED = ("proj_out.weight",)
+"""Whisper's output layer, which is its token embedding; whether it is stored as well varies."""
+
+
+def is_pickled(checkpoint: Checkpoint) -> bool:
+    """Whether the weights that would be loaded are a pickle; not to be asked of CTranslate2's `model.bin`."""
+    names = {entry.name for entry in checkpoint.directory.iterdir()}
+    return next(name for name in WEIGHTS if name in names).startswith(("pytorch_model.bin", "model.bin"))
+
+
+def is_transformers_whisper(checkpoint: Checkpoint) -> bool:
+    """Whether this is Whisper in Hugging Face form; CTranslate2's config names no model type."""
+    return checkpoint.read_json("config.json").get("model_type") == "whisper"
+
+
+def to_safetensors(checkpoint: Checkpoint, target: Path) -> Checkpoint:
+    """Write a pickled checkpoint into the new folder `target` as safetensors: the same names, types and values.
+
+    Read by torch's `weights_only` unpickler: nothing in it is run. Raises: ConfigError for what holds more than tensors.
+    """
+    from safetensors.torch import save_file
+
+    target.mkdir(parents=True)
+    for name in SIDE_FILES:
+        if (checkpoint.directory / name).is_file():
+            shutil.copyfile(checkpoint.directory / name, target / name)
+    tensors = _unshared(load_state_dict(checkpoint, dtype=None))
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return resolve(str(target))
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with memory of its own, which safetensors asks for; tied weights of a pickle share theirs."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes
+        own[name] = (
+            tensor if whole and storage.data_ptr() not in seen else tensor.clone(memory_format=torch.contiguous_format)
+        )
+        seen.add(storage.data_ptr())
+    return own
+
+
+def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
+    """Convert a Whisper in Hugging Face form (safetensors) into the new folder `target`, weights in float16.
+
+    float16 is what the ready faster-whisper repositories hold; a job computes in its own `--asr-compute-type` from there.
+    Raises: ConfigError when a tensor is missing, extra or misshapen, or a tokenizer or feature extractor is not there.
+    """
+    import ctranslate2
+    from ctranslate2.converters import TransformersConverter
+    from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    config = WhisperConfig.from_dict(checkpoint.read_json("config.json"))
+
+    def untied() -> nn.Module:
+        model: Any = WhisperForConditionalGeneration(config)
+        del model.proj_out
+        whisper: nn.Module = model
+        return whisper
+
+    # the converter's loader would fill what is missing with random numbers
+    check(checkpoint, untied, allow_unexpected=_TIED)
+    try:
+        extractor = WhisperFeatureExtractor.from_pretrained(checkpoint.directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ConfigError(f"the tokenizer or feature extractor cannot be loaded: {error}") from error
+    # without its files transformers 5 makes a tokenizer that knows no words, and says nothing
+    if tokenizer.get_vocab().get(_START) != config.decoder_start_token_id:
+        raise ConfigError(
+            f"its tokenizer does not know {_START} as token {config.decoder_start_token_id}; are its files there?"
+        )
+    if extractor.feature_size != config.num_mel_bins:
+        raise ConfigError(
+            f"its features have {extractor.feature_size} mel bins, its encoder takes {config.num_mel_bins}"
+        )
+    TransformersConverter(str(checkpoint.directory)).convert(str(target), quantization="float16")
+    extractor.save_pretrained(target)
+    if (checkpoint.directory / "tokenizer.json").is_file():
+        shutil.copyfile(checkpoint.directory / "tokenizer.json", target / "tokenizer.json")
+    else:
+        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    _name_languages(target, tokenizer)
+    try:
+        ctranslate2.models.Whisper(str(target), device="cpu", compute_type="float32")
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"the converted model does not load: {error}") from error
+    return resolve(str(target))
+
+
+def _name_languages(converted: Path, tokenizer: Any) -> None:  # noqa: ANN401 - transformers ships no types
+    """Give the converted config the ids of the language tokens where the model has no generation config that says them.
+
+    The converter looks for them in a tokenizer attribute that transformers 5 no longer has (ctranslate2 4.8); without them
+    no language is detected.
+    """
+    from faster_whisper.tokenizer import _LANGUAGE_CODES
+
+    path = converted / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer.get_vocab()
+    if not config.get("lang_ids"):
+        config["lang_ids"] = sorted(vocabulary[t] for code in _LANGUAGE_CODES if (t := f"<|{code}|>") in vocabulary)
+        path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def versions(*packages: str) -> str:
+    """What a conversion is a function of besides the files."""
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

@@ -1,0 +1,323 @@
+"""Fetching a checkpoint's files: from the Hugging Face hub, or from any object store, to this node's disk.
+
+Only the files that a model is a function of are fetched, once per node, and one form of the weights only.
+Costs one small request to find out what a branch points at (none for a commit that lies complete in the cache) and the
+download. Weights are looked at in `pipeline.models.checkpoints.weights`, not here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.storage.access import without_query
+from pipeline.storage.retry import retried
+from pipeline.storage.store import resolve as resolve_uri
+
+_log = logging.getLogger(__name__)
+
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocabulary.json",
+    "vocabulary.txt",
+)
+"""Besides weights: what decides a score or a transcript. `vocabulary.*` is CTranslate2's."""
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.bin",
+)
+"""In order of preference; `model.bin` is CTranslate2's own format or, in some published repositories, a pickle."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_OFFLINE_ADVICE = "a local directory or an object-store URI of the same files works without the hub"
+
+
+def select_files(names: Iterable[str], where: str) -> list[str]:
+    """Of the files at the top of a checkpoint, those to fetch and hash: side files and one form of the weights.
+
+    Raises: ConfigError when there is no config or no weights.
+    """
+    present = set(names)
+    if "config.json" not in present:
+        raise ConfigError(f"{where} holds no config.json, so it is no checkpoint")
+    forms = [name for name in WEIGHTS if name in present]
+    if not forms:
+        raise ConfigError(f"{where} holds no weights; looked for {', '.join(WEIGHTS)}")
+    if len(forms) > 1:
+        _log.warning("%s holds %s; only %s is used", where, " and ".join(forms), forms[0])
+    selected = [name for name in SIDE_FILES if name in present] + [forms[0]]
+    if forms[0].endswith(".index.json"):
+        stem, suffix = forms[0].removesuffix(".index.json").rsplit(".", 1)
+        shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+\.{suffix}")
+        selected += sorted(name for name in present if shard.fullmatch(name))
+    return selected
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint's config and weights, all shards included."""
+    names = [entry.name for entry in directory.iterdir() if entry.is_file()]
+    try:
+        selected = select_files(names, str(directory))
+    except ConfigError:
+        return False
+    for index in (name for name in selected if name.endswith(".index.json")):
+        shards = json.loads((directory / index).read_text())["weight_map"].values()
+        if not set(shards) <= set(names):
+            return False
+    return True
+
+
+def content_sha256(directory: Path) -> str:
+    """sha256 over names and contents of what `select_files` takes: equal means equal scores. Raises: ConfigError."""
+    whole = hashlib.sha256()
+    names = select_files((entry.name for entry in directory.iterdir() if entry.is_file()), str(directory))
+    for name in sorted(names):
+        whole.update(f"{name}\0{file_sha256(directory / name)}\n".encode())
+    return whole.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of one file, read once a process: about 0.75 s a GB."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_from_hub(repo_id: str, revision: str | None, cache_dir: Path | None) -> tuple[Path, str]:
+    """Bring a repository into the hub cache; returns its folder there and the commit it is of.
+
+    A revision that is a full commit and lies complete in the cache costs no request, nor does anything under
+    HF_HUB_OFFLINE=1. A branch or tag is asked for, never guessed from the cache while the hub is meant to be online.
+    Raises: ConfigError that says what to do: unknown id or revision, no access, no network, nothing cached.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = f"{repo_id}@{revision}" if revision else repo_id
+    pinned = revision is not None and COMMIT.fullmatch(revision) is not None
+    if constants.HF_HUB_OFFLINE or pinned:
+        folder = _cached(repo_id, revision, cache_dir)
+        if folder is not None:
+            return folder, folder.name
+        if constants.HF_HUB_OFFLINE:
+            raise ConfigError(f"{wanted} is not in the hub cache and HF_HUB_OFFLINE is set; {_OFFLINE_ADVICE}")
+    try:
+        siblings = HfApi().model_info(repo_id, revision=revision).siblings or []
+        selected = select_files((sibling.rfilename for sibling in siblings), f"hub repository {wanted}")
+        folder = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=selected))
+    except HFValidationError as error:
+        raise ConfigError(f"{wanted!r} is no hub id: {error}") from error
+    except _hub_errors() as error:
+        raise ConfigError(_why(wanted, error)) from error
+    if not is_complete(folder):
+        raise ConfigError(f"hub repository {wanted} changed or is incomplete: {folder} lacks a weight shard; run again")
+    _refuse_damaged(folder, selected, wanted)
+    return folder, folder.name
+
+
+def _refuse_damaged(folder: Path, names: Iterable[str], wanted: str) -> None:
+    """Hold large files against the sha256 the hub names them by, which its client does not do; a damaged one is removed.
+
+    In the cache a file is a link to a blob called after its ETag: the sha256 for what the hub keeps in LFS or Xet, a git
+    hash for the rest. Raises: ConfigError.
+    """
+    for path in (folder / name for name in names):
+        stated = path.readlink().name if path.is_symlink() else ""
+        if _SHA256.fullmatch(stated) and file_sha256(path) != stated:
+            found = file_sha256(path)
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise ConfigError(
+                f"{path.name} of hub repository {wanted} arrived with sha256 {found}, and the hub names {stated}; it is "
+                "removed, run again"
+            )
+
+
+def model_card(repo_id: str, commit: str) -> Path | None:
+    """README.md of a repository at a commit, in the hub cache; None where there is none, or none is cached offline.
+
+    Raises: ConfigError as `fetch_from_hub`.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo_id, "README.md", revision=commit))
+    except RemoteEntryNotFoundError:
+        return None
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            return None
+        raise ConfigError(_why(f"the model card of {repo_id}", error)) from error
+    except _hub_errors() as error:
+        raise ConfigError(_why(f"the model card of {repo_id}", error)) from error
+
+
+def _hub_errors() -> tuple[type[BaseException], ...]:
+    """OSError and the errors of the HTTP client that this version of the library is built on."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__
+
+
+def _cached(repo_id: str, revision: str | None, cache_dir: Path | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=["config.json"], local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ConfigError(f"{repo_id!r} is no hub id: {error}") from error
+    return Path(found) if is_complete(Path(found)) else None
+
+
+def _why(wanted: str, error: BaseException) -> str:
+    """A sentence for a person instead of the hub client's page of text."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"hub repository {wanted} is gated: accept its terms and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"no hub repository {wanted} (or it is private and HF_TOKEN is not set)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the hub repository exists, but not the revision: {wanted}"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f"no room on this disk for {wanted} ({error}); free some, or set HF_HOME to a larger one, and run again"
+    return f"cannot get {wanted} from the hub ({type(error).__name__}: {str(error)[:200]}); {_OFFLINE_ADVICE}"
+
+
+def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None = None) -> Path:
+    """Copy a checkpoint folder from an object store to this node's disk, once.
+
+    The copy's folder is named after the URI and the listing (names, sizes, etags), so a changed object makes a new copy
+    and never mixes with the old one, which stays for whoever has it open. A lock lets one process of a node copy while
+    the others wait; the copy gets its name by a rename when it is whole.
+
+    Args:
+        expected_sha256: the `content_sha256` it must have; a copy of another is not kept.
+    Raises: ConfigError when the store cannot be read, holds no checkpoint there or another one, or changes under the copy.
+    """
+    shown = without_query(uri)
+    listing = _listing(uri, shown)
+    selected = select_files(listing, shown)
+    key = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+    state = hashlib.sha256(json.dumps({name: listing[name] for name in selected}).encode()).hexdigest()[:16]
+    target = cache_dir / f"{key}-{state}"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            return target
+        for left in cache_dir.glob(f".{key}-*"):  # of a process that was killed: while it lived it held the lock
+            shutil.rmtree(left, ignore_errors=True)
+        copy = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache_dir))
+        try:
+            _copy(uri, shown, {name: listing[name] for name in selected}, copy)
+            if {name: _listing(uri, shown).get(name) for name in selected} != {
+                name: listing[name] for name in selected
+            }:
+                raise ConfigError(f"{shown} changed while it was copied; run again when its upload is over")
+            refuse_other_files(shown, copy, expected_sha256)
+            copy.chmod(0o755)
+            copy.rename(target)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+    return target
+
+
+def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None) -> str:
+    """The `content_sha256` of a directory. Raises: ConfigError when another one was expected."""
+    found = content_sha256(directory)
+    if expected_sha256 not in (None, found):
+        raise ConfigError(
+            f"model {shown} at {directory} has sha256 {found}, and {expected_sha256} was expected: "
+            "the files differ from those the job was started with"
+        )
+    return found
+
+
+def _listing(uri: str, shown: str) -> dict[str, list[str | int]]:
+    """Name -> [size, etag or modification time] of the files directly under a URI."""
+    filesystem, path = resolve_uri(uri)
+    root = path.rstrip("/")
+    try:
+        entries = filesystem.ls(root, detail=True)
+    except _store_errors() as error:
+        raise ConfigError(
+            f"cannot list {shown} ({type(error).__name__}); is it a folder that holds config.json?"
+        ) from error
+    found: dict[str, list[str | int]] = {}
+    for entry in entries:
+        if entry["type"] == "file":
+            stamp = next(
+                (str(entry[k]) for k in ("ETag", "etag", "LastModified", "mtime", "created") if k in entry), ""
+            )
+            found[os.path.basename(entry["name"])] = [int(entry["size"]), stamp]  # noqa: PTH119 - a key, not a path
+    return found
+
+
+def _copy(uri: str, shown: str, listing: dict[str, list[str | int]], target: Path) -> None:
+    filesystem, path = resolve_uri(uri)
+    for name, (size, _) in listing.items():
+        local = target / name
+        get = partial(filesystem.get_file, f"{path.rstrip('/')}/{name}", str(local))
+        try:
+            retried(get, what=f"reading {shown}/{name}")
+        except _store_errors() as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise ConfigError(f"no room for {name} of {shown} in {target.parent}; set XDG_CACHE_HOME") from error
+            raise ConfigError(
+                f"cannot copy {name} from {shown} ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
+        if local.stat().st_size != size:
+            raise ConfigError(
+                f"{name} from {shown} has {local.stat().st_size} bytes where {size} are listed; run again"
+            )
+
+
+def _store_errors() -> tuple[type[BaseException], ...]:
+    """What stores raise when they cannot be read: OSError, and botocore's own for credentials and endpoints."""
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return (OSError,)
+    return (OSError, BotoCoreError)

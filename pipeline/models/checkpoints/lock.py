@@ -1,0 +1,191 @@
+"""A folder of prepared models and its lock: what `jobs.prepare_models` writes and a job with `--models` reads.
+
+    OUT/<name>-<sha256>/...     one model each, named by its content, written once
+    OUT/locks/000001.json       which model fills which slot, and every file's sha256; the newest counts
+
+Nothing in the folder is ever overwritten: a lock is put if absent after all its files, under the next number, so a reader
+sees whole models only and a job that started with an older lock goes on with it. The folder names nothing outside itself
+and can be copied elsewhere as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from pipeline.dataset.plan import create_json
+from pipeline.errors import ConfigError, JobError
+from pipeline.storage.access import without_query
+from pipeline.storage.retry import TRANSIENT
+from pipeline.storage.store import Store, open_store
+
+if TYPE_CHECKING:
+    from pipeline.models.checkpoints.weights import Checkpoint
+
+_LOCK_KEY = re.compile(r"locks/(\d{6})\.json")
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]*$")]
+"""One step of a path: a lock can point at nothing outside its folder."""
+
+
+class LockedFile(BaseModel):
+    """One file of a prepared model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class LockedModel(BaseModel):
+    """One prepared model.
+
+    Attributes:
+        repository: the hub repository it came from; None for one from a directory or an object store.
+        revision: the commit of it.
+        licence: as its model card states it; None where it states none.
+        converted: what was done to the published files; empty where they are stored byte for byte.
+        folder: where its files lie, below the folder of the lock.
+        sha256: `hub.content_sha256` of them, which jobs compare.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repository: str | None
+    revision: str | None
+    licence: str | None
+    converted: tuple[str, ...] = ()
+    folder: Name
+    sha256: Sha256
+    files: Mapping[Name, LockedFile]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.bytes for file in self.files.values())
+
+
+class Lock(BaseModel):
+    """What a prepared folder holds.
+
+    Attributes:
+        slots: mode -> slot (`fusion/en`) -> the model's spec as it was named when it was prepared.
+        models: spec -> model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    slots: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
+    models: Mapping[str, LockedModel] = Field(default_factory=dict)
+    token: str = ""
+
+    def merged(self, newer: Lock) -> Lock:
+        """Both, the newer one's word where they differ; models that fill no slot any more are left out."""
+        slots = {
+            mode: {**self.slots.get(mode, {}), **newer.slots.get(mode, {})} for mode in {**self.slots, **newer.slots}
+        }
+        used = {spec for chosen in slots.values() for spec in chosen.values()}
+        models = {spec: model for spec, model in {**self.models, **newer.models}.items() if spec in used}
+        return Lock(slots=slots, models=models)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prepared folder as a job sees it: `uri`, the number of the lock read, the lock."""
+
+    uri: str
+    number: int
+    lock: Lock
+
+    def spec(self, mode: str, slot: str) -> str | None:
+        """What fills a slot, or None when nothing prepared does."""
+        return self.lock.slots.get(mode, {}).get(slot)
+
+    def languages(self, mode: str) -> set[str]:
+        """Those that have an emotion model for the mode."""
+        slots = self.lock.slots.get(mode, {})
+        return {slot.partition("/")[2] for slot in slots if slot.startswith("fusion/")}
+
+    def checkpoint(self, spec: str) -> Checkpoint | None:
+        """A prepared model's files on this node, compared with the lock; None for a spec the lock does not hold.
+
+        Raises: ConfigError when they are gone or others.
+        """
+        from pipeline.models.checkpoints import weights
+
+        locked = self.lock.models.get(spec)
+        if locked is None:
+            return None
+        location = f"{self.uri}/{locked.folder}"
+        try:
+            found = weights.resolve(location, expected_sha256=locked.sha256)
+        except ConfigError as error:
+            advice = f"python -m jobs.prepare_models --output {without_query(self.uri)} --verify names what is broken"
+            raise ConfigError(f"{error}; {advice}") from error
+        return replace(found, spec=spec, revision=locked.revision, location=location)
+
+
+def read_prepared(uri: str) -> Prepared | None:
+    """The newest lock below `uri`; None when there is none.
+
+    Raises: ConfigError when the folder cannot be read or the lock is none of ours.
+    """
+    shown, uri = without_query(uri), uri.rstrip("/")
+    store = open_store(uri)
+    try:
+        numbers = [int(m[1]) for found in store.list("locks") if (m := _LOCK_KEY.fullmatch(found.key))]
+        if not numbers:
+            return None
+        key = lock_key(max(numbers))
+        content = store.read(key)
+    except (*TRANSIENT, JobError) as error:
+        raise ConfigError(f"cannot read the prepared models in {shown}: {error}") from error
+    try:
+        return Prepared(uri, max(numbers), Lock.model_validate_json(content))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise ConfigError(f"{shown}/{key} is no lock that this version can read: {where}: {fault['msg']}") from error
+
+
+def write_lock(store: Store, lock: Lock) -> Prepared:
+    """Add `lock` to what the newest lock of the folder holds, unless it says nothing new; of two writers at once, none is lost.
+
+    Call it when every file it names is in the store. Returns: what is there now.
+    """
+    while True:
+        there = read_prepared(store.root) or Prepared(store.root, 0, Lock())
+        merged = there.lock.merged(lock)
+        if there.number and (merged.slots, merged.models) == (there.lock.slots, there.lock.models):
+            return there
+        token = uuid.uuid4().hex
+        merged = merged.model_copy(update={"token": token})
+        number = there.number + 1
+        if create_json(store, lock_key(number), merged.model_dump(mode="json"), mine=("token", token)):
+            return Prepared(store.root, number, merged)
+
+
+def lock_key(number: int) -> str:
+    """Where a lock lies below its folder."""
+    return f"locks/{number:06d}.json"
+
+
+def broken_files(store: Store, lock: Lock) -> list[str]:
+    """Read every file of a prepared folder and name those that are gone or not what the lock says."""
+    broken = []
+    for model in lock.models.values():
+        for name, locked in model.files.items():
+            try:
+                found = hashlib.sha256(store.read(f"{model.folder}/{name}")).hexdigest()
+            except FileNotFoundError:
+                found = "gone"
+            if found != locked.sha256:
+                broken.append(f"{model.folder}/{name}: {found if found == 'gone' else f'sha256 {found}'}")
+    return broken

@@ -1,0 +1,99 @@
+"""A run's models resolved, hashed and checked in a process of their own, while the driver starts Ray.
+
+That takes 4 s of a core, nearly all of them imports, and 350 MB which the driver then never has to hold.
+
+usage: python -P -m pipeline.models.checkpoints.pinning < REQUEST, a JSON object {chosen, mode, prepared}
+       answers one of {pinned, widths}, {refused} or {failed}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from pipeline.errors import ConfigError, JobError
+from pipeline.models import roles
+from pipeline.models.checkpoints.lock import Lock, Prepared
+from pipeline.processes import interrupts_blocked, search_path
+
+
+class Pinning:
+    """`roles.pin`, begun at once; the caller goes on and asks for the result when it needs it. A context manager."""
+
+    def __init__(self, chosen: Mapping[str, str], mode: str, prepared: Prepared | None = None) -> None:
+        with interrupts_blocked():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": search_path()},
+                text=True,
+            )
+        with cast(TextIO, self._process.stdin) as request:
+            there = None if prepared is None else [prepared.uri, prepared.number, prepared.lock.model_dump(mode="json")]
+            json.dump({"chosen": dict(chosen), "mode": mode, "prepared": there}, request)
+
+    def __enter__(self) -> Pinning:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind, asked or not."""
+        self._process.kill()
+        cast(TextIO, self._process.stdout).close()
+        self._process.wait()
+
+    def result(self) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+        """Wait for what `roles.pin` returns.
+
+        Raises: ConfigError and JobError as it does; JobError too when the process ended without an answer.
+        """
+        said = cast(TextIO, self._process.stdout).read()
+        if status := self._process.wait():
+            raise JobError(f"the process that checks the models ended with status {status}; what it wrote is above")
+        answer = json.loads(said)
+        if "refused" in answer:
+            raise ConfigError(answer["refused"])
+        if "failed" in answer:
+            raise JobError(answer["failed"])
+        return answer["pinned"], answer["widths"]
+
+
+@contextmanager
+def refusal_first(pinned: Callable[[], object]) -> Iterator[None]:
+    """When the block fails, raise a model's refusal instead: the block may succeed next time, but not with that model.
+
+    Args:
+        pinned: waits for the models; raises ConfigError when one of them is refused.
+    """
+    try:
+        yield
+    except (ConfigError, JobError, OSError):
+        with suppress(JobError, OSError):  # of two failures, the block's own is reported
+            pinned()
+        raise
+
+
+def main() -> None:
+    """Answer the request on standard input."""
+    request = json.load(sys.stdin)
+    try:
+        find = None
+        if request["prepared"]:
+            uri, number, lock = request["prepared"]
+            find = Prepared(uri, number, Lock.model_validate(lock)).checkpoint
+        pinned, widths = roles.pin(request["chosen"], request["mode"], find)
+        answer: dict[str, Any] = {"pinned": pinned, "widths": widths}
+    except ConfigError as error:
+        answer = {"refused": str(error)}
+    except JobError as error:
+        answer = {"failed": str(error)}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Bring models into a prepared folder: resolve, convert, check as a job would, store, lock.
+
+A model that the newest lock of the folder holds stays as it is locked, whatever its branch points at by now, and costs one
+listing. A new one costs its download to this machine's hub cache, memory and temporary room for a conversion where one is
+needed, and its upload. What was stored before an interruption is not stored again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from pipeline.errors import ConfigError, JobError
+from pipeline.models import roles
+from pipeline.models.checkpoints import convert, weights
+from pipeline.models.checkpoints.hub import file_sha256, model_card, select_files
+from pipeline.models.checkpoints.lock import Lock, LockedFile, LockedModel, Prepared, read_prepared, write_lock
+from pipeline.models.checkpoints.published import ASR_MODELS
+from pipeline.models.checkpoints.weights import Checkpoint
+from pipeline.storage.store import Store, open_store, require_conditional_writes
+from pipeline.storage.temporary import temporary_folder
+
+Tell = Callable[[str, str, LockedModel], None]
+
+
+def prepare(uri: str, chosen: Mapping[str, Mapping[str, str]], *, update: bool, tell: Tell) -> tuple[Prepared, bool]:
+    """Make the folder at `uri` hold these models, besides those it holds.
+
+    Args:
+        chosen: mode -> slot -> spec.
+        update: ask anew what the branches of locked models point at.
+        tell: called for each model with "kept", "stored" or "there already", the spec, and what the lock says of it.
+    Returns: the folder, and whether its lock is new.
+    Raises: ConfigError, OSError, JobError. No lock is written then, and the same call goes on.
+    """
+    store, held = open_store(uri), read_prepared(uri)
+    if held is None:
+        require_conditional_writes(store, "locks/_probe")  # before gigabytes are fetched for a folder that takes none
+    with temporary_folder("models-") as folder:
+        work = _Preparation(store, held, update, tell, folder)
+        for mode, used in chosen.items():
+            for language in sorted({slot.partition("/")[2] for slot in used}):
+                work.add(mode, {slot: spec for slot, spec in used.items() if slot.endswith(f"/{language}")})
+        there = write_lock(store, Lock(slots=chosen, models=work.done))
+    return there, held is None or there.number != held.number
+
+
+@dataclass
+class _Preparation:
+    """One run over a folder. `done` is what the lock will hold; `here` the files of what is not stored or still needed."""
+
+    store: Store
+    held: Prepared | None
+    update: bool
+    tell: Tell
+    work: Path
+    done: dict[str, LockedModel] = field(default_factory=dict)
+    here: dict[str, Checkpoint] = field(default_factory=dict)
+
+    def add(self, mode: str, used: Mapping[str, str]) -> None:
+        """Prepare the models of one language in one mode."""
+        fresh: dict[str, LockedModel] = {}
+        for slot, spec in used.items():
+            if spec in self.done:
+                continue
+            if (kept := self._kept(spec)) is not None:
+                self.done[spec] = kept
+                self.tell("kept", spec, kept)
+            else:
+                self.here[spec], fresh[spec] = self._make_ready(slot, spec)
+        before = self.held.lock.slots.get(mode, {}) if self.held else {}
+        if fresh or any(before.get(slot) != spec for slot, spec in used.items()):
+            roles.pin(used, mode, self._find)  # the checks of a job before it starts
+        for spec, model in fresh.items():
+            self.tell("stored" if self._store(spec, model) else "there already", spec, model)
+            self.done[spec] = model
+        for slot, spec in used.items():
+            if slot.startswith("fusion/") and spec in self.here:  # gigabytes nothing else is checked against
+                shutil.rmtree(self._room(spec), ignore_errors=True)
+                del self.here[spec]
+
+    def _kept(self, spec: str) -> LockedModel | None:
+        """What the lock says of a model, unless it shall be asked for anew or files of it are gone."""
+        model = self.held.lock.models.get(spec) if self.held and not self.update else None
+        if model is None:
+            return None
+        there = {found.key: found.size_bytes for found in self.store.list(model.folder)}
+        sizes = {f"{model.folder}/{name}": file.bytes for name, file in model.files.items()}
+        for key, size in sizes.items():
+            if there.get(key, size) != size:
+                raise self._other_content(key)
+        return model if sizes.keys() <= there.keys() else None
+
+    def _room(self, spec: str) -> Path:
+        return self.work / hashlib.sha256(spec.encode()).hexdigest()[:16]
+
+    def _find(self, spec: str) -> Checkpoint | None:
+        if spec in self.here:
+            return self.here[spec]
+        return self.held.checkpoint(spec) if self.held else None
+
+    def _make_ready(self, slot: str, spec: str) -> tuple[Checkpoint, LockedModel]:
+        """Fetch one model and convert what has to be converted."""
+        locked = self.held.lock.models.get(spec) if self.held and not self.update else None
+        pinned = f"{spec.partition('@')[0]}@{locked.revision}" if locked and locked.revision else spec
+        try:
+            source = weights.resolve(pinned)
+            ready, converted = _converted(source, slot.partition("/")[0], self._room(spec))
+            repository = _repository(source)
+            card = model_card(repository, str(source.revision)) if repository else source.directory / "README.md"
+        except ConfigError as error:
+            raise ConfigError(f"{roles.option(slot, spec)}: {error}") from error
+        return replace(ready, spec=spec, revision=source.revision), LockedModel(
+            repository=repository,
+            revision=source.revision,
+            licence=_licence(card),
+            converted=tuple(converted),
+            folder=f"{_stem(repository or spec)}-{ready.sha256[:16]}",
+            sha256=ready.sha256,
+            files={
+                name: LockedFile(sha256=file_sha256(path), bytes=path.stat().st_size)
+                for name in _names(ready)
+                for path in (ready.directory / name,)
+            },
+        )
+
+    def _store(self, spec: str, model: LockedModel) -> bool:
+        """Put what is not there; whether anything was. Raises: JobError when other content lies under a name of ours."""
+        there = {found.key for found in self.store.list(model.folder)}
+        put = False
+        for name, locked in model.files.items():
+            key = f"{model.folder}/{name}"
+            path = self.here[spec].directory / name
+            if key not in there and self.store.put_if_absent(key, path.read_bytes()):
+                put = True
+            elif hashlib.sha256(self.store.read(key)).hexdigest() != locked.sha256:
+                raise self._other_content(key)
+        return put
+
+    def _other_content(self, key: str) -> JobError:
+        return JobError(
+            f"{self.store.root}/{key} is not the file that belongs there; delete it and run the same command again"
+        )
+
+
+def _converted(source: Checkpoint, kind: str, work: Path) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint in the form a job loads, and what was done to it."""
+    done: list[str] = []
+    whisper = kind == "asr" and convert.is_transformers_whisper(source)
+    if (kind != "asr" or whisper) and convert.is_pickled(source):
+        source = convert.to_safetensors(source, work / "safetensors")
+        done.append(f"pickle to safetensors ({convert.versions('torch', 'safetensors')})")
+    if whisper:
+        source = convert.to_ctranslate2(source, work / "ctranslate2")
+        done.append(f"Hugging Face Whisper to CTranslate2 float16 ({convert.versions('ctranslate2', 'transformers')})")
+    return source, done
+
+
+def _names(checkpoint: Checkpoint) -> list[str]:
+    return select_files((entry.name for entry in checkpoint.directory.iterdir() if entry.is_file()), checkpoint.spec)
+
+
+def _repository(source: Checkpoint) -> str | None:
+    name = source.spec.partition("@")[0]
+    return ASR_MODELS.get(name, name) if source.revision else None
+
+
+def _licence(card: Path | None) -> str | None:
+    """As the card's front matter has it: `apache-2.0`, or `other (name, link)`; None where none is stated."""
+    from huggingface_hub.repocard import metadata_load
+
+    if card is None or not card.is_file():
+        return None
+    try:
+        stated = metadata_load(card) or {}
+    except (ValueError, yaml.YAMLError):
+        return None
+    licence = stated.get("license")
+    if not licence:
+        return None
+    more = ", ".join(str(stated[key]) for key in ("license_name", "license_link") if stated.get(key))
+    named = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
+    return f"{named} ({more})" if more else named
+
+
+def _stem(name: str) -> str:
+    """A folder name that reads like the model: `UMUTeam--roberta-emotion-en`, or a path's last step."""
+    stem = name.partition("@")[0].rstrip("/")
+    stem = stem.rsplit("/", 1)[-1] if stem.startswith((".", "/", "~")) or "://" in stem else stem.replace("/", "--")
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", stem).lstrip(".-") or "model"

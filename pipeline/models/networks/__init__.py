@@ -1,0 +1,1 @@
+"""Network architectures and the features they take, in torch."""

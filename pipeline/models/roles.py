@@ -1,0 +1,337 @@
+"""Which models a job uses: chosen by language and mode, pinned in the plan, loaded once a process.
+
+A plan names its models by slot, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with the spec it was named by, the commit
+it resolved to, the sha256 of its files and, for a prepared one, where they lie. A worker that finds other weights under the
+same name refuses to use them.
+
+torch and transformers (4 s of a core) are imported where a model is checked or loaded, so that the CPU tasks never pay.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_language
+from pipeline.dataset.plan import Plan
+from pipeline.errors import ConfigError, JobError
+from pipeline.models.checkpoints import published
+from pipeline.models.checkpoints.lock import Prepared, read_prepared
+from pipeline.models.memory import memory_in_use
+from pipeline.models.transcriber import Transcriber, check_model
+from pipeline.storage.access import without_query
+
+if TYPE_CHECKING:
+    from pipeline.models.checkpoints.weights import Checkpoint
+    from pipeline.models.emotion import EmotionRecogniser
+
+_FUSION, _ENCODER, _ASR = "fusion", "sentence_encoder", "asr"
+_CALLED = {_FUSION: "emotion model", _ENCODER: "sentence encoder", _ASR: "speech recogniser"}
+_OPTION = {_FUSION: "fusion_model", _ENCODER: "sentence_encoder", _ASR: "asr_model"}
+
+
+def prepared_models(config: JobConfig) -> Prepared | None:
+    """The prepared folder a job names with `--models`, or None. Raises: ConfigError when it holds none."""
+    if config.models is None:
+        return None
+    prepared = read_prepared(config.models)
+    if prepared is None:
+        raise ConfigError(
+            f"--models {without_query(config.models)}: holds no lock, so it is no prepared folder, or one whose preparation "
+            "did not end; python -m jobs.prepare_models --output writes one"
+        )
+    return prepared
+
+
+def _default(kind: str, language: str, mode: str, prepared: Prepared | None) -> str | None:
+    """The model of a slot for which nobody named one: what is prepared, and nothing else; without that, the published one."""
+    if prepared is not None:
+        return prepared.spec(mode, f"{kind}/{language}")
+    if kind == _FUSION:
+        return published.EMOTION_MODELS.get((language, mode))
+    return published.SENTENCE_ENCODERS.get(language) if kind == _ENCODER else published.DEFAULT_ASR
+
+
+def option(slot: str, spec: str) -> str:
+    """How a person names a model for a slot: `--fusion-model en=X`."""
+    kind, language = slot.split("/")
+    return f"--{_OPTION[kind].replace('_', '-')} {language}={spec}"
+
+
+def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> list[str]:
+    """Every language this job has an emotion model for."""
+    named = {language for language in config.fusion_model if language.isalpha()}
+    candidates = {*named, *(code for code, _ in published.EMOTION_MODELS), primary_language(config.language or "en")}
+    candidates |= prepared.languages(config.mode) if prepared else set()
+    return sorted(
+        language
+        for language in candidates - {AUTO_LANGUAGE}
+        if config.model_for("fusion_model", language) or _default(_FUSION, language, config.mode, prepared)
+    )
+
+
+def detectable_languages(config: JobConfig, prepared: Prepared | None = None) -> list[str]:
+    """The languages with an emotion model that `--language auto` may choose.
+
+    Raises: ConfigError when `--allowed-languages` leaves none.
+    """
+    known = known_languages(config, prepared)
+    allowed = [language for language in known if not config.allowed_languages or language in config.allowed_languages]
+    if config.allowed_languages and not allowed:
+        raise ConfigError(
+            f"--allowed-languages {','.join(config.allowed_languages)}: there is an emotion model for none of them, only for "
+            f"{', '.join(known) or 'no language'}; name one with {option(f'{_FUSION}/{config.allowed_languages[0]}', 'X')}"
+        )
+    return allowed
+
+
+def choose(
+    config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
+) -> dict[str, str]:
+    """Slot to spec, for the languages a plan holds: what the caller named, else what is prepared or published.
+
+    Raises: ConfigError naming the option of a slot that nothing fills.
+    """
+    kinds = [_FUSION, *([_ENCODER] if config.mode in ("mean", "concat", "multihead") else []), *([_ASR] * needs_asr)]
+    chosen: dict[str, str] = {}
+    for language in sorted(set(languages)):
+        for kind in kinds:
+            spec = config.model_for(_OPTION[kind], language) or _default(kind, language, config.mode, prepared)
+            if spec is None:
+                where = f"in {without_query(prepared.uri)} for mode {config.mode}" if prepared else "published"
+                flag = option(f"{kind}/{language}", "X")
+                also = f", or prepare one: --mode {config.mode} --language {language}" if prepared else ""
+                raise ConfigError(f"no {_CALLED[kind]} is {where} for {language!r}; name one with {flag}{also}")
+            chosen[f"{kind}/{language}"] = spec
+    return chosen
+
+
+def choose_known(
+    config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
+) -> dict[str, str]:
+    """As `choose`, without the languages for which nothing is named, prepared or published."""
+    chosen: dict[str, str] = {}
+    for language in languages:
+        with suppress(ConfigError):
+            chosen |= choose(config, [language], needs_asr=needs_asr, prepared=prepared)
+    return chosen
+
+
+def pin(
+    chosen: Mapping[str, str], mode: str, find: Callable[[str], Checkpoint | None] | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Resolve every slot, check it strictly, and say what will be loaded.
+
+    Args:
+        find: where a spec is looked up first: among prepared models, say.
+    Returns: the plan's `models` and its embedding widths. Costs one read of each weight file (its hash).
+    Raises: ConfigError naming the slot's option and what is wrong with it.
+    """
+    from pipeline.models.checkpoints import weights
+    from pipeline.models.checkpoints.modes import check, embedding_widths
+
+    pinned: dict[str, dict[str, Any]] = {}
+    widths: dict[str, dict[str, int]] = {}
+    encoders: dict[str, Checkpoint] = {}
+    # encoders first: the fusion models are checked against them
+    for slot, spec in sorted(chosen.items(), key=lambda item: not item[0].startswith(_ENCODER)):
+        kind, language = slot.split("/")
+        try:
+            checkpoint = (find and find(spec)) or weights.resolve(spec)
+            if kind == _ASR:
+                if spec.endswith(".en") and language != "en":
+                    raise ConfigError("an English-only model; name a multilingual one for this language")
+                _refuse_transformers_form(spec, checkpoint)
+                check_model(checkpoint.directory, language)
+            elif kind == _ENCODER:
+                encoders[language] = checkpoint
+            elif kind == _FUSION:
+                encoder = encoders.get(language)
+                check(mode, checkpoint, encoder)
+                widths[language] = embedding_widths(mode, checkpoint, encoder)
+        except ConfigError as error:
+            raise ConfigError(f"{option(slot, spec)}: {error}") from error
+        pinned[slot] = {
+            "spec": spec,
+            "revision": checkpoint.revision,
+            "sha256": checkpoint.sha256,
+            "bytes": sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file()),
+            **({"location": checkpoint.location} if checkpoint.location else {}),
+        }
+    if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
+        raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
+    return pinned, next(iter(widths.values()), {})
+
+
+def _refuse_transformers_form(spec: str, checkpoint: Checkpoint) -> None:
+    from pipeline.models.checkpoints.convert import is_transformers_whisper
+
+    if is_transformers_whisper(checkpoint) and not (checkpoint.directory / "model.bin").is_file():
+        raise ConfigError(
+            "a Whisper in Hugging Face's form, and faster-whisper needs CTranslate2's; convert it once with `python -m "
+            f"jobs.prepare_models --output MODELS --asr-model {shlex.quote(spec)}`, then give this job --models MODELS too"
+        )
+
+
+def needs_asr(plan: Plan) -> bool:
+    """Whether any row of the plan must be heard by Whisper."""
+    return any(slot.startswith(_ASR) for slot in plan.models)
+
+
+def knows_language(models: Mapping[str, Any], language: str) -> bool:
+    """Whether the plan has an emotion model for the language."""
+    return f"{_FUSION}/{language}" in models
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what computes the results, for receipts and reports."""
+    packages = ("torch", "transformers", "faster-whisper", "ctranslate2", "pyarrow", "ray", "soxr", "soundfile", "av")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "speech-emotion-pipeline": __version__, **found}
+
+
+def pinned_checkpoint(pinned: Mapping[str, Any]) -> Checkpoint:
+    """The very files a plan pinned, on this node. Raises: ConfigError when they differ."""
+    from pipeline.models.checkpoints import weights
+
+    spec, revision = pinned["spec"], pinned["revision"]
+    if location := pinned.get("location"):
+        found = weights.resolve(location, expected_sha256=pinned["sha256"])
+        return replace(found, spec=spec, revision=revision, location=location)
+    if revision:
+        spec = f"{spec.partition('@')[0]}@{revision}"
+    return weights.resolve(spec, expected_sha256=pinned["sha256"])
+
+
+def fingerprint(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> str:
+    """What stands in the output's `model` column: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`.
+
+    Where its scores are calibrated, `/T=` and the temperature follow.
+    """
+    model = _uncalibrated(models, settings, language)
+    return f"{model}/T={temperature(models, settings, language):.6g}" if "calibration" in settings else model
+
+
+def temperature(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> float:
+    """By which the logits of a language's model are divided; 1 without a calibration.
+
+    Raises: ConfigError when the job has a calibration, but none for this very model.
+    """
+    if "calibration" not in settings:
+        return 1.0
+    model, known = _uncalibrated(models, settings, language), settings["calibration"]
+    if model not in known:
+        raise ConfigError(f"--calibration: it has no temperature for {model}, only for {', '.join(sorted(known))}")
+    return float(known[model])
+
+
+def require_calibration(models: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse a calibration that lacks a model of the plan. Raises: ConfigError naming it."""
+    for slot in models:
+        if slot.startswith(f"{_FUSION}/"):
+            temperature(models, settings, slot.partition("/")[2])
+
+
+def _uncalibrated(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> str:
+    slots = [models[slot] for slot in (f"{_FUSION}/{language}", f"{_ENCODER}/{language}") if slot in models]
+    hashes = "+".join(slot["sha256"][:12] for slot in slots)
+    return f"{settings['mode']}-{language}:{hashes}@{settings['precision']}"
+
+
+class Loaded:
+    """The models of one process, each loaded at first use and kept.
+
+    Args:
+        models: the plan's `models`.
+        settings: the plan's settings (mode, precision, asr_compute_type, beam_size).
+        device: cpu or cuda.
+        num_threads: CPU threads a model may use; None leaves the library's choice.
+        max_batch_s: padded audio seconds in one batch; None for what the device holds.
+        gpu_share: of the card, that is for this process.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        *,
+        settings: Mapping[str, Any],
+        device: str,
+        num_threads: int | None = None,
+        max_batch_s: float | None = None,
+        gpu_share: float = 1.0,
+    ) -> None:
+        self._models, self._settings = models, settings
+        self._device, self._num_threads = device, num_threads
+        self._max_batch_s, self._gpu_share = max_batch_s, gpu_share
+        self._recognisers: dict[str, EmotionRecogniser] = {}
+        self._transcribers: dict[str, Transcriber] = {}
+
+    def load_recognisers(self) -> None:
+        """Load every emotion model of the plan now."""
+        for slot in self._models:
+            if slot.startswith(_FUSION):
+                self.recogniser_for(slot.partition("/")[2])
+
+    def load_transcribers(self) -> None:
+        """Load every speech recogniser of the plan now."""
+        for slot in self._models:
+            if slot.startswith(_ASR):
+                self.transcriber_for(slot.partition("/")[2])
+
+    def take_figures(self) -> dict[str, float]:
+        """What the loaded models counted since the last call: see `pipeline.stats`."""
+        models: list[EmotionRecogniser | Transcriber] = [*self._recognisers.values(), *self._transcribers.values()]
+        counted = [asdict(model.take_figures()) for model in models]
+        if not counted:
+            return {}
+        used_bytes = memory_in_use(self._device)
+        used = {} if used_bytes is None else {"gpu_bytes": used_bytes}
+        return {**{name: sum(each[name] for each in counted) for name in counted[0]}, **used}
+
+    def _checkpoint(self, slot: str) -> Checkpoint:
+        try:
+            return pinned_checkpoint(self._models[slot])
+        except ConfigError as error:
+            raise JobError(f"{slot}: {error}") from error
+
+    def recogniser_for(self, language: str) -> EmotionRecogniser:
+        """The emotion model of a language."""
+        if language not in self._recognisers:
+            from pipeline.models.emotion import EmotionRecogniser
+
+            encoder = f"{_ENCODER}/{language}"
+            self._recognisers[language] = EmotionRecogniser(
+                self._settings["mode"],
+                self._checkpoint(f"{_FUSION}/{language}"),
+                self._checkpoint(encoder) if encoder in self._models else None,
+                device=self._device,
+                precision=self._settings["precision"],
+                num_threads=self._num_threads,
+                max_batch_s=self._max_batch_s,
+                gpu_share=self._gpu_share,
+                temperature=temperature(self._models, self._settings, language),
+            )
+        return self._recognisers[language]
+
+    def transcriber_for(self, language: str | None) -> Transcriber:
+        """The speech recogniser of a language; for None, the first the plan names, which then detects it."""
+        slots = sorted(slot for slot in self._models if slot.startswith(_ASR))
+        slot = f"{_ASR}/{language}" if f"{_ASR}/{language}" in slots else slots[0]
+        sha256 = self._models[slot]["sha256"]
+        if sha256 not in self._transcribers:
+            self._transcribers[sha256] = Transcriber(
+                self._checkpoint(slot).directory,
+                device=self._device,
+                compute_type=self._settings["asr_compute_type"],
+                num_threads=self._num_threads or 0,
+                beam_size=self._settings["beam_size"],
+            )
+        return self._transcribers[sha256]

@@ -1,0 +1,307 @@
+"""Speech to text with faster-whisper, with the figures by which a reader can judge each text.
+
+The caller hands over one shard's utterances at once. Those of at most 30 s are sorted by length and go through encoder and
+decoder in batches, across recordings, languages and all; each has its own prompt. A row's text does not depend on the rows
+it travelled with, nor its figures to 1e-5 in float32 on CPU; in half precision on a GPU the last bits differ.
+
+Deterministic on purpose: beam search at temperature 0 and no sampled fallback, because a retried shard must give the same
+words. What Whisper's fallback would have questioned stands in the confidence columns instead: a row that they flag is not
+decoded a second time, so a batch gives what a row alone would have given.
+
+The rule against invented words, in order:
+1. Voice activity finds no speech in the utterance: the text is empty, and Whisper is not asked.
+2. Whisper gives `no_speech_prob` above 0.6 and `avg_logprob` below -1.0 (its paper's rule): the text is empty.
+Whatever else it hears is kept, with avg_logprob, no_speech_prob and compression_ratio beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import SAMPLING_RATE
+from pipeline.audio.segmentation import speech_seconds
+from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
+from pipeline.models.batching import Batcher
+from pipeline.models.memory import shortage_as_memory_error
+from pipeline.stats import BatchFigures
+
+WINDOW_S = 30
+"""Length of Whisper's window. Source: Radford et al. 2022, section 2.2."""
+NO_SPEECH_PROB = 0.6
+NO_SPEECH_LOGPROB = -1.0
+"""Whisper's voice activity rule. Source: Radford et al. 2022, section 4.5."""
+_MAX_LENGTH = 448
+_MOST_WINDOWS = 10
+"""Windows by which the language of a recording that was not cut is detected."""
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+_GPU_BATCH = 16
+"""A cautious choice, not yet measured on a GPU; where it finds no memory it is halved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One transcript. The figures are Whisper's own; None where Whisper was not asked.
+
+    Attributes:
+        language: in which it was transcribed: the one given, else the likeliest.
+        language_probs: where the language was detected, the probability of each that the model knows.
+    """
+
+    text: str
+    language: str | None
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    compression_ratio: float | None = None
+    language_probs: Mapping[str, float] = field(default_factory=dict)
+
+
+class Transcriber:
+    """One Whisper model in CTranslate2 form, loaded once.
+
+    Args:
+        directory: a converted model (`model.bin`, `config.json`, tokenizer).
+        device: cpu or cuda.
+        compute_type: CTranslate2's name (float32, float16, int8, ...).
+        num_threads: CPU threads of one transcription, and torch's for this whole process; 0 leaves the libraries' choice.
+        beam_size: 1 is the reference system's greedy decoding.
+        max_batch: utterances in one pass; by default 1 on CPU, where batching costs 10 to 20 % of the speed, and 16 elsewhere.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device: str,
+        compute_type: str,
+        num_threads: int = 0,
+        beam_size: int = 1,
+        max_batch: int | None = None,
+    ) -> None:
+        import torch
+        from faster_whisper import WhisperModel
+
+        from pipeline.models.networks.logmel import LogMel
+
+        if num_threads:
+            torch.set_num_threads(num_threads)
+
+        self._model = WhisperModel(
+            str(directory), device=device, compute_type=compute_type, cpu_threads=num_threads, local_files_only=True
+        )
+        self._log_mel = LogMel(self._model.feature_extractor, device=device)
+        self._tokenizers: dict[str, Any] = {}
+        self._beam_size = beam_size
+        self._batcher = Batcher(
+            max_batch=max_batch or (1 if device == "cpu" else _GPU_BATCH), max_padded=math.inf, device=device
+        )
+
+    def transcribe(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
+        """Transcribe one utterance: see `transcribe_many`. Raises: RejectedRow UNSUPPORTED_LANGUAGE."""
+        (found,) = self.transcribe_many([waveform], [language])
+        if isinstance(found, RejectedRow):
+            raise found
+        return found
+
+    def transcribe_many(
+        self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
+    ) -> list[Transcript | RejectedRow]:
+        """Transcribe utterances.
+
+        Args:
+            waveforms: float32 [num_samples] at 16 kHz; past 30 s one goes alone, through faster-whisper's sliding window.
+            languages: a Whisper language code for each, or None to detect it.
+        Returns: in the order given, a transcript, or UNSUPPORTED_LANGUAGE for a language that the model does not know.
+        Raises: MemoryError when there is none for one utterance alone; whatever the model raises, for all of them.
+        """
+        found: dict[int, Transcript | RejectedRow] = {}
+        windows: list[int] = []
+        for row, (waveform, language) in enumerate(zip(waveforms, languages, strict=True)):
+            if language is not None and not self._knows(language):
+                found[row] = _unsupported(language)
+            elif len(waveform) > WINDOW_S * SAMPLING_RATE:
+                with shortage_as_memory_error():
+                    found[row] = self._transcribe_long(waveform, language)
+            else:
+                windows.append(row)
+        # like lengths together: a batch is decoded until its longest text ends
+        windows.sort(key=lambda row: -len(waveforms[row]))
+
+        heard_s = [len(waveforms[row]) / SAMPLING_RATE for row in windows]
+
+        def forward(batch: list[int]) -> list[Transcript]:
+            rows = [windows[i] for i in batch]
+            return self._transcribe_windows([waveforms[row] for row in rows], [languages[row] for row in rows])
+
+        for batch, transcripts in self._batcher.run([WINDOW_S] * len(windows), forward, heard_s):
+            found.update(zip((windows[i] for i in batch), transcripts, strict=True))
+        return [found[row] for row in range(len(waveforms))]
+
+    def take_figures(self) -> BatchFigures:
+        """What was counted since the last call; recordings past 30 s are not in it."""
+        return self._batcher.take_figures()
+
+    def _knows(self, language: str) -> bool:
+        known = self._model.hf_tokenizer.token_to_id(f"<|{language}|>") is not None
+        return known and (self._model.model.is_multilingual or language == "en")
+
+    def _tokenizer(self, language: str) -> Any:  # noqa: ANN401 - faster-whisper ships no types
+        if language not in self._tokenizers:
+            from faster_whisper.tokenizer import Tokenizer
+
+            self._tokenizers[language] = Tokenizer(
+                self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
+            )
+        return self._tokenizers[language]
+
+    def _encode(self, waveforms: Sequence[NDArray[np.float32]]) -> Any:  # noqa: ANN401 - as above
+        """Encoder output [B, 1500, D] of windows, on the model's device.
+
+        The waveforms are padded, not the frames: the log-mel floor of silence is about -1.08, and the frames of 0.0 that
+        faster-whisper fills in are not what the reference system hears.
+        """
+        from ctranslate2 import StorageView
+
+        features = self._log_mel(waveforms)
+        return self._model.model.encode(StorageView.from_array(features if features.is_cuda else features.numpy()))
+
+    def _transcribe_windows(
+        self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
+    ) -> list[Transcript]:
+        """At most 30 s each, in one window each, all in one pass."""
+        encoded = self._encode(waveforms)
+        probs: list[Mapping[str, float]] = [{} for _ in languages]
+        if None in languages:
+            found = self._detect(encoded)
+            probs = [{} if language else detected for language, detected in zip(languages, found, strict=True)]
+        spoken = [language or likeliest(each) for language, each in zip(languages, probs, strict=True)]
+        tokenizers = [self._tokenizer(language) for language in spoken]
+        results = self._model.model.generate(
+            encoded,
+            [[*tokenizer.sot_sequence, tokenizer.no_timestamps] for tokenizer in tokenizers],
+            beam_size=self._beam_size,
+            max_length=_MAX_LENGTH,
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=True,
+            suppress_tokens=[-1],
+        )
+        transcripts = map(_transcript, results, tokenizers, spoken)
+        return [replace(transcript, language_probs=each) for transcript, each in zip(transcripts, probs, strict=True)]
+
+    def _detect(self, encoded: Any) -> list[Mapping[str, float]]:  # noqa: ANN401 - as above
+        """The probability of each language the model knows, for each window of an encoder output."""
+        if not self._model.model.is_multilingual:
+            return [{"en": 1.0}] * encoded.shape[0]
+        if not self._model.model.is_multilingual:
+            return [{"en": 1.0}] * encoded.shape[0]
+        ranked = self._model.model.detect_language(encoded)
+        return [{token.strip("<|>"): prob for token, prob in window} for window in ranked]
+
+    def _detect_long(self, waveform: NDArray[np.float32]) -> Mapping[str, float]:
+        """The mean probability of each language over windows of a long recording, weighted by their speech.
+
+        Looks at no more than `_MOST_WINDOWS` windows with speech, spread over the recording: the first alone may be a jingle.
+        """
+        starts = range(0, len(waveform), WINDOW_S * SAMPLING_RATE)
+        # steps of the golden ratio: any first few of them are spread evenly
+        spread = sorted(range(len(starts)), key=lambda number: number * _GOLDEN_RATIO % 1)
+        totals: dict[str, float] = {}
+        windows, weight = 0, 0.0
+        for number in spread:
+            window = waveform[starts[number] : starts[number] + WINDOW_S * SAMPLING_RATE]
+            if not (seconds := speech_seconds(window)):
+                continue
+            for language, prob in self._detect(self._encode([window]))[0].items():
+                totals[language] = totals.get(language, 0.0) + seconds * prob
+            windows, weight = windows + 1, weight + seconds
+            if windows == _MOST_WINDOWS:
+                break
+        return {language: total / weight for language, total in totals.items()}
+
+    def _transcribe_long(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
+        """A recording that was not cut: faster-whisper's own sliding window."""
+        probs: Mapping[str, float] = {} if language else self._detect_long(waveform)
+        if probs:
+            language = likeliest(probs)
+        segments, info = self._model.transcribe(
+            waveform,
+            language=language,
+            beam_size=self._beam_size,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            no_speech_threshold=NO_SPEECH_PROB,
+            log_prob_threshold=NO_SPEECH_LOGPROB,
+        )
+        heard: list[Any] = list(segments)
+        text = "".join(segment.text for segment in heard).strip()
+        if not heard:
+            return Transcript("", info.language, language_probs=probs)
+        weights = [max(len(segment.tokens), 1) for segment in heard]
+        return Transcript(
+            text,
+            info.language,
+            float(np.average([segment.avg_logprob for segment in heard], weights=weights)),
+            max(segment.no_speech_prob for segment in heard),
+            _compression_ratio(text),
+            probs,
+        )
+
+
+def likeliest(probs: Mapping[str, float]) -> str:
+    """The language of the highest probability, the first by name among equals."""
+    return max(sorted(probs), key=probs.__getitem__)
+
+
+def check_model(directory: Path, language: str) -> None:
+    """Make sure that a directory holds a converted Whisper that knows the language, without loading its weights.
+
+    Raises: ConfigError naming the missing file or language.
+    """
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        if not (directory / name).is_file():
+            raise ConfigError(f"{directory} has no {name}; a faster-whisper model (CTranslate2 form) is needed")
+    if not any(directory.glob("vocabulary.*")):
+        raise ConfigError(f"{directory} has no vocabulary.json or vocabulary.txt; a faster-whisper model is needed")
+    try:
+        tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+        names = {token["content"] for token in tokens}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
+    if "<|transcribe|>" in names and f"<|{language}|>" not in names:
+        raise ConfigError(f"{directory} knows no language {language!r}")
+
+
+def _unsupported(language: str) -> RejectedRow:
+    detail = f"the speech recognition model knows no language {language!r}"
+    return RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
+
+
+def _transcript(result: Any, tokenizer: Any, language: str) -> Transcript:  # noqa: ANN401 - as above
+    """What CTranslate2 gives for one utterance."""
+    tokens = result.sequences_ids[0]
+    # CTranslate2 divides by the length without the end token; Whisper counts it
+    avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
+    text = tokenizer.decode([token for token in tokens if token < tokenizer.eot]).strip()
+    return _judged(Transcript(text, language, avg_logprob, result.no_speech_prob, _compression_ratio(text)))
+
+
+def _judged(transcript: Transcript) -> Transcript:
+    silent = (transcript.no_speech_prob or 0.0) > NO_SPEECH_PROB and (transcript.avg_logprob or 0.0) < NO_SPEECH_LOGPROB
+    if not silent:
+        return transcript
+    return Transcript("", transcript.language, transcript.avg_logprob, transcript.no_speech_prob, None)
+
+
+def _compression_ratio(text: str) -> float | None:
+    """Bytes over zlib bytes: above about 2.4 a text repeats itself. Source: Radford et al. 2022, section 4.5."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content)) if content else None

@@ -1,0 +1,1 @@
+"""One shard from plan rows to its committed part, without Ray."""

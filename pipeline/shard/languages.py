@@ -1,0 +1,107 @@
+"""Decide which language a recording is in, from what was detected in each of its segments.
+
+One short segment says little: Whisper takes two seconds of English for Welsh now and then. So a recording has one language,
+the one with the most seconds of speech times probability over all its segments. Only a segment that is clearly in another
+language keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.dataset.plan import Plan
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.models import roles
+from pipeline.models.transcriber import Transcript
+from pipeline.schema import OTHER_LANGUAGE, schema_version
+from pipeline.shard.context import cause_columns
+
+CLEAR_PROB = 0.9
+CLEAR_SPEECH_S = 5.0
+"""From this probability and this much speech on, a segment's own language counts more than its recording's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What was detected in one segment.
+
+    Attributes:
+        speech_s: seconds of speech; 0.0 where nobody speaks.
+        probs: Whisper's probability of each language; empty where nobody speaks.
+    """
+
+    speech_s: float
+    probs: Mapping[str, float]
+
+
+def recording_language(segments: Iterable[Detection], allowed: Collection[str] = ()) -> str | None:
+    """The language with the most seconds of speech times probability; None when no segment has any.
+
+    Args:
+        allowed: the languages to choose from; empty for all.
+    """
+    weights: dict[str, float] = {}
+    for segment in segments:
+        for language, prob in segment.probs.items():
+            if not allowed or language in allowed:
+                weights[language] = weights.get(language, 0.0) + segment.speech_s * prob
+    # by name among equals, so that the order of segments does not matter
+    return max(sorted(weights), key=weights.__getitem__) if any(weights.values()) else None
+
+
+def segment_language(segment: Detection, recording: str, allowed: Collection[str] = ()) -> str:
+    """The segment's own language where that is clear, else its recording's."""
+    if segment.speech_s < CLEAR_SPEECH_S:
+        return recording
+    clear = [
+        language
+        for language, prob in segment.probs.items()
+        if prob >= CLEAR_PROB and (not allowed or language in allowed)
+    ]
+    return clear[0] if clear else recording
+
+
+def settle_languages(plan: Plan, lines: Sequence[dict[str, Any]], transcripts: MutableMapping[int, Transcript]) -> None:
+    """Set `language` and `language_prob` of each line whose language was detected, or reject its recording.
+
+    A line in a language that no model of the plan covers gets `emotion_null_reason`; in a dataset without that column it
+    takes its recording's language.
+
+    Args:
+        lines: of the work table.
+        transcripts: of lines, by their number; those of rejected recordings are removed.
+    """
+    by_row: dict[int, list[int]] = {}
+    for number in transcripts:
+        if lines[number]["language"] is None:
+            by_row.setdefault(lines[number]["row"], []).append(number)
+    allowed = plan.settings.get("allowed_languages", ())
+    for numbers in by_row.values():
+        segments = {number: _detection(lines[number], transcripts[number]) for number in numbers}
+        language = recording_language(segments.values(), allowed)
+        if language is None or not roles.knows_language(plan.models, language):
+            for number in numbers:
+                lines[number].update(cause_columns(_without_model(language)))
+                del transcripts[number]
+            continue
+        for number, segment in segments.items():
+            own = segment_language(segment, language, allowed)
+            if not roles.knows_language(plan.models, own):
+                own, reason = (own, OTHER_LANGUAGE) if schema_version(plan.settings) > 1 else (language, None)
+                lines[number]["emotion_null_reason"] = reason
+            lines[number].update(language=own, language_prob=segment.probs.get(own))
+
+
+def _detection(line: Mapping[str, Any], transcript: Transcript) -> Detection:
+    certain = {} if transcript.language is None else {transcript.language: 1.0}  # the model knows one language alone
+    return Detection(line["speech_s"] or 0.0, transcript.language_probs or certain)
+
+
+def _without_model(language: str | None) -> RejectedRow:
+    if language is None:
+        detail = "nobody speaks, so no language could be detected; give the row one, or name one with --language"
+        return RejectedRow(Reason.NO_SPEECH, detail, Stage.TRANSCRIBE)
+    detail = f"detected language {language!r} has no emotion model; name one with --fusion-model {language}=X"
+    return RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)

@@ -1,0 +1,90 @@
+"""What a store's error means for the row that asked for an object."""
+
+from __future__ import annotations
+
+import re
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
+from fsspec.implementations.http import HTTPFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.storage.retry import (
+    ABSENT,
+    DENIED,
+    READ_TIMEOUT_S,
+    TRANSIENT,
+    GaveUp,
+    Redirected,
+    error_code,
+    is_credential_code,
+    is_refusal,
+    refuse_credentials,
+)
+
+_BAD_REQUEST = 400
+_ERROR_BODY_BYTES = 4096
+_ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+_SHOWN_CHARACTERS = 300
+"""Of a name in a sentence: one that is too long for its store is too long for a table."""
+
+
+def rejected(error: Exception, filesystem: AbstractFileSystem, path: str, shown: str) -> RejectedRow:
+    """What an error of the store means for the row that asked. Raises: JobError when it is the credentials."""
+    if isinstance(error, ABSENT):
+        return RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH)
+    if isinstance(error, Redirected):
+        return RejectedRow(Reason.NOT_ALLOWED, f"{shown} {error}", Stage.FETCH)
+    if isinstance(error, DENIED):
+        look_closer(filesystem, path, shown)
+        return RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH)
+    if isinstance(error, GaveUp):
+        said = str(error).removeprefix("[Errno 5] ")
+        return RejectedRow(Reason.FETCH_FAILED, said, Stage.FETCH, attempts=error.attempts)
+    if error_code(error) == "400":  # S3 answers a HEAD with no more than that
+        error = look_closer(filesystem, path, shown) or error
+    status = getattr(error, "status", None)
+    if status == _BAD_REQUEST and (code := _code_in_body(filesystem, path)) and is_credential_code(code):
+        # of a pre-signed URL: Google answers an expired one so, and S3 one whose session has expired
+        return RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown} ({code})", Stage.FETCH)
+    why = f"HTTP {status}" if status else type(error).__name__
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        why = error.strerror
+    reason = Reason.REFUSED if is_refusal(error) else Reason.FETCH_FAILED
+    return RejectedRow(reason, f"{shown[:_SHOWN_CHARACTERS]} failed with {why}", Stage.FETCH)
+
+
+def look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> Exception | None:
+    """Ask with a GET, which says why it is refused where a HEAD does not. Returns: what the store says then.
+
+    Raises: JobError when it is the credentials.
+    """
+    if isinstance(filesystem, LocalFileSystem):
+        return None
+    try:
+        filesystem.cat_file(path, start=0, end=1)
+    except (*DENIED, *TRANSIENT) as error:
+        refuse_credentials(error, shown)
+        return error
+    return None
+
+
+def _code_in_body(filesystem: AbstractFileSystem, path: str) -> str | None:
+    """The S3 error code in the body of a refused HTTP GET, or None."""
+    if not isinstance(filesystem, HTTPFileSystem):
+        return None
+
+    async def ask() -> bytes:
+        session = await filesystem.set_session()
+        body = b""
+        async with session.get(filesystem.encode_url(path), **filesystem.kwargs) as answer:
+            while len(body) < _ERROR_BODY_BYTES and (more := await answer.content.read(_ERROR_BODY_BYTES)):
+                body += more
+        return body
+
+    try:
+        found = _ERROR_CODE.search(sync(filesystem.loop, ask, timeout=READ_TIMEOUT_S))
+    except TRANSIENT:
+        return None
+    return found[1].decode() if found else None
