@@ -37,7 +37,7 @@ $(VENV)/browser: $(VENV)/installed
 	touch $@
 
 test-browser: $(VENV)/browser
-	BROWSER=required $(RUN) -m pytest tests/test_browser.py
+	BROWSER=required $(RUN) -m pytest tests/analytics/test_browser.py
 
 picture: $(VENV)/browser demo
 	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,1130 \
@@ -49,7 +49,7 @@ check: $(VENV)/installed
 	$(VENV)/bin/mypy
 
 chaos: $(VENV)/installed
-	$(RUN) -m tests.chaos
+	$(RUN) -m tests.long.chaos
 
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks

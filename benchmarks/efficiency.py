@@ -18,7 +18,7 @@ from statistics import median
 from benchmarks.harness import RESULTS, ROOT, Result
 from benchmarks.processes import run as ran
 from benchmarks.workload import Models, annotate_command, clips, named, published_models, trained_models, write_manifest
-from tests.noop_models import environment, models_of
+from tests.support.noop_models import environment, models_of
 
 _CLIP_S = 4.0
 _ACTORS = 2

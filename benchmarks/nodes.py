@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.harness import RESULTS, Result
 from benchmarks.processes import run as ran
 from benchmarks.workload import annotate_command, clips, write_manifest
-from tests.noop_models import environment, models_of
+from tests.support.noop_models import environment, models_of
 
 _CLIP_S = 4.0
 _DEVICE_S = 1.0

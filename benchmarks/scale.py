@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness import Result
 from benchmarks.processes import run as ran
-from tests.noop_models import environment, models_of
+from tests.support.noop_models import environment, models_of
 
 _SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 _SHARD_ROWS = 1024

@@ -11,7 +11,7 @@ from statistics import median
 from benchmarks.harness import Result
 from benchmarks.processes import Finished
 from benchmarks.processes import run as ran
-from tests import outputs
+from tests.support import outputs
 
 _ROWS = 1_000_000
 _WIDTH = 1024

@@ -25,7 +25,7 @@ from benchmarks.harness import RESULTS, ROOT
 from demo.models import MODELS
 from pipeline.audio.decode import decode
 from pipeline.schema import emotion_of
-from tests.checkpoints import PARITY, materialize
+from tests.support.checkpoints import PARITY, materialize
 
 HELDOUT = ROOT / "demo" / "heldout"
 RATE = 16_000

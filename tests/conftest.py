@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from demo.models import MODELS
-from tests.checkpoints import materialize
-from tests.corpus import ROOT
-from tests.s3_server import S3Server, s3_server
+from tests.support.checkpoints import materialize
+from tests.support.corpus import ROOT
+from tests.support.s3_server import S3Server, s3_server
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 _LONGEST = ("test_kills", "test_annotate_job", "test_attempts", "test_listening", "test_secrets", "test_faults", "test_nightly",

@@ -29,7 +29,7 @@ PUBLISHED = {
 }
 """Percent, in the order of `CARD_METRICS`. Source: the card of UMUTeam/w2v-bert-beto-mean-emotion-en; for Spanish the readme of
 NLP-UMUTeam/umuteam-speech-emotion at 3859029. The accuracy of concat in English is a slip there: 435 of 453 are 96.0265, and
-96.0462 is its macro F1 (tests/test_evaluate_metrics.py)."""
+96.0462 is its macro F1 (tests/analytics/test_evaluate_metrics.py)."""
 
 _ENGLISH_SPEECH = {"anger": 65, "disgust": 65, "fear": 66, "joy": 65, "neutral": 62, "sadness": 65, "surprise": 65}
 _SPANISH = {"anger": 134, "disgust": 240, "fear": 8, "joy": 129, "neutral": 399, "sadness": 117}

@@ -1,7 +1,7 @@
 """BERT and RoBERTa, encoder and classifier, for inference: one stack under the names either kind of checkpoint uses.
 
 Written out for the reason given in `conformer.py`: transformers' modelling modules cost more to import than these models to
-run. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/test_bert.py).
+run. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/models/test_bert.py).
 
 Source: Devlin et al. 2018; Liu et al. 2019; transformers 5.23, `models/bert` and `models/roberta`, read as facts.
 """

@@ -2,7 +2,7 @@
 
 Written out rather than taken from transformers, whose modelling modules bring torch.distributed, dynamo and more: 3.3 s of a
 core in every process that imports them, against a few milliseconds; and because its attention is replaced anyway. Parameter
-names are the published ones. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/test_conformer.py).
+names are the published ones. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/models/test_conformer.py).
 
 Source: Gulati et al. 2020, "Conformer", and transformers 5.23, `models/wav2vec2_bert`, read as facts.
 """
@@ -133,7 +133,7 @@ class Conformer(nn.Module):
         """The most that a padded frame takes in a pass, weights aside: in the attention, or in a wide feed-forward.
 
         Counted without a fused attention kernel, which computes in fp32 whatever it is given and holds a block's scores
-        three times: 86 kB at the published size. With one it is 54 in fp32 and 36 in bf16 (tests/test_memory.py counts).
+        three times: 86 kB at the published size. With one it is 54 in fp32 and 36 in bf16 (tests/models/test_memory.py counts).
         """
         config, size = self._config, torch.float32.itemsize
         width, heads = config.hidden_size, config.num_attention_heads

@@ -1,7 +1,7 @@
 """Kaldi filter banks in torch: what `SeamlessM4TFeatureExtractor` computes, whole clips at a time and on any device.
 
 In double precision, as the reference is up to the logarithm; it sums means in single precision, which shows in bands that
-hardly vary: 2e-4 for noise, 0.013 for a pure tone. Of speech the features are equal within 1e-5 (tests/test_fbank.py), at
+hardly vary: 2e-4 for noise, 0.013 for a pure tone. Of speech the features are equal within 1e-5 (tests/models/test_fbank.py), at
 about a fifth of the time on one CPU thread (2.5 ms for a clip of 2.9 s, not 12).
 
 Source: transformers 5.23, `models/seamless_m4t/feature_extraction_seamless_m4t.py` and `audio_utils.spectrogram`.

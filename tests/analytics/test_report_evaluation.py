@@ -1,0 +1,116 @@
+"""What the page of an evaluation says that a run's does not: abstention, slices, other outputs, the published figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs import evaluate
+from jobs.report import main
+from pipeline.analytics.evaluate.published import CARD_METRICS, TEST_SETS
+from pipeline.dataset.plan import read_shard
+from pipeline.shard.commit import finish
+from pipeline.shard.context import Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import open_store
+from tests.analytics import test_evaluate
+from tests.analytics.test_report import Read, asked, same
+from tests.support.outputs import plan_rows, publish_plan, recognised
+
+
+def page_of(folder: Path, *outputs: str, flags: tuple[str, ...] = ()) -> Read:
+    """Evaluate, write, and read the page of what was written."""
+    arguments = [*outputs, "--labels", "label", "--resamples", "50", "--write", str(folder / "figures"), *flags]
+    assert evaluate.main(arguments) == 0
+    assert main(["--evaluation", str(folder / "figures"), "--to", str(folder / "page.html")]) == 0
+    return Read((folder / "page.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> str:
+    return test_evaluate.output_of(tmp_path_factory.mktemp("evaluated"), test_evaluate.records())
+
+
+def test_how_two_outputs_differ(output, tmp_path):
+    """Fails if a figure of the comparison is another than a query over the predictions gives, or its test is not told."""
+    second = test_evaluate.output_of(tmp_path, test_evaluate.records()[:-10], seed=100)
+    read = page_of(tmp_path, output, second)
+    rows = {row[0]: row[1:] for row in read.tables["comparison-1"]}
+    predictions = f"'{tmp_path}/figures/predictions.parquet'"
+    ((first, other, only_first, only_second),) = asked(f"""SELECT avg(a."right"::INT), avg(b."right"::INT),
+        sum((a."right" AND NOT b."right")::INT), sum((b."right" AND NOT a."right")::INT)
+        FROM {predictions} a JOIN {predictions} b USING (utterance_id)
+        WHERE a.output = '{output}' AND b.output = '{second}'""")
+    assert rows["accuracy"][:3] == pytest.approx([first, other, other - first])
+    assert rows["accuracy"][3] <= other - first <= rows["accuracy"][4]
+    assert rows["accuracy"][5:7] == [only_first, only_second] and 0 < rows["accuracy"][7] <= 1
+    assert rows["uar"][5:] == ["\N{EN DASH}"] * 3  # the test is of the accuracies alone
+    assert f"{only_second:.0f} are right in the second alone" in read.text and "McNemar, exact" in read.text
+    assert "10 in the first alone are in no figure" in read.text
+
+
+def test_nothing_shared_is_said(output, tmp_path):
+    """Fails if the page of two outputs without a shared utterance cannot be made, or compares them all the same."""
+    second = test_evaluate.output_of(tmp_path, test_evaluate.records(prefix="x", count=40))
+    read = page_of(tmp_path, output, second)
+    assert "comparison-1" not in read.tables and "there is nothing to compare" in read.text
+
+
+def test_abstention_and_slices_are_those_of_the_rows(output, tmp_path):
+    """Fails if the curve is of other rows than those above a bound, or a slice of three rows looks like any other."""
+    read = page_of(tmp_path, output, flags=("--slices", "speaker,segment_index"))
+    predictions = f"'{tmp_path}/figures/predictions.parquet'"
+    bounds = [row[0] for row in read.tables["abstention-1"]]
+    assert bounds[0] == 0.3 and bounds[-1] == 0.999
+    for bound, rows, share, accuracy in read.tables["abstention-1"]:
+        ((count, whole, right),) = asked(f"""SELECT count(*) FILTER (confidence >= {bound}), count(*),
+            avg("right"::INT) FILTER (confidence >= {bound}) FROM {predictions}""")
+        assert (rows, share) == (count, pytest.approx(count / whole))
+        assert accuracy == (pytest.approx(right) if count else "\N{EN DASH}")
+    small = {(row[0], row[1]): row[3] for row in read.tables["slices-1"]}
+    assert small["segment_index", "1"] == "yes" and small["speaker", "007"] == "no"
+    assert all(row[5] <= row[4] <= row[6] for row in read.tables["slices-1"])
+
+
+def published_set(folder: Path) -> str:
+    """An output with as many clips of each class as the published test set, one in five of them wrong."""
+    labels = [name for name, count in TEST_SETS["en", "mean"].items() for _ in range(count)]
+    records = [{"id": f"c{n}", "audio": f"/a/{n}.wav", "text": "x", "label": label, "dataset": "ravdess"}
+               for n, label in enumerate(labels)]  # fmt: skip
+    store = open_store(str(folder / "out"))
+    plan = plan_rows(store, folder, records, shard_rows=len(records))
+    work = Work(store.root, plan, AudioRoots.parse(("/a",), []))
+    (shard,) = plan.shards()
+    rows = read_shard(store, shard)
+    table = recognised(rows, 0)
+    said = ["fear" if n % 5 == 0 else label for n, label in enumerate(rows["manifest_label"].to_pylist())]
+    assert table.num_rows == len(said)
+    table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(said))
+    assert finish(work, shard, table, {}).won
+    publish_plan(store, plan)
+    return store.root
+
+
+def test_the_published_figures_stand_beside_the_same_test_set_alone(tmp_path, monkeypatch, capsys):
+    """Fails if ours are not beside the card's where the user says that the set is the card's, or are where nobody did."""
+    monkeypatch.setattr("tests.support.outputs.FLAGS", {"partition_by": ""})
+    output = published_set(tmp_path)
+    read = page_of(tmp_path / "same", output, flags=("--published-test-set",))
+    said = capsys.readouterr().out
+    table = {row[2]: row for row in read.tables["published-1"]}
+    assert list(table) == list(CARD_METRICS)
+    right = asked(f"SELECT avg(\"right\"::INT) FROM '{tmp_path}/same/figures/predictions.parquet'")[0][0]
+    assert same([table["accuracy"]], [["en", "mean", "accuracy", 0.902870, right, right - 0.902870]])
+    (line,) = [line for line in said.splitlines() if line.startswith("this output")]
+    ours = json.loads((tmp_path / "same/figures/metrics.json").read_text())["outputs"][0]["published"][0]["ours"]
+    assert line.split()[2:] == [f"{100 * ours[name]:.4f}" for name in CARD_METRICS]
+    assert np.allclose([row[4] for row in table.values()], list(ours.values()))
+    read = page_of(tmp_path / "other", output)
+    assert "published-1" not in read.tables and "are of another test set, and are not compared" in read.text
+    ((kept,),) = duckdb.sql(f"SELECT count(ours) FROM '{tmp_path}/other/figures/published.parquet'").fetchall()
+    assert kept == 0

@@ -1,0 +1,88 @@
+"""Outputs that Ray deletes with a submitted job are refused; all others are left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import nightly
+from jobs.annotate import main
+from pipeline.engine.destination import require_lasting, unshared_warning
+from pipeline.errors import ConfigError
+from tests.support.corpus import rows, write_manifest
+
+SUBMITTED = {
+    "RAY_ADDRESS": "10.0.0.1:6379",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1"}}),
+}
+RELATIVE = ["out", "./out", "../out", ".", "a/b c/out", "file://out", "file:out", "local://out", "file://../out"]
+HOMES = ["~", "~/out", "~nobody/out", "file://~/out"]
+LASTING = ["s3://bucket/out", "gs://bucket/out", "/mnt/shared/out", "file:///mnt/shared/out", "local:/mnt/out"]
+
+
+@pytest.mark.parametrize("output", [*RELATIVE, *HOMES])
+def test_a_relative_output_of_a_submitted_job_is_refused(output):
+    """Fails if a job writes into Ray's working directory, or a home of the head, and ends with status 0."""
+    with pytest.raises(ConfigError, match=r"submitted to Ray.*an absolute path") as error:
+        require_lasting(output, SUBMITTED)
+    assert repr(output) in str(error.value)
+
+
+@pytest.mark.parametrize("output", LASTING)
+def test_an_output_that_lasts_is_accepted(output):
+    """Fails if a submitted job cannot write to a store or a shared folder."""
+    require_lasting(output, SUBMITTED)
+
+
+@pytest.mark.parametrize("output", [*RELATIVE, *HOMES, *LASTING])
+def test_outside_a_submitted_job_nothing_is_refused(output):
+    """Fails if a relative output is refused on one's own machine, in a shell on the head, or with a runtime environment."""
+    shell = {"RAY_ADDRESS": "10.0.0.1:6379"}
+    for environment in ({}, shell, {**shell, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"pip": []}})}):
+        require_lasting(output, environment)
+
+
+def test_the_working_directory_of_ray_is_refused_however_it_is_named(tmp_path, monkeypatch):
+    """Fails if an absolute path, or a link, leads into the folder that Ray deletes; or if only the variable tells of a job."""
+    package = tmp_path / "session_x" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    package.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(package)
+    for output in (package / "out", f"file://{package}/out", tmp_path / "link" / "out"):
+        with pytest.raises(ConfigError, match="working directory that Ray unpacks"):
+            require_lasting(str(output), SUBMITTED)
+    monkeypatch.chdir(package)
+    with pytest.raises(ConfigError, match="relative path"):
+        require_lasting("out", {})
+    require_lasting(str(tmp_path / "out"), {})
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_the_job_refuses_before_any_work(tmp_path, monkeypatch, capsys, words):
+    """Fails if manifests are read, a night is begun or anything is written first, or if the status is not 2."""
+    monkeypatch.chdir(tmp_path)
+    manifest = write_manifest(tmp_path / "m.jsonl", rows(1))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", SUBMITTED["RAY_JOB_CONFIG_JSON_ENV_VAR"])
+    (tmp_path / "job.yaml").write_text("output: from-the-file\n")
+    for output in (["--output", "out"], ["--config", "job.yaml"]):
+        assert main(["--manifest", "m.jsonl", *output, *words]) == 2
+        assert "submitted to Ray" in capsys.readouterr().err
+    assert nightly.main([".", "--manifest", "tonight.jsonl", "--", "--output", "out"]) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {manifest.name, "job.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("output", "nodes", "warned"), [("/out", 2, True), ("/out", 1, False), ("s3://b/out", 9, False)]
+)
+def test_a_local_output_of_several_nodes_is_warned_of(output, nodes, warned):
+    """Fails if nobody is told why a job fails that writes on several nodes, or if one machine is warned."""
+    assert bool(unshared_warning(output, nodes)) == warned
+
+
+def test_nothing_is_created_by_the_check(tmp_path: Path, monkeypatch):
+    """Fails if asking about an output makes it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError):
+        require_lasting("out", SUBMITTED)
+    assert not [*tmp_path.iterdir()]

@@ -1,0 +1,153 @@
+"""What a run publishes for Prometheus, against its report; and the dashboard that shows it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine import stages
+from pipeline.engine.metrics import COUNTERS, GAUGES, PREFIX
+from pipeline.errors import Reason
+from tests.engine.test_cluster import free_port, head
+from tests.support.corpus import ROOT, annotate, broken_rows, model_options, rows, write_manifest
+
+DASHBOARD = ROOT / "cluster" / "grafana" / "speech-emotion.json"
+_LINE = re.compile(rf"^ray_{PREFIX}(\w+)\{{(.*)\}} (\S+)$", re.MULTILINE)
+_TAG = re.compile(r'(\w+)="([^"]*)"')
+Published = dict[str, list[tuple[dict[str, str], float]]]
+
+
+def scrape(port: int) -> Published:
+    found: Published = {}
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        for name, tags, value in _LINE.findall(answer.read().decode()):
+            found.setdefault(name, []).append((dict(_TAG.findall(tags)), float(value)))
+    return found
+
+
+def total(published: Published, name: str, **wanted: str) -> float:
+    return sum(value for tags, value in published.get(name, []) if wanted.items() <= tags.items())
+
+
+def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
+    """Fails if a metric is not exported, is lost with the driver, is counted twice, or differs from the run's report."""
+    records = [*rows(6), *rows(3, with_text=False, prefix="heard"), *broken_rows(tmp_path)]
+    manifest, port = write_manifest(tmp_path / "m.jsonl", records), free_port()
+    options = [*model_options(checkpoints, asr), "--shard-rows", "4", "--audio-root", "/"]
+    with head(tmp_path, 2, 0, f"--metrics-export-port={port}") as cluster:
+        done = annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
+        report = json.loads((tmp_path / "out/_runs/000001/report.json").read_text())
+        deadline = time.monotonic() + 60
+        while total(published := scrape(port), "shards_total") < report["parts"]:
+            assert time.monotonic() < deadline, published
+            time.sleep(1)
+    assert total(published, "rows_total", status="annotated") == report["recordings_annotated"] == 9
+    refused = total(published, "planned_rows_total", state="refused")
+    assert total(published, "planned_rows_total") == report["rows"] and refused == 2
+    reasons = {tags["reason"]: value for tags, value in published["rows_total"] if tags["status"] == "rejected"}
+    assert sum(reasons.values()) == report["rejected"] - refused
+    assert reasons == {reason: report["rejects_by_reason"][reason] for reason in reasons}
+    assert total(published, "utterances_total") == report["utterances"]
+    assert total(published, "audio_seconds_total") == pytest.approx(report["audio_hours"] * 3600, abs=0.01)
+    for stage, seconds in report["stage_seconds"].items():
+        assert total(published, "stage_seconds_total", stage=stage) == pytest.approx(seconds, abs=0.01)
+    named = {"waited_s": "wait_seconds", "model_s": "model_seconds", "batches": "batches", "room": "batch_room",
+             "batched": "batch_utterances", "real": "batch_real", "padded": "batch_padded"}  # fmt: skip
+    for stage in ("transcribe", "recognise"):
+        for figure, name in named.items():
+            value = report["figures"][stage][figure]
+            assert total(published, f"{name}_total", stage=stage) == pytest.approx(value, rel=1e-4) and value > 0
+    assert all(
+        tags["run"] == "000001" and tags["output"] == str(tmp_path / "out") for tags, _ in published["rows_total"]
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert sorted(line["shard"] for line in lines) == list(range(report["parts"]))
+    assert sum(line["utterances"] for line in lines) == report["utterances"]
+
+
+def test_the_dashboard_shows_what_is_exported_and_nothing_else() -> None:
+    """Fails if a panel asks for a metric that no run exports, or a metric is exported that no panel shows."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    shown = set(re.findall(rf"ray_{PREFIX}(\w+)", asked))
+    assert shown == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
+    assert set(re.findall(rf"ray_{PREFIX}(\w+)", json.dumps(dashboard["templating"]))) <= shown
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+_CALL = re.compile(rf"(sum|max) by \(([^)]*)\) \((?:rate\()?ray_{PREFIX}(\w+)\{{([^}}]*)\}}(?:\[[^]]*\]\))?\)")
+Series = dict[tuple[tuple[str, str], ...], float]
+
+
+def asked(expression: str, samples: Published) -> list[Series]:
+    """What each aggregation of a panel's query gives, rates taken as values. Nothing else of PromQL is understood."""
+    rest = _CALL.sub("", expression)
+    rest = rest.replace(" / on (output, run) group_left() ", "").replace(" / ", "")
+    assert not rest.strip(), f"this part of the query names no output and run: {rest}"
+    results = []
+    for how, labels, name, matchers in _CALL.findall(expression):
+        groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+        exact = dict(re.findall(r'(\w+)="([^"]*)"', matchers))
+        for tags, value in samples.get(name, []):
+            if exact.items() <= tags.items():
+                key = tuple((label, tags.get(label, "")) for label in re.split(r",\s*", labels))
+                groups.setdefault(key, []).append(value)
+        results.append({key: sum(values) if how == "sum" else max(values) for key, values in groups.items()})
+    return results
+
+
+def drawn_samples(outputs: list[str], seed: int) -> Published:
+    """Every metric of runs 000001 and 000002 of each output, the values drawn at random."""
+    chance = random.Random(seed)
+    found: Published = {}
+    for output in outputs:
+        for run in ("000001", "000002"):
+            for name, (_, tags) in {**{f"{name}_total": told for name, told in COUNTERS.items()}, **GAUGES}.items():
+                states = ("planned", "refused") if name == "planned_rows_total" else ("a", "b")
+                for state in states:
+                    own = {tag: "rejected" if tag == "status" else state for tag in tags}
+                    found.setdefault(name, []).append(({"output": output, "run": run, **own}, chance.uniform(1, 9)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_panel_mixes_outputs_whose_runs_share_a_number(seed: int) -> None:
+    """Fails if a number of one output's run changes because another output has a run of that number, as the share done did, or
+    the legend does not tell the two apart."""
+    both, alone = ["s3://b/one", "s3://b/two", "/three"], ["s3://b/two"]
+    everything, one = drawn_samples(both, seed), {}
+    for name, series in everything.items():
+        one[name] = [(tags, value) for tags, value in series if tags["output"] in alone]
+    dashboard = json.loads(DASHBOARD.read_text())
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    ours = [target for target in targets if f"ray_{PREFIX}" in target["expr"]]
+    for target in ours:
+        mixed, apart = asked(target["expr"], everything), asked(target["expr"], one)
+        for all_series, own_series in zip(mixed, apart, strict=True):
+            assert own_series and own_series.items() <= all_series.items(), target["expr"]
+            assert len(all_series) == len(both) * len(own_series), target["expr"]
+        assert "{{output}}" in target["legendFormat"] and "{{run}}" in target["legendFormat"]
+        assert target["expr"].count('output=~"$output",run=~"$run"') == len(mixed)
+    assert len(ours) >= len(COUNTERS)
+
+
+def test_the_runbook_names_every_metric() -> None:
+    """Fails if a number is published that nobody is told how to read."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert [name for name in (*COUNTERS, *GAUGES) if f"`{name}`" not in runbook] == []
+
+
+def test_the_runbook_names_every_reason_and_every_stage() -> None:
+    """Fails if a row can be rejected for what the runbook is silent on, or Ray's dashboard shows a stage by another name."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert [reason for reason in Reason if f"`{reason}`" not in runbook] == []
+    named = set(re.findall(r"MapBatches\((\w+)\)", runbook))
+    mapped = set(re.findall(r"map_batches\(\s*(\w+),", inspect.getsource(stages))) | {"Transcribe", "Recognise"}
+    assert named == {name for name in mapped if hasattr(stages, name)}

@@ -1,0 +1,118 @@
+"""A small finished output, made by the real planner, `finish` and `publish` from rows nobody recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import load_config
+from pipeline.dataset.compatibility import claim_dataset, settle_types
+from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
+from pipeline.manifest.staging import Spool
+from pipeline.schema import EMOTIONS
+from pipeline.shard.commit import finish
+from pipeline.shard.context import WORK_SCHEMA, Work
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.store import Store, open_store
+from tests.support.manifests import jsonl
+
+MODELS = {"fusion/en": {"spec": "m", "sha256": "ab" * 32, "revision": None, "bytes": 1}}
+REJECTED = ("r4", "r7")
+"""Recordings that are rejected when they are annotated."""
+LONG = "r1"
+"""The recording with three segments; the others have one."""
+FIRST = [
+    {"id": f"r{n}", "audio": f"/a/{n}.wav", "text": f"Words {n}.", "speaker": "ab"[n % 2], "take": n} for n in range(12)
+]
+SECOND = [{"id": f"s{n}", "audio": f"/a/s{n}.wav", "text": "t", "speaker": "c", "take": None} for n in range(3)]
+BAD = {"id": "bad", "audio": 5}
+"""A row that is refused while planning."""
+
+
+FLAGS: dict[str, object] = {}
+"""Options other than those below; a test sets them for outputs of another shape."""
+
+WIDTH = 4
+"""Of the embeddings; likewise."""
+
+
+def settings_of() -> dict[str, object]:
+    usual = {"manifest": ["m"], "output": "o", "partition_by": "speaker", "embeddings": "audio"}
+    return load_config(None, {**usual, **FLAGS}).settings(precision="fp32", asr_compute_type="float32")
+
+
+def plan_rows(
+    store: Store, folder: Path, records: Sequence[dict[str, object]], *, held: bool = True, shard_rows: int = 2
+) -> Plan:
+    """The next plan of an output, with shards of `shard_rows`. `held=False` plans ids that earlier plans hold once more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = jsonl(folder / "m.jsonl", *records)
+    spool = Spool(folder)
+    spool.read([str(manifest)], lambda rows: (rows, {}))
+    plans = load_plans(store)
+    spool.extra = settle_types(spool.extra, plans)
+    claim_dataset(store, settings_of())
+    plan = write_plan(
+        store, len(plans) + 1, spool.select(*held_keys(store, plans if held else [])), settings=settings_of(), models=MODELS,
+        embedding_widths=dict.fromkeys(settings_of()["embeddings"], WIDTH), manifests=[str(manifest)],
+        size=ShardSize(shard_rows, 1e9), needs_text=True,
+    )  # fmt: skip
+    assert plan is not None
+    return plan
+
+
+def recognised(rows: pa.Table, seed: int) -> pa.Table:
+    """What `recognise` leaves of a shard: an utterance a row, three of one, none of those that are rejected."""
+    lines = [(n, s) for n, i in enumerate(rows["recording_id"].to_pylist()) for s in range(3 if i == LONG else 1)]
+    ids = [rows["recording_id"][n].as_py() for n, _ in lines]
+    records = [
+        {
+            "row": n, "segment_index": s, "start_s": 1.5 * s, "end_s": 1.5 * s + 1.25, "language": "en", "text": "t",
+            "text_source": "asr",
+            **({"reason": "NOT_FOUND", "detail": f"no {i}", "stage": "fetch", "attempts": 1} if i in REJECTED else {}),
+        }
+        for (n, s), i in zip(lines, ids, strict=True)
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(records, schema=WORK_SCHEMA).drop_columns(["waveform", "sample_bytes", "identity"])
+    random = np.random.default_rng(seed)
+    scores = random.dirichlet(np.ones(len(EMOTIONS)), len(lines)).astype(np.float32)
+    ranked = np.sort(scores, axis=1)
+    labels = [None if i in REJECTED else EMOTIONS[best] for i, best in zip(ids, scores.argmax(axis=1), strict=True)]
+    embedding = pa.array(random.normal(size=WIDTH * len(lines)).astype(np.float32))
+    for name, column in {
+        "label": pa.array(labels, pa.string()),
+        "confidence": pa.array(ranked[:, -1].copy()),
+        "margin": pa.array(ranked[:, -1] - ranked[:, -2]),
+        "truncated": pa.array([False] * len(lines)),
+        "scores": pa.StructArray.from_arrays([pa.array(column.copy()) for column in scores.T], names=list(EMOTIONS)),
+        "audio_embedding": pa.FixedSizeListArray.from_arrays(embedding, WIDTH),
+    }.items():
+        table = table.append_column(name, column)
+    return table
+
+
+def annotate(output: str, plan: Plan, *, shards: Sequence[int] | None = None) -> None:
+    """Commit the parts of a plan, or of some of its shards."""
+    work = Work(output, plan, AudioRoots.parse(("/a",), []))
+    for shard in plan.shards():
+        if shards is None or shard.number in shards:
+            assert finish(work, shard, recognised(read_shard(work.store, shard), shard.number), {"prepare": 1.0}).won
+
+
+def publish_plan(store: Store, plan: Plan) -> None:
+    report = {"run_id": plan.plan, "config_hash": plan.config_hash}
+    publish(store, plan, committed_parts(store, [plan])[plan.plan], report)
+
+
+def finished_output(output: str, folder: Path) -> Store:
+    """Two published plans, of 6 and 2 shards, with a planning reject, two rejects of the run, and two partitions."""
+    store = open_store(output)
+    for number, records in enumerate([[*FIRST, BAD], SECOND]):
+        plan = plan_rows(store, folder / str(number), records)
+        annotate(output, plan)
+        publish_plan(store, plan)
+    return store

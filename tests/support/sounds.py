@@ -1,0 +1,41 @@
+"""Sounds to decode, and what became of them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+
+from pipeline.audio.decode import decode
+from pipeline.errors import Reason, RejectedRow, Stage
+from tests.hostile import make_audio as make
+
+CLIPS = sorted((Path(__file__).parents[1] / "parity" / "audio").iterdir())
+SOUND = make.complete()
+
+
+def reason(content: bytes, **options) -> Reason:
+    """Why it is rejected; fails when it is not."""
+    with pytest.raises(RejectedRow) as caught:
+        decode(content, **options)
+    assert caught.value.stage is Stage.DECODE
+    assert caught.value.detail
+    return caught.value.reason
+
+
+def outcome(content: bytes) -> tuple[Reason | None, float]:
+    """(why it was rejected, or None; seconds of audio)."""
+    try:
+        return None, len(decode(content)) / 16_000
+    except RejectedRow as rejected:
+        return rejected.reason, 0.0
+
+
+def librosa_load(content: bytes, **options) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # audioread, which librosa imports, wants modules that Python 3.13 drops
+        return librosa.load(io.BytesIO(content), sr=16_000, **options)[0]
