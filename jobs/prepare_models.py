@@ -17,6 +17,7 @@ from jobs.parser import Parser, add_named_models, run_guarded
 from pipeline import __version__
 from pipeline.config import ModelChoice, primary_language, validated
 from pipeline.errors import ConfigError
+from pipeline.pins import Role
 from pipeline.redaction import without_query
 
 if TYPE_CHECKING:
@@ -68,15 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Mode -> slot -> spec, and the options a job needs besides --models. Raises: ConfigError."""
+def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[Role, str]], list[str]]:
+    """Mode -> role -> spec, and the options a job needs besides --models. Raises: ConfigError."""
     from pipeline.models import roles
 
     modes = dict.fromkeys(flags.pop("mode", ["mean"]))
     languages = list(dict.fromkeys(map(primary_language, flags.pop("language", []))))
     without_asr = flags.pop("without_asr", False)
     named = {**flags, **({"language": languages[0]} if len(languages) == 1 else {})}
-    chosen: dict[str, dict[str, str]] = {}
+    chosen: dict[str, dict[Role, str]] = {}
     for mode in modes:
         choice = validated(ModelChoice, {**named, "mode": mode})
         # the voice alone needs no words, unless they shall tell the language
@@ -85,7 +86,7 @@ def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[str, str]], list[str]
     return chosen, list(modes)
 
 
-def _prepare(output: str, chosen: Mapping[str, Mapping[str, str]], modes: Sequence[str], *, update: bool) -> int:
+def _prepare(output: str, chosen: Mapping[str, Mapping[Role, str]], modes: Sequence[str], *, update: bool) -> int:
     # imported late: a typing error is answered before torch is loaded
     from pipeline.models.checkpoints.prepare import prepare
 

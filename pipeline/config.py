@@ -1,28 +1,23 @@
 """One frozen, validated description of a job, from flags and a file.
 
-`JobConfig` says what the user asked for. `settings` are the part of it that decides the rows of a dataset: their
-canonical hash stands in every receipt, and a dataset refuses to go on under others.
+`JobConfig` is what the user asked for. `settings` returns the part of it that decides the rows of a dataset.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.schema import EMBEDDINGS, SCHEMA_VERSION, passthrough_name, utterance_schema
-
-Mode = Literal["mean", "concat", "multihead", "audio", "text"]
-Segmentation = Literal["auto", "none", "vad"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
+from pipeline.settings import SCHEMA_VERSION, EmbeddingDtype, Mode, Precision, Segmentation, Settings
 
 MODEL_OPTIONS = ("fusion_model", "sentence_encoder", "asr_model")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
@@ -108,7 +103,7 @@ class JobConfig(ModelChoice):
     segmentation: Segmentation = "auto"
     partition_by: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = EMBEDDINGS
-    embedding_dtype: Literal["float32", "float16"] = "float32"
+    embedding_dtype: EmbeddingDtype = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
     asr_compute_type: str = "auto"
@@ -218,25 +213,29 @@ class JobConfig(ModelChoice):
             require_precision(self.precision, mode=self.mode, device="cuda" if self.device == "cuda" else "cpu")
         return self
 
-    def settings(self, *, precision: str, asr_compute_type: str, version: int = SCHEMA_VERSION) -> dict[str, Any]:
-        """What decides the rows of a dataset, apart from its models and manifests; `auto` resolved.
+    def settings(self, *, precision: Precision, asr_compute_type: str, version: int = SCHEMA_VERSION) -> Settings:
+        """Return what decides the rows of a dataset, apart from its models and manifests, with `auto` resolved.
 
         Args:
             version: of the columns: that of an existing dataset, else the newest.
         """
-        names = ["mode", "language", "segmentation", "partition_by", "embeddings", "embedding_dtype", "beam_size"]
-        names += ["max_duration_s", "max_bytes"]
-        chosen = {name: getattr(self, name) for name in names}
-        chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
-        # named only where asked for, so that a dataset made before there were such options is one without them
-        asked = {
-            "calibration": dict(self.calibration),
-            "min_confidence": self.min_confidence,
-            "allowed_languages": sorted(self.allowed_languages),
-            "schema_version": version if version > 1 else None,
-        }
-        chosen |= {name: value for name, value in asked.items() if value not in ({}, [], None)}
-        return {**chosen, "precision": precision, "asr_compute_type": asr_compute_type}
+        return Settings(
+            mode=self.mode,
+            language=self.language,
+            segmentation=self.segmentation,
+            partition_by=self.partition_by,
+            embeddings=self.embeddings,
+            embedding_dtype=self.embedding_dtype,
+            beam_size=self.beam_size,
+            max_duration_s=self.max_duration_s,
+            max_bytes=self.max_bytes,
+            calibration=dict(self.calibration) or None,
+            min_confidence=self.min_confidence,
+            allowed_languages=tuple(sorted(self.allowed_languages)),
+            schema_version=version,
+            precision=precision,
+            asr_compute_type=asr_compute_type,
+        )
 
 
 def require_precision(precision: str, *, mode: str, device: str) -> None:
@@ -276,11 +275,6 @@ def read_temperatures(file: str) -> dict[str, float]:
 def primary_language(tag: str) -> str:
     """The language of a BCP-47 tag, which picks the model: en-GB -> en."""
     return tag.split("-", maxsplit=1)[0].lower()
-
-
-def canonical_hash(value: object) -> str:
-    """sha256 of the canonical JSON of a settings or models mapping."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:

@@ -7,7 +7,6 @@ and `REJECT_SCHEMA` (the log of what could not be annotated). Manifest columns w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import pyarrow as pa
 
@@ -26,11 +25,10 @@ _EMOTION_OF_LABEL = {
     "surprised": "surprise",
 }
 
-SCHEMA_VERSION = 2
-"""Columns of new datasets. The setting `schema_version` of a dataset names its own; a dataset without it has version 1."""
-
 OTHER_LANGUAGE = "language"
 """`emotion_null_reason` of an utterance in a language that no model of the run covers."""
+CLEAR_PROB = 0.9
+"""Probability from which a segment's own language counts more than its recording's."""
 ABSTAINED = "abstained"
 """`emotion_null_reason` of an utterance whose confidence is below `min_confidence`."""
 
@@ -108,16 +106,6 @@ def emotion_of(label: str) -> str:
     if emotion is None:
         raise ConfigError(f"the model's label {label!r} is none of {', '.join(sorted(_EMOTION_OF_LABEL))}")
     return emotion
-
-
-def schema_version(settings: Mapping[str, Any]) -> int:
-    """The version of a dataset's columns. Raises: ConfigError for one that this program does not know."""
-    version = settings.get("schema_version", 1)
-    if version not in range(1, SCHEMA_VERSION + 1):
-        raise ConfigError(
-            f"the dataset has schema_version {version!r}; this program knows 1 to {SCHEMA_VERSION}: update it"
-        )
-    return int(version)
 
 
 def utterance_schema(

@@ -27,7 +27,7 @@ from pipeline.dataset.parts import UTTERANCES, encodings, receipt_of
 from pipeline.dataset.plan import FORMAT, create_json, plan_name, read_document
 from pipeline.dataset.reader import Rows
 from pipeline.errors import JobError
-from pipeline.schema import schema_version, utterance_schema
+from pipeline.schema import utterance_schema
 from pipeline.storage.store import Store
 
 COMPACTED = "compacted"
@@ -151,9 +151,9 @@ def _schema(rows: Rows) -> pa.Schema:
     """Of the large files: what the plans' parts have, which is one kind of rows, and every pass-through column of any."""
     first = rows.plans[0]
     extra = read_columns(plan.extra for plan in rows.plans)
-    version = schema_version(first.settings)
-    fields = utterance_schema(first.embedding_widths, first.settings["embedding_dtype"], extra, version=version)
-    return pa.schema([field for field in fields if field.name not in first.settings["partition_by"]])
+    version = first.settings.schema_version
+    fields = utterance_schema(first.embedding_widths, first.settings.embedding_dtype, extra, version=version)
+    return pa.schema([field for field in fields if field.name not in first.settings.partition_by])
 
 
 def _merged(store: Store, merge: Merge, schema: pa.Schema) -> bytes:

@@ -19,6 +19,7 @@ from pipeline.analytics.search import Query
 from pipeline.dataset.reader import Rows, asking, quoted, reading
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.models import roles
+from pipeline.pins import languages
 
 SHOWN = ("utterance_id", "audio", "start_s", "end_s", "emotion", "confidence", "text")
 SIMILARITY = "similarity"
@@ -72,10 +73,9 @@ Found = list[tuple[float, str, str]]
 
 def _streamed(rows: Rows, query: Query, top: int) -> Found:
     models = {
-        roles.fingerprint(plan.models, plan.settings, slot.partition("/")[2])
+        roles.fingerprint(plan.models, plan.settings, language)
         for plan in rows.plans
-        for slot in plan.models
-        if slot.startswith("fusion/")
+        for language in languages(plan.models)
     }
     # of one model alone nothing is to be filtered, which would copy every embedding
     only = None if models == {query.model} else ds.field("model") == query.model

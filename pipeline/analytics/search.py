@@ -14,6 +14,7 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, reading
 from pipeline.errors import ConfigError, RejectedRow, did_you_mean
 from pipeline.models import roles
+from pipeline.pins import Role, Task, languages
 from pipeline.schema import EMBEDDINGS
 from pipeline.storage.access import without_query
 from pipeline.storage.store import fetch
@@ -67,7 +68,7 @@ def heard(rows: Rows, audio: str, language: str | None, column: str | None) -> Q
     Raises: ConfigError for a file that cannot be used, or an embedding other than of the voice.
     """
     plan, language = _embedder(rows, language, column, option="--audio", makes="audio_embedding")
-    limits = AudioLimits(max_bytes=plan.settings["max_bytes"], max_duration_s=plan.settings["max_duration_s"])
+    limits = AudioLimits(max_bytes=plan.settings.max_bytes, max_duration_s=plan.settings.max_duration_s)
     try:
         waveform = sandbox().decode(fetch(audio, max_bytes=limits.max_bytes), limits=limits)
     except RejectedRow as rejected:
@@ -75,7 +76,7 @@ def heard(rows: Rows, audio: str, language: str | None, column: str | None) -> Q
     recogniser = roles.Loaded(plan.models, settings=plan.settings, device="cpu").recogniser_for(language)
     embedding = recogniser.recognise([waveform], [""]).audio_embedding
     if embedding is None:
-        raise ConfigError(f"mode {plan.settings['mode']} hears no audio")
+        raise ConfigError(f"mode {plan.settings.mode} hears no audio")
     return Query("audio_embedding", embedding[0], roles.fingerprint(plan.models, plan.settings, language))
 
 
@@ -89,8 +90,8 @@ def read(rows: Rows, text: str, language: str | None, column: str | None) -> Que
 
     from pipeline.models.sentence import TextModel
 
-    encoder = plan.models.get(f"sentence_encoder/{language}")
-    checkpoint = roles.pinned_checkpoint(encoder or plan.models[f"fusion/{language}"])
+    encoder = plan.models.get(Role(Task.SENTENCE_ENCODER, language))
+    checkpoint = roles.pinned_checkpoint(encoder or plan.models[Role(Task.EMOTION, language)])
     model = TextModel(checkpoint, classify=encoder is None, device=torch.device("cpu"))
     return Query(
         "text_embedding", model.run([text]).embedding[0], roles.fingerprint(plan.models, plan.settings, language)
@@ -104,7 +105,7 @@ def _embedder(rows: Rows, language: str | None, column: str | None, *, option: s
             f"{option} can be compared with the {makes} alone; for {column} ask with --like and an utterance"
         )
     _require_column(rows, makes)
-    plans = {slot.partition("/")[2]: plan for plan in rows.plans for slot in plan.models if slot.startswith("fusion/")}
+    plans = {each: plan for plan in rows.plans for each in languages(plan.models)}
     if language is None and len(plans) == 1:
         language = next(iter(plans))
     if language is None:

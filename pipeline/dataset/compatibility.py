@@ -12,31 +12,43 @@ from pipeline.dataset.plan import FORMAT, Plan, create_json, read_document
 from pipeline.errors import ConfigError
 from pipeline.manifest.columns import KEPT_MARKS, MIXED, has_scalars, nested_part, unify
 from pipeline.manifest.growth import settled, widened
+from pipeline.pins import ModelPin, Pins
+from pipeline.settings import Settings
 from pipeline.storage.store import Store
 
 
-def claim_dataset(store: Store, settings: Mapping[str, Any]) -> None:
+def claim_dataset(store: Store, settings: Settings) -> None:
     """Create `_dataset.json`, or make sure that the one there says the same.
 
     Raises: ConfigError naming every setting that differs.
     """
     token = uuid.uuid4().hex
-    document = {"format": FORMAT, "settings": dict(settings), "token": token}
+    document = {"format": FORMAT, "settings": settings.document(), "token": token}
     if not create_json(store, "_dataset.json", document, mine=("token", token)):
-        compare_settings(read_document(store, "_dataset.json")["settings"], settings, what="settings")
+        compare_settings(_settings(store), settings)
 
 
-def dataset_settings(store: Store) -> dict[str, Any] | None:
-    """The settings of an existing dataset, or None at a new output."""
+def dataset_settings(store: Store) -> Settings | None:
+    """Return the settings of an existing dataset, or None at a new output. Raises: ConfigError for a damaged `_dataset.json`."""
     try:
-        settings: dict[str, Any] = read_document(store, "_dataset.json")["settings"]
+        return _settings(store)
     except FileNotFoundError:
         return None
-    return settings
 
 
-def compare_settings(there: Mapping[str, Any], asked: Mapping[str, Any], *, what: str) -> None:
-    """Refuse to mix two kinds of rows in one dataset. Raises: ConfigError naming what differs."""
+def _settings(store: Store) -> Settings:
+    try:
+        return Settings.of(read_document(store, "_dataset.json")["settings"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{store.root}/_dataset.json cannot be read: {error}") from error
+
+
+def compare_settings(there: Settings, asked: Settings) -> None:
+    """Refuse to mix rows of different settings in one dataset. Raises: ConfigError naming the settings that differ."""
+    _compare(there.document(), asked.document(), what="settings")
+
+
+def _compare(there: Mapping[str, Any], asked: Mapping[str, Any], *, what: str) -> None:
     differing = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
     if differing:
         lines = [f"  {name}: there {there.get(name)!r}, asked {asked.get(name)!r}" for name in differing]
@@ -140,15 +152,13 @@ def _grown(known: pa.DataType, kind: pa.DataType) -> bool:
     return bool(widened(known, kind) == kind)
 
 
-def compare_models(plans: Iterable[Plan], models: Mapping[str, Any]) -> None:
+def compare_models(plans: Iterable[Plan], models: Pins) -> None:
     """Refuse a dataset whose earlier plans used other weights for the same task. Raises: ConfigError naming them."""
     for plan in plans:
-        shared = {slot: plan.models[slot] for slot in plan.models if slot in models}
-        theirs = {slot: f"{m['spec']} sha256 {m['sha256'][:12]}" for slot, m in shared.items()}
-        ours = {slot: f"{models[slot]['spec']} sha256 {models[slot]['sha256'][:12]}" for slot in shared}
-        same = {slot for slot in shared if shared[slot]["sha256"] == models[slot]["sha256"]}
-        compare_settings(
-            {slot: theirs[slot] for slot in shared if slot not in same},
-            {slot: ours[slot] for slot in shared if slot not in same},
-            what="models",
-        )
+        other = [role for role in plan.models if role in models and plan.models[role].sha256 != models[role].sha256]
+        theirs, ours = ({str(role): _described(pins[role]) for role in other} for pins in (plan.models, models))
+        _compare(theirs, ours, what="models")
+
+
+def _described(pin: ModelPin) -> str:
+    return f"{pin.spec} sha256 {pin.sha256[:12]}"

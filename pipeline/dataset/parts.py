@@ -7,6 +7,7 @@ shard has its part, the rejects, the report and `_SUCCESS` are derived from the 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -25,7 +26,8 @@ import pyarrow.parquet as pq
 from pipeline.dataset.plan import Plan, Shard, parquet_bytes, read_rejects, read_shards
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.manifest.staging import reject_schema, rejects_table, without_secrets
-from pipeline.schema import EMBEDDINGS, schema_version, utterance_schema
+from pipeline.pins import Pins, pins_document, pins_of
+from pipeline.schema import EMBEDDINGS, utterance_schema
 from pipeline.stats import Figures, total
 from pipeline.storage.store import Store
 
@@ -61,12 +63,17 @@ class Receipt:
     utterances: int
     ids_sha256: str
     config_hash: str
-    models: Mapping[str, Any]
+    models: Pins
     audio_s: float
     stage_s: Mapping[str, float]
     rejects: tuple[RejectNote, ...] = field(default=())
     figures: Figures = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form in the footer."""
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {**fields, "models": pins_document(self.models), "rejects": [asdict(note) for note in self.rejects]}
 
 
 def new_attempt() -> str:
@@ -95,9 +102,11 @@ def part_key(shard: Shard, partition: str) -> str:
 
 def part_schema(plan: Plan) -> pa.Schema:
     """What every part of a plan has: partition columns are in the path alone."""
-    version = schema_version(plan.settings)
-    schema = utterance_schema(plan.embedding_widths, plan.settings["embedding_dtype"], plan.extra, version=version)
-    return pa.schema([field for field in schema if field.name not in plan.settings["partition_by"]])
+    settings = plan.settings
+    schema = utterance_schema(
+        plan.embedding_widths, settings.embedding_dtype, plan.extra, version=settings.schema_version
+    )
+    return pa.schema([field for field in schema if field.name not in settings.partition_by])
 
 
 def write_part(store: Store, key: str, utterances: pa.Table, receipt: Receipt) -> bool:
@@ -115,7 +124,7 @@ def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, utterances.schema, **encodings(utterances.schema)) as writer:
         writer.write_table(utterances, row_group_size=_ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({_RECEIPT: json.dumps(asdict(receipt)).encode()})
+        writer.add_key_value_metadata({_RECEIPT: json.dumps(receipt.document()).encode()})
     return buffer.getvalue()
 
 
@@ -158,7 +167,7 @@ def receipt_of(metadata: Mapping[bytes, bytes] | None) -> Receipt:
     """The receipt among the key-value metadata of a footer. Raises: what `read_receipt` catches."""
     content = json.loads((metadata or {})[_RECEIPT])
     rejects = tuple(RejectNote(**note) for note in content.pop("rejects"))
-    return Receipt(**content, rejects=rejects)
+    return Receipt(**{**content, "models": pins_of(content["models"])}, rejects=rejects)
 
 
 def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, str]]:

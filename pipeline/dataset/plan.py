@@ -14,6 +14,7 @@ ids it holds, and plans again, so no id has two owners. The files of the loser a
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.audio.limits import LONGEST_SPAN_S
-from pipeline.config import canonical_hash
 from pipeline.errors import ConfigError
 from pipeline.manifest.hash_buckets import Keys, id_keys
 from pipeline.manifest.python_values import groups
 from pipeline.manifest.staging import Selection, reject_keys
+from pipeline.pins import Pins, Role, Task, pins_document, pins_of
 from pipeline.schema import ROW_SCHEMA
+from pipeline.settings import Settings, canonical_hash
 from pipeline.storage.store import Store
 
 FORMAT = 1
@@ -83,8 +85,8 @@ class Plan:
     plan: str
     token: str
     created_at: str
-    settings: Mapping[str, Any]
-    models: Mapping[str, Any]
+    settings: Settings
+    models: Pins
     embedding_widths: Mapping[str, int]
     manifests: tuple[str, ...]
     files: tuple[tuple[str, int], ...]
@@ -100,12 +102,28 @@ class Plan:
     @property
     def config_hash(self) -> str:
         """What every receipt of this plan carries."""
-        return canonical_hash([self.settings, self.models])
+        return canonical_hash([self.settings.document(), pins_document(self.models)])
 
     @property
     def extra(self) -> pa.Schema:
         """Pass-through columns with their types."""
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.extra_schema)))
+
+    @property
+    def needs_asr(self) -> bool:
+        """Whether a row of the plan has to be transcribed or its language detected."""
+        return any(role.task is Task.ASR for role in self.models)
+
+    def knows_language(self, language: str) -> bool:
+        """Return whether the plan has an emotion model for a language."""
+        return Role(Task.EMOTION, language) in self.models
+
+    def document(self) -> dict[str, Any]:
+        """Return the content of `plan.json`, without the fields that older plans lack where they are not set."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.audio_roots is None:
+            del fields["audio_roots"]
+        return {**fields, "settings": self.settings.document(), "models": pins_document(self.models)}
 
     @property
     def num_shards(self) -> int:
@@ -128,11 +146,6 @@ class Plan:
                 return Shard(self.plan, number, file, row_group)
             row_group -= count
         raise IndexError(number)
-
-    def document(self) -> dict[str, Any]:
-        """What `plan.json` holds. Fields that older plans do not have are left out where they are not set."""
-        fields = asdict(self)
-        return fields if self.audio_roots is not None else {k: v for k, v in fields.items() if k != "audio_roots"}
 
 
 def plan_key(plan: str) -> str:
@@ -163,7 +176,8 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
     """The plan that a `plan.json` holds. Raises: KeyError, TypeError or ValueError when it holds none."""
     files = tuple((file, count) for file, count in document["files"])
     tuples = {name: tuple(document[name]) for name in ("manifests", "audio_roots") if name in document}
-    return Plan(**{**document, **tuples, "files": files})
+    typed = {"settings": Settings.of(document["settings"]), "models": pins_of(document["models"])}
+    return Plan(**{**document, **tuples, **typed, "files": files})
 
 
 def read_shard(store: Store, shard: Shard) -> pa.Table:
@@ -299,8 +313,8 @@ def write_plan(
     number: int,
     selection: Selection,
     *,
-    settings: Mapping[str, Any],
-    models: Mapping[str, Any],
+    settings: Settings,
+    models: Pins,
     embedding_widths: Mapping[str, int],
     manifests: Iterable[str],
     size: ShardSize,
@@ -315,7 +329,7 @@ def write_plan(
     folder = f"_runs/{name}/shards"
     extra = selection.spool.extra
     files = ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
-    packer = _Packer(files, tuple(dict.fromkeys((*settings["partition_by"], "language"))), size)
+    packer = _Packer(files, tuple(dict.fromkeys((*settings.partition_by, "language"))), size)
     rows, without_text, audio_s = 0, 0, 0.0
     for table in selection.tables():
         packer.add(table)
@@ -386,9 +400,9 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 def tiny_shards_warning(plan: Plan) -> str | None:
     """What partitioning costs when its values are so many that files become tiny, or None."""
-    if not plan.settings["partition_by"] or plan.num_shards <= 1 or plan.rows / plan.num_shards >= _TINY_SHARD_ROWS:
+    if not plan.settings.partition_by or plan.num_shards <= 1 or plan.rows / plan.num_shards >= _TINY_SHARD_ROWS:
         return None
-    columns = ", ".join(plan.settings["partition_by"])
+    columns = ", ".join(plan.settings.partition_by)
     return (
         f"partitioning by {columns} gives {plan.num_shards:,} files of {plan.rows / plan.num_shards:.1f} rows on average; "
         "readers will be slow. Partition by a column with fewer values"

@@ -23,7 +23,8 @@ from pipeline.dataset.plan import Plan, load_plans
 from pipeline.errors import ConfigError, JobError, did_you_mean
 from pipeline.manifest.growth import asked_type, path_type
 from pipeline.manifest.staging import reject_schema
-from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION, schema_version, utterance_schema
+from pipeline.schema import ROW_SCHEMA, utterance_schema
+from pipeline.settings import SCHEMA_VERSION
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause, reaching
 from pipeline.storage.store import Store, open_folder_of, resolve
@@ -68,14 +69,14 @@ class Rows:
             return []
         fields = [
             (self.extra if name in self.extra.names else ROW_SCHEMA).field(name)
-            for name in self.plans[0].settings["partition_by"]
+            for name in self.plans[0].settings.partition_by
         ]
         return [field.with_type(path_type(field.type)) for field in fields]
 
     def schema(self) -> pa.Schema:
         """Of `utterances`: the pass-through columns of all these plans as `asked_type` has them, embeddings in float32."""
         widths = {name: width for plan in self.plans for name, width in plan.embedding_widths.items()}
-        version = schema_version(self.plans[0].settings) if self.plans else SCHEMA_VERSION
+        version = self.plans[0].settings.schema_version if self.plans else SCHEMA_VERSION
         written = utterance_schema(widths, "float32", self._asked(), version=version)
         others = [field for field in self.partition_fields if field.name not in written.names]
         return pa.schema([*written, *others])

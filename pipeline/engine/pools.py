@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.config import JobConfig
 from pipeline.dataset.plan import Plan, ShardSize
 from pipeline.errors import ConfigError
-from pipeline.models import roles
+from pipeline.pins import Task
 
 _CPU_SHARD = ShardSize(rows=64, audio_s=600.0)
 _GPU_SHARD = ShardSize(rows=1024, audio_s=3600.0)
@@ -104,7 +104,7 @@ def choose_device(config: JobConfig, resources: Resources) -> str:
 
 def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: int) -> Pools:
     """Pool sizes from the cluster and the models."""
-    stages = ["transcribe", "recognise"] if roles.needs_asr(plan) else ["recognise"]
+    stages = ["transcribe", "recognise"] if plan.needs_asr else ["recognise"]
     device = choose_device(config, resources)
     gpus, memory, models = dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0), _model_bytes(plan, stages)
     # a place is a card or a node; copies, of each kind there
@@ -156,8 +156,8 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
 def _model_bytes(plan: Plan, stages: list[str]) -> dict[str, int]:
     """Size of the models that an actor of each stage loads."""
     sizes = dict.fromkeys(stages, 0)
-    for slot, model in plan.models.items():
-        sizes["transcribe" if slot.startswith("asr/") else "recognise"] += model["bytes"]
+    for role, model in plan.models.items():
+        sizes["transcribe" if role.task is Task.ASR else "recognise"] += model.size_bytes
     return sizes
 
 

@@ -45,8 +45,10 @@ from pipeline.manifest.staging import Selection, Spool
 from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Prepared
 from pipeline.models.checkpoints.pinning import Pinning, refusal_first
+from pipeline.pins import ModelPin, Pins, Role, pins_document
 from pipeline.redaction import without_query
-from pipeline.schema import SCHEMA_VERSION, passthrough_name, rename_passthrough, schema_version
+from pipeline.schema import passthrough_name, rename_passthrough
+from pipeline.settings import SCHEMA_VERSION, Precision, Settings
 from pipeline.shard.commit import Finished
 from pipeline.shard.context import Work, audio_roots
 from pipeline.storage.access import AudioRoots
@@ -79,16 +81,16 @@ class Driver:
         """Refuse a dataset of other settings before manifests are read; `auto` takes what the dataset has."""
         there = dataset_settings(self.store)
         if there is not None:
-            compare_settings(there, self._settings(there, "cpu"), what="settings")
+            compare_settings(there, self._settings(there, "cpu"))
 
-    def _settings(self, there: dict[str, Any] | None, device: str) -> dict[str, Any]:
+    def _settings(self, there: Settings | None, device: str) -> Settings:
         config = self.config
-        precision = (there or {}).get("precision", "fp32") if config.precision == "auto" else config.precision
+        precision: Precision = config.precision if config.precision != "auto" else there.precision if there else "fp32"
         require_precision(precision, mode=config.mode, device=device)
         compute_type = config.asr_compute_type
         if compute_type == "auto":
-            compute_type = (there or {}).get("asr_compute_type", _COMPUTE_TYPE[device])
-        version = SCHEMA_VERSION if there is None else schema_version(there)
+            compute_type = there.asr_compute_type if there else _COMPUTE_TYPE[device]
+        version = SCHEMA_VERSION if there is None else there.schema_version
         return config.settings(precision=precision, asr_compute_type=compute_type, version=version)
 
     # -- reading
@@ -99,7 +101,7 @@ class Driver:
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
         there = dataset_settings(self.store)
-        version = SCHEMA_VERSION if there is None else schema_version(there)
+        version = SCHEMA_VERSION if there is None else there.schema_version
         spool.read(
             self.manifests,
             lambda rows: self._check(rename_passthrough(rows, version), roots, known),
@@ -202,15 +204,15 @@ class Driver:
 
     def _start_pinning(self, selection: Selection) -> AbstractContextManager[Pinning | None]:
         """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
-        languages = {slot.partition("/")[2] for plan in self.plans for slot in plan.models}
-        asr = self._needs_asr(selection) or any(roles.needs_asr(plan) for plan in self.plans)
+        languages = {role.language for plan in self.plans for role in plan.models}
+        asr = self._needs_asr(selection) or any(plan.needs_asr for plan in self.plans)
         chosen = {
             **roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared),
             **roles.choose(self.config, self._languages(selection), needs_asr=asr, prepared=self.prepared),
         }
         return Pinning(chosen, self.config.mode, self.prepared) if chosen else nullcontext()
 
-    def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[str, Any], dict[str, int]]:
+    def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[Role, ModelPin], dict[str, int]]:
         """The models of what is new, held against those of earlier plans, and the widths of the embeddings kept."""
         if pinning is None:
             return {}, {}
@@ -219,7 +221,7 @@ class Driver:
         roles.require_calibration(pinned, self._settings(dataset_settings(self.store), "cpu"))
         languages, asr = self._languages(selection), self._needs_asr(selection)
         fresh = roles.choose(self.config, languages, needs_asr=asr, prepared=self.prepared)
-        return {slot: pinned[slot] for slot in fresh}, self._kept(widths)
+        return {role: pinned[role] for role in fresh}, self._kept(widths)
 
     def _kept(self, widths: dict[str, int]) -> dict[str, int]:
         return {name: width for name, width in widths.items() if name in self.config.embeddings}
@@ -242,9 +244,7 @@ class Driver:
             for table in selection.tables()
         )
 
-    def _plan(
-        self, selection: Selection, resources: Resources, pinned: dict[str, Any], widths: dict[str, int]
-    ) -> list[Plan]:
+    def _plan(self, selection: Selection, resources: Resources, pinned: Pins, widths: dict[str, int]) -> list[Plan]:
         """Write the new plan; after losing a race for its number, drop what the winner holds and try the next."""
         device = choose_device(self.config, resources)
         size = shard_size(self.config, selection.rows, device, resources)
@@ -306,8 +306,8 @@ class Driver:
             "finished_at": _now(),
             "wall_seconds": round(time.monotonic() - started, 3),
             "shards_run": len(pending),
-            "settings": plan.settings,
-            "models": plan.models,
+            "settings": plan.settings.document(),
+            "models": pins_document(plan.models),
             "config_hash": plan.config_hash,
             "versions": roles.versions(),
             "resources": asdict(resources),
@@ -353,6 +353,7 @@ class Driver:
             for table in selection.rejects():
                 for reason in table["reason"].to_pylist():
                     reasons[reason] = reasons.get(reason, 0) + 1
+            models = roles.choose(self.config, languages, needs_asr=self._needs_asr(selection), prepared=self.prepared)
             return {
                 "manifests": list(map(without_query, self.manifests)),
                 "rows_new": corpus.rows,
@@ -362,9 +363,7 @@ class Driver:
                 "audio_hours_known": round(corpus.known_s / 3600, 4),
                 "rows_without_duration": corpus.rows_without_duration,
                 **estimate.estimate(corpus, self.config.mode),
-                "models": roles.choose(
-                    self.config, languages, needs_asr=self._needs_asr(selection), prepared=self.prepared
-                ),
+                "models": {str(role): spec for role, spec in models.items()},
                 "resources": {
                     "cpus": resources.cpus,
                     "gpus": resources.gpus if os.environ.get("RAY_ADDRESS") else "not looked for",

@@ -16,25 +16,25 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_language
-from pipeline.dataset.plan import Plan
 from pipeline.errors import ConfigError, JobError
 from pipeline.models.checkpoints import published
 from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.memory import memory_in_use
 from pipeline.models.transcriber import Transcriber, check_model
+from pipeline.pins import ModelPin, Pins, Role, Task, languages
+from pipeline.settings import Settings
 from pipeline.storage.access import without_query
 
 if TYPE_CHECKING:
     from pipeline.models.checkpoints.weights import Checkpoint
     from pipeline.models.emotion import EmotionRecogniser
 
-_FUSION, _ENCODER, _ASR = "fusion", "sentence_encoder", "asr"
-_CALLED = {_FUSION: "emotion model", _ENCODER: "sentence encoder", _ASR: "speech recogniser"}
-_OPTION = {_FUSION: "fusion_model", _ENCODER: "sentence_encoder", _ASR: "asr_model"}
+_CALLED = {Task.EMOTION: "emotion model", Task.SENTENCE_ENCODER: "sentence encoder", Task.ASR: "speech recogniser"}
+_OPTION = {Task.EMOTION: "fusion_model", Task.SENTENCE_ENCODER: "sentence_encoder", Task.ASR: "asr_model"}
 
 
 def prepared_models(config: JobConfig) -> Prepared | None:
@@ -50,19 +50,20 @@ def prepared_models(config: JobConfig) -> Prepared | None:
     return prepared
 
 
-def _default(kind: str, language: str, mode: str, prepared: Prepared | None) -> str | None:
-    """The model of a slot for which nobody named one: what is prepared, and nothing else; without that, the published one."""
+def _default(role: Role, mode: str, prepared: Prepared | None) -> str | None:
+    """Return the model of a role that no option names: the prepared one where there is a prepared folder, else the published."""
     if prepared is not None:
-        return prepared.spec(mode, f"{kind}/{language}")
-    if kind == _FUSION:
-        return published.EMOTION_MODELS.get((language, mode))
-    return published.SENTENCE_ENCODERS.get(language) if kind == _ENCODER else published.DEFAULT_ASR
+        return prepared.spec(mode, role)
+    if role.task is Task.EMOTION:
+        return published.EMOTION_MODELS.get((role.language, mode))
+    return (
+        published.SENTENCE_ENCODERS.get(role.language) if role.task is Task.SENTENCE_ENCODER else published.DEFAULT_ASR
+    )
 
 
-def option(slot: str, spec: str) -> str:
-    """How a person names a model for a slot: `--fusion-model en=X`."""
-    kind, language = slot.split("/")
-    return f"--{_OPTION[kind].replace('_', '-')} {language}={spec}"
+def option(role: Role, spec: str) -> str:
+    """Return the option that names a model for a role: `--fusion-model en=X`."""
+    return f"--{_OPTION[role.task].replace('_', '-')} {role.language}={spec}"
 
 
 def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> list[str]:
@@ -73,7 +74,7 @@ def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> li
     return sorted(
         language
         for language in candidates - {AUTO_LANGUAGE}
-        if config.model_for("fusion_model", language) or _default(_FUSION, language, config.mode, prepared)
+        if config.model_for("fusion_model", language) or _default(Role(Task.EMOTION, language), config.mode, prepared)
     )
 
 
@@ -87,37 +88,39 @@ def detectable_languages(config: JobConfig, prepared: Prepared | None = None) ->
     if config.allowed_languages and not allowed:
         raise ConfigError(
             f"--allowed-languages {','.join(config.allowed_languages)}: there is an emotion model for none of them, only for "
-            f"{', '.join(known) or 'no language'}; name one with {option(f'{_FUSION}/{config.allowed_languages[0]}', 'X')}"
+            f"{', '.join(known) or 'no language'}; name one with {option(Role(Task.EMOTION, config.allowed_languages[0]), 'X')}"
         )
     return allowed
 
 
 def choose(
     config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
-) -> dict[str, str]:
-    """Slot to spec, for the languages a plan holds: what the caller named, else what is prepared or published.
+) -> dict[Role, str]:
+    """Choose a model for each role of the languages: the one an option names, else the prepared or published one.
 
-    Raises: ConfigError naming the option of a slot that nothing fills.
+    Raises: ConfigError naming the option for a role that has no model.
     """
-    kinds = [_FUSION, *([_ENCODER] if config.mode in ("mean", "concat", "multihead") else []), *([_ASR] * needs_asr)]
-    chosen: dict[str, str] = {}
+    fused = config.mode in ("mean", "concat", "multihead")
+    tasks = [Task.EMOTION, *([Task.SENTENCE_ENCODER] * fused), *([Task.ASR] * needs_asr)]
+    chosen: dict[Role, str] = {}
     for language in sorted(set(languages)):
-        for kind in kinds:
-            spec = config.model_for(_OPTION[kind], language) or _default(kind, language, config.mode, prepared)
+        for task in tasks:
+            role = Role(task, language)
+            spec = config.model_for(_OPTION[task], language) or _default(role, config.mode, prepared)
             if spec is None:
                 where = f"in {without_query(prepared.uri)} for mode {config.mode}" if prepared else "published"
-                flag = option(f"{kind}/{language}", "X")
+                flag = option(role, "X")
                 also = f", or prepare one: --mode {config.mode} --language {language}" if prepared else ""
-                raise ConfigError(f"no {_CALLED[kind]} is {where} for {language!r}; name one with {flag}{also}")
-            chosen[f"{kind}/{language}"] = spec
+                raise ConfigError(f"no {_CALLED[task]} is {where} for {language!r}; name one with {flag}{also}")
+            chosen[role] = spec
     return chosen
 
 
 def choose_known(
     config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
-) -> dict[str, str]:
+) -> dict[Role, str]:
     """As `choose`, without the languages for which nothing is named, prepared or published."""
-    chosen: dict[str, str] = {}
+    chosen: dict[Role, str] = {}
     for language in languages:
         with suppress(ConfigError):
             chosen |= choose(config, [language], needs_asr=needs_asr, prepared=prepared)
@@ -125,46 +128,41 @@ def choose_known(
 
 
 def pin(
-    chosen: Mapping[str, str], mode: str, find: Callable[[str], Checkpoint | None] | None = None
-) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-    """Resolve every slot, check it strictly, and say what will be loaded.
+    chosen: Mapping[Role, str], mode: str, find: Callable[[str], Checkpoint | None] | None = None
+) -> tuple[dict[Role, ModelPin], dict[str, int]]:
+    """Resolve and verify the model of every role.
 
     Args:
         find: where a spec is looked up first: among prepared models, say.
     Returns: the plan's `models` and its embedding widths. Costs one read of each weight file (its hash).
-    Raises: ConfigError naming the slot's option and what is wrong with it.
+    Raises: ConfigError naming the role's option and the fault.
     """
     from pipeline.models.checkpoints import weights
     from pipeline.models.checkpoints.modes import check, embedding_widths
 
-    pinned: dict[str, dict[str, Any]] = {}
+    pinned: dict[Role, ModelPin] = {}
     widths: dict[str, dict[str, int]] = {}
     encoders: dict[str, Checkpoint] = {}
     # encoders first: the fusion models are checked against them
-    for slot, spec in sorted(chosen.items(), key=lambda item: not item[0].startswith(_ENCODER)):
-        kind, language = slot.split("/")
+    for role, spec in sorted(chosen.items(), key=lambda item: item[0].task is not Task.SENTENCE_ENCODER):
+        language = role.language
         try:
             checkpoint = (find and find(spec)) or weights.resolve(spec)
-            if kind == _ASR:
+            if role.task is Task.ASR:
                 if spec.endswith(".en") and language != "en":
                     raise ConfigError("an English-only model; name a multilingual one for this language")
                 _refuse_transformers_form(spec, checkpoint)
                 check_model(checkpoint.directory, language)
-            elif kind == _ENCODER:
+            elif role.task is Task.SENTENCE_ENCODER:
                 encoders[language] = checkpoint
-            elif kind == _FUSION:
+            else:
                 encoder = encoders.get(language)
                 check(mode, checkpoint, encoder)
                 widths[language] = embedding_widths(mode, checkpoint, encoder)
         except ConfigError as error:
-            raise ConfigError(f"{option(slot, spec)}: {error}") from error
-        pinned[slot] = {
-            "spec": spec,
-            "revision": checkpoint.revision,
-            "sha256": checkpoint.sha256,
-            "bytes": sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file()),
-            **({"location": checkpoint.location} if checkpoint.location else {}),
-        }
+            raise ConfigError(f"{option(role, spec)}: {error}") from error
+        size_bytes = sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file())
+        pinned[role] = ModelPin(spec, checkpoint.revision, checkpoint.sha256, size_bytes, checkpoint.location or None)
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
     return pinned, next(iter(widths.values()), {})
@@ -180,16 +178,6 @@ def _refuse_transformers_form(spec: str, checkpoint: Checkpoint) -> None:
         )
 
 
-def needs_asr(plan: Plan) -> bool:
-    """Whether any row of the plan must be heard by Whisper."""
-    return any(slot.startswith(_ASR) for slot in plan.models)
-
-
-def knows_language(models: Mapping[str, Any], language: str) -> bool:
-    """Whether the plan has an emotion model for the language."""
-    return f"{_FUSION}/{language}" in models
-
-
 @cache
 def versions() -> dict[str, str]:
     """Versions of what computes the results, for receipts and reports."""
@@ -198,52 +186,49 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "speech-emotion-pipeline": __version__, **found}
 
 
-def pinned_checkpoint(pinned: Mapping[str, Any]) -> Checkpoint:
+def pinned_checkpoint(pin: ModelPin) -> Checkpoint:
     """The very files a plan pinned, on this node. Raises: ConfigError when they differ."""
     from pipeline.models.checkpoints import weights
 
-    spec, revision = pinned["spec"], pinned["revision"]
-    if location := pinned.get("location"):
-        found = weights.resolve(location, expected_sha256=pinned["sha256"])
-        return replace(found, spec=spec, revision=revision, location=location)
-    if revision:
-        spec = f"{spec.partition('@')[0]}@{revision}"
-    return weights.resolve(spec, expected_sha256=pinned["sha256"])
+    if pin.location:
+        found = weights.resolve(pin.location, expected_sha256=pin.sha256)
+        return replace(found, spec=pin.spec, revision=pin.revision, location=pin.location)
+    spec = f"{pin.spec.partition('@')[0]}@{pin.revision}" if pin.revision else pin.spec
+    return weights.resolve(spec, expected_sha256=pin.sha256)
 
 
-def fingerprint(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> str:
+def fingerprint(models: Pins, settings: Settings, language: str) -> str:
     """What stands in the output's `model` column: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`.
 
     Where its scores are calibrated, `/T=` and the temperature follow.
     """
     model = _uncalibrated(models, settings, language)
-    return f"{model}/T={temperature(models, settings, language):.6g}" if "calibration" in settings else model
+    return f"{model}/T={temperature(models, settings, language):.6g}" if settings.calibration else model
 
 
-def temperature(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> float:
+def temperature(models: Pins, settings: Settings, language: str) -> float:
     """By which the logits of a language's model are divided; 1 without a calibration.
 
     Raises: ConfigError when the job has a calibration, but none for this very model.
     """
-    if "calibration" not in settings:
+    if not settings.calibration:
         return 1.0
-    model, known = _uncalibrated(models, settings, language), settings["calibration"]
+    model, known = _uncalibrated(models, settings, language), settings.calibration
     if model not in known:
         raise ConfigError(f"--calibration: it has no temperature for {model}, only for {', '.join(sorted(known))}")
     return float(known[model])
 
 
-def require_calibration(models: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def require_calibration(models: Pins, settings: Settings) -> None:
     """Refuse a calibration that lacks a model of the plan. Raises: ConfigError naming it."""
-    for slot in models:
-        if slot.startswith(f"{_FUSION}/"):
-            temperature(models, settings, slot.partition("/")[2])
+    for language in languages(models):
+        temperature(models, settings, language)
 
 
-def _uncalibrated(models: Mapping[str, Any], settings: Mapping[str, Any], language: str) -> str:
-    slots = [models[slot] for slot in (f"{_FUSION}/{language}", f"{_ENCODER}/{language}") if slot in models]
-    hashes = "+".join(slot["sha256"][:12] for slot in slots)
-    return f"{settings['mode']}-{language}:{hashes}@{settings['precision']}"
+def _uncalibrated(models: Pins, settings: Settings, language: str) -> str:
+    roles = (Role(Task.EMOTION, language), Role(Task.SENTENCE_ENCODER, language))
+    hashes = "+".join(models[role].sha256[:12] for role in roles if role in models)
+    return f"{settings.mode}-{language}:{hashes}@{settings.precision}"
 
 
 class Loaded:
@@ -260,9 +245,9 @@ class Loaded:
 
     def __init__(
         self,
-        models: Mapping[str, Any],
+        models: Pins,
         *,
-        settings: Mapping[str, Any],
+        settings: Settings,
         device: str,
         num_threads: int | None = None,
         max_batch_s: float | None = None,
@@ -276,15 +261,13 @@ class Loaded:
 
     def load_recognisers(self) -> None:
         """Load every emotion model of the plan now."""
-        for slot in self._models:
-            if slot.startswith(_FUSION):
-                self.recogniser_for(slot.partition("/")[2])
+        for language in languages(self._models):
+            self.recogniser_for(language)
 
     def load_transcribers(self) -> None:
         """Load every speech recogniser of the plan now."""
-        for slot in self._models:
-            if slot.startswith(_ASR):
-                self.transcriber_for(slot.partition("/")[2])
+        for language in languages(self._models, Task.ASR):
+            self.transcriber_for(language)
 
     def take_figures(self) -> dict[str, float]:
         """What the loaded models counted since the last call: see `pipeline.stats`."""
@@ -296,24 +279,24 @@ class Loaded:
         used = {} if used_bytes is None else {"gpu_bytes": used_bytes}
         return {**{name: sum(each[name] for each in counted) for name in counted[0]}, **used}
 
-    def _checkpoint(self, slot: str) -> Checkpoint:
+    def _checkpoint(self, role: Role) -> Checkpoint:
         try:
-            return pinned_checkpoint(self._models[slot])
+            return pinned_checkpoint(self._models[role])
         except ConfigError as error:
-            raise JobError(f"{slot}: {error}") from error
+            raise JobError(f"{role}: {error}") from error
 
     def recogniser_for(self, language: str) -> EmotionRecogniser:
         """The emotion model of a language."""
         if language not in self._recognisers:
             from pipeline.models.emotion import EmotionRecogniser
 
-            encoder = f"{_ENCODER}/{language}"
+            encoder = Role(Task.SENTENCE_ENCODER, language)
             self._recognisers[language] = EmotionRecogniser(
-                self._settings["mode"],
-                self._checkpoint(f"{_FUSION}/{language}"),
+                self._settings.mode,
+                self._checkpoint(Role(Task.EMOTION, language)),
                 self._checkpoint(encoder) if encoder in self._models else None,
                 device=self._device,
-                precision=self._settings["precision"],
+                precision=self._settings.precision,
                 num_threads=self._num_threads,
                 max_batch_s=self._max_batch_s,
                 gpu_share=self._gpu_share,
@@ -323,15 +306,15 @@ class Loaded:
 
     def transcriber_for(self, language: str | None) -> Transcriber:
         """The speech recogniser of a language; for None, the first the plan names, which then detects it."""
-        slots = sorted(slot for slot in self._models if slot.startswith(_ASR))
-        slot = f"{_ASR}/{language}" if f"{_ASR}/{language}" in slots else slots[0]
-        sha256 = self._models[slot]["sha256"]
+        roles = sorted(role for role in self._models if role.task is Task.ASR)
+        role = Role(Task.ASR, language) if language and Role(Task.ASR, language) in roles else roles[0]
+        sha256 = self._models[role].sha256
         if sha256 not in self._transcribers:
             self._transcribers[sha256] = Transcriber(
-                self._checkpoint(slot).directory,
+                self._checkpoint(role).directory,
                 device=self._device,
-                compute_type=self._settings["asr_compute_type"],
+                compute_type=self._settings.asr_compute_type,
                 num_threads=self._num_threads or 0,
-                beam_size=self._settings["beam_size"],
+                beam_size=self._settings.beam_size,
             )
         return self._transcribers[sha256]

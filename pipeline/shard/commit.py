@@ -149,7 +149,7 @@ def give_up(store: Store, plan: Plan, shard: Shard) -> None:
 
 def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
     """Where the part of a shard with these rows lies, or will."""
-    columns = plan.settings["partition_by"]
+    columns = plan.settings.partition_by
     return part_key(shard, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
 
 
@@ -196,12 +196,12 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     ids = theirs["recording_id"].to_pylist()
     labels = kept["label"].to_pylist()
     duration_s = pc.subtract(kept["end_s"], kept["start_s"])
-    least = pa.scalar(plan.settings.get("min_confidence") or 0.0, pa.float32())
+    least = pa.scalar(plan.settings.min_confidence or 0.0, pa.float32())
     abstained = pc.less(kept["confidence"], least).fill_null(False)
     emotions = [None if label is None else emotion_of(label) for label in labels]
     fingerprints = {language: roles.fingerprint(plan.models, plan.settings, primary_language(language))
                     for language in set(kept["language"].to_pylist())
-                    if roles.knows_language(plan.models, primary_language(language))}  # fmt: skip
+                    if plan.knows_language(primary_language(language))}  # fmt: skip
     computed = {
         # the plan keeps a pre-signed URI whole to fetch it; the table must not
         "audio": pa.array([uri and without_query(uri) for uri in theirs["audio"].to_pylist()], pa.string()),

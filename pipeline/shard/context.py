@@ -73,12 +73,12 @@ class Work:
     def limits(self) -> AudioLimits:
         """Bounds on one recording."""
         settings = self.plan.settings
-        return AudioLimits(max_bytes=settings["max_bytes"], max_duration_s=settings["max_duration_s"])
+        return AudioLimits(max_bytes=settings.max_bytes, max_duration_s=settings.max_duration_s)
 
     @property
     def mode(self) -> str:
         """The fusion mode, or text."""
-        return str(self.plan.settings["mode"])
+        return self.plan.settings.mode
 
 
 def audio_roots(plan: Plan, now: Sequence[str]) -> AudioRoots:

@@ -13,14 +13,12 @@ from typing import Any
 
 from pipeline.dataset.plan import Plan
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.models import roles
 from pipeline.models.transcriber import Transcript
-from pipeline.schema import OTHER_LANGUAGE, schema_version
+from pipeline.schema import CLEAR_PROB, OTHER_LANGUAGE
 from pipeline.shard.context import cause_columns
 
-CLEAR_PROB = 0.9
 CLEAR_SPEECH_S = 5.0
-"""From this probability and this much speech on, a segment's own language counts more than its recording's."""
+"""From this much speech and `CLEAR_PROB` on, a segment's own language counts more than its recording's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +75,19 @@ def settle_languages(plan: Plan, lines: Sequence[dict[str, Any]], transcripts: M
     for number in transcripts:
         if lines[number]["language"] is None:
             by_row.setdefault(lines[number]["row"], []).append(number)
-    allowed = plan.settings.get("allowed_languages", ())
+    allowed = plan.settings.allowed_languages
     for numbers in by_row.values():
         segments = {number: _detection(lines[number], transcripts[number]) for number in numbers}
         language = recording_language(segments.values(), allowed)
-        if language is None or not roles.knows_language(plan.models, language):
+        if language is None or not plan.knows_language(language):
             for number in numbers:
                 lines[number].update(cause_columns(_without_model(language)))
                 del transcripts[number]
             continue
         for number, segment in segments.items():
             own = segment_language(segment, language, allowed)
-            if not roles.knows_language(plan.models, own):
-                own, reason = (own, OTHER_LANGUAGE) if schema_version(plan.settings) > 1 else (language, None)
+            if not plan.knows_language(own):
+                own, reason = (own, OTHER_LANGUAGE) if plan.settings.schema_version > 1 else (language, None)
                 lines[number]["emotion_null_reason"] = reason
             lines[number].update(language=own, language_prob=segment.probs.get(own))
 

@@ -123,7 +123,7 @@ def _prepare_row(
         return [{**common, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
     recording = load_recording(work, record, content())
     waveform = recording.waveform
-    spans = cut(waveform, segmentation=work.plan.settings["segmentation"], has_text=text is not None)
+    spans = cut(waveform, segmentation=work.plan.settings.segmentation, has_text=text is not None)
     if len(spans) > 1:
         common = {**common, "text": None, "text_source": "none"}
     return [
@@ -357,6 +357,6 @@ def annotate_shard(work: Work, shard: Shard) -> Finished:
     """One shard, start to end, in this process: models are loaded, used and dropped."""
     loaded = roles.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
     table = prepare(work, shard)
-    if roles.needs_asr(work.plan):
+    if work.plan.needs_asr:
         table = transcribe(work, shard, table, loaded.transcriber_for)
     return finish(work, shard, recognise(work, shard, table, loaded.recogniser_for), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from pipeline.models import roles
 from pipeline.schema import EMOTIONS
 from pipeline.storage.store import open_store
 from tests.support import outputs
+from tests.support.pins import pins
 from tests.support.shards import CLIP, by_hand, models_of, parts, work_of
 
 FITTED = "mean-en:abababababab@fp32"
@@ -259,7 +261,7 @@ def test_from_labels_to_a_config(place, tmp_path, capsys):
     open_store(place).put_if_absent("job.yaml", f"calibration: {file}\n".encode())
     config = load_config(f"{place}/job.yaml", {"manifest": ["m"], "output": "o"})
     settings = config.settings(precision="fp32", asr_compute_type="float32")
-    assert settings["calibration"] == {FITTED: fitted[FITTED]["temperature"]}
+    assert settings.calibration == {FITTED: fitted[FITTED]["temperature"]}
     assert roles.temperature(outputs.MODELS, settings, "en") == fitted[FITTED]["temperature"] != 1.0
     roles.require_calibration(outputs.MODELS, settings)
     with pytest.raises(ConfigError, match=r"--calibration: .*/gone\.json cannot be read"):
@@ -267,7 +269,7 @@ def test_from_labels_to_a_config(place, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"--config: .*/gone\.yaml cannot be read"):
         load_config(f"{place}/gone.yaml", {})
     with pytest.raises(ConfigError, match=r"no temperature for mean-en:abababababab@bf16, only for mean-en"):
-        roles.require_calibration(outputs.MODELS, {**settings, "precision": "bf16"})
+        roles.require_calibration(outputs.MODELS, replace(settings, precision="bf16"))
 
 
 def test_calibrated_scores_are_not_fitted_again(tmp_path, monkeypatch, capsys):
@@ -312,7 +314,7 @@ def test_every_model_that_cannot_be_fitted_is_named(tmp_path, monkeypatch, capsy
     made = {"poor": {"right": 0.0}, "good": {}, "few": {"count": 20}}
     found = {}
     for number, (name, options) in enumerate(made.items()):
-        models = {"fusion/en": {**outputs.MODELS["fusion/en"], "sha256": f"{number}c" * 32}}
+        models = pins(fusion_en=f"{number}c" * 32)
         monkeypatch.setattr(outputs, "MODELS", models)
         found[name] = labelled_output(tmp_path / name, **options)
     calibration = tmp_path / "c.json"
@@ -329,9 +331,9 @@ def test_settings_without_either_are_what_they_were():
     settings = load_config(None, {"manifest": ["m"], "output": "o"}).settings(
         precision="fp32", asr_compute_type="float32"
     )
-    assert not {"calibration", "min_confidence"} & set(settings)
+    assert not {"calibration", "min_confidence"} & set(settings.document())
     bounded = load_config(None, {"manifest": ["m"], "output": "o", "min_confidence": 0.0})
-    assert bounded.settings(precision="fp32", asr_compute_type="float32")["min_confidence"] == 0.0
+    assert bounded.settings(precision="fp32", asr_compute_type="float32").document()["min_confidence"] == 0.0
 
 
 @pytest.mark.parametrize(

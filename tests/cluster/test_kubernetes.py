@@ -25,8 +25,10 @@ from pipeline.config import JobConfig, load_config
 from pipeline.dataset.plan import ShardSize
 from pipeline.engine.estimate import CARD_SHARE, cards_hours, feeding_hours, measure
 from pipeline.engine.pools import Resources, size_pools
+from pipeline.pins import Role, Task
 from tests.support.corpus import ROOT
 from tests.support.kuberay import SCHEMAS, cluster_of, job_of, pods, ray_pods
+from tests.support.pins import pins
 
 KUBERNETES = "1.37"
 SIZES = ("small", "medium", "large")
@@ -190,11 +192,7 @@ def test_the_pools_fit_the_cluster(built):
     assert config.asr_actors == config.emotion_actors == sizes["models"]["maxReplicas"]
 
 
-PUBLISHED = {
-    "fusion/en": {"bytes": 2_330_000_000},
-    "sentence_encoder/en": {"bytes": 440_000_000},
-    "asr/en": {"bytes": 1_620_000_000},
-}
+PUBLISHED = pins(fusion_en=2_330_000_000, sentence_encoder_en=440_000_000, asr_en=1_620_000_000)
 """Sizes of the published models: 582 M and 110 M parameters of 4 bytes, 809 M of 2."""
 HEAP_SHARE = 0.7
 """Of a pod's memory; Ray keeps the rest for its object store."""
@@ -246,11 +244,13 @@ def test_the_actors_of_the_job_find_their_nodes(built):
         cpus_per_gpu=min(node.cpus / node.gpus for node in now if node.gpus),
         grows=True,
     )
-    pools = size_pools(job_config(built), resources, SimpleNamespace(models=PUBLISHED), 10**6)
-    stages = {"transcribe": ("asr/en",), "recognise": ("fusion/en", "sentence_encoder/en")}
+    pools = size_pools(job_config(built), resources, SimpleNamespace(models=PUBLISHED, needs_asr=True), 10**6)
+    stages = {"transcribe": (Task.ASR,), "recognise": (Task.EMOTION, Task.SENTENCE_ENCODER)}
     for nodes, actors in ((now, lambda pool: pool.start), (later, lambda pool: pool.most)):
         for pool in pools.pools:
-            memory_bytes = max(pool.memory_bytes, COPY * sum(PUBLISHED[slot]["bytes"] for slot in stages[pool.stage]))
+            memory_bytes = max(
+                pool.memory_bytes, COPY * sum(PUBLISHED[Role(task, "en")].size_bytes for task in stages[pool.stage])
+            )
             for number in range(actors(pool)):
                 assert any(node.takes(pool.cpus, pool.gpus, memory_bytes) for node in nodes), (pool, number)
         assert not any(node.gpus for node in nodes), "a card, or half of one, that no actor uses"

@@ -33,6 +33,7 @@ from pipeline.dataset.parts import (
 from pipeline.dataset.plan import Plan, ShardSize, load_plans, read_shard, write_plan
 from pipeline.schema import utterance_schema
 from tests.support.memory_store import MemoryStore
+from tests.support.pins import job_settings
 from tests.support.selections import selection_of
 
 IDS = ["a", "b", "c"]
@@ -64,7 +65,7 @@ class _Yielding:
 def _planned(store: MemoryStore, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     selection = selection_of(IDS, tmp_path_factory.mktemp("spool"))
     plan = write_plan(
-        store, 1, selection, settings={"partition_by": [], "embedding_dtype": "float32"}, models={}, embedding_widths={},
+        store, 1, selection, settings=job_settings(), models={}, embedding_widths={},
         manifests=["m"], size=ShardSize(3, 1e9), needs_text=True,
     )  # fmt: skip
     assert plan is not None and plan.num_shards == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -17,6 +18,8 @@ from pipeline.dataset.compatibility import (
 )
 from pipeline.dataset.plan import Plan, ShardSize, write_plan
 from pipeline.errors import ConfigError
+from pipeline.pins import ModelPin, Role
+from pipeline.settings import Settings
 from pipeline.storage.store import LocalStore
 from tests.support import selections
 from tests.support.memory_store import MemoryStore
@@ -26,10 +29,18 @@ SETTINGS = load_config(None, {"manifest": ["m"], "output": "o", "partition_by": 
 )
 
 
+def pins_of(**models: tuple[str, str]) -> dict[Role, ModelPin]:
+    return {
+        Role.parse(role.replace("_", "/")): ModelPin(spec, None, sha * 64, 1) for role, (spec, sha) in models.items()
+    }
+
+
 def plan(number: int, **models: tuple[str, str]) -> Plan:
-    pinned = {slot.replace("_", "/"): {"spec": spec, "sha256": sha * 64} for slot, (spec, sha) in models.items()}
+    pinned = {
+        Role.parse(role.replace("_", "/")): ModelPin(spec, None, sha * 64, 1) for role, (spec, sha) in models.items()
+    }
     return Plan(
-        plan=f"{number:06d}", token="t", created_at="", settings={}, models=pinned, embedding_widths={}, manifests=(),
+        plan=f"{number:06d}", token="t", created_at="", settings=SETTINGS, models=pinned, embedding_widths={}, manifests=(),
         files=(), rows=0, rejects=0, rejects_file=None, rows_without_text=0, audio_s=0.0, extra_schema="",
     )  # fmt: skip
 
@@ -50,13 +61,12 @@ def test_another_claim_is_refused_naming_every_difference():
     """Fails if rows of two kinds can get into one dataset, or the person must guess what differs."""
     store = MemoryStore()
     claim_dataset(store, SETTINGS)
-    asked = {**SETTINGS, "mode": "text", "partition_by": [], "novelty": 1}
-    del asked["beam_size"]
+    asked = replace(SETTINGS, mode="text", partition_by=(), beam_size=5, min_confidence=0.5)
     with pytest.raises(ConfigError) as caught:
         claim_dataset(store, asked)
     message = str(caught.value)
     lines = message.splitlines()[1:]
-    assert [line.split(":")[0].strip() for line in lines] == ["beam_size", "mode", "novelty", "partition_by"]
+    assert [line.split(":")[0].strip() for line in lines] == ["beam_size", "min_confidence", "mode", "partition_by"]
     assert "mode: there 'mean', asked 'text'" in message and "partition_by: there ['speaker'], asked []" in message
     assert "--output" in message
     assert dataset_settings(store) == SETTINGS
@@ -81,7 +91,7 @@ def test_two_claims_at_once_agree_or_one_is_refused():
     class Raced(MemoryStore):
         def put_if_absent(self, key: str, content: bytes) -> bool:
             if not self.objects:
-                claim_dataset(MemoryStoreView(self), {**SETTINGS, "mode": "audio"})
+                claim_dataset(MemoryStoreView(self), replace(SETTINGS, mode="audio"))
             return super().put_if_absent(key, content)
 
     class MemoryStoreView:
@@ -97,13 +107,13 @@ def test_two_claims_at_once_agree_or_one_is_refused():
     store = Raced()
     with pytest.raises(ConfigError, match="mode"):
         claim_dataset(store, SETTINGS)
-    assert dataset_settings(store)["mode"] == "audio"
+    assert dataset_settings(store).mode == "audio"
 
 
 def test_settings_survive_json():
     """Fails if settings hold something that JSON gives back as another value: the next run would be refused."""
-    assert json.loads(json.dumps(SETTINGS)) == SETTINGS
-    compare_settings(json.loads(json.dumps(SETTINGS)), SETTINGS, what="settings")
+    assert Settings.of(json.loads(json.dumps(SETTINGS.document()))) == SETTINGS
+    compare_settings(Settings.of(json.loads(json.dumps(SETTINGS.document()))), SETTINGS)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 99, "settings": {}}', b"[]"])
@@ -116,7 +126,7 @@ def test_a_dataset_file_that_cannot_be_read_is_refused_by_name(content):
 def test_other_weights_for_the_same_task_are_refused_by_name():
     """Fails if a changed checkpoint goes unnoticed, or the message does not name slot, spec and hash of both."""
     earlier = [plan(1, fusion_en=("old", "a"), asr_en=("w", "c")), plan(2, fusion_es=("es", "d"))]
-    asked = {"fusion/en": {"spec": "new", "sha256": "b" * 64}, "asr/en": {"spec": "w", "sha256": "c" * 64}}
+    asked = pins_of(fusion_en=("new", "b"), asr_en=("w", "c"))
     with pytest.raises(ConfigError) as caught:
         compare_models(earlier, asked)
     message = str(caught.value)
@@ -127,16 +137,16 @@ def test_other_weights_for_the_same_task_are_refused_by_name():
 def test_the_same_weights_under_another_name_pass():
     """Fails if a moved folder, or a language or task that earlier plans did not have, is refused."""
     earlier = [plan(1, fusion_en=("/old/place", "a"))]
-    compare_models(earlier, {"fusion/en": {"spec": "/new/place", "sha256": "a" * 64}})
-    compare_models(earlier, {"fusion/es": {"spec": "x", "sha256": "b" * 64}})
-    compare_models([], {"fusion/es": {"spec": "x", "sha256": "b" * 64}})
+    compare_models(earlier, pins_of(fusion_en=("/new/place", "a")))
+    compare_models(earlier, pins_of(fusion_es=("x", "b")))
+    compare_models([], pins_of(fusion_es=("x", "b")))
 
 
 def test_a_column_has_one_type_in_all_plans_of_a_dataset(tmp_path):
     """Fails if a grown manifest changes a column's type, or a column without values gets Arrow's null type."""
     store = MemoryStore()
     plan = write_plan(
-        store, 1, selections.selection_of(["a"], tmp_path, take=[1.5]), settings={"partition_by": []}, models={},
+        store, 1, selections.selection_of(["a"], tmp_path, take=[1.5]), settings=replace(SETTINGS, partition_by=()), models={},
         embedding_widths={}, manifests=["m"], size=ShardSize(8, 1e9), needs_text=True,
     )  # fmt: skip
     now = pa.schema([pa.field("take", pa.int64()), pa.field("note", pa.null()), pa.field("fresh", pa.int64())])

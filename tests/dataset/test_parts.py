@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -38,14 +37,15 @@ from pipeline.manifest.staging import Spool
 from pipeline.storage.store import LocalStore, Store
 from tests.support.manifests import jsonl
 from tests.support.memory_store import MemoryStore
+from tests.support.pins import job_settings, pins
 
-SETTINGS = {"partition_by": [], "embedding_dtype": "float32"}
+SETTINGS = job_settings()
 
 
 def receipt(number: int = 0, **changes: object) -> Receipt:
     made = Receipt(
         plan="000001", shard=number, attempt=new_attempt(), rows=1, utterances=1, ids_sha256="x", config_hash="c",
-        models={"fusion/en": {"spec": "m", "sha256": "0" * 64}}, audio_s=1.5, stage_s={"prepare": 0.25},
+        models=pins(fusion_en="0" * 64), audio_s=1.5, stage_s={"prepare": 0.25},
         versions={"python": "3.11"},
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
@@ -120,7 +120,7 @@ def test_a_receipt_is_read_as_it_was_written(tmp_path, on_disk, rejects):
     assert write_part(store, "utterances/p.parquet", one_column("a"), written)
     found = read_receipt(store, "utterances/p.parquet")
     assert found == written
-    assert json.loads(json.dumps(asdict(found))) == json.loads(json.dumps(asdict(written)))
+    assert json.loads(json.dumps(found.document())) == json.loads(json.dumps(written.document()))
     size = len(store.read("utterances/p.parquet"))
     assert (size > 65536 * 10) == (rejects > 1)
 
@@ -151,10 +151,10 @@ FOREIGN = {
     "receipt breaks off in a letter": lambda: _parquet({"speech_emotion.receipt": b'{"plan": "\xc3"}'}),
     "receipt of another version": lambda: _parquet({"speech_emotion.receipt": '{"plan": "000001", "rejects": []}'}),
     "unknown fields": lambda: _parquet(
-        {"speech_emotion.receipt": json.dumps({**asdict(receipt()), "novelty": 1})}
+        {"speech_emotion.receipt": json.dumps({**receipt().document(), "novelty": 1})}
     ),
     "rejects are no notes": lambda: _parquet(
-        {"speech_emotion.receipt": json.dumps({**asdict(receipt()), "rejects": ["x"]})}
+        {"speech_emotion.receipt": json.dumps({**receipt().document(), "rejects": ["x"]})}
     ),
     "empty": lambda: b"",
     "short": lambda: b"PAR1",

@@ -36,6 +36,7 @@ from pipeline.storage.store import LocalStore, Store
 from tests.support import selections
 from tests.support.manifests import jsonl, put
 from tests.support.memory_store import MemoryStore
+from tests.support.pins import job_settings, pins
 
 
 def selection_of(ids: Sequence[str], folder: Path, **columns: Sequence[object]) -> Selection:
@@ -50,8 +51,8 @@ def planned(
     store: Store, selection: Selection, number: int = 1, *, size: ShardSize = BIG, partition_by=(), needs_text=True
 ) -> Plan | None:
     return write_plan(
-        store, number, selection, settings={"partition_by": list(partition_by), "mode": "mean"},
-        models={"fusion/en": {"spec": "x", "sha256": "0" * 64}}, embedding_widths={"audio_embedding": 4},
+        store, number, selection, settings=job_settings(partition_by=partition_by),
+        models=pins(fusion_en="0" * 64), embedding_widths={"audio_embedding": 4},
         manifests=["m.jsonl"], size=size, needs_text=needs_text,
     )  # fmt: skip
 

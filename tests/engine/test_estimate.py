@@ -11,6 +11,7 @@ from pipeline.dataset.plan import ASSUMED_DURATION_S, ShardSize, write_plan
 from pipeline.engine import estimate as estimate_module
 from pipeline.engine.estimate import Corpus, estimate, measure, models_tflop
 from pipeline.storage.store import open_store
+from tests.support.pins import job_settings
 from tests.support.selections import selection_of
 
 SIZE = ShardSize(rows=8, audio_s=100.0)
@@ -74,7 +75,7 @@ def test_objects_are_those_that_a_plan_has(tmp_path: Path):
     selection = selection_of([f"r{n}" for n in range(60)], spool, speaker=speakers, duration_s=duration_s)
     corpus = measure(selection.tables(), mode="mean", segmentation="auto", group_by=["speaker", "language"], size=SIZE)
     plan = write_plan(
-        open_store(str(tmp_path / "out")), 1, selection, settings={"partition_by": ["speaker"]}, models={},
+        open_store(str(tmp_path / "out")), 1, selection, settings=job_settings(partition_by="speaker"), models={},
         embedding_widths={}, manifests=["m"], size=SIZE, needs_text=True,
     )  # fmt: skip
     assert plan is not None and corpus.shards == plan.num_shards == 3 + 5 + 3

@@ -11,6 +11,7 @@ from pipeline.engine.pools import Pools, Resources, choose_device, size_pools
 from pipeline.errors import ConfigError
 from tests.support.corpus import annotate, rows, write_manifest
 from tests.support.noop_models import environment, models_of
+from tests.support.pins import pins
 
 GB = 1e9
 
@@ -31,7 +32,8 @@ def sized(
         cpus_per_gpu=node_cpus / gpus if gpus and nodes else 2.0, grows=grows,
     )  # fmt: skip
     config = load_config(None, {"manifest": ["m"], "output": "o", "device": "cuda" if gpus else "cpu", **flags})
-    plan = SimpleNamespace(models={slot: {"bytes": GB} for slot in ["fusion/en", *(["asr/en"] if asr else [])]})
+    models = pins(fusion_en=GB, asr_en=GB) if asr else pins(fusion_en=GB)
+    plan = SimpleNamespace(models=models, needs_asr=asr)
     return size_pools(config, resources, plan, 10_000)
 
 
@@ -120,7 +122,7 @@ def test_a_cluster_that_is_still_to_come(device):
     """Fails if actors ask for nothing, so that all are put on the head, or for so much that a small node has no room for them."""
     resources = Resources(0.0, 0.0, 8 * GB, 1, 2.0, grows=True)
     config = load_config(None, {"manifest": ["m"], "output": "o", "device": device})
-    plan = SimpleNamespace(models={"asr/en": {"bytes": GB}, "fusion/en": {"bytes": GB}})
+    plan = SimpleNamespace(models=pins(asr_en=GB, fusion_en=GB), needs_asr=True)
     pools = size_pools(config, resources, plan, 10)
     assert counts(pools) == [(1, 1, None), (1, 1, None)]
     assert all(pool.cpus > 0 and pool.gpus == (0.5 if device == "cuda" else 0) for pool in pools.pools)

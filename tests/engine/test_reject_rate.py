@@ -17,6 +17,7 @@ from pipeline.models import roles
 from pipeline.shard.commit import Finished
 from tests.support.manifests import jsonl
 from tests.support.outputs import MODELS
+from tests.support.pins import by_role
 
 SHARDS, ROWS = 30, 10
 
@@ -39,7 +40,7 @@ def play(tmp_path, monkeypatch):
         monkeypatch.setattr(driver_module, "cluster", lambda *_: nullcontext(Resources(2.0, 0.0, 8e9, 1, 2.0)))
         monkeypatch.setattr(driver_module, "run_shards", run_shards)
         monkeypatch.setattr(driver_module, "publish", lambda *_: {})
-        monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
+        monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
         pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
         monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
         flags = {"shard_rows": ROWS, "audio_root": "/a", "max_reject_rate": max_reject_rate}

@@ -24,6 +24,7 @@ from pipeline.storage.store import open_store
 from tests.support import noop_job
 from tests.support.http_host import http_host, reply
 from tests.support.outputs import MODELS
+from tests.support.pins import by_role
 
 CANARY = "CANARYofNobody"
 ROWS = [
@@ -72,7 +73,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real driver, planner and publishing, without Ray and models."""
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
-    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
     pinning = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinning))
 

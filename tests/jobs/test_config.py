@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs.annotate import _parser
-from pipeline.config import EMBEDDINGS, JobConfig, canonical_hash, load_config, primary_language
+from pipeline.config import EMBEDDINGS, JobConfig, load_config, primary_language
 from pipeline.errors import ConfigError
 from pipeline.schema import utterance_schema
+from pipeline.settings import canonical_hash
 
 NEEDED = {"manifest": ["m.jsonl"], "output": "out"}
 
@@ -251,7 +252,7 @@ def test_a_language_without_a_model_is_refused():
 def test_settings_are_what_decides_rows():
     """Fails if something that changes rows is left out of the settings, or something that does not is in."""
     settings = config(partition_by="a,b").settings(precision="fp32", asr_compute_type="int8")
-    assert settings == {
+    assert settings.document() == {
         "mode": "mean", "language": None, "segmentation": "auto", "partition_by": ["a", "b"],
         "embeddings": list(EMBEDDINGS), "embedding_dtype": "float32", "beam_size": 1, "max_duration_s": 14400.0,
         "max_bytes": 2**31, "precision": "fp32", "asr_compute_type": "int8", "schema_version": 2,
@@ -261,12 +262,15 @@ def test_settings_are_what_decides_rows():
 def test_the_hash_is_stable():
     """Fails if the canonical form changes: every resumed dataset would look like one of other settings."""
     settings = config().settings(precision="fp32", asr_compute_type="float32")
-    assert canonical_hash(settings) == canonical_hash(dict(reversed(settings.items())))
+    document = settings.document()
+    assert canonical_hash(document) == canonical_hash(dict(reversed(document.items())))
     assert canonical_hash({"b": [1, 2.5, None], "a": "é"}) == canonical_hash({"a": "é", "b": [1, 2.5, None]})
     assert canonical_hash({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
     changes = ({}, {"mode": "text"}, {"beam_size": 2}, {"embeddings": "none"}, {"language": "en"})
-    settings = [config(**change).settings(precision="fp32", asr_compute_type="float32") for change in changes]
-    assert len(set(map(canonical_hash, settings))) == len(changes)
+    documents = [
+        config(**change).settings(precision="fp32", asr_compute_type="float32").document() for change in changes
+    ]
+    assert len(set(map(canonical_hash, documents))) == len(changes)
 
 
 def test_primary_language():

@@ -18,13 +18,14 @@ from pipeline.models import roles
 from pipeline.models.checkpoints import pinning as pinning_module
 from pipeline.models.checkpoints.pinning import Pinning, refusal_first
 from pipeline.processes import interrupts_blocked
+from tests.support.pins import by_role
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_answer_is_pins(checkpoints, tmp_path, monkeypatch):
     """Fails if a hash, a revision or a width is lost between the processes, or the child depends on the working folder."""
-    chosen = {"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": str(checkpoints / "bert-en")}
+    chosen = by_role({"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": str(checkpoints / "bert-en")})
     monkeypatch.chdir(tmp_path)
     with Pinning(chosen, "mean") as pinning:
         assert pinning.result() == roles.pin(chosen, "mean")
@@ -32,7 +33,7 @@ def test_the_answer_is_pins(checkpoints, tmp_path, monkeypatch):
 
 def test_a_refusal_is_the_same(tmp_path):
     """Fails if a model that cannot be used ends in a traceback of the child, or as a failure of the job."""
-    chosen = {"fusion/en": str(tmp_path / "nothing")}
+    chosen = by_role({"fusion/en": str(tmp_path / "nothing")})
     with pytest.raises(ConfigError) as apart, Pinning(chosen, "audio") as pinning:
         pinning.result()
     with pytest.raises(ConfigError) as here:
@@ -42,7 +43,7 @@ def test_a_refusal_is_the_same(tmp_path):
 
 def test_a_child_that_dies_is_spoken_of(checkpoints):
     """Fails if a check that was killed, for want of memory say, is waited for, or taken for an answer."""
-    with Pinning({"fusion/en": str(checkpoints / "audio-en")}, "audio") as pinning:
+    with Pinning(by_role({"fusion/en": str(checkpoints / "audio-en")}), "audio") as pinning:
         os.kill(pinning._process.pid, signal.SIGKILL)
         with pytest.raises(JobError, match="status -9"):
             pinning.result()
@@ -66,7 +67,7 @@ def test_each_kind_of_failure_keeps_its_exit_status(monkeypatch, capsys, kind):
 
 def test_nobody_asks(checkpoints):
     """Fails if a check that nobody waits for, since Ray did not start, outlives the run."""
-    with Pinning({"fusion/en": str(checkpoints / "audio-en")}, "audio") as pinning:
+    with Pinning(by_role({"fusion/en": str(checkpoints / "audio-en")}), "audio") as pinning:
         pass
     assert pinning._process.returncode == -signal.SIGKILL
 
@@ -76,7 +77,8 @@ def test_a_script_without_a_guard_can_run_jobs(checkpoints, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from pipeline.models.checkpoints.pinning import Pinning\n"
-        f"with Pinning({{'fusion/en': {str(checkpoints / 'audio-en')!r}}}, 'audio') as pinning:\n"
+        "from pipeline.pins import Role\n"
+        f"with Pinning({{Role.parse('fusion/en'): {str(checkpoints / 'audio-en')!r}}}, 'audio') as pinning:\n"
         "    print('once', *pinning.result()[0])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -112,11 +114,11 @@ def test_a_failure_of_ray_is_told_where_no_model_is_refused(kind):
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.5, 1.0])
 def test_a_check_of_models_does_not_see_ctrl_c(checkpoints, capfd, after_s):
     """Fails if Ctrl-C, which reaches the whole process group, prints the child's traceback while it still imports."""
-    with Pinning({"fusion/en": str(checkpoints / "audio-en")}, "audio") as pinning:
+    with Pinning(by_role({"fusion/en": str(checkpoints / "audio-en")}), "audio") as pinning:
         time.sleep(after_s)
         os.kill(pinning._process.pid, signal.SIGINT)
         pinned, _ = pinning.result()
-    assert [*pinned] == ["fusion/en"]
+    assert [*map(str, pinned)] == ["fusion/en"]
     assert capfd.readouterr() == ("", "")
 
 

@@ -24,11 +24,13 @@ from pipeline.models.checkpoints import hub as hub_files
 from pipeline.models.checkpoints.lock import Lock, LockedModel, Prepared, read_prepared, write_lock
 from pipeline.models.checkpoints.modes import labels_of
 from pipeline.models.checkpoints.weights import load_state_dict
+from pipeline.pins import Role
 from pipeline.storage.store import LocalStore, open_store
 from tests.support import published
 from tests.support.corpus import ROOT
 from tests.support.fault_proxy import Fault, fault_proxy
 from tests.support.hub_standin import Hub, serve
+from tests.support.pins import named
 from tests.support.processes import started, wait_until
 from tests.support.published import ASR, ENCODER, FUSION, NEW, OLD
 
@@ -368,8 +370,11 @@ def test_a_job_takes_prepared_models_and_no_others(tmp_path):
     folder = roles.prepared_models(config())
     assert roles.known_languages(config(), folder) == ["fr"]
     assert roles.known_languages(config(mode="text"), folder) == []
-    assert roles.choose(config(), ["fr"], needs_asr=False, prepared=folder) == chosen
-    assert roles.choose(config(fusion_model="fr=X"), ["fr"], needs_asr=False, prepared=folder)["fusion/fr"] == "X"
+    assert named(roles.choose(config(), ["fr"], needs_asr=False, prepared=folder)) == chosen
+    assert (
+        roles.choose(config(fusion_model="fr=X"), ["fr"], needs_asr=False, prepared=folder)[Role.parse("fusion/fr")]
+        == "X"
+    )
     with pytest.raises(ConfigError, match=r"no speech recogniser is in .* --asr-model fr=X, or prepare one"):
         roles.choose(config(), ["fr"], needs_asr=True, prepared=folder)
 

@@ -15,6 +15,8 @@ from pipeline.dataset.plan import Plan
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import roles
 from pipeline.models.checkpoints import published
+from pipeline.pins import Role, pins_document, pins_of
+from tests.support.pins import by_role, job_settings, named, pins
 from tests.support.published import whisper
 
 
@@ -22,11 +24,11 @@ def config(**flags: object) -> JobConfig:
     return load_config(None, {"manifest": ["m"], "output": "o", **flags})
 
 
-def local(checkpoints: Path, mode: str = "mean", language: str = "en") -> dict[str, str]:
+def local(checkpoints: Path, mode: str = "mean", language: str = "en") -> dict[Role, str]:
     chosen = {f"fusion/{language}": str(checkpoints / f"{mode}-{language}")}
     if mode not in ("audio", "text"):
         chosen[f"sentence_encoder/{language}"] = str(checkpoints / f"bert-{language}")
-    return chosen
+    return by_role(chosen)
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -50,26 +52,29 @@ def test_a_whisper_in_hugging_face_form_names_the_command_that_converts_it(tmp_p
 
 def test_the_published_models_by_language_and_mode():
     """Fails if a default is of another language or mode, or a model is chosen that the mode does not use."""
-    assert roles.choose(config(), ["es", "en"], needs_asr=True) == {
+    assert named(roles.choose(config(), ["es", "en"], needs_asr=True)) == {
         "fusion/en": "UMUTeam/w2v-bert-beto-mean-emotion-en", "sentence_encoder/en": "google-bert/bert-base-uncased",
         "asr/en": "large-v3-turbo", "fusion/es": "UMUTeam/w2v-bert-beto-mean-emotion-es",
         "sentence_encoder/es": "dccuchile/bert-base-spanish-wwm-uncased", "asr/es": "large-v3-turbo",
     }  # fmt: skip
-    assert roles.choose(config(mode="audio"), ["en"], needs_asr=False) == {"fusion/en": "UMUTeam/w2v-bert-emotion-en"}
-    assert roles.choose(config(mode="text"), ["es"], needs_asr=False) == {"fusion/es": "UMUTeam/MarIA-emotion-es"}
+    audio, text = (
+        named(roles.choose(config(mode=mode), [language], needs_asr=False))
+        for mode, language in (("audio", "en"), ("text", "es"))
+    )
+    assert audio == {"fusion/en": "UMUTeam/w2v-bert-emotion-en"} and text == {"fusion/es": "UMUTeam/MarIA-emotion-es"}
     assert roles.choose(config(), [], needs_asr=True) == {}
 
 
 def test_models_the_mode_does_not_need_are_accepted_and_unused():
     """Fails if `--sentence-encoder` in mode audio is an error, or is loaded."""
     found = roles.choose(config(mode="audio", sentence_encoder="B", asr_model="W"), ["en"], needs_asr=False)
-    assert list(found) == ["fusion/en"]
+    assert list(map(str, found)) == ["fusion/en"]
 
 
 def test_a_named_model_wins_over_the_published_one():
     """Fails if the published model is used where one was named, or a named one for the wrong language."""
-    named = config(fusion_model=["X", "es=S"], sentence_encoder=["es=B"], asr_model="W")
-    assert roles.choose(named, ["en", "es"], needs_asr=True) == {
+    asked = config(fusion_model=["X", "es=S"], sentence_encoder=["es=B"], asr_model="W")
+    assert named(roles.choose(asked, ["en", "es"], needs_asr=True)) == {
         "fusion/en": "X", "sentence_encoder/en": "google-bert/bert-base-uncased", "asr/en": "W",
         "fusion/es": "S", "sentence_encoder/es": "B", "asr/es": "W",
     }  # fmt: skip
@@ -112,13 +117,13 @@ def test_pin_says_what_will_be_loaded(checkpoints):
     """Fails if widths, hashes or sizes are not those of the files."""
     pinned, widths = roles.pin(local(checkpoints) | local(checkpoints, language="es"), "mean")
     assert widths == {"audio_embedding": 768, "text_embedding": 768, "fused_embedding": 768}
-    assert set(pinned) == {"fusion/en", "sentence_encoder/en", "fusion/es", "sentence_encoder/es"}
-    assert len({model["sha256"] for model in pinned.values()}) == 4
+    assert set(map(str, pinned)) == {"fusion/en", "sentence_encoder/en", "fusion/es", "sentence_encoder/es"}
+    assert len({model.sha256 for model in pinned.values()}) == 4
     for model in pinned.values():
-        folder = Path(model["spec"])
-        assert model["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
-        assert len(model["sha256"]) == 64 and model["revision"] is None
-    assert json.loads(json.dumps(pinned)) == pinned
+        folder = Path(model.spec)
+        assert model.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
+        assert len(model.sha256) == 64 and model.revision is None
+    assert pins_of(json.loads(json.dumps(pins_document(pinned)))) == pinned
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_pin_says_what_will_be_loaded(checkpoints):
 )
 def test_what_does_not_fit_names_its_option(checkpoints, chosen, named):
     """Fails if a missing or wrong model is found only on a worker, or the message does not name the option."""
-    specs = {slot: name if name.startswith("/") else str(checkpoints / name) for slot, name in chosen.items()}
+    specs = by_role({role: str(checkpoints / name) for role, name in chosen.items()})
     with pytest.raises(ConfigError) as caught:
         roles.pin(specs, "mean")
     assert named in str(caught.value)
@@ -141,7 +146,7 @@ def test_what_does_not_fit_names_its_option(checkpoints, chosen, named):
 
 def test_a_bad_sentence_encoder_names_its_own_option(checkpoints):
     """Fails if a missing sentence encoder is blamed on `--fusion-model`."""
-    chosen = {"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": "/gone"}
+    chosen = by_role({"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": "/gone"})
     with pytest.raises(ConfigError, match=r"--sentence-encoder en=/gone") as caught:
         roles.pin(chosen, "mean")
     assert "--fusion-model" not in str(caught.value)
@@ -150,32 +155,29 @@ def test_a_bad_sentence_encoder_names_its_own_option(checkpoints):
 def test_a_changed_weight_file_is_not_loaded(tmp_path, checkpoints):
     """Fails if a worker uses other weights than the plan pinned."""
     folder = copied(checkpoints / "audio-en", tmp_path / "audio-en")
-    pinned, _ = roles.pin({"fusion/en": str(folder)}, "audio")
-    settings = config(mode="audio").settings(precision="fp32", asr_compute_type="float32")
-    assert roles.Loaded(pinned, settings=settings, device="cpu").recogniser_for("en").mode == "audio"
+    pinned, _ = roles.pin(by_role({"fusion/en": str(folder)}), "audio")
+    assert roles.Loaded(pinned, settings=job_settings(mode="audio"), device="cpu").recogniser_for("en").mode == "audio"
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     with pytest.raises(JobError, match="fusion/en") as caught:
-        roles.Loaded(pinned, settings=settings, device="cpu").load_recognisers()
+        roles.Loaded(pinned, settings=job_settings(mode="audio"), device="cpu").load_recognisers()
     assert str(folder) in str(caught.value)
 
 
 def test_a_model_that_is_gone_on_a_worker_is_a_job_error(tmp_path, checkpoints):
     """Fails if a node without the files ends in a usage error (2) instead of a failed job (1)."""
-    pinned, _ = roles.pin({"fusion/en": str(copied(checkpoints / "audio-en", tmp_path / "x"))}, "audio")
+    pinned, _ = roles.pin(by_role({"fusion/en": str(copied(checkpoints / "audio-en", tmp_path / "x"))}), "audio")
     shutil.rmtree(tmp_path / "x")
-    settings = config(mode="audio").settings(precision="fp32", asr_compute_type="float32")
     with pytest.raises(JobError, match="fusion/en"):
-        roles.Loaded(pinned, settings=settings, device="cpu").load_recognisers()
+        roles.Loaded(pinned, settings=job_settings(mode="audio"), device="cpu").load_recognisers()
 
 
 def test_models_are_loaded_once(checkpoints, asr):
     """Fails if a second utterance loads the model again, or two languages load one Whisper twice."""
-    chosen = {"fusion/en": str(checkpoints / "audio-en"), "asr/en": str(asr), "asr/es": str(asr)}
+    chosen = by_role({"fusion/en": str(checkpoints / "audio-en"), "asr/en": str(asr), "asr/es": str(asr)})
     pinned, _ = roles.pin(chosen, "audio")
-    settings = config(mode="audio").settings(precision="fp32", asr_compute_type="float32")
-    loaded = roles.Loaded(pinned, settings=settings, device="cpu", num_threads=1)
+    loaded = roles.Loaded(pinned, settings=job_settings(mode="audio"), device="cpu", num_threads=1)
     assert loaded.recogniser_for("en") is loaded.recogniser_for("en")
     loaded.load_transcribers()
     assert loaded.transcriber_for("en") is loaded.transcriber_for("es") is loaded.transcriber_for(None)
@@ -187,26 +189,21 @@ def test_models_are_loaded_once(checkpoints, asr):
 
 def test_the_fingerprint():
     """Fails if two sets of weights, encoders or precisions have one fingerprint, or its form changes."""
-    models = {
-        "fusion/en": {"sha256": "a" * 64},
-        "sentence_encoder/en": {"sha256": "b" * 64},
-        "asr/en": {"sha256": "c" * 64},
-    }
-    settings = {"mode": "mean", "precision": "fp32"}
-    assert roles.fingerprint(models, settings, "en") == "mean-en:aaaaaaaaaaaa+bbbbbbbbbbbb@fp32"
-    alone = {"fusion/es": {"sha256": "d" * 64}}
-    assert roles.fingerprint(alone, {"mode": "audio", "precision": "bf16"}, "es") == "audio-es:dddddddddddd@bf16"
+    models = pins(fusion_en="a" * 64, sentence_encoder_en="b" * 64, asr_en="c" * 64)
+    assert roles.fingerprint(models, job_settings(), "en") == "mean-en:aaaaaaaaaaaa+bbbbbbbbbbbb@fp32"
+    alone = pins(fusion_es="d" * 64)
+    assert roles.fingerprint(alone, job_settings("bf16", mode="audio"), "es") == "audio-es:dddddddddddd@bf16"
 
 
 def test_what_a_plan_needs():
     """Fails if a plan without speech recognition gets transcription actors, or one with it gets none."""
     plan = Plan(
-        plan="000001", token="t", created_at="", settings={}, models={"fusion/en": {}}, embedding_widths={},
+        plan="000001", token="t", created_at="", settings=job_settings(), models=pins(fusion_en=1), embedding_widths={},
         manifests=(), files=(), rows=0, rejects=0, rejects_file=None, rows_without_text=0, audio_s=0.0, extra_schema="",
     )  # fmt: skip
-    assert not roles.needs_asr(plan)
-    assert roles.needs_asr(replace(plan, models={"fusion/en": {}, "asr/en": {}}))
-    assert roles.knows_language(plan.models, "en") and not roles.knows_language(plan.models, "es")
+    assert not plan.needs_asr
+    assert replace(plan, models=pins(fusion_en=1, asr_en=1)).needs_asr
+    assert plan.knows_language("en") and not plan.knows_language("es")
 
 
 def test_versions_name_what_computes():

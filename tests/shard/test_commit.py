@@ -21,8 +21,9 @@ from pipeline.shard.context import WORK_SCHEMA, Work
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import LocalStore
 from tests.support.manifests import jsonl
+from tests.support.pins import pins
 
-MODELS = {"fusion/en": {"spec": "m", "sha256": "ab" * 32, "revision": None, "bytes": 1}}
+MODELS = pins(fusion_en="ab" * 32)
 
 
 def work_of(folder: Path, count: int, **flags: object) -> Work:

@@ -29,7 +29,7 @@ from pipeline.analytics.summarize import summarize as summarize_rows
 from pipeline.audio.decode import decode
 from pipeline.audio.segmentation import speech_seconds
 from pipeline.config import load_config
-from pipeline.dataset.compatibility import claim_dataset
+from pipeline.dataset.compatibility import claim_dataset, dataset_settings
 from pipeline.dataset.reader import finished_rows
 from pipeline.dataset.verify.audit import audit
 from pipeline.dataset.verify.promises import Promise
@@ -364,7 +364,7 @@ def old_dataset(monkeypatch) -> None:
 def test_an_old_dataset_is_decided_likewise_without_new_columns(tmp_path, checkpoints, old_dataset):
     """Fails if a dataset of 7d25560 gets a column it does not have, a null it does not allow, or loses the recording."""
     work = foreign(tmp_path, checkpoints)
-    assert "schema_version" not in work.plan.settings
+    assert "schema_version" not in work.plan.settings.document()
     assert shown(work, "language", "text", "label") == [("en", "en words", True)] * 3
     (part,) = Path(work.output).glob("utterances/*.parquet")
     widths = dict.fromkeys(work.plan.embedding_widths, 1)
@@ -386,7 +386,8 @@ def test_a_dataset_keeps_its_version(tmp_path, old):
         settings = config.settings(precision="fp32", asr_compute_type="float32", version=1)
         claim_dataset(LocalStore(tmp_path / "out"), settings)
     driver = Driver(config, io.StringIO())
-    assert driver._settings({} if old else None, "cpu").get("schema_version") == (None if old else 2)
+    there = config.settings(precision="fp32", asr_compute_type="float32", version=1) if old else None
+    assert driver._settings(there, "cpu").schema_version == (1 if old else 2)
     names = driver.read(tmp_path / "spool").spool.extra.names
     assert names == ["Language_Prob" if old else "manifest_Language_Prob", "manifest_label"]
 
@@ -395,9 +396,12 @@ def test_a_dataset_of_a_later_version_is_refused(tmp_path):
     """Fails if a program that does not know a dataset's columns adds rows to it."""
     config = load_config(None, {"manifest": ["m"], "output": str(tmp_path)})
     settings = config.settings(precision="fp32", asr_compute_type="float32", version=1)
+    document = {"format": 1, "settings": settings.document(), "token": "t"}
     for version in (3, "2", None, 0):
+        document["settings"]["schema_version"] = version
+        (tmp_path / "_dataset.json").write_text(json.dumps(document))
         with pytest.raises(ConfigError, match="schema_version"):
-            Driver._settings(SimpleDriver(config), {**settings, "schema_version": version}, "cpu")
+            dataset_settings(LocalStore(tmp_path))
 
 
 class SimpleDriver:

@@ -23,6 +23,7 @@ from pipeline.storage.store import fetch, open_store
 from tests.support import noop_job
 from tests.support.manifests import jsonl, read
 from tests.support.outputs import MODELS
+from tests.support.pins import by_role
 from tests.support.s3_server import S3Server
 
 KEYS = ["q?0.wav", "q?1.wav", "q?", "q", "q#0.wav", "q#1.wav", "q?a=1&b=2.wav", "q?a=1&b=3.wav", "d?/q.wav", "e?/q.wav",
@@ -40,7 +41,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real driver, planner and publishing, without Ray and models."""
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
-    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
     pinning = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinning))
 

@@ -26,6 +26,7 @@ from pipeline.models import roles
 from pipeline.storage.store import open_store
 from tests.support import noop_job
 from tests.support.outputs import MODELS, WIDTH
+from tests.support.pins import by_role
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
-    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
 
 
 def driver_of(output: Path, manifest: Path, **options: object) -> Driver:

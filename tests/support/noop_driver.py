@@ -25,6 +25,7 @@ from tests.support.golden import PARITY
 from tests.support.noop_job import no_cluster
 from tests.support.noop_models import NoOpRecogniser
 from tests.support.outputs import MODELS
+from tests.support.pins import by_role
 
 CLIP = PARITY / "audio" / "en_16k_pcm16.wav"
 
@@ -97,7 +98,7 @@ def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NoOpDriver:
     made = NoOpDriver(folder)
     monkeypatch.setattr(driver_module, "cluster", no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", made.run_shards)
-    monkeypatch.setattr(roles, "choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
     pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
     return made

@@ -23,6 +23,7 @@ from pipeline.models import roles
 from pipeline.shard.commit import Finished, finish
 from pipeline.shard.context import Work
 from tests.support.outputs import MODELS, recognised
+from tests.support.pins import by_role
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.noop_job"])
@@ -47,7 +48,7 @@ def run(manifest: str, output: str, environment: Mapping[str, str], room_bytes: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, room_bytes))
     driver_module.cluster = no_cluster
     driver_module.run_shards = _run_shards
-    roles.choose = lambda *_, **__: {"fusion/en": "m"}
+    roles.choose = lambda *_, **__: by_role({"fusion/en": "m"})
     driver_module.Pinning = lambda *_: nullcontext(SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4})))
     options = {"partition_by": "speaker", "embeddings": "audio", "shard_rows": 2, "audio_root": "/a"}
     config = load_config(None, {"manifest": [manifest], "output": output, **options})

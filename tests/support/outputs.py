@@ -14,13 +14,15 @@ from pipeline.dataset.parts import committed_parts, publish
 from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
 from pipeline.manifest.staging import Spool
 from pipeline.schema import EMOTIONS
+from pipeline.settings import Settings
 from pipeline.shard.commit import finish
 from pipeline.shard.context import WORK_SCHEMA, Work
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import Store, open_store
 from tests.support.manifests import jsonl
+from tests.support.pins import pins
 
-MODELS = {"fusion/en": {"spec": "m", "sha256": "ab" * 32, "revision": None, "bytes": 1}}
+MODELS = pins(fusion_en="ab" * 32)
 REJECTED = ("r4", "r7")
 """Recordings that are rejected when they are annotated."""
 LONG = "r1"
@@ -40,7 +42,7 @@ WIDTH = 4
 """Of the embeddings; likewise."""
 
 
-def settings_of() -> dict[str, object]:
+def settings_of() -> Settings:
     usual = {"manifest": ["m"], "output": "o", "partition_by": "speaker", "embeddings": "audio"}
     return load_config(None, {**usual, **FLAGS}).settings(precision="fp32", asr_compute_type="float32")
 
@@ -58,7 +60,7 @@ def plan_rows(
     claim_dataset(store, settings_of())
     plan = write_plan(
         store, len(plans) + 1, spool.select(*held_keys(store, plans if held else [])), settings=settings_of(), models=MODELS,
-        embedding_widths=dict.fromkeys(settings_of()["embeddings"], WIDTH), manifests=[str(manifest)],
+        embedding_widths=dict.fromkeys(settings_of().embeddings, WIDTH), manifests=[str(manifest)],
         size=ShardSize(shard_rows, 1e9), needs_text=True,
     )  # fmt: skip
     assert plan is not None

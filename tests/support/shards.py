@@ -20,6 +20,7 @@ from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Spool
 from pipeline.models import roles
 from pipeline.models.transcriber import Transcript
+from pipeline.pins import ModelPin, Role
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
 from pipeline.shard.steps import prepare, recognise, transcribe
@@ -27,6 +28,7 @@ from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import LocalStore
 from tests.support.golden import PARITY
 from tests.support.manifests import jsonl
+from tests.support.pins import by_role
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EMOTION = {"angry": "anger", "happy": "joy", "sad": "sadness"}
@@ -34,8 +36,8 @@ CLIP = str(PARITY / "audio" / "en_16k_pcm16.wav")
 
 
 @cache
-def pinned(chosen: tuple[tuple[str, str], ...], mode: str) -> tuple[dict[str, Any], dict[str, int]]:
-    return roles.pin(dict(chosen), mode)
+def pinned(chosen: tuple[tuple[str, str], ...], mode: str) -> tuple[dict[Role, ModelPin], dict[str, int]]:
+    return roles.pin(by_role(dict(chosen)), mode)
 
 
 def models_of(checkpoints: Path, mode: str, languages: Sequence[str], asr: Path | None = None) -> dict[str, str]:

@@ -116,8 +116,8 @@ def _of_output(labelled: Labelled, options: Options, errors: Errors) -> dict[str
         )
     return {
         "output": labelled.output,
-        "mode": labelled.settings["mode"],
-        "settings": labelled.settings,
+        "mode": labelled.settings.mode,
+        "settings": labelled.settings.document(),
         "models": sorted(set(labelled.column("model"))),
         "counts": labelled.counts,
         "overall": _measure(labelled, options, errors),
@@ -201,7 +201,7 @@ def _published(labelled: Labelled, options: Options) -> Iterator[dict[str, Any]]
         part = labelled.take(np.flatnonzero(languages == language))
         datasets = {str(name) for name in part.column("dataset") if name} if has_dataset else set()
         row = beside_published(
-            language, labelled.settings["mode"], part.truth, summary(part.truth, part.predicted), datasets,
+            language, labelled.settings.mode, part.truth, summary(part.truth, part.predicted), datasets,
             declared=options.published_test_set,
         )  # fmt: skip
         if row is not None:

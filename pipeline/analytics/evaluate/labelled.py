@@ -21,7 +21,8 @@ from pipeline.dataset.parts import is_published
 from pipeline.dataset.plan import Plan, load_plans
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.manifest.growth import path_type
-from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, schema_version, utterance_schema
+from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, utterance_schema
+from pipeline.settings import Settings
 from pipeline.storage.access import without_query
 from pipeline.storage.store import open_store, resolve
 
@@ -51,7 +52,7 @@ class Labelled:
     """
 
     output: str
-    settings: dict[str, Any]
+    settings: Settings
     table: pa.Table
     truth: NDArray[np.int64]
     predicted: NDArray[np.int64]
@@ -123,11 +124,11 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
     )  # fmt: skip
 
 
-def _schema_of(plans: Sequence[Plan], settings: dict[str, Any]) -> tuple[pa.Schema, pa.Schema]:
+def _schema_of(plans: Sequence[Plan], settings: Settings) -> tuple[pa.Schema, pa.Schema]:
     """What the files of all plans hold, and the columns that stand in their paths, with the types the plans have."""
     extra = read_columns(plan.extra for plan in plans)
-    whole = utterance_schema({}, "float32", extra, version=schema_version(settings))
-    fields = [whole.field(name) for name in settings["partition_by"]]
+    whole = utterance_schema({}, "float32", extra, version=settings.schema_version)
+    fields = [whole.field(name) for name in settings.partition_by]
     partitions = pa.schema([field.with_type(path_type(field.type)) for field in fields])
     return pa.schema([field.with_nullable(True) for field in whole if field.name not in partitions.names]), partitions
 

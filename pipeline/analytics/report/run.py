@@ -97,7 +97,7 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
     return Page(
         title=f"Run {plan.plan}",
         subtitle=f"{without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
-        f"mode {plan.settings['mode']}",
+        f"mode {plan.settings.mode}",
         facts=_facts(report, speed),
         sections=sections,
         details=_details(plan, report),
@@ -169,15 +169,17 @@ def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
 
 def _details(plan: Plan, report: Mapping[str, Any]) -> dict[str, str]:
     models = {
-        f"model {slot}": ", ".join(f"{name} {shown(value)}" for name, value in about.items() if value is not None)
-        for slot, about in plan.models.items()
+        f"model {role}": ", ".join(
+            f"{name} {shown(value)}" for name, value in pin.document().items() if value is not None
+        )
+        for role, pin in plan.models.items()
     }
     timed = {name.replace("_", " "): shown(report[name]) for name in ("started_at", "finished_at", "wall_seconds", "shards_run")
              if name in report}  # fmt: skip
     return {
         "manifests": ", ".join(map(without_query, plan.manifests)),
         **timed,
-        **{name.replace("_", " "): _listed(value) for name, value in plan.settings.items()},
+        **{name.replace("_", " "): _listed(value) for name, value in plan.settings.document().items()},
         **models,
         "seconds in stages": _listed(report["stage_seconds"]),
         "configuration": plan.config_hash,
@@ -200,7 +202,7 @@ def _sections(
     yield _confidence(connection)
     yield _throughput(connection, speed)
     yield from _rejects(connection)
-    for number, column in enumerate(dict.fromkeys(["language", *plan.settings["partition_by"]])):
+    for number, column in enumerate(dict.fromkeys(["language", *plan.settings.partition_by])):
         yield _by_column(connection, column, f"by-{number}")
     yield from _timelines(connection, with_texts=with_texts)
 

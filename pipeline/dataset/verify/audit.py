@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from pipeline.config import canonical_hash
 from pipeline.dataset.compatibility import add_columns, compare_models, compare_settings, different_columns
 from pipeline.dataset.plan import Plan, Shard, plan_key
 from pipeline.dataset.verify.outline import DATASET_KEY, Outline, read_outline
@@ -21,6 +20,8 @@ from pipeline.dataset.verify.promises import Audit, PlanState, Promise, Tell, Vi
 from pipeline.dataset.verify.published import Tally, check_published
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, parquet
 from pipeline.errors import ConfigError
+from pipeline.pins import pins_document
+from pipeline.settings import Settings, canonical_hash
 from pipeline.storage.access import without_query
 from pipeline.storage.store import Store
 from pipeline.storage.temporary import temporary_folder
@@ -84,13 +85,12 @@ class _Auditor:
 
     # -- the dataset
 
-    def _dataset(self) -> dict[str, object] | None:
+    def _dataset(self) -> Settings | None:
         """The settings all plans share."""
         try:
-            settings = document(self.store, DATASET_KEY).get("settings")
-            if isinstance(settings, dict):
-                return settings
-            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, "cannot be read: it holds no settings")
+            return Settings.of(document(self.store, DATASET_KEY).get("settings"))
+        except ValueError as error:
+            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, f"cannot be read: {error}")
         except MissingFile:
             if self.outline.empty:
                 raise ConfigError(f"there is no output of this pipeline at {without_query(self.store.root)}") from None
@@ -112,25 +112,23 @@ class _Auditor:
                     Promise.PLAN_DAMAGED, plan_key(name), f"{error}; nothing can be said of its {parts:,} parts"
                 )
 
-    def _compare(self, settings: dict[str, object]) -> None:
+    def _compare(self, settings: Settings) -> None:
         """Check that all plans of the dataset make the same kind of rows."""
         earlier: dict[str, Plan] = {}  # one plan for each choice of models
         columns: dict[str, pa.Field] = {}
         for plan in self.plans:
             try:
-                compare_settings(settings, plan.settings, what="settings")
+                compare_settings(settings, plan.settings)
                 compare_models(earlier.values(), plan.models)
             except ConfigError as error:
                 difference = " ".join(str(error).split("\n  ")[1:])
                 self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), f"is not of the dataset's kind: {difference}")
-            except (KeyError, TypeError):
-                self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), "names models without their hashes")
             extra = plan.extra
             other = different_columns(extra, columns)
             if other:
                 sentence = f"has other types or another spelling than earlier plans for {', '.join(other[:5])}"
                 self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), sentence)
-            earlier.setdefault(canonical_hash(plan.models), plan)
+            earlier.setdefault(canonical_hash(pins_document(plan.models)), plan)
             add_columns(columns, extra)
 
     # -- one plan

@@ -12,13 +12,11 @@ import pyarrow as pa
 from pipeline.dataset.parts import part_key, partition_folder
 from pipeline.dataset.plan import Plan, Shard, plan_key, plan_of
 from pipeline.dataset.verify.reading import UNREADABLE, DamagedFile, document, parquet
-from pipeline.errors import ConfigError
 from pipeline.manifest.hash_buckets import KeyHeaps, id_keys, repeated
-from pipeline.schema import EMBEDDINGS, ROW_SCHEMA, schema_version
+from pipeline.schema import EMBEDDINGS, ROW_SCHEMA
 from pipeline.storage.store import Store
 
 _ROW_COLUMNS = ("recording_id", "manifest", "line")
-_DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +63,30 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         yield "a count is not a number"
     if bool(plan.rejects) != (plan.rejects_file is not None):
         yield f"it counts {plan.rejects} rejects, and names {plan.rejects_file or 'no file of them'}"
-    if not (isinstance(plan.settings, Mapping) and isinstance(plan.models, Mapping)):
-        yield "settings and models are no mappings"
-        return
     widths = plan.embedding_widths
     if not (
         isinstance(widths, Mapping)
         and set(widths) <= set(EMBEDDINGS)
         and all(isinstance(width, int) and width > 0 for width in widths.values())
-        and plan.settings.get("embedding_dtype") in _DTYPES
     ):
         yield "its embeddings are none that we know"
-    try:
-        schema_version(plan.settings)
-    except ConfigError as error:
-        yield str(error)
     try:
         columns = {*plan.extra.names, "language"}
     except (*UNREADABLE, TypeError) as error:
         yield f"its column types cannot be read ({type(error).__name__})"
         return
-    partition_by = plan.settings.get("partition_by")
-    if not (isinstance(partition_by, list) and set(map(str, partition_by)) <= columns):
-        yield f"it has no columns {partition_by!r} to partition by"
+    partition_by = plan.settings.partition_by
+    if not set(partition_by) <= columns:
+        yield f"it has no columns {', '.join(partition_by)} to partition by"
     elif any(pa.types.is_nested(field.type) for field in plan.extra if field.name in partition_by):
-        yield f"columns of {partition_by!r} cannot name folders"
+        yield f"columns {', '.join(partition_by)} cannot name folders"
 
 
 def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) -> Iterator[PlannedShard]:
     """The shards of one file of the plan, in order. Raises: DamagedFile, perhaps after some of them."""
     file, count = plan.files[file_number]
     first = sum(others for _, others in plan.files[:file_number])
-    partition_by = plan.settings["partition_by"]
+    partition_by = plan.settings.partition_by
     columns = None if deep else list(dict.fromkeys((*_ROW_COLUMNS, *partition_by)))
     with parquet(store, file) as parquet_file:
         if parquet_file.num_row_groups != count:

@@ -13,10 +13,8 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.verify.promises import Promise
 from pipeline.errors import ConfigError
 from pipeline.manifest.python_values import plain_values
-from pipeline.models.roles import knows_language
 from pipeline.redaction import without_query
-from pipeline.schema import ABSTAINED, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
-from pipeline.shard.languages import CLEAR_PROB
+from pipeline.schema import ABSTAINED, CLEAR_PROB, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
 
 _NEAR = 1e-5
 """How far a copy of a float32 score may be from it."""
@@ -99,7 +97,7 @@ class RowFaults:
 
     def _bad_abstention(self, rows: pa.Table) -> Mask:
         """Rows without an emotion, or with one, against what their confidence and the run's bound say."""
-        bound = np.float32(self._plan.settings.get("min_confidence") or 0.0)
+        bound = np.float32(self._plan.settings.min_confidence or 0.0)
         expected = rows["confidence"].to_numpy() < bound
         bad = rows["abstained"].to_numpy(zero_copy_only=False) != expected
         bad |= _null(rows, "emotion") != expected
@@ -119,9 +117,7 @@ class RowFaults:
         bad = given & ~((prob >= 0.0) & (prob <= 1.0 + _NEAR))
         results = [name for name in _RESULTS if name in rows.column_names]
         absent = np.stack([_null(rows, name) for name in results])
-        covered = np.array(
-            [knows_language(self._plan.models, primary_language(tag)) for tag in rows["language"].to_pylist()]
-        )
+        covered = np.array([self._plan.knows_language(primary_language(tag)) for tag in rows["language"].to_pylist()])
         unlabelled_well = absent.all(axis=0) & ~covered & (prob >= CLEAR_PROB - _NEAR)
         unlabelled_well &= ~rows["abstained"].to_numpy(zero_copy_only=False)
         return np.asarray(bad | np.where(labelled, _null(rows, "model"), ~unlabelled_well))

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from pipeline.dataset.plan import create_json
 from pipeline.errors import ConfigError, JobError
+from pipeline.pins import Role, languages
 from pipeline.storage.access import without_query
 from pipeline.storage.retry import TRANSIENT
 from pipeline.storage.store import Store, open_store
@@ -104,14 +105,13 @@ class Prepared:
     number: int
     lock: Lock
 
-    def spec(self, mode: str, slot: str) -> str | None:
-        """What fills a slot, or None when nothing prepared does."""
-        return self.lock.slots.get(mode, {}).get(slot)
+    def spec(self, mode: str, role: Role) -> str | None:
+        """Return the prepared model of a role, or None."""
+        return self.lock.slots.get(mode, {}).get(str(role))
 
     def languages(self, mode: str) -> set[str]:
         """Those that have an emotion model for the mode."""
-        slots = self.lock.slots.get(mode, {})
-        return {slot.partition("/")[2] for slot in slots if slot.startswith("fusion/")}
+        return set(languages(map(Role.parse, self.lock.slots.get(mode, {}))))
 
     def checkpoint(self, spec: str) -> Checkpoint | None:
         """A prepared model's files on this node, compared with the lock; None for a spec the lock does not hold.

@@ -19,13 +19,14 @@ from typing import Any, TextIO, cast
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Lock, Prepared
+from pipeline.pins import ModelPin, Role, pins_document, pins_of
 from pipeline.processes import interrupts_blocked, search_path
 
 
 class Pinning:
     """`roles.pin`, begun at once; the caller goes on and asks for the result when it needs it. A context manager."""
 
-    def __init__(self, chosen: Mapping[str, str], mode: str, prepared: Prepared | None = None) -> None:
+    def __init__(self, chosen: Mapping[Role, str], mode: str, prepared: Prepared | None = None) -> None:
         with interrupts_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__],
@@ -36,7 +37,8 @@ class Pinning:
             )
         with cast(TextIO, self._process.stdin) as request:
             there = None if prepared is None else [prepared.uri, prepared.number, prepared.lock.model_dump(mode="json")]
-            json.dump({"chosen": dict(chosen), "mode": mode, "prepared": there}, request)
+            named = {str(role): spec for role, spec in chosen.items()}
+            json.dump({"chosen": named, "mode": mode, "prepared": there}, request)
 
     def __enter__(self) -> Pinning:
         return self
@@ -47,7 +49,7 @@ class Pinning:
         cast(TextIO, self._process.stdout).close()
         self._process.wait()
 
-    def result(self) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    def result(self) -> tuple[dict[Role, ModelPin], dict[str, int]]:
         """Wait for what `roles.pin` returns.
 
         Raises: ConfigError and JobError as it does; JobError too when the process ended without an answer.
@@ -60,7 +62,7 @@ class Pinning:
             raise ConfigError(answer["refused"])
         if "failed" in answer:
             raise JobError(answer["failed"])
-        return answer["pinned"], answer["widths"]
+        return pins_of(answer["pinned"]), answer["widths"]
 
 
 @contextmanager
@@ -86,8 +88,9 @@ def main() -> None:
         if request["prepared"]:
             uri, number, lock = request["prepared"]
             find = Prepared(uri, number, Lock.model_validate(lock)).checkpoint
-        pinned, widths = roles.pin(request["chosen"], request["mode"], find)
-        answer: dict[str, Any] = {"pinned": pinned, "widths": widths}
+        chosen = {Role.parse(role): spec for role, spec in request["chosen"].items()}
+        pinned, widths = roles.pin(chosen, request["mode"], find)
+        answer: dict[str, Any] = {"pinned": pins_document(pinned), "widths": widths}
     except ConfigError as error:
         answer = {"refused": str(error)}
     except JobError as error:

@@ -23,17 +23,18 @@ from pipeline.models.checkpoints.hub import file_sha256, model_card, select_file
 from pipeline.models.checkpoints.lock import Lock, LockedFile, LockedModel, Prepared, read_prepared, write_lock
 from pipeline.models.checkpoints.published import ASR_MODELS
 from pipeline.models.checkpoints.weights import Checkpoint
+from pipeline.pins import Role, Task
 from pipeline.storage.store import Store, open_store, require_conditional_writes
 from pipeline.storage.temporary import temporary_folder
 
 Tell = Callable[[str, str, LockedModel], None]
 
 
-def prepare(uri: str, chosen: Mapping[str, Mapping[str, str]], *, update: bool, tell: Tell) -> tuple[Prepared, bool]:
+def prepare(uri: str, chosen: Mapping[str, Mapping[Role, str]], *, update: bool, tell: Tell) -> tuple[Prepared, bool]:
     """Make the folder at `uri` hold these models, besides those it holds.
 
     Args:
-        chosen: mode -> slot -> spec.
+        chosen: mode -> role -> spec.
         update: ask anew what the branches of locked models point at.
         tell: called for each model with "kept", "stored" or "there already", the spec, and what the lock says of it.
     Returns: the folder, and whether its lock is new.
@@ -45,9 +46,10 @@ def prepare(uri: str, chosen: Mapping[str, Mapping[str, str]], *, update: bool, 
     with temporary_folder("models-") as folder:
         work = _Preparation(store, held, update, tell, folder)
         for mode, used in chosen.items():
-            for language in sorted({slot.partition("/")[2] for slot in used}):
-                work.add(mode, {slot: spec for slot, spec in used.items() if slot.endswith(f"/{language}")})
-        there = write_lock(store, Lock(slots=chosen, models=work.done))
+            for language in sorted({role.language for role in used}):
+                work.add(mode, {role: spec for role, spec in used.items() if role.language == language})
+        slots = {mode: {str(role): spec for role, spec in used.items()} for mode, used in chosen.items()}
+        there = write_lock(store, Lock(slots=slots, models=work.done))
     return there, held is None or there.number != held.number
 
 
@@ -63,25 +65,25 @@ class _Preparation:
     done: dict[str, LockedModel] = field(default_factory=dict)
     here: dict[str, Checkpoint] = field(default_factory=dict)
 
-    def add(self, mode: str, used: Mapping[str, str]) -> None:
+    def add(self, mode: str, used: Mapping[Role, str]) -> None:
         """Prepare the models of one language in one mode."""
         fresh: dict[str, LockedModel] = {}
-        for slot, spec in used.items():
+        for role, spec in used.items():
             if spec in self.done:
                 continue
             if (kept := self._kept(spec)) is not None:
                 self.done[spec] = kept
                 self.tell("kept", spec, kept)
             else:
-                self.here[spec], fresh[spec] = self._make_ready(slot, spec)
+                self.here[spec], fresh[spec] = self._make_ready(role, spec)
         before = self.held.lock.slots.get(mode, {}) if self.held else {}
-        if fresh or any(before.get(slot) != spec for slot, spec in used.items()):
+        if fresh or any(before.get(str(role)) != spec for role, spec in used.items()):
             roles.pin(used, mode, self._find)  # the checks of a job before it starts
         for spec, model in fresh.items():
             self.tell("stored" if self._store(spec, model) else "there already", spec, model)
             self.done[spec] = model
-        for slot, spec in used.items():
-            if slot.startswith("fusion/") and spec in self.here:  # gigabytes nothing else is checked against
+        for role, spec in used.items():
+            if role.task is Task.EMOTION and spec in self.here:  # gigabytes nothing else is checked against
                 shutil.rmtree(self._room(spec), ignore_errors=True)
                 del self.here[spec]
 
@@ -105,17 +107,17 @@ class _Preparation:
             return self.here[spec]
         return self.held.checkpoint(spec) if self.held else None
 
-    def _make_ready(self, slot: str, spec: str) -> tuple[Checkpoint, LockedModel]:
+    def _make_ready(self, role: Role, spec: str) -> tuple[Checkpoint, LockedModel]:
         """Fetch one model and convert what has to be converted."""
         locked = self.held.lock.models.get(spec) if self.held and not self.update else None
         pinned = f"{spec.partition('@')[0]}@{locked.revision}" if locked and locked.revision else spec
         try:
             source = weights.resolve(pinned)
-            ready, converted = _converted(source, slot.partition("/")[0], self._room(spec))
+            ready, converted = _converted(source, role.task, self._room(spec))
             repository = _repository(source)
             card = model_card(repository, str(source.revision)) if repository else source.directory / "README.md"
         except ConfigError as error:
-            raise ConfigError(f"{roles.option(slot, spec)}: {error}") from error
+            raise ConfigError(f"{roles.option(role, spec)}: {error}") from error
         return replace(ready, spec=spec, revision=source.revision), LockedModel(
             repository=repository,
             revision=source.revision,
@@ -149,11 +151,11 @@ class _Preparation:
         )
 
 
-def _converted(source: Checkpoint, kind: str, work: Path) -> tuple[Checkpoint, list[str]]:
+def _converted(source: Checkpoint, task: Task, work: Path) -> tuple[Checkpoint, list[str]]:
     """The checkpoint in the form a job loads, and what was done to it."""
     done: list[str] = []
-    whisper = kind == "asr" and convert.is_transformers_whisper(source)
-    if (kind != "asr" or whisper) and convert.is_pickled(source):
+    whisper = task is Task.ASR and convert.is_transformers_whisper(source)
+    if (task is not Task.ASR or whisper) and convert.is_pickled(source):
         source = convert.to_safetensors(source, work / "safetensors")
         done.append(f"pickle to safetensors ({convert.versions('torch', 'safetensors')})")
     if whisper:

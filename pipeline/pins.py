@@ -1,0 +1,94 @@
+"""Which model fills which role, and the exact files that were used.
+
+A plan records a `ModelPin` for each `Role`. Their JSON forms are part of `plan.json`, receipts and reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Task(StrEnum):
+    """What a model does. The values are those of `plan.json`."""
+
+    EMOTION = "fusion"
+    SENTENCE_ENCODER = "sentence_encoder"
+    ASR = "asr"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Role:
+    """A task in one language (a primary BCP-47 tag such as `en`)."""
+
+    task: Task
+    language: str
+
+    def __str__(self) -> str:
+        """Return the form used in JSON and messages: `fusion/en`."""
+        return f"{self.task}/{self.language}"
+
+    @classmethod
+    def parse(cls, text: str) -> Role:
+        """Read the form that `str` gives. Raises: ValueError for anything else."""
+        task, slash, language = text.partition("/")
+        if not slash or not language:
+            raise ValueError(f"{text!r} is not a role such as fusion/en")
+        return cls(Task(task), language)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPin:
+    """The exact files of one model.
+
+    Attributes:
+        spec: the name the model was given by: a hub id, a directory or an object-store URI.
+        revision: the commit that a hub id resolved to; None for other models.
+        sha256: hash of the model's files.
+        size_bytes: total size of those files.
+        location: URI of the prepared copy; None when the model was not prepared.
+    """
+
+    spec: str
+    revision: str | None
+    sha256: str
+    size_bytes: int
+    location: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        fields = {"spec": self.spec, "revision": self.revision, "sha256": self.sha256, "bytes": self.size_bytes}
+        return {**fields, "location": self.location} if self.location else fields
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> ModelPin:
+        """Read the JSON form. Raises: KeyError, TypeError or ValueError when a field is missing, unknown or of another type."""
+        fields = dict(document)
+        pin = cls(fields.pop("spec"), fields.pop("revision"), fields.pop("sha256"), fields.pop("bytes"))
+        location = fields.pop("location", None)
+        if fields:
+            raise ValueError(f"unknown fields of a model: {', '.join(sorted(fields))}")
+        if not (isinstance(pin.spec, str) and isinstance(pin.sha256, str) and isinstance(pin.size_bytes, int)):
+            raise TypeError("a model's spec and sha256 are text, its bytes a number")
+        return pin if location is None else cls(pin.spec, pin.revision, pin.sha256, pin.size_bytes, str(location))
+
+
+Pins = Mapping[Role, ModelPin]
+"""The models of a plan."""
+
+
+def pins_document(pins: Pins) -> dict[str, dict[str, Any]]:
+    """Return the JSON form of a plan's models."""
+    return {str(role): pin.document() for role, pin in pins.items()}
+
+
+def pins_of(document: Mapping[str, Any]) -> dict[Role, ModelPin]:
+    """Read the JSON form of a plan's models. Raises: KeyError, TypeError or ValueError."""
+    return {Role.parse(role): ModelPin.of(pin) for role, pin in document.items()}
+
+
+def languages(roles: Iterable[Role], task: Task = Task.EMOTION) -> list[str]:
+    """Return the languages that have a model for the task, in the order of `roles`."""
+    return [role.language for role in roles if role.task is task]

@@ -1,0 +1,79 @@
+"""The settings that decide the rows of a dataset; every plan of a dataset has the same.
+
+Their JSON form is part of `_dataset.json`, `plan.json` and the configuration hash in every receipt, so an optional setting
+that was not given is left out of it: a dataset made before the setting existed is one without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Strict, TypeAdapter
+
+Mode = Literal["mean", "concat", "multihead", "audio", "text"]
+Segmentation = Literal["auto", "none", "vad"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+EmbeddingDtype = Literal["float32", "float16"]
+SCHEMA_VERSION = 2
+"""Columns of new datasets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a user chose, with every `auto` resolved, apart from models and manifests.
+
+    Attributes:
+        calibration: temperature by model fingerprint; None without a calibration.
+        min_confidence: below it an utterance's emotion is null; None for no limit.
+        allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all that have a model.
+        schema_version: columns of the dataset; 1 are those of the datasets made before this setting existed.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    mode: Mode
+    language: str | None
+    segmentation: Segmentation
+    partition_by: tuple[str, ...]
+    embeddings: tuple[str, ...]
+    embedding_dtype: EmbeddingDtype
+    beam_size: int
+    max_duration_s: float
+    max_bytes: int
+    calibration: Mapping[str, float] | None = None
+    min_confidence: float | None = None
+    allowed_languages: tuple[str, ...] = ()
+    schema_version: Annotated[int, Strict()] = 1
+    precision: Precision
+    asr_compute_type: str
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form: optional settings only where they are set."""
+        document: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default is MISSING or value != field.default:
+                document[field.name] = list(value) if isinstance(value, tuple) else value
+        return document
+
+    @classmethod
+    def of(cls, document: object) -> Settings:
+        """Read the JSON form. Raises: ValueError naming a setting that is missing, unknown or of another type."""
+        settings = _ADAPTER.validate_python(document)
+        if settings.schema_version not in range(1, SCHEMA_VERSION + 1):
+            raise ValueError(
+                f"the dataset has schema_version {settings.schema_version}; this program knows 1 to {SCHEMA_VERSION}: update it"
+            )
+        return settings
+
+
+_ADAPTER = TypeAdapter(Settings)
+
+
+def canonical_hash(value: object) -> str:
+    """Return the sha256 of the canonical JSON of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
