@@ -19,6 +19,7 @@ from jobs.report import can_draw, draw
 from pipeline import __version__
 from pipeline.engine.destination import require_lasting
 from pipeline.errors import ConfigError, JobError, StuckPlansError
+from pipeline.layout import REPORT, rejects_key, run_key
 from pipeline.redaction import redacted, without_query
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]]) 
             f"{report['rejected']:,} rejected{f' ({reasons})' if reasons else ''}\n"
             f"{report['utterances']:,} utterances, {report['audio_hours']:.2f} hours of audio, "
             f"{report['parts']:,} files in {output}/utterances"
-            + (f"\nrejects in {output}/rejects/{report['run_id']}.parquet" if report["rejected"] else "")
-            + f"\nreport in {output}/_runs/{report['run_id']}/report.json",
+            + (f"\nrejects in {output}/{rejects_key(report['run_id'])}" if report["rejected"] else "")
+            + f"\nreport in {output}/{run_key(report['run_id'], REPORT)}",
             flush=True,
         )
         if not config.no_page:

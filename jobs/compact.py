@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
-from pipeline.analytics.compact import COMPACTED, compact
+from pipeline.analytics.compact import compact
 from pipeline.analytics.indexed import bring_up_to_date
 from pipeline.analytics.publish import FORMATS, publish
 from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
+from pipeline.layout import COMPACTED
 from pipeline.redaction import without_query
 from pipeline.storage.store import open_store
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from jobs.parser import Parser, run_guarded
 from pipeline import __version__
 from pipeline.errors import ConfigError
+from pipeline.layout import PAGE, run_key
 from pipeline.processes import search_path
 from pipeline.redaction import without_query
 
@@ -71,7 +72,7 @@ def _is_there(output: str, key: str) -> bool:
 
 def page_key(run: str) -> str:
     """Where the page of a run lies."""
-    return f"_runs/{run}/report.html"
+    return run_key(run, PAGE)
 
 
 def _parser() -> Parser:

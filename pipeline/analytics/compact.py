@@ -23,14 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.compatibility import read_columns
-from pipeline.dataset.parts import UTTERANCES, encodings, receipt_of
-from pipeline.dataset.plan import FORMAT, create_json, plan_name, read_document
+from pipeline.dataset.parts import encodings, receipt_of
 from pipeline.dataset.reader import Rows
 from pipeline.errors import JobError
+from pipeline.layout import COMPACTED, PLAN, SUCCESS, UTTERANCES, generation_key, plan_name
 from pipeline.schema import utterance_schema
+from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 
-COMPACTED = "compacted"
 _ROW_GROUP_BYTES = 32 * 2**20
 """Of values as they are in memory: what a reader holds of one column scan, and large enough for object stores."""
 
@@ -56,7 +56,7 @@ class Generation:
     @property
     def success_key(self) -> str:
         """Where it says that it is done."""
-        return f"{COMPACTED}/_generations/{self.name}/_SUCCESS"
+        return generation_key(self.name, SUCCESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def compact(rows: Rows, *, target_bytes: int) -> Iterator[Compacted]:
         if not new:
             return
         generation = _plan(rows.of(new), plan_name(len(generations) + 1), sizes, target_bytes)
-        create_json(store, _plan_key(generation.name), asdict(generation), mine=("token", generation.token))
+        create_json(store, generation_key(generation.name, PLAN), asdict(generation), mine=("token", generation.token))
 
 
 def load_generations(store: Store) -> list[Generation]:
@@ -93,7 +93,7 @@ def load_generations(store: Store) -> list[Generation]:
     found: list[Generation] = []
     while True:
         try:
-            document = read_document(store, _plan_key(plan_name(len(found) + 1)))
+            document = read_document(store, generation_key(plan_name(len(found) + 1), PLAN))
         except FileNotFoundError:
             return found
         files = tuple(Merge(merge["key"], tuple(merge["parts"])) for merge in document["files"])
@@ -107,10 +107,6 @@ def is_done(store: Store, generation: Generation) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _plan_key(name: str) -> str:
-    return f"{COMPACTED}/_generations/{name}/plan.json"
 
 
 def _plan(rows: Rows, name: str, sizes: Mapping[str, int], target_bytes: int) -> Generation:

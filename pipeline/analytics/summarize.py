@@ -14,19 +14,19 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.compatibility import read_columns
-from pipeline.dataset.plan import FORMAT, parquet_bytes, read_document
+from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import Rows, asking, dataset, quoted
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.layout import SUMMARY, summary_folder, summary_key
 from pipeline.schema import EMOTIONS
+from pipeline.storage.documents import FORMAT, read_document
 from pipeline.storage.store import Store
 
-SUMMARIES = "summaries"
 SUMS = ("recordings", "utterances", "speech_s", "length_s", "by_emotion", "speech_s_by_emotion", "transitions",
         "first_emotion", "last_emotion", "confidence_sum", "confidence_min", "confidence_max")  # fmt: skip
 TIMED = ("timed_speech_s", "timed_length_s")
@@ -45,7 +45,7 @@ class Groups:
     @property
     def folder(self) -> str:
         """Where their summaries lie."""
-        return f"{SUMMARIES}/{'+'.join(quote(name, safe='') for name in self.by)}"
+        return summary_folder(tuple(self.by))
 
 
 def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
@@ -92,7 +92,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
     _refuse_others(store, groups)
     done = {entry.key for entry in store.list(groups.folder)}
     for plan in rows.plans:
-        key = f"{groups.folder}/{plan.plan}.parquet"
+        key = summary_key(groups.folder, plan.plan)
         if key in done:
             continue
         of_plan = rows.of([plan.plan])
@@ -100,7 +100,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
             found = connection.sql(_sums(groups, plan.plan)).to_arrow_table()
         # claimed by groups that could be made: a slip of the pen takes no name
         claim = {"format": FORMAT, "by": dict(groups.by)}
-        if not store.put_if_absent(f"{groups.folder}/_summary.json", json.dumps(claim, indent=1).encode()):
+        if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
             _refuse_others(store, groups)
         store.put_if_absent(key, parquet_bytes(found))
         yield plan.plan, found.num_rows
@@ -109,7 +109,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
 def _refuse_others(store: Store, groups: Groups) -> None:
     """Raises: ConfigError when the folder holds groups made by other expressions."""
     try:
-        there = read_document(store, f"{groups.folder}/_summary.json")["by"]
+        there = read_document(store, f"{groups.folder}/{SUMMARY}")["by"]
     except FileNotFoundError:
         return
     if there != dict(groups.by):

@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.plan import FORMAT, Plan, create_json, read_document
+from pipeline.dataset.plan import Plan
 from pipeline.errors import ConfigError
+from pipeline.layout import DATASET
 from pipeline.manifest.columns import KEPT_MARKS, MIXED, has_scalars, nested_part, unify
 from pipeline.manifest.growth import settled, widened
 from pipeline.pins import ModelPin, Pins
 from pipeline.settings import Settings
+from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 
 
@@ -24,7 +26,7 @@ def claim_dataset(store: Store, settings: Settings) -> None:
     """
     token = uuid.uuid4().hex
     document = {"format": FORMAT, "settings": settings.document(), "token": token}
-    if not create_json(store, "_dataset.json", document, mine=("token", token)):
+    if not create_json(store, DATASET, document, mine=("token", token)):
         compare_settings(_settings(store), settings)
 
 
@@ -38,9 +40,9 @@ def dataset_settings(store: Store) -> Settings | None:
 
 def _settings(store: Store) -> Settings:
     try:
-        return Settings.of(read_document(store, "_dataset.json")["settings"])
+        return Settings.of(read_document(store, DATASET)["settings"])
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{store.root}/_dataset.json cannot be read: {error}") from error
+        raise ConfigError(f"{store.root}/{DATASET} cannot be read: {error}") from error
 
 
 def compare_settings(there: Settings, asked: Settings) -> None:

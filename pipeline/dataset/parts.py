@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,22 +22,21 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.plan import Plan, Shard, parquet_bytes, read_rejects, read_shards
+from pipeline.dataset.plan import Plan, parquet_bytes, read_rejects, read_shards
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
+from pipeline.layout import REPORT, SHARD_NUMBER, SUCCESS, UTTERANCES, rejects_key, run_key
 from pipeline.manifest.staging import reject_schema, rejects_table, without_secrets
 from pipeline.pins import Pins, pins_document, pins_of
 from pipeline.schema import EMBEDDINGS, utterance_schema
 from pipeline.stats import Figures, total
 from pipeline.storage.store import Store
 
-UTTERANCES = "utterances"
 _RECEIPT = b"speech_emotion.receipt"
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _ROW_GROUP_ROWS = 4096
 _FOOTER_READERS = 16
 _DERIVED = ("rows", "utterances", "rejected", "rejects_by_reason")
 """Figures of a report that the parts alone decide."""
-_SHARD_NUMBER = re.compile("[0-9]{6,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +93,8 @@ def partition_folder(columns: Sequence[str], values: Sequence[object]) -> str:
     return "/".join(parts)
 
 
-def part_key(shard: Shard, partition: str) -> str:
-    """Where the part of a shard lies."""
-    return "/".join(piece for piece in (UTTERANCES, partition, f"{shard.name}.parquet") if piece)
-
-
 def part_schema(plan: Plan) -> pa.Schema:
-    """What every part of a plan has: partition columns are in the path alone."""
+    """Return the schema of every part of a plan; partition columns are in the path alone."""
     settings = plan.settings
     schema = utterance_schema(
         plan.embedding_widths, settings.embedding_dtype, plan.extra, version=settings.schema_version
@@ -175,7 +168,7 @@ def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, 
     parts: dict[str, dict[int, str]] = {plan.plan: {} for plan in plans}
     for entry in store.list(UTTERANCES):
         plan, dash, shard = entry.key.rpartition("/")[2].removesuffix(".parquet").partition("-")
-        if entry.key.endswith(".parquet") and dash and plan in parts and _SHARD_NUMBER.fullmatch(shard):
+        if entry.key.endswith(".parquet") and dash and plan in parts and SHARD_NUMBER.fullmatch(shard):
             parts[plan][int(shard)] = entry.key
     return parts
 
@@ -192,7 +185,7 @@ def is_committed(store: Store, key: str) -> bool:
 def is_published(store: Store, plan: Plan) -> bool:
     """Whether the plan is complete and its rejects and report are written."""
     try:
-        store.read(_success_key(plan))
+        store.read(run_key(plan.plan, SUCCESS))
     except FileNotFoundError:
         return False
     return True
@@ -227,24 +220,20 @@ def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[
             f"{len(foreign)} parts of another configuration, {len(astray)} under another shard's name"
         )
     rejects = _derive_rejects(store, plan, receipts)
-    report_key, rejects_key = f"_runs/{plan.plan}/report.json", f"rejects/{plan.plan}.parquet"
+    report_at, rejects_at = run_key(plan.plan, REPORT), rejects_key(plan.plan)
     if rejects.num_rows:
-        store.put_if_absent(rejects_key, parquet_bytes(rejects))
+        store.put_if_absent(rejects_at, parquet_bytes(rejects))
     totals = _totals(plan, receipts, rejects)
-    store.put_if_absent(report_key, json.dumps({**report, **totals}, indent=1, ensure_ascii=False).encode())
-    found: dict[str, Any] = json.loads(store.read(report_key))
+    store.put_if_absent(report_at, json.dumps({**report, **totals}, indent=1, ensure_ascii=False).encode())
+    found: dict[str, Any] = json.loads(store.read(report_at))
     if any(found.get(name) != totals[name] for name in _DERIVED):
         raise JobError(
             f"run {plan.plan} is complete, but its report and rejects are of other parts, deleted since and made again with "
-            f"another outcome. Delete {_success_key(plan)}, {report_key}, {rejects_key} and the page below {store.root}, and "
-            "start the same command again: it derives them anew. python -m jobs.verify shows what differs"
+            f"another outcome. Delete {run_key(plan.plan, SUCCESS)}, {report_at}, {rejects_at} and the page below "
+            f"{store.root}, and start the same command again: it derives them anew. python -m jobs.verify shows what differs"
         )
-    store.put_if_absent(_success_key(plan), b"")
+    store.put_if_absent(run_key(plan.plan, SUCCESS), b"")
     return found
-
-
-def _success_key(plan: Plan) -> str:
-    return f"_runs/{plan.plan}/_SUCCESS"
 
 
 def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa.Table:

@@ -1,11 +1,6 @@
 """The immutable plan of a run: which rows, in which shards, under which settings and models.
 
-Layout below the output, all of it written put-if-absent:
-
-    _dataset.json                          the settings every plan of this dataset shares
-    _runs/<plan>/shards/<token>-NNNNN.parquet   rows, one row group a shard
-    _runs/<plan>/shards/<token>-rejects.parquet rows refused while planning
-    _runs/<plan>/plan.json                 names those files; the plan exists once this does
+Everything is written put-if-absent, at the paths of `layout.py`.
 
 Plans are numbered. Of two planners at once one creates `plan.json` under the next number; the other reads it, drops the
 ids it holds, and plans again, so no id has two owners. The files of the loser are named by its token and never read.
@@ -17,7 +12,6 @@ import base64
 import dataclasses
 import io
 import itertools
-import json
 import time
 import uuid
 from collections import defaultdict
@@ -32,15 +26,16 @@ import pyarrow.parquet as pq
 
 from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.errors import ConfigError
+from pipeline.layout import plan_key, plan_name, planning_rejects_key, shard_file
 from pipeline.manifest.hash_buckets import Keys, id_keys
 from pipeline.manifest.python_values import groups
 from pipeline.manifest.staging import Selection, reject_keys
 from pipeline.pins import Pins, Role, Task, pins_document, pins_of
 from pipeline.schema import ROW_SCHEMA
 from pipeline.settings import Settings, canonical_hash
+from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 
-FORMAT = 1
 SHARDS_PER_FILE = 1024
 _OPEN_ROWS = 200_000
 """Rows the planner holds in shards not yet full, over all partitions; past it the fullest are closed early."""
@@ -148,11 +143,6 @@ class Plan:
         raise IndexError(number)
 
 
-def plan_key(plan: str) -> str:
-    """Where `plan.json` lies."""
-    return f"_runs/{plan}/plan.json"
-
-
 def load_plans(store: Store) -> list[Plan]:
     """Every plan of the dataset, oldest first. Costs one GET a plan."""
     plans: list[Plan] = []
@@ -230,7 +220,7 @@ class ShardFiles:
     """Writes shards as row groups of numbered Parquet files in the store."""
 
     store: Store
-    folder: str
+    plan: str
     token: str
     schema: pa.Schema
     files: list[tuple[str, int]] = field(default_factory=list)
@@ -253,7 +243,7 @@ class ShardFiles:
         return key, row_group
 
     def _key(self) -> str:
-        return f"{self.folder}/{self.token}-{len(self.files):05d}.parquet"
+        return shard_file(self.plan, self.token, len(self.files))
 
     def close(self) -> None:
         """Store the file that is being written."""
@@ -326,9 +316,8 @@ def write_plan(
     Memory: the rows of open shards, at most `_OPEN_ROWS`, and one plan file.
     """
     name, token = plan_name(number), uuid.uuid4().hex[:12]
-    folder = f"_runs/{name}/shards"
     extra = selection.spool.extra
-    files = ShardFiles(store, folder, token, pa.schema([*ROW_SCHEMA, *extra]))
+    files = ShardFiles(store, name, token, pa.schema([*ROW_SCHEMA, *extra]))
     packer = _Packer(files, tuple(dict.fromkeys((*settings.partition_by, "language"))), size)
     rows, without_text, audio_s = 0, 0, 0.0
     for table in selection.tables():
@@ -338,7 +327,7 @@ def write_plan(
         audio_s += float(np.clip(table["duration_s"].fill_null(0.0).to_numpy(), 0.0, LONGEST_SPAN_S).sum())
     packer.finish()
     rejects = list(selection.rejects())
-    rejects_file = f"{folder}/{token}-rejects.parquet" if rejects else None
+    rejects_file = planning_rejects_key(name, token) if rejects else None
     if rejects_file:
         store.put_if_absent(rejects_file, parquet_bytes(pa.concat_tables(rejects)))
     plan = Plan(
@@ -359,36 +348,6 @@ def write_plan(
         audio_roots=audio_roots,
     )
     return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
-
-
-def read_document(store: Store, key: str) -> dict[str, Any]:
-    """One of our JSON documents. Raises: FileNotFoundError; ConfigError naming one that is damaged or of another format."""
-    content = store.read(key)
-    try:
-        parsed = json.loads(content)
-        written = parsed["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{store.root}/{key} cannot be read: {type(error).__name__} {error}") from error
-    if written != FORMAT:
-        raise ConfigError(f"{store.root}/{key} has format {written}, this version reads {FORMAT}")
-    found: dict[str, Any] = parsed
-    return found
-
-
-def create_json(store: Store, key: str, content: Mapping[str, Any], *, mine: tuple[str, str]) -> bool:
-    """Put-if-absent of a JSON document; whether what is there now is ours, also when the answer to the PUT was lost.
-
-    Args:
-        mine: a field of `content` and its value, by which this writer knows its own document again.
-    """
-    if store.put_if_absent(key, json.dumps(content, indent=1, ensure_ascii=False).encode()):
-        return True
-    return bool(json.loads(store.read(key)).get(mine[0]) == mine[1])
-
-
-def plan_name(number: int) -> str:
-    """How a plan's number stands in names."""
-    return f"{number:06d}"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

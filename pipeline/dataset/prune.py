@@ -7,21 +7,15 @@ plan, no rejects file, no note of a failed attempt, nothing a plan names. Folder
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.dataset.plan import Plan, load_plan
-from pipeline.dataset.verify.outline import DATASET_KEY, TEMPORARY
 from pipeline.errors import ConfigError
+from pipeline.layout import DATASET, OURS, PLAN_FILE, PROBE, SHARD_FILE, TEMPORARY
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import StoredFile, Upload, abort, reaching, remove, uploads, walk
-from pipeline.storage.store import PROBE_KEY, Store
-
-_SHARD_FILE = re.compile(r"_runs/([0-9]{6,})/shards/([0-9a-f]{12})-(?:[0-9]{5,}|rejects)\.parquet")
-_PLAN = re.compile(r"_runs/([0-9]{6,})/plan\.json")
-_OURS = ("_runs/", "utterances/", "rejects/", "summaries/", "compacted/", f".{DATASET_KEY}.")
-"""Where temporaries of ours can lie; an output may share its folder with others."""
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +42,19 @@ def find_leftovers(store: Store, *, now_s: float) -> Iterator[Leftover]:
         now_s: seconds since 1970 by the clock that ages are to be measured with.
     Raises: ConfigError when there is no output, or a plan cannot be read: what it names could not be told then.
     """
-    files = [file for file in walk(store) if file.key.startswith(_OURS) or file.key == DATASET_KEY]
-    numbers = [match[1] for file in files if (match := _PLAN.fullmatch(file.key))]
-    if not numbers and DATASET_KEY not in {file.key for file in files}:
+    files = [file for file in walk(store) if file.key.startswith(OURS) or file.key == DATASET]
+    numbers = [match[1] for file in files if (match := PLAN_FILE.fullmatch(file.key))]
+    if not numbers and DATASET not in {file.key for file in files}:
         raise ConfigError(f"there is no output of this pipeline at {without_query(store.root)}")
     plans = {number: _plan(store, number) for number in numbers}
     yield from _shard_files(files, plans, now_s)
     for file in files:
         if TEMPORARY.fullmatch(file.key):
             yield Leftover(file.key, "temporary of a killed writer", now_s - file.modified_s, file.size_bytes)
-        elif file.key == PROBE_KEY:
+        elif file.key == PROBE:
             yield Leftover(file.key, "probe for conditional writes", now_s - file.modified_s, file.size_bytes)
     for upload in uploads(store):
-        if upload.key.startswith((*_OURS, DATASET_KEY)):
+        if upload.key.startswith((*OURS, DATASET)):
             age_s = now_s - upload.started_s
             yield Leftover(upload.key, "multipart upload nobody completed", age_s, upload.size_bytes, upload)
 
@@ -70,7 +64,7 @@ def remove_leftover(store: Store, leftover: Leftover) -> bool:
     if leftover.upload is not None:
         abort(store, leftover.upload)
         return True
-    match = _SHARD_FILE.fullmatch(leftover.key)
+    match = SHARD_FILE.fullmatch(leftover.key)
     if match and leftover.key in _named(store, match[1]):
         return False
     remove(store, leftover.key)
@@ -96,7 +90,7 @@ def _shard_files(files: list[StoredFile], plans: dict[str, Plan], now_s: float) 
     found = []
     last_s: dict[tuple[str, str], float] = {}
     for file in files:
-        if match := _SHARD_FILE.fullmatch(
+        if match := SHARD_FILE.fullmatch(
             file.key
         ):  # of planners, and rows with fresh signatures (`pipeline.dataset.renewal`)
             planner = (match[1], match[2])

@@ -18,9 +18,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from pipeline.dataset.compatibility import dataset_settings, read_columns
-from pipeline.dataset.parts import UTTERANCES, committed_parts, is_published
+from pipeline.dataset.parts import committed_parts, is_published
 from pipeline.dataset.plan import Plan, load_plans
 from pipeline.errors import ConfigError, JobError, did_you_mean
+from pipeline.layout import RUNS, UTTERANCES, rejects_key
 from pipeline.manifest.growth import asked_type, path_type
 from pipeline.manifest.staging import reject_schema
 from pipeline.schema import ROW_SCHEMA, utterance_schema
@@ -92,7 +93,7 @@ class Rows:
     def planned(self) -> ds.Dataset:
         """The manifest rows of these plans, as they were read."""
         files = [file for plan in self.plans for file, _ in plan.files]
-        return dataset(self.store, "_runs", files, ROW_SCHEMA)
+        return dataset(self.store, RUNS, files, ROW_SCHEMA)
 
     def utterances(self) -> ds.Dataset:
         """Every utterance of these plans. Opens nothing yet."""
@@ -102,7 +103,7 @@ class Rows:
     def rejects(self) -> ds.Dataset:
         """Every reject of these plans, of planning too."""
         there = {entry.key for entry in self.store.list("rejects")}
-        keys = [key for plan in self.plans if (key := f"rejects/{plan.plan}.parquet") in there]
+        keys = [key for plan in self.plans if (key := rejects_key(plan.plan)) in there]
         extra = [field.with_type(asked_type(field.type)) for field in self.extra]
         return dataset(self.store, "rejects", keys, reject_schema(extra))
 

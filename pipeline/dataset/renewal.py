@@ -33,7 +33,7 @@ def renew(store: Store, plan: Plan, shards: Sequence[Shard], spool: Spool) -> li
     """
     if next(_signed(spool), None) is None:
         return list(shards)
-    files = ShardFiles(store, f"_runs/{plan.plan}/shards", uuid.uuid4().hex[:12], pa.schema([*ROW_SCHEMA, *plan.extra]))
+    files = ShardFiles(store, plan.plan, uuid.uuid4().hex[:12], pa.schema([*ROW_SCHEMA, *plan.extra]))
     renewed: list[Shard] = []
     held: list[tuple[Shard, pa.Table]] = []
     for shard in shards:

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, Shard
+from pipeline.layout import PAGE, REJECTS, REPORT, RUNS, SUCCESS, rejects_key, run_key
 from pipeline.storage.access import without_query
 from pipeline.storage.store import Store
 
@@ -54,7 +55,7 @@ def survey(store: Store, plans: Sequence[Plan], out: TextIO) -> list[PlanState]:
     """
     if not plans:
         return []
-    results = {entry.key for prefix in ("_runs", "rejects") for entry in store.list(prefix)}
+    results = {entry.key for prefix in (RUNS, REJECTS) for entry in store.list(prefix)}
     parts = committed_parts(store, plans)
     states = [_state(store, plan, parts[plan.plan], results) for plan in plans]
     for state in states:
@@ -68,9 +69,8 @@ def survey(store: Store, plans: Sequence[Plan], out: TextIO) -> list[PlanState]:
 
 
 def _state(store: Store, plan: Plan, parts: Mapping[int, str], results: set[str]) -> PlanState:
-    run = f"_runs/{plan.plan}"
-    published, page, rejects = f"{run}/_SUCCESS" in results, f"{run}/report.html", f"rejects/{plan.plan}.parquet"
-    report = f"{run}/report.json"
+    success, page, report = (run_key(plan.plan, name) for name in (SUCCESS, PAGE, REPORT))
+    published, rejects = success in results, rejects_key(plan.plan)
     state = PlanState(plan, parts, published, "", page in results)
     if not published:
         return state

@@ -12,10 +12,12 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from pipeline.dataset.plan import FORMAT, Plan, create_json
+from pipeline.dataset.plan import Plan
 from pipeline.dataset.survey import pending_shards
 from pipeline.errors import ConfigError, JobError, StuckPlansError
+from pipeline.layout import attempt_key, attempts_folder
 from pipeline.shard.commit import give_up
+from pipeline.storage.documents import FORMAT, create_json
 from pipeline.storage.retry import TRANSIENT
 from pipeline.storage.store import Store
 
@@ -49,11 +51,11 @@ def record_failure(store: Store, plan: Plan, error: BaseException) -> Failure:
     tries, first_at, shards_left = 1, str(note["failed_at"]), plan.num_shards
     with contextlib.suppress(*TRANSIENT, JobError):
         shards_left = len(pending_shards(store, plan))
-        keys = sorted(entry.key for entry in store.list(f"_runs/{plan.plan}/attempts"))
+        keys = sorted(entry.key for entry in store.list(attempts_folder(plan.plan)))
         tries += len(keys)
         if keys:
             first_at = str(json.loads(store.read(keys[0]))["failed_at"])
-        while not create_json(store, f"_runs/{plan.plan}/attempts/{tries:06d}.json", note, mine=("token", token)):
+        while not create_json(store, attempt_key(plan.plan, tries), note, mine=("token", token)):
             tries += 1
     return Failure(plan, sentence, tries, first_at, shards_left)
 

@@ -40,6 +40,7 @@ from pipeline.engine.rates import check_rates
 from pipeline.engine.shard_log import log_shard
 from pipeline.engine.stages import cluster, run_shards
 from pipeline.errors import ConfigError, NoWorkersError, RejectedRow, did_you_mean
+from pipeline.layout import PROBE
 from pipeline.manifest.read import conform, expand, unify
 from pipeline.manifest.staging import Selection, Spool
 from pipeline.models import roles
@@ -175,7 +176,7 @@ class Driver:
                 with refusal_first(partial(self._pinned, pinning, selection)):
                     resources = stack.enter_context(cluster(self.out))
                 models = self._pinned(pinning, selection)
-                require_conditional_writes(self.store)
+                require_conditional_writes(self.store, PROBE)
                 if warning := unshared_warning(self.config.output, resources.nodes):
                     print(f"warning: {warning}", file=self.out)
                 planned = self._plan(selection, resources, *models) if selection else []

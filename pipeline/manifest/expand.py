@@ -11,9 +11,10 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.layout import FOLDERS
 from pipeline.manifest.source import make_one_of
 from pipeline.manifest.store import store_errors
-from pipeline.manifest.tables import OWN_FOLDERS, Guard
+from pipeline.manifest.tables import Guard
 from pipeline.storage.access import without_query
 from pipeline.storage.listing import (
     ALIASES,
@@ -169,7 +170,7 @@ class _Search:
         if self._guard.is_output(filesystem, contents.path):
             self._left_out[_OWN_OUTPUT].append(contents.path)
             named = contents.path == self._fixed  # then files there that are the user's own may be meant
-            for name in OWN_FOLDERS if named else list(contents.folders):
+            for name in FOLDERS if named else list(contents.folders):
                 contents.folders.pop(name, None)
             if not named:
                 contents.files.clear()

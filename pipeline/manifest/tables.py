@@ -15,13 +15,10 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError
+from pipeline.layout import DATASET, FOLDERS
 from pipeline.storage.listing import Contents, list_folder, printable
 from pipeline.storage.retry import ABSENT, DENIED
 from pipeline.storage.store import resolve
-
-_DATASET = "_dataset.json"
-OWN_FOLDERS = ("_runs", "utterances", "rejects", "summaries", "compacted")
-"""What the jobs write below an output. Other folders and files there are the user's."""
 
 _LOGS = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
 """Folder that a table's format puts beside its data -> the format."""
@@ -58,7 +55,7 @@ class Guard:
 
     def check(self, filesystem: AbstractFileSystem, contents: Contents, shown: str) -> None:
         """Refuse a listed folder that is a table. Raises: ConfigError."""
-        if _DATASET in contents.files:
+        if DATASET in contents.files:
             raise _of_output(shown, contents.path)
         for name, form in _LOGS.items():
             if name in contents.folders:
@@ -84,8 +81,8 @@ class Guard:
 
     def _check_one(self, filesystem: AbstractFileSystem, folder: str, below: str, shown: str) -> None:
         """Check one folder; `below` is the name in it that leads to what was asked for, empty for the folder itself."""
-        if (not below or below in OWN_FOLDERS) and (
-            self.is_output(filesystem, folder) or _exists(filesystem, f"{folder}/{_DATASET}")
+        if (not below or below in FOLDERS) and (
+            self.is_output(filesystem, folder) or _exists(filesystem, f"{folder}/{DATASET}")
         ):
             raise _of_output(shown, folder)
         for name, form in _LOGS.items():

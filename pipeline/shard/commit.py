@@ -17,13 +17,13 @@ from pipeline.dataset.parts import (
     RejectNote,
     ids_sha256,
     new_attempt,
-    part_key,
     part_schema,
     partition_folder,
     write_part,
 )
 from pipeline.dataset.plan import Plan, Shard, read_shard
 from pipeline.errors import JobError, Reason, Stage
+from pipeline.layout import part_key
 from pipeline.models import roles
 from pipeline.schema import ABSTAINED, emotion_of, utterance_id
 from pipeline.shard.context import CAUSE, Work
@@ -150,7 +150,7 @@ def give_up(store: Store, plan: Plan, shard: Shard) -> None:
 def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
     """Where the part of a shard with these rows lies, or will."""
     columns = plan.settings.partition_by
-    return part_key(shard, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
+    return part_key(shard.name, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
 
 
 def _refuse_unforeseen(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_share: float) -> None:

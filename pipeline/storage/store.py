@@ -42,7 +42,6 @@ T = TypeVar("T")
 
 _LIBRARY_TRIES = 3
 """Of s3fs itself, for what reads a file bit by bit; five of 20 s each would let one stalled object take minutes."""
-PROBE_KEY = "_runs/_probe"
 _ROOM_FOR_FOOTER = 64 * 1024
 _ONE_GET_BYTES = 50 << 20
 _MAX_TEXT_BYTES = 64 << 20
@@ -357,7 +356,7 @@ def read_text(uri: str) -> str:
         raise ConfigError(f"{shown} cannot be read: {error}") from error
 
 
-def require_conditional_writes(store: Store, probe: str = PROBE_KEY) -> None:
+def require_conditional_writes(store: Store, probe: str) -> None:
     """Refuse a store on which two attempts at one shard could both win.
 
     Leaves one empty object at `probe`. Raises: ConfigError naming what the store did.

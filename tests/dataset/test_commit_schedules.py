@@ -20,6 +20,7 @@ import pytest
 from greenlet import GreenletExit, greenlet
 
 from pipeline.dataset import parts as parts_module
+from pipeline.dataset import parts as parts_module
 from pipeline.dataset.parts import (
     Receipt,
     RejectNote,

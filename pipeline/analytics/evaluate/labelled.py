@@ -20,6 +20,7 @@ from pipeline.dataset.compatibility import dataset_settings, read_columns
 from pipeline.dataset.parts import is_published
 from pipeline.dataset.plan import Plan, load_plans
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.layout import UTTERANCES
 from pipeline.manifest.growth import path_type
 from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, utterance_schema
 from pipeline.settings import Settings
@@ -95,7 +96,7 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
     schema, partitions = _schema_of(plans, settings)
     column = _column_of(labels, [*schema.names, *partitions.names], shown)
     wanted = [name for name in dict.fromkeys([*_NEEDED, column, *columns]) if name in schema.names + partitions.names]
-    table = _dataset(output, "utterances", schema, partitions).to_table(columns=wanted)
+    table = _dataset(output, UTTERANCES, schema, partitions).to_table(columns=wanted)
     truth, unknown = _truth(table[column])
     labelled = table["label"].is_valid().to_numpy()
     kept = np.flatnonzero((truth >= 0) & labelled)

@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from pipeline.analytics.report import plots
 from pipeline.analytics.report.page import Page, Section, ask, listed, share, shown
-from pipeline.dataset.parts import UTTERANCES, read_receipts
+from pipeline.dataset.parts import read_receipts
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, asking, quoted
 from pipeline.errors import ConfigError
+from pipeline.layout import REPORT, UTTERANCES, run_key
 from pipeline.schema import EMOTIONS
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import reaching, walk
@@ -89,7 +90,7 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
         raise ConfigError(f"{without_query(rows.store.root)} has no finished run to report on")
     (plan,) = rows.plans
     with reaching(rows.store):
-        report = json.loads(rows.store.read(f"_runs/{plan.plan}/report.json"))
+        report = json.loads(rows.store.read(run_key(plan.plan, REPORT)))
         parts = _parts(rows, plan)
     speed = _speed(report, parts)
     with asking(utterances=rows.utterances(), rejects=rows.rejects(), parts=parts) as connection:

@@ -12,14 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from pipeline.dataset.compatibility import add_columns, compare_models, compare_settings, different_columns
-from pipeline.dataset.plan import Plan, Shard, plan_key
-from pipeline.dataset.verify.outline import DATASET_KEY, Outline, read_outline
+from pipeline.dataset.plan import Plan, Shard
+from pipeline.dataset.verify.outline import Outline, read_outline
 from pipeline.dataset.verify.parts import Inspected, inspect_part
 from pipeline.dataset.verify.plans import IdLedger, PlannedShard, planned_shards, sound_plan
 from pipeline.dataset.verify.promises import Audit, PlanState, Promise, Tell, Violation
 from pipeline.dataset.verify.published import Tally, check_published
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, parquet
 from pipeline.errors import ConfigError
+from pipeline.layout import DATASET, SUCCESS, plan_key
 from pipeline.pins import pins_document
 from pipeline.settings import Settings, canonical_hash
 from pipeline.storage.access import without_query
@@ -88,15 +89,15 @@ class _Auditor:
     def _dataset(self) -> Settings | None:
         """The settings all plans share."""
         try:
-            return Settings.of(document(self.store, DATASET_KEY).get("settings"))
+            return Settings.of(document(self.store, DATASET).get("settings"))
         except ValueError as error:
-            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, f"cannot be read: {error}")
+            self.broken(Promise.DATASET_DAMAGED, DATASET, f"cannot be read: {error}")
         except MissingFile:
             if self.outline.empty:
                 raise ConfigError(f"there is no output of this pipeline at {without_query(self.store.root)}") from None
-            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, "is not there, though an output is")
+            self.broken(Promise.DATASET_DAMAGED, DATASET, "is not there, though an output is")
         except DamagedFile as error:
-            self.broken(Promise.DATASET_DAMAGED, DATASET_KEY, str(error))
+            self.broken(Promise.DATASET_DAMAGED, DATASET, str(error))
         return None
 
     def _read_plans(self) -> None:
@@ -153,7 +154,7 @@ class _Auditor:
             plan.rows + plan.rejects,
             plan.num_shards,
             tally.parts,
-            "_SUCCESS" in seen,
+            SUCCESS in seen,
             tally.utterances,
             tally.rejects,
             self.outline.attempts[plan.plan],

@@ -11,21 +11,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pipeline.dataset.parts import UTTERANCES
-from pipeline.dataset.plan import plan_name
+from pipeline.layout import (
+    ATTEMPTS,
+    PART,
+    PLAN,
+    REJECTS,
+    REJECTS_FILE,
+    RESULTS,
+    RUN_FILE,
+    RUNS,
+    SHARDS,
+    TEMPORARY,
+    UTTERANCES,
+    plan_name,
+)
 from pipeline.storage.cleanup import StoredFile, walk
 from pipeline.storage.store import Store
-
-RUNS, REJECTS = "_runs", "rejects"
-_RESULTS = ("_SUCCESS", "report.json", "report.html")
-DATASET_KEY = "_dataset.json"
-TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
-"""What `LocalStore.put_if_absent` writes before it links."""
-_RUN_FILE = re.compile(
-    r"_runs/([0-9]{6,})/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+|attempts/[0-9]{6,}\.json)", re.DOTALL
-)
-_REJECTS_FILE = re.compile(r"rejects/([0-9]{6,})\.parquet")
-_PART = re.compile(r"utterances/(?:.+/)?([0-9]{6,})-([0-9]{6,})\.parquet", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +68,22 @@ def read_outline(store: Store) -> Outline:
     runs = list(walk(store, RUNS))
     published: dict[str, dict[str, str]] = defaultdict(dict)
     for file in results:
-        if (match := _RUN_FILE.fullmatch(file.key)) and match[2] in _RESULTS:
+        if (match := RUN_FILE.fullmatch(file.key)) and match[2] in RESULTS:
             published[match[1]][match[2]] = file.key
-        elif match := _REJECTS_FILE.fullmatch(file.key):
+        elif match := REJECTS_FILE.fullmatch(file.key):
             published[match[1]][REJECTS] = file.key
     plans, shard_files, attempts = set(), [], Counter[str]()
     for file in runs:
-        match = _RUN_FILE.fullmatch(file.key)
-        if match and match[2] == "plan.json":
+        match = RUN_FILE.fullmatch(file.key)
+        if match and match[2] == PLAN:
             plans.add(match[1])
-        elif match and match[2].startswith("shards/") and not TEMPORARY.fullmatch(file.key):
+        elif match and match[2].startswith(f"{SHARDS}/") and not TEMPORARY.fullmatch(file.key):
             shard_files.append(file)
-        elif match and match[2].startswith("attempts/"):
+        elif match and match[2].startswith(f"{ATTEMPTS}/"):
             attempts[match[1]] += 1
     parts, strays = _sort_parts(utterances)
     for file in results:
-        if file.key.startswith(f"{REJECTS}/") and not _is_known(file.key, _REJECTS_FILE):
+        if file.key.startswith(f"{REJECTS}/") and not _is_known(file.key, REJECTS_FILE):
             strays.append(file.key)
     temporaries = {file.key: file for file in (*runs, *results, *utterances) if TEMPORARY.fullmatch(file.key)}
     return Outline(
@@ -106,7 +107,7 @@ def _sort_parts(files: Iterable[StoredFile]) -> tuple[dict[str, dict[int, list[s
     parts: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     strays = []
     for file in files:
-        match = _PART.fullmatch(file.key)
+        match = PART.fullmatch(file.key)
         # a number has one spelling
         if match and match[2] == f"{int(match[2]):06d}":
             parts[match[1]][int(match[2])].append(file.key)

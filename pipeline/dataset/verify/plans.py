@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.dataset.parts import part_key, partition_folder
-from pipeline.dataset.plan import Plan, Shard, plan_key, plan_of
+from pipeline.dataset.parts import partition_folder
+from pipeline.dataset.plan import Plan, Shard, plan_of
 from pipeline.dataset.verify.reading import UNREADABLE, DamagedFile, document, parquet
+from pipeline.layout import part_key, plan_key, shards_folder
 from pipeline.manifest.hash_buckets import KeyHeaps, id_keys, repeated
 from pipeline.schema import EMBEDDINGS, ROW_SCHEMA
 from pipeline.storage.store import Store
@@ -55,7 +56,7 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         yield f"it calls itself {plan.plan!r}"
     named = [file for file, _ in plan.files] + [plan.rejects_file] * (plan.rejects_file is not None)
     if not all(
-        isinstance(file, str) and file.startswith(f"_runs/{name}/shards/") and ".." not in file for file in named
+        isinstance(file, str) and file.startswith(f"{shards_folder(name)}/") and ".." not in file for file in named
     ):
         yield "it names files outside its own folder"
     counts = [*(count for _, count in plan.files), plan.rows, plan.rejects]
@@ -100,7 +101,7 @@ def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) ->
             folders = {partition_folder(partition_by, row) for row in values} if partition_by else {""}
             if len(folders) != 1:
                 raise DamagedFile(f"mixes {len(folders)} partitions in shard {shard.name}")
-            yield PlannedShard(shard, rows, part_key(shard, folders.pop()))
+            yield PlannedShard(shard, rows, part_key(shard.name, folders.pop()))
 
 
 class IdLedger:

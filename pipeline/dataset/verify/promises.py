@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from pipeline.layout import attempts_folder
+
 
 class Promise(StrEnum):
     """What can be broken. The value is the code of the line that says so."""
@@ -108,7 +110,7 @@ class PlanState:
         """For the summary."""
         if not self.finished:
             rest = "" if self.parts < self.shards else ", not published"
-            rest += f", {self.failed_tries:,} failed tries in _runs/{self.plan}/attempts" if self.failed_tries else ""
+            rest += f", {self.failed_tries:,} failed tries in {attempts_folder(self.plan)}" if self.failed_tries else ""
             return f"plan {self.plan}: unfinished: {self.parts:,} of {self.shards:,} shards{rest}"
         return (
             f"plan {self.plan}: {self.rows:,} rows, {self.utterances:,} utterances and {self.rejects:,} rejects in "

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from pipeline.dataset.parts import Receipt
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.verify.outline import REJECTS
 from pipeline.dataset.verify.plans import PlannedShard
 from pipeline.dataset.verify.promises import Promise, Violation
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, parquet
+from pipeline.layout import PAGE, REJECTS, REPORT, SUCCESS, rejects_key, run_key
 from pipeline.manifest.hash_buckets import key_of
 from pipeline.manifest.staging import reject_schema
 from pipeline.redaction import redacted, redacted_line
@@ -101,19 +101,19 @@ def check_published(
         unread: shards of which the plan itself could not be read.
     """
     plan = tally.plan
-    report_key, rejects_key = f"_runs/{plan.plan}/report.json", f"{REJECTS}/{plan.plan}.parquet"
-    early = next((seen[name] for name in ("_SUCCESS", "report.json", REJECTS, "report.html") if name in seen), None)
+    report_key = run_key(plan.plan, REPORT)
+    early = next((seen[name] for name in (SUCCESS, REPORT, REJECTS, PAGE) if name in seen), None)
     if early is not None and tally.missing:
         sentence = f"stands though {len(tally.missing):,} of {plan.num_shards:,} shards have no part"
         yield Violation(Promise.PUBLISHED_EARLY, early, sentence)
         for key in tally.missing:
             yield Violation(Promise.PART_MISSING, key, f"is not there though plan {plan.plan} is published")
     whole = tally.whole and not tally.missing and not unread
-    success = "_SUCCESS" in seen
-    if success or "report.json" in seen:
+    success = SUCCESS in seen
+    if success or REPORT in seen:
         yield from _check_report(store, tally, report_key, whole=whole)
     if REJECTS in seen or (success and tally.rejects):
-        yield from _check_rejects(store, tally, rejects_key, whole=whole, deep=deep)
+        yield from _check_rejects(store, tally, rejects_key(plan.plan), whole=whole, deep=deep)
 
 
 def _check_report(store: Store, tally: Tally, key: str, *, whole: bool) -> Iterator[Violation]:

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.plan import read_document
 from pipeline.errors import ConfigError, JobError
 from pipeline.storage.cleanup import STORE_ERRORS, cause, reaching
+from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError, OverflowError, RecursionError)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from pipeline.dataset.plan import create_json
 from pipeline.errors import ConfigError, JobError
 from pipeline.pins import Role, languages
 from pipeline.storage.access import without_query
+from pipeline.storage.documents import create_json
 from pipeline.storage.retry import TRANSIENT
 from pipeline.storage.store import Store, open_store
 

@@ -1,0 +1,111 @@
+"""Paths of an output: every key below it that is written or read, and the patterns that recognise them.
+
+utterances/<partition>/<plan>-<shard>.parquet       one part a shard
+rejects/<plan>.parquet                              rows of a plan that have no utterance
+_dataset.json                                       settings that all plans share
+_runs/<plan>/plan.json                              the plan; it exists once this file does
+_runs/<plan>/shards/<token>-<number>.parquet        its rows, one row group a shard
+_runs/<plan>/shards/<token>-rejects.parquet         rows that were rejected while planning
+_runs/<plan>/attempts/<number>.json                 failed tries at the plan
+_runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
+summaries/<columns>/...                             sums by group, one file a plan
+compacted/...                                       a second copy of the utterances in few files
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+UTTERANCES, REJECTS, RUNS, SUMMARIES, COMPACTED = "utterances", "rejects", "_runs", "summaries", "compacted"
+FOLDERS = (RUNS, UTTERANCES, REJECTS, SUMMARIES, COMPACTED)
+"""Folders that jobs write below an output; other folders there belong to the user."""
+DATASET = "_dataset.json"
+PLAN, SUCCESS, REPORT, PAGE = "plan.json", "_SUCCESS", "report.json", "report.html"
+SHARDS, ATTEMPTS = "shards", "attempts"
+"""Folders of a plan below `_runs`."""
+PROBE = f"{RUNS}/_probe"
+"""Written by the test for conditional writes."""
+RESULTS = (SUCCESS, REPORT, PAGE)
+"""Results of a plan in its folder below `_runs`."""
+SUMMARY = "_summary.json"
+"""Definition of the groups in a folder of summaries."""
+
+_NUMBER = "([0-9]{6,})"
+SHARD_NUMBER = re.compile("[0-9]{6,}")
+PLAN_FILE = re.compile(rf"{RUNS}/{_NUMBER}/plan\.json")
+RUN_FILE = re.compile(
+    rf"{RUNS}/{_NUMBER}/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+|attempts/[0-9]{{6,}}\.json)", re.DOTALL
+)
+SHARD_FILE = re.compile(rf"{RUNS}/{_NUMBER}/shards/([0-9a-f]{{12}})-(?:[0-9]{{5,}}|rejects)\.parquet")
+REJECTS_FILE = re.compile(rf"{REJECTS}/{_NUMBER}\.parquet")
+PART = re.compile(rf"{UTTERANCES}/(?:.+/)?{_NUMBER}-{_NUMBER}\.parquet", re.DOTALL)
+TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
+"""Hidden file that a local store writes before it links it to its final name."""
+OURS = (*(f"{folder}/" for folder in FOLDERS), f".{DATASET}.")
+"""Prefixes below which our temporaries occur; an output may share its folder with other files."""
+
+
+def plan_name(number: int) -> str:
+    """Return a plan's number as it is written in names: `000001`."""
+    return f"{number:06d}"
+
+
+def run_key(plan: str, name: str) -> str:
+    """Return the key of `plan.json` or of a result of a plan."""
+    return f"{RUNS}/{plan}/{name}"
+
+
+def plan_key(plan: str) -> str:
+    """Return the key of `plan.json`."""
+    return run_key(plan, PLAN)
+
+
+def shards_folder(plan: str) -> str:
+    """Return the folder of a plan's rows."""
+    return run_key(plan, SHARDS)
+
+
+def shard_file(plan: str, token: str, number: int) -> str:
+    """Return the key of one of a plan's files of rows."""
+    return f"{shards_folder(plan)}/{token}-{number:05d}.parquet"
+
+
+def planning_rejects_key(plan: str, token: str) -> str:
+    """Return the key of the rows that were rejected while planning."""
+    return f"{shards_folder(plan)}/{token}-rejects.parquet"
+
+
+def rejects_key(plan: str) -> str:
+    """Return the key of a finished plan's rejects."""
+    return f"{REJECTS}/{plan}.parquet"
+
+
+def attempts_folder(plan: str) -> str:
+    """Return the folder of a plan's failed tries."""
+    return run_key(plan, ATTEMPTS)
+
+
+def attempt_key(plan: str, number: int) -> str:
+    """Return the key of one failed try."""
+    return f"{attempts_folder(plan)}/{number:06d}.json"
+
+
+def part_key(shard_name: str, partition: str) -> str:
+    """Return the key of a shard's part. Args: partition: `col=value/...`, or empty."""
+    return "/".join(piece for piece in (UTTERANCES, partition, f"{shard_name}.parquet") if piece)
+
+
+def summary_folder(names: tuple[str, ...]) -> str:
+    """Return the folder of summaries by these group names."""
+    return f"{SUMMARIES}/{'+'.join(quote(name, safe='') for name in names)}"
+
+
+def summary_key(folder: str, plan: str) -> str:
+    """Return the key of one plan's sums."""
+    return f"{folder}/{plan}.parquet"
+
+
+def generation_key(name: str, file: str) -> str:
+    """Return the key of the plan or success marker of one compaction."""
+    return f"{COMPACTED}/_generations/{name}/{file}"
