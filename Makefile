@@ -16,11 +16,12 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .PHONY: demo picture test test-browser check chaos bench demo-models audit lock clean
 
-$(VENV)/installed: requirements.lock
+$(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade 'pip>=24'
 	$(RUN) -m pip install --quiet --requirement requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --editable .  # the command speech-emotion
 	touch $@
 
 demo: $(VENV)/installed

@@ -180,7 +180,7 @@ def annotate_command(manifest: Path, output: Path, models: Sequence[str], *optio
 
 def named(models: Models) -> list[str]:
     """The options that name models of mode mean, for texts that are given."""
-    return ["--mode", "mean", "--fusion-model", f"en={models.fusion}", "--sentence-encoder", f"en={models.encoder}"]
+    return ["--mode", "mean", "--emotion-model", f"en={models.fusion}", "--sentence-encoder", f"en={models.encoder}"]
 
 
 Scored = dict[str, tuple[str, dict[str, float]]]

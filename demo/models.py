@@ -13,7 +13,7 @@ LANGUAGES = ("en", "es")
 def options(mode: str = "mean") -> list[str]:
     """The job's model options that name these checkpoints; without them it takes the published ones."""
     return [
-        *("--fusion-model", *(f"{language}={MODELS}/{mode}-{language}" for language in LANGUAGES)),
+        *("--emotion-model", *(f"{language}={MODELS}/{mode}-{language}" for language in LANGUAGES)),
         *("--sentence-encoder", *(f"{language}={MODELS}/sentence-encoder" for language in LANGUAGES)),
         *("--asr-model", str(MODELS / "whisper")),
     ]

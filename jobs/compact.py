@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.analytics.compact import compact
 from pipeline.analytics.indexed import bring_up_to_date
 from pipeline.analytics.publish import FORMATS, publish
@@ -23,14 +22,13 @@ from pipeline.redaction import without_query
 from pipeline.storage.store import open_store
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.compact",
+        "compact",
         usage="%(prog)s OUT [--target-mb N] | OUT --publish FORMAT --table TABLE",
         description="Merge the small files of finished runs per partition into OUT/compacted. The small files stay: read one "
         "folder or the other; each holds every row once.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--target-mb", type=float, default=256, metavar="N", help="size of a large file (default: 256)")
@@ -41,14 +39,13 @@ def _parser() -> Parser:
     )
     parser.add_argument("--index", action="store_true", help="with --publish lance: then make an index for each embedding, or "
                         "bring it up to date, for jobs.search --lance")  # fmt: skip
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compact; returns the exit status."""
-    flags = _parser().parse_all(arguments)
-    return run_guarded("python -m jobs.compact", lambda: _compact(flags))
+    flags = command_line().parse_all(arguments)
+    return run_guarded("compact", lambda: _compact(flags))
 
 
 def _compact(flags: argparse.Namespace) -> int:

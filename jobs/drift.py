@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.analytics.drift import LIMITS, Compared, Window, compare
 from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
@@ -28,14 +27,13 @@ _LIMITS = {
 _RUNS = re.compile(r"[0-9]{6,}(-[0-9]{6,})?(,[0-9]{6,}(-[0-9]{6,})?)*")
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.drift",
+        "drift",
         usage="%(prog)s OUT [--current WINDOW] [--reference WINDOW] [options]",
         description="Compare emotion, confidence, duration, language, reject reasons and embeddings of two windows.",
         epilog="Exit status: 0 within the limits, 3 drift. What chance alone could give is never called drift.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--current", metavar="WINDOW",
@@ -50,14 +48,13 @@ def _parser() -> Parser:
         "--no-embeddings", action="store_true", help="leave embeddings unread, which are most of the bytes"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare; returns the exit status."""
-    flags = _parser().parse_all(arguments)
-    return run_guarded("python -m jobs.drift", lambda: _drift(flags))
+    flags = command_line().parse_all(arguments)
+    return run_guarded("drift", lambda: _drift(flags))
 
 
 def _drift(flags: argparse.Namespace) -> int:

@@ -14,23 +14,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.errors import ConfigError
 
 NOT_FITTED = 3
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.evaluate",
+        "evaluate",
         usage="%(prog)s OUT [OUT ...] --labels COLUMN [options]",
         description="Accuracy, F1, confusions, calibration and word error rates of outputs of jobs.annotate whose manifest "
         "brought labels; of several, each is compared with the first on the utterances they share. Reads only.",
         epilog="Figures of acted speech do not carry over to calls or meetings: evaluate on the data you mean to annotate. "
         "Exit status: 0 evaluated; 1 a store failed; 2 usage, or nothing to compare; 3 evaluated, but no calibration could be "
         "fitted; 130 interrupted.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", nargs="+", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--labels", required=True, metavar="COLUMN", help="manifest column with the true label")
@@ -51,7 +49,6 @@ def _parser() -> Parser:
                         "rows, for jobs.annotate --calibration")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
@@ -63,8 +60,8 @@ def _count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit status."""
-    flags = _parser().parse_all(arguments)
-    return run_guarded("python -m jobs.evaluate", lambda: _evaluate(flags))
+    flags = command_line().parse_all(arguments)
+    return run_guarded("evaluate", lambda: _evaluate(flags))
 
 
 def _evaluate(flags: argparse.Namespace) -> int:

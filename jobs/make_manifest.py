@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.manifest.fields import derived_id, version_id
 from pipeline.manifest.sources.annotated import read_meacorpus, read_meld
 from pipeline.manifest.sources.corpus import Corpus
@@ -38,16 +37,15 @@ _LAYOUTS = ("files", *_NAMED, *_TABLED, "nemo", "lhotse", "manifest", "output")
 _SHOWN = 3
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.make_manifest",
+        "make_manifest",
         usage="%(prog)s SOURCE [SOURCE ...] --output FILE [options]",
         description="Make a manifest of a folder, bucket prefix or glob of audio; of a corpus whose layout is known, with its "
         "labels put into the models' classes; of NeMo's and Lhotse's manifests, also the way back; or of an output of "
         "jobs.annotate, one row for each utterance.",
         epilog="Left out of a corpus is what has no place among the classes (RAVDESS' calm, EMO-DB's boredom), and it is said.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument(
         "source", nargs="+", metavar="SOURCE", help="folder, prefix, glob or file; local, s3://... and others"
@@ -64,17 +62,16 @@ def _parser() -> Parser:
                         "file whose content is replaced becomes a new row")  # fmt: skip
     parser.add_argument("--language", metavar="CODE", help="of rows whose source does not say it")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the manifest; returns the exit status."""
-    parser = _parser()
+    parser = command_line()
     flags = parser.parse_all(arguments)
     if flags.versions and flags.layout != "files":
         parser.error("--versions is for --layout files: the rows of a corpus take their ids from its names")
-    return run_guarded("python -m jobs.make_manifest", lambda: _make(flags))
+    return run_guarded("make_manifest", lambda: _make(flags))
 
 
 def _make(flags: argparse.Namespace) -> int:
@@ -109,7 +106,7 @@ def _make(flags: argparse.Namespace) -> int:
 
 def _read_output(source: str) -> Corpus:
     # imported late: it brings what analyses are made with
-    from pipeline.manifest.sources.output import read_output
+    from pipeline.analytics.export import read_output
 
     return read_output(source)
 

@@ -14,19 +14,17 @@ from collections.abc import Callable, Sequence
 
 from jobs import annotate, make_manifest, summarize
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.dataset.reader import optional
 from pipeline.errors import ConfigError
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.nightly",
+        "nightly",
         usage="%(prog)s CORPUS [CORPUS ...] --manifest FILE [--by GROUP ...] -- OPTIONS OF jobs.annotate",
         description="Annotate what is new or changed below a folder, bucket prefix or glob since the last night, and sum it up.",
         epilog="What was removed from the corpus stays in the output; docs/nightly.md says how to leave it out.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument(
         "corpus", nargs="+", metavar="CORPUS", help="folder, prefix or glob of audio; local, s3://... and others"
@@ -35,7 +33,6 @@ def _parser() -> Parser:
                         help="where the list of tonight goes, in place of last night's")  # fmt: skip
     parser.add_argument("--by", nargs="+", action="extend", default=[], metavar="GROUP",
                         help="as jobs.summarize has it (default: no summary)")  # fmt: skip
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
@@ -43,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Work through one night; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
-    flags = _parser().parse_all(words[:split])
-    return run_guarded("python -m jobs.nightly", lambda: _night(flags, words[split + 1 :]))
+    flags = command_line().parse_all(words[:split])
+    return run_guarded("nightly", lambda: _night(flags, words[split + 1 :]))
 
 
 def _night(flags: argparse.Namespace, options: list[str]) -> int:

@@ -5,14 +5,38 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from pipeline import __version__
 from pipeline.errors import ConfigError, JobError, did_you_mean
 from pipeline.redaction import redacted
 
+CONSOLE_SCRIPT = "speech-emotion"
+
+
+def program(command: str) -> str:
+    """Return how the user started a command, for help texts and messages."""
+    installed = Path(sys.argv[0]).name == CONSOLE_SCRIPT
+    return f"{CONSOLE_SCRIPT} {command.replace('_', '-')}" if installed else f"python -m jobs.{command}"
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=34, width=110)
+
 
 class Parser(argparse.ArgumentParser):
-    """Names the nearest known option for one it does not know."""
+    """The command line of one job. It names the nearest known option for an unknown one.
+
+    Args:
+        command: the job's name, as in `speech-emotion annotate` and `python -m jobs.annotate`.
+        options: those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, command: str, **options: Any) -> None:  # noqa: ANN401 - argparse's own
+        usual = {"allow_abbrev": False, "formatter_class": _formatter}
+        super().__init__(prog=program(command), **{**usual, **options})
+        self.add_argument("--version", action="version", version=__version__)
 
     def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parse, or end with status 2."""
@@ -32,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {redacted(message)}\nSee {self.prog} --help.\n")
 
 
-def run_guarded(name: str, command: Callable[[], int], *, afterwards: str = "") -> int:
+def run_guarded(job: str, command: Callable[[], int], *, afterwards: str = "") -> int:
     """Run a command that can simply be started again; says in one line what was in its way.
 
     Args:
@@ -42,31 +66,11 @@ def run_guarded(name: str, command: Callable[[], int], *, afterwards: str = "") 
     try:
         return command()
     except ConfigError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{program(job)}: {error}", file=sys.stderr)
         return 2
     except (JobError, OSError) as error:
-        print(f"{name}: {redacted(str(error))}\n{afterwards}".rstrip(), file=sys.stderr)
+        print(f"{program(job)}: {redacted(str(error))}\n{afterwards}".rstrip(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nInterrupted. {afterwards}".rstrip(), file=sys.stderr)
         return 130
-
-
-def add_named_models(group: argparse._ArgumentGroup) -> None:
-    """The options of `config.MODEL_OPTIONS`."""
-    group.add_argument("--fusion-model", nargs="+", action="extend", metavar="[LANG=]X",
-                       help="default: the published one for language and mode; in mode text the text classifier")  # fmt: skip
-    group.add_argument(
-        "--sentence-encoder",
-        nargs="+",
-        action="extend",
-        metavar="[LANG=]X",
-        help="default: the published BERT of the language",
-    )
-    group.add_argument(
-        "--asr-model",
-        nargs="+",
-        action="extend",
-        metavar="[LANG=]X",
-        help="faster-whisper model (default: large-v3-turbo)",
-    )

@@ -11,11 +11,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from jobs.parser import Parser, add_named_models, run_guarded
-from pipeline import __version__
-from pipeline.config import ModelChoice, primary_language, validated
+from jobs.options import add_options
+from jobs.parser import Parser, run_guarded
+from pipeline.config import MODEL_OPTIONS, ModelChoice, primary_language, validated
+from pipeline.config.settings import Mode
 from pipeline.errors import ConfigError
 from pipeline.pins import Role
 from pipeline.redaction import without_query
@@ -23,29 +24,25 @@ from pipeline.redaction import without_query
 if TYPE_CHECKING:
     from pipeline.models.checkpoints.lock import LockedModel
 
-_MODES = ("mean", "concat", "multihead", "audio", "text")
 
-
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.prepare_models",
+        "prepare_models",
         usage="%(prog)s --output URI [options]",
         description="Fetch models at a pinned commit, check them tensor by tensor, convert pickles to safetensors and Whisper to "
         "CTranslate2, store them with a lock file of commits, hashes and licences. Then: jobs.annotate --models URI",
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument(
         "--output", metavar="URI", required=True, help="folder of the models: a path, s3://bucket/models, ..."
     )
     parser.add_argument(
-        "--mode", nargs="+", action="extend", choices=_MODES, help="those jobs will use (default: mean)"
+        "--mode", nargs="+", action="extend", choices=get_args(Mode), help="those jobs will use (default: mean)"
     )
     parser.add_argument("--language", nargs="+", action="extend", metavar="CODE",
                         help="those the corpora hold (default: all that have a published or named emotion model)")  # fmt: skip
-    models = parser.add_argument_group("models", "X is a hub id, id@revision, local directory or object-store URI")
-    add_named_models(models)
+    models = add_options(parser, ModelChoice, only=MODEL_OPTIONS)["models"]
     models.add_argument(
         "--without-asr", action="store_true", help="no speech recogniser: every row will bring its text"
     )
@@ -54,16 +51,15 @@ def _parser() -> Parser:
     run.add_argument(
         "--verify", action="store_true", help="only read every file and compare it with the lock; no network"
     )
-    run.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare or verify; returns the exit status."""
-    flags = vars(_parser().parse_all(arguments))
+    flags = vars(command_line().parse_all(arguments))
     output, update, verify = flags.pop("output"), flags.pop("update", False), flags.pop("verify", False)
     return run_guarded(
-        "python -m jobs.prepare_models",
+        "prepare_models",
         lambda: _verify(output) if verify else _prepare(output, *_chosen(flags), update=update),
         afterwards="A lock is written when all is stored; the same command goes on.",
     )

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.dataset.prune import Leftover, find_leftovers, remove_leftover
 from pipeline.dataset.verify.promises import printable
 from pipeline.storage.store import Store, open_store
@@ -29,28 +28,26 @@ def _seconds(text: str) -> float:
     return float(match[1]) * _UNITS_S[match[2]]
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.prune",
+        "prune",
         usage="%(prog)s OUT [--delete] [--older-than 24h]",
         description="Remove leftovers from an output of jobs.annotate: shard files of planners that were beaten or killed, "
         "hidden temporaries, probes, multipart uploads nobody completed. Parts, plans and rejects are never touched.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
     parser.add_argument("--older-than", type=_seconds, default="24h", metavar="AGE",
                         help="leave what is younger, as 90s, 30m, 24h or 7d (default: 24h)")  # fmt: skip
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prune; returns the exit status."""
-    flags = _parser().parse_all(arguments)
+    flags = command_line().parse_all(arguments)
     return run_guarded(
-        "python -m jobs.prune",
+        "prune",
         lambda: _prune(open_store(flags.output), delete=flags.delete, older_than_s=flags.older_than),
     )
 

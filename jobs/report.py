@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.errors import ConfigError
 from pipeline.layout import PAGE, run_key
 from pipeline.processes import search_path
@@ -75,14 +74,13 @@ def page_key(run: str) -> str:
     return run_key(run, PAGE)
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.report",
+        "report",
         usage="%(prog)s OUT [RUN] [--to FILE] | --evaluation FOLDER --to FILE | --summary FILE --to FILE",
         description="Write a report as one HTML file. Of a run, it goes to OUT/_runs/RUN/report.html unless --to says otherwise.",
         epilog="Labels are a model's estimates; the page says what they may not be used for.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", nargs="?", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("run", nargs="?", metavar="RUN", help="as in 000007 (default: the last finished run)")
@@ -91,13 +89,12 @@ def _parser() -> Parser:
     parser.add_argument("--to", metavar="FILE", help="where the page goes")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
     parser.add_argument("--with-texts", action="store_true", help="show what was said in long recordings; needs --to")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a report; returns the exit status."""
-    parser = _parser()
+    parser = command_line()
     flags = parser.parse_all(arguments)
     if sum(map(bool, (flags.output, flags.evaluation, flags.summary))) != 1:
         parser.error("name one of OUT, --evaluation and --summary")
@@ -105,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("say with --to where the page goes")
     if flags.with_texts and not (flags.to and flags.output):
         parser.error("--with-texts is for a run, and needs --to: the reports of an output hold no transcript")
-    return run_guarded("python -m jobs.report", lambda: _report(flags))
+    return run_guarded("report", lambda: _report(flags))
 
 
 def _report(flags: argparse.Namespace) -> int:

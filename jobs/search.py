@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.analytics.indexed import nearest_in_lance
 from pipeline.analytics.nearest import SHOWN, nearest
 from pipeline.analytics.printed import table_lines, terminal_width
@@ -26,14 +25,13 @@ from pipeline.schema import EMBEDDINGS
 from pipeline.storage.store import open_store
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.search",
+        "search",
         usage="%(prog)s OUT (--like ID | --audio FILE | --text WORDS) [--where SQL] [--top N] [options]",
         description="Nearest utterances by the cosine of an embedding: exact, over all finished runs.",
         epilog="Rows of other models or languages are never compared: their embeddings share no space.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     asked = parser.add_mutually_exclusive_group(required=True)
@@ -52,14 +50,13 @@ def _parser() -> Parser:
     parser.add_argument("--lance", metavar="TABLE", help="ask this copy, made by jobs.compact --publish lance, instead: with its "
                         "--index not exact, and as fast as the index is")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON line a row instead of a table")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search; returns the exit status."""
-    flags = _parser().parse_all(arguments)
-    return run_guarded("python -m jobs.search", lambda: _search(flags))
+    flags = command_line().parse_all(arguments)
+    return run_guarded("search", lambda: _search(flags))
 
 
 def _search(flags: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from jobs.parser import Parser
+from jobs.parser import Parser, program
 from pipeline.errors import ConfigError, JobError
 from pipeline.redaction import redacted
 
@@ -42,13 +42,13 @@ _SIGNALLED = 128
 """A driver that signal n ended has status 128 + n: 137 when it was killed, as for lack of memory."""
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.submit",
+        "submit",
         usage="%(prog)s [options] -- COMMAND, or options of jobs.annotate",
         description="Submit a job to a Ray cluster, follow it, retry it, and end with its exit status. A token is taken from "
         "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--address", default=os.environ.get(_ADDRESS, "http://127.0.0.1:8265"), metavar="URL",
@@ -68,14 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Submit; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
-    options = _parser().parse_all(words[:split])
+    options = command_line().parse_all(words[:split])
     try:
         return _run(options, _command(words[split + 1 :]))
     except ConfigError as error:
-        print(f"python -m jobs.submit: {error}", file=sys.stderr)
+        print(f"{program('submit')}: {error}", file=sys.stderr)
         return 2
     except JobError as error:
-        print(f"python -m jobs.submit: {error}", file=sys.stderr)
+        print(f"{program('submit')}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nNo longer following. The job goes on; the same command follows it again.", file=sys.stderr)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from jobs.parser import Parser, run_guarded
-from pipeline import __version__
 from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
 from pipeline.dataset.plan import parquet_bytes
@@ -38,14 +37,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.summarize",
+        "summarize",
         usage="%(prog)s OUT --by COLUMN[,COLUMN] [NAME=SQL ...] [--rows N] [--to FILE]",
         description="Emotions, confidence and speech by group, as Parquet that adds up. Reads what is new alone.",
         epilog="Groups of few utterances say little, and labels are a model's estimates.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--by", nargs="+", action="extend", required=True, metavar="GROUP",
@@ -54,14 +52,13 @@ def _parser() -> Parser:
     parser.add_argument("--rows", type=_count, metavar="N", help="print the first N groups (default: all; on a terminal "
                         f"{_ON_A_TERMINAL})")  # fmt: skip
     parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a new Parquet file")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Summarise; returns the exit status."""
-    flags = _parser().parse_all(arguments)
-    return run_guarded("python -m jobs.summarize", lambda: _summarize(flags))
+    flags = command_line().parse_all(arguments)
+    return run_guarded("summarize", lambda: _summarize(flags))
 
 
 def _summarize(flags: argparse.Namespace) -> int:

@@ -6,13 +6,11 @@ wrong, or there is no output, or it cannot be read; 3 sound so far, but unfinish
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
-from jobs.parser import Parser
-from pipeline import __version__
+from jobs.parser import Parser, program
 from pipeline.dataset.verify.audit import audit
 from pipeline.dataset.verify.promises import Audit, Violation
 from pipeline.errors import ConfigError
@@ -21,31 +19,29 @@ from pipeline.storage.store import open_store
 _STATUS = {"sound": 0, "violated": 1, "unfinished": 3}
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the command line of this job."""
     parser = Parser(
-        prog="python -m jobs.verify",
+        "verify",
         usage="%(prog)s OUT [--deep] [--json]",
         description="Audit an output of jobs.annotate, finished, broken or still being written. Reads only.",
         epilog="Exit status: 0 complete and sound, 1 a promise is broken, 2 usage or access, 3 sound but unfinished.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument(
         "--deep", action="store_true", help="read every page and check every value, not footers and ids alone"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the audit; returns its exit status."""
-    flags = _parser().parse_all(arguments)
+    flags = command_line().parse_all(arguments)
     try:
         found = audit(open_store(flags.output), deep=flags.deep, tell=_quiet if flags.json else _tell)
     except ConfigError as error:
-        print(f"python -m jobs.verify: {error}", file=sys.stderr)
+        print(f"{program('verify')}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

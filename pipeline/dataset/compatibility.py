@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config.settings import Settings
 from pipeline.dataset.plan import Plan
 from pipeline.errors import ConfigError
 from pipeline.layout import DATASET
 from pipeline.manifest.columns import KEPT_MARKS, MIXED, has_scalars, nested_part, unify
 from pipeline.manifest.growth import settled, widened
 from pipeline.pins import ModelPin, Pins
-from pipeline.settings import Settings
 from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.audio.limits import LONGEST_SPAN_S
+from pipeline.config.settings import Settings, canonical_hash
 from pipeline.errors import ConfigError
 from pipeline.layout import plan_key, plan_name, planning_rejects_key, shard_file
 from pipeline.manifest.hash_buckets import Keys, id_keys
@@ -32,7 +33,6 @@ from pipeline.manifest.python_values import groups
 from pipeline.manifest.staging import Selection, reject_keys
 from pipeline.pins import Pins, Role, Task, pins_document, pins_of
 from pipeline.schema import ROW_SCHEMA
-from pipeline.settings import Settings, canonical_hash
 from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 

@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
+from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import dataset_settings, read_columns
 from pipeline.dataset.parts import committed_parts, is_published
 from pipeline.dataset.plan import Plan, load_plans
@@ -25,7 +26,6 @@ from pipeline.layout import RUNS, UTTERANCES, rejects_key
 from pipeline.manifest.growth import asked_type, path_type
 from pipeline.manifest.staging import reject_schema
 from pipeline.schema import ROW_SCHEMA, utterance_schema
-from pipeline.settings import SCHEMA_VERSION
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause, reaching
 from pipeline.storage.store import Store, open_folder_of, resolve

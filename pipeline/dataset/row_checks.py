@@ -18,7 +18,7 @@ def check_language(tag: str | None, known: set[str]) -> None:
     """Raises: RejectedRow UNSUPPORTED_LANGUAGE for a language tag without an emotion model."""
     if tag is not None and primary_language(tag) not in known:
         detail = (
-            f"no emotion model is known for language {tag!r}; name one with --fusion-model {primary_language(tag)}=X"
+            f"no emotion model is known for language {tag!r}; name one with --emotion-model {primary_language(tag)}=X"
         )
         raise RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.MANIFEST)
 

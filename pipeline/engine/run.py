@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language, require_precision
+from pipeline.config.settings import SCHEMA_VERSION, Precision, Settings
 from pipeline.dataset.compatibility import (
     claim_dataset,
     compare_models,
@@ -49,7 +50,6 @@ from pipeline.models.checkpoints.pinning import Pinning, refusal_first
 from pipeline.pins import ModelPin, Pins, Role, pins_document
 from pipeline.redaction import without_query
 from pipeline.schema import passthrough_name, rename_passthrough
-from pipeline.settings import SCHEMA_VERSION, Precision, Settings
 from pipeline.shard.commit import Finished
 from pipeline.shard.context import Work, audio_roots
 from pipeline.storage.access import AudioRoots

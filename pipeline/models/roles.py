@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_language
+from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError, JobError
 from pipeline.models.checkpoints import published
 from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.memory import memory_in_use
 from pipeline.models.transcriber import Transcriber, check_model
 from pipeline.pins import ModelPin, Pins, Role, Task, languages
-from pipeline.settings import Settings
 from pipeline.storage.access import without_query
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser
 
 _CALLED = {Task.EMOTION: "emotion model", Task.SENTENCE_ENCODER: "sentence encoder", Task.ASR: "speech recogniser"}
-_OPTION = {Task.EMOTION: "fusion_model", Task.SENTENCE_ENCODER: "sentence_encoder", Task.ASR: "asr_model"}
+_OPTION = {Task.EMOTION: "emotion_model", Task.SENTENCE_ENCODER: "sentence_encoder", Task.ASR: "asr_model"}
 
 
 def prepared_models(config: JobConfig) -> Prepared | None:
@@ -62,19 +62,19 @@ def _default(role: Role, mode: str, prepared: Prepared | None) -> str | None:
 
 
 def option(role: Role, spec: str) -> str:
-    """Return the option that names a model for a role: `--fusion-model en=X`."""
+    """Return the option that names a model for a role: `--emotion-model en=X`."""
     return f"--{_OPTION[role.task].replace('_', '-')} {role.language}={spec}"
 
 
 def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> list[str]:
     """Every language this job has an emotion model for."""
-    named = {language for language in config.fusion_model if language.isalpha()}
+    named = {language for language in config.emotion_model if language.isalpha()}
     candidates = {*named, *(code for code, _ in published.EMOTION_MODELS), primary_language(config.language or "en")}
     candidates |= prepared.languages(config.mode) if prepared else set()
     return sorted(
         language
         for language in candidates - {AUTO_LANGUAGE}
-        if config.model_for("fusion_model", language) or _default(Role(Task.EMOTION, language), config.mode, prepared)
+        if config.model_for("emotion_model", language) or _default(Role(Task.EMOTION, language), config.mode, prepared)
     )
 
 

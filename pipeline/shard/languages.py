@@ -101,5 +101,5 @@ def _without_model(language: str | None) -> RejectedRow:
     if language is None:
         detail = "nobody speaks, so no language could be detected; give the row one, or name one with --language"
         return RejectedRow(Reason.NO_SPEECH, detail, Stage.TRANSCRIBE)
-    detail = f"detected language {language!r} has no emotion model; name one with --fusion-model {language}=X"
+    detail = f"detected language {language!r} has no emotion model; name one with --emotion-model {language}=X"
     return RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)

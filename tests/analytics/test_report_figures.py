@@ -1,4 +1,4 @@
-"""What is drawn, and what stands beside it in words, against the tables whose numbers tests/analytics/test_report.py asks of the files."""
+"""What is drawn, and what stands beside it in words, against the tables that test_report.py checks."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from jobs import nightly
-from jobs.annotate import _parser
+from jobs.annotate import command_line
 from pipeline.config import JobConfig, load_config
 from pipeline.dataset.plan import ShardSize
 from pipeline.engine.estimate import CARD_SHARE, cards_hours, feeding_hours, measure
@@ -301,12 +301,12 @@ def test_the_entry_point_is_one_that_runs(built):
     assert (python, dash_m) == ("python", "-m")
     if built.ray["kind"] == FORMS["nightly"]:
         assert module == "jobs.nightly" and shlex.join(shlex.split(job["entrypoint"])) == job["entrypoint"].strip()
-        tonight = nightly._parser().parse_all(words[: words.index("--")])
+        tonight = nightly.command_line().parse_all(words[: words.index("--")])
         words = words[words.index("--") + 1 :]
-        assert vars(_parser().parse_all(words))["audio_root"] == tonight.corpus
+        assert vars(command_line().parse_all(words))["audio_root"] == tonight.corpus
     else:
         assert module == "jobs.annotate"
-    path = Path(vars(_parser().parse_all(words))["config"])
+    path = Path(vars(command_line().parse_all(words))["config"])
     (container,) = ray_pods(built.ray)["head"]["spec"]["containers"]
     (mount,) = [m for m in container["volumeMounts"] if m["name"] == "job"]
     assert (

@@ -33,7 +33,7 @@ def models(s3: S3Server, checkpoints: Path, asr: Path) -> list[str]:
         for file in folder.iterdir():
             filesystem.put_file(str(file.resolve()), f"{s3.bucket}/models/{name}/{file.name}")
     at = f"s3://{s3.bucket}/models"
-    return ["--fusion-model", f"{at}/mean-en", "--sentence-encoder", f"{at}/bert-en", "--asr-model", f"{at}/whisper"]
+    return ["--emotion-model", f"{at}/mean-en", "--sentence-encoder", f"{at}/bert-en", "--asr-model", f"{at}/whisper"]
 
 
 def test_they_run_the_job_and_read_its_record_with_no_more_than_their_role_allows(

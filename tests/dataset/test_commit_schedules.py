@@ -20,18 +20,17 @@ import pytest
 from greenlet import GreenletExit, greenlet
 
 from pipeline.dataset import parts as parts_module
-from pipeline.dataset import parts as parts_module
 from pipeline.dataset.parts import (
     Receipt,
     RejectNote,
     committed_parts,
     ids_sha256,
-    part_key,
     publish,
     read_receipt,
     write_part,
 )
 from pipeline.dataset.plan import Plan, ShardSize, load_plans, read_shard, write_plan
+from pipeline.layout import part_key
 from pipeline.schema import utterance_schema
 from tests.support.memory_store import MemoryStore
 from tests.support.pins import job_settings
@@ -81,7 +80,7 @@ def _run(store: _Yielding, label: str) -> None:
         if shard.number in parts:
             continue
         utterances, receipt = _annotated(store.inner, plan, shard.number, label)
-        write_part(store, part_key(shard, ""), utterances, receipt)
+        write_part(store, part_key(shard.name, ""), utterances, receipt)
     publish(store, plan, committed_parts(store, [plan])[plan.plan], {"run_id": plan.plan})
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import load_config
+from pipeline.config.settings import Settings
 from pipeline.dataset.compatibility import (
     claim_dataset,
     compare_models,
@@ -19,7 +20,6 @@ from pipeline.dataset.compatibility import (
 from pipeline.dataset.plan import Plan, ShardSize, write_plan
 from pipeline.errors import ConfigError
 from pipeline.pins import ModelPin, Role
-from pipeline.settings import Settings
 from pipeline.storage.store import LocalStore
 from tests.support import selections
 from tests.support.memory_store import MemoryStore

@@ -23,7 +23,6 @@ from pipeline.dataset.parts import (
     is_published,
     new_attempt,
     part_bytes,
-    part_key,
     partition_folder,
     publish,
     read_receipt,
@@ -32,6 +31,7 @@ from pipeline.dataset.parts import (
 )
 from pipeline.dataset.plan import Plan, ShardSize, read_shard, write_plan
 from pipeline.errors import JobError
+from pipeline.layout import part_key
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Spool
 from pipeline.storage.store import LocalStore, Store
@@ -74,7 +74,7 @@ def commit_all(store: Store, plan: Plan, rejects: dict[int, tuple[RejectNote, ..
         kept = [n for n in range(rows.num_rows) if n not in {note.row for note in notes}]
         made = receipt(shard.number, rows=rows.num_rows, utterances=len(kept), ids_sha256=ids_sha256(rows),
                        config_hash=plan.config_hash, rejects=notes)  # fmt: skip
-        assert write_part(store, part_key(shard, ""), rows.take(pa.array(kept, pa.int64())), made)
+        assert write_part(store, part_key(shard.name, ""), rows.take(pa.array(kept, pa.int64())), made)
 
 
 def parts_of(store: Store, plan: Plan) -> dict[int, str]:

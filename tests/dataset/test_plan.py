@@ -320,7 +320,7 @@ def test_a_plan_of_a_newer_version_is_refused(tmp_path):
     planned(store, selection_of(["a"], tmp_path))
     content = json.loads(store.objects[plan_key("000001")])
     store.objects[plan_key("000001")] = json.dumps({**content, "format": 99, "novelty": 1}).encode()
-    with pytest.raises(ConfigError, match="format 99, this version reads 1"):
+    with pytest.raises(ConfigError, match="format 99; this version reads format 1"):
         load_plans(store)
 
 

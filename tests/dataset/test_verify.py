@@ -149,7 +149,7 @@ def test_what_writers_leave_is_no_violation(out):
 
 @pytest.mark.parametrize("damage", SHALLOW, ids=lambda damage: damage.__name__)
 def test_damage_is_named(out, damage: Damage):
-    """Fails if this damage passes, is called something else, or drags other violations behind it. See `tests/support/damages.py`."""
+    """Fails if this damage passes, is called something else, or drags other violations behind it."""
     damage(out)
     assert codes(out) == SHALLOW[damage]
     assert codes(out, deep=True) == SHALLOW[damage]
@@ -157,7 +157,7 @@ def test_damage_is_named(out, damage: Damage):
 
 @pytest.mark.parametrize("damage", DEEP, ids=lambda damage: damage.__name__)
 def test_damage_of_values_is_named(out, damage: Damage):
-    """Fails if a wrong value passes a deep audit, or a shallow one reads what it need not. See `tests/support/damages.py`."""
+    """Fails if a wrong value passes a deep audit, or a shallow one reads what it need not."""
     damage(out)
     assert codes(out) == set()
     assert codes(out, deep=True) == DEEP[damage]

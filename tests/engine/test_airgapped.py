@@ -44,7 +44,7 @@ def test_a_job_without_a_network(tmp_path):
     assert {model["revision"] for model in models.values()} == {OLD}
     demo = ROOT / "demo" / "models"
     annotate(
-        tmp_path / "m.jsonl", tmp_path / "local", "--fusion-model", str(demo / "mean-en"), "--sentence-encoder",
+        tmp_path / "m.jsonl", tmp_path / "local", "--emotion-model", str(demo / "mean-en"), "--sentence-encoder",
         str(demo / "sentence-encoder"), "--asr-model", str(demo / "whisper"), "--device", "cpu",
     )  # fmt: skip
     expected = utterances(tmp_path / "local")

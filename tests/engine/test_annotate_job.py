@@ -176,7 +176,7 @@ def test_other_models_on_the_same_output_are_refused(
     weights = bytearray((changed / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (changed / "model.safetensors").write_bytes(weights)
-    at = options.index("--fusion-model") + 1
+    at = options.index("--emotion-model") + 1
     options = [*options[:at], f"en={changed}", *options[at + 1 :]]
     done = annotate(folder / "manifest.jsonl", output, *options, expect=2)
     assert "fusion/en" in done.stderr and "models" in done.stderr

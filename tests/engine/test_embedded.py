@@ -49,7 +49,7 @@ def test_ray_of_its_own_is_out_of_reach(tmp_path: Path) -> None:
     the token is left in a file.
     """
     manifest = write_manifest(tmp_path / "m.jsonl", [row for row in rows(30) if row["language"] == "en"])
-    job = command(manifest, tmp_path / "out", "--mode", "text", "--fusion-model", str(ROOT / "demo/models/text-en"),
+    job = command(manifest, tmp_path / "out", "--mode", "text", "--emotion-model", str(ROOT / "demo/models/text-en"),
                   "--language", "en", "--shard-rows", "2", "--device", "cpu")  # fmt: skip
     log, seen, answers = tmp_path / "log", {}, {}
     clean = {"HOME": str(tmp_path), "RAY_ADDRESS": "", "RAY_TMPDIR": "/tmp"}

@@ -61,7 +61,7 @@ def test_pools_follow_the_nodes(tmp_path: Path, checkpoints: Path, monkeypatch) 
         ]
         store.put(str(write_manifest(tmp_path / "m.jsonl", records)), f"{s3.bucket}/m.jsonl")
         options = [
-            "--device", "cuda", "--shard-rows", "2", "--fusion-model", f"en={bucket}/mean-en",
+            "--device", "cuda", "--shard-rows", "2", "--emotion-model", f"en={bucket}/mean-en",
             "--sentence-encoder", f"en={bucket}/bert-en", "--asr-model", f"{bucket}/whisper", "--asr-compute-type", "float32",
         ]  # fmt: skip
         armed = json.dumps(logical_gpus.runtime_env(_PAUSE_S))

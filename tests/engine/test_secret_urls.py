@@ -151,7 +151,7 @@ OPTIONS: dict[str, Callable[[Path], list[str]]] = {
     "a list": lambda folder: ["--config", _put(folder, f"- http://h/m?token={CANARY}")],
     "not strings": lambda folder: [
         "--config",
-        _put(folder, f"fusion_model: [{{en: 'http://u:{CANARY}@h/m?k={CANARY}'}}]"),
+        _put(folder, f"emotion_model: [{{en: 'http://u:{CANARY}@h/m?k={CANARY}'}}]"),
     ],
     "calibration": lambda _: ["--calibration", f"http://u:{CANARY}@127.0.0.1:1/c.json?token={CANARY}"],
     "broken calibration": lambda folder: ["--calibration", _put(folder, f'{{"http://h/m?token={CANARY}')],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.annotate import _parser, main
+from jobs.annotate import command_line, main
 from pipeline.config import JobConfig
 from tests.support.corpus import ROOT, broken_rows, rows, write_manifest
 from tests.support.noop_job import no_cluster
@@ -55,7 +55,7 @@ def manifest(tmp_path: Path) -> Path:
 def usable_models(checkpoints: Path, asr: Path) -> dict[str, Path]:
     """An option of each kind of model, with a model it can use."""
     folders = (checkpoints / "mean-en", checkpoints / "bert-en", asr)
-    return dict(zip(("--fusion-model", "--sentence-encoder", "--asr-model"), folders, strict=True))
+    return dict(zip(("--emotion-model", "--sentence-encoder", "--asr-model"), folders, strict=True))
 
 
 # -- help
@@ -83,10 +83,10 @@ def test_help_reads_well():
 
 def test_every_option_is_explained():
     """Fails if an option has no help, or a default is named that is not the default."""
-    for action in _parser()._actions:
+    for action in command_line()._actions:
         assert action.help, action.option_strings
     defaults = {
-        a.dest: str(a.help).rpartition("(default: ")[2] for a in _parser()._actions if "(default: " in str(a.help)
+        a.dest: str(a.help).rpartition("(default: ")[2] for a in command_line()._actions if "(default: " in str(a.help)
     }
     for name, field in JobConfig.model_fields.items():
         if isinstance(field.default, str) and name in defaults:
@@ -158,7 +158,7 @@ def test_a_file_that_is_no_manifest(refused, tmp_path, content):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--fusion-model", "--sentence-encoder", "--asr-model"])
+@pytest.mark.parametrize("option", ["--emotion-model", "--sentence-encoder", "--asr-model"])
 @pytest.mark.parametrize("kind", ["missing", "empty"])
 @pytest.mark.usefixtures("without_ray")
 def test_a_model_that_cannot_be_used(refused, tmp_path, usable_models, option, kind):

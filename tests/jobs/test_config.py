@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.annotate import _parser
-from pipeline.config import EMBEDDINGS, JobConfig, load_config, primary_language
+from jobs.annotate import command_line
+from pipeline.config import JobConfig, load_config, primary_language
+from pipeline.config.settings import canonical_hash
 from pipeline.errors import ConfigError
-from pipeline.schema import utterance_schema
-from pipeline.settings import canonical_hash
+from pipeline.schema import EMBEDDINGS, utterance_schema
 
 NEEDED = {"manifest": ["m.jsonl"], "output": "out"}
 
@@ -54,15 +54,15 @@ def test_flat_and_nested_files_say_the_same(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.yaml", "fusion_model: {en: E, es: S}\n"),
+        ("a.yaml", "emotion_model: {en: E, es: S}\n"),
         ("b.yaml", "fusion: {model: {en: E, es: S}}\n"),
-        ("c.yaml", "fusion-model: [en=E, es=S]\n"),
+        ("c.yaml", "emotion-model: [en=E, es=S]\n"),
         ("d.toml", '[fusion.model]\nen = "E"\nes = "S"\n'),
     ],
 )
 def test_models_by_language_in_a_file(tmp_path, name, text):
     """Fails if a mapping of languages below a model key is flattened into unknown keys."""
-    assert from_file(tmp_path, text, name).fusion_model == {"en": "E", "es": "S"}
+    assert from_file(tmp_path, text, name).emotion_model == {"en": "E", "es": "S"}
 
 
 def test_flags_win(tmp_path):
@@ -115,7 +115,7 @@ def test_a_file_that_is_not_there():
 
 def test_yaml_words_that_are_no_text_are_refused(tmp_path):
     """Fails if YAML's Norway (`no` is False) or a number becomes a language or a model."""
-    for text in ("language: no\n", "asr_model: 3\n", "fusion_model: [1, 2]\n", "embeddings: 7\n"):
+    for text in ("language: no\n", "asr_model: 3\n", "emotion_model: [1, 2]\n", "embeddings: 7\n"):
         with pytest.raises(ConfigError):
             from_file(tmp_path, text)
 
@@ -208,12 +208,12 @@ def test_unknown_embeddings_name_the_nearest():
 
 def test_a_model_alone_is_for_the_language_of_the_job():
     """Fails if `X` alone is used for the other language, or `lang=X` does not win over it."""
-    found = config(fusion_model=["X", "es=S"], sentence_encoder="B", asr_model="W")
-    assert [found.model_for("fusion_model", code) for code in ("en", "es", "fr")] == ["X", "S", None]
+    found = config(emotion_model=["X", "es=S"], sentence_encoder="B", asr_model="W")
+    assert [found.model_for("emotion_model", code) for code in ("en", "es", "fr")] == ["X", "S", None]
     assert [found.model_for("sentence_encoder", code) for code in ("en", "es")] == ["B", None]
     assert [found.model_for("asr_model", code) for code in ("en", "es")] == ["W", "W"]
-    spanish = config(fusion_model=["X"], asr_model=["W", "en=V"], language="es-MX")
-    assert [spanish.model_for("fusion_model", code) for code in ("en", "es")] == [None, "X"]
+    spanish = config(emotion_model=["X"], asr_model=["W", "en=V"], language="es-MX")
+    assert [spanish.model_for("emotion_model", code) for code in ("en", "es")] == [None, "X"]
     assert [spanish.model_for("asr_model", code) for code in ("en", "es")] == ["V", "W"]
 
 
@@ -225,25 +225,25 @@ def test_a_model_alone_is_for_the_language_of_the_job():
 )  # fmt: skip
 def test_paths_with_an_equals_sign(path):
     """Fails if the first half of a path is taken for a language."""
-    assert config(fusion_model=path).fusion_model == {"*": path}
-    assert config(fusion_model=f"es={path}").fusion_model == {"es": path}
+    assert config(emotion_model=path).emotion_model == {"*": path}
+    assert config(emotion_model=f"es={path}").emotion_model == {"es": path}
 
 
 def test_a_language_is_a_language_however_it_is_written(tmp_path):
     """Fails if capitals or spaces around a language make another one, from flags or from a file."""
-    assert config(fusion_model="ES=S").model_for("fusion_model", "es") == "S"
-    assert from_file(tmp_path, "fusion_model: {ES: S}\n").model_for("fusion_model", "es") == "S"
+    assert config(emotion_model="ES=S").model_for("emotion_model", "es") == "S"
+    assert from_file(tmp_path, "emotion_model: {ES: S}\n").model_for("emotion_model", "es") == "S"
 
 
 def test_two_models_for_one_language_are_refused():
     """Fails if the later of two models wins without a word."""
-    assert "two models for en" in refusal(fusion_model=["en=A", "EN=B"])
+    assert "two models for en" in refusal(emotion_model=["en=A", "EN=B"])
     assert "every language" in refusal(asr_model=["A", "B"])
 
 
 def test_a_language_without_a_model_is_refused():
     """Fails if `en=` is taken for the default model."""
-    assert "--fusion-model" in refusal(fusion_model="en=")
+    assert "--emotion-model" in refusal(emotion_model="en=")
 
 
 # -- settings
@@ -283,14 +283,14 @@ def test_primary_language():
 
 def test_every_option_of_the_configuration_has_a_flag():
     """Fails if a field is added to the configuration and cannot be given, or a flag leads nowhere."""
-    flags = {action.dest for action in _parser()._actions}
+    flags = {action.dest for action in command_line()._actions}
     assert flags - {"help", "version", "config"} == set(JobConfig.model_fields)
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--fusion-modle", "x"], "did you mean '--fusion-model'"),
+        (["--fusion-modle", "x"], "did you mean '--emotion-model'"),
         (["--manifset=m"], "did you mean '--manifest'"),
         (["--mod", "text"], "unknown option '--mod'"),
         (["--xyzzy"], "unknown option '--xyzzy'"),
@@ -303,32 +303,32 @@ def test_every_option_of_the_configuration_has_a_flag():
 def test_unknown_options_name_the_nearest(capsys, words, named):
     """Fails if a mistyped option is shortened, ignored or taken for another."""
     with pytest.raises(SystemExit) as ended:
-        _parser().parse_all(words)
+        command_line().parse_all(words)
     assert ended.value.code == 2
     assert named in capsys.readouterr().err
 
 
 def test_options_that_repeat_add_up():
-    """Fails if the second `--manifest` or `--fusion-model` replaces the first."""
+    """Fails if the second `--manifest` or `--emotion-model` replaces the first."""
     given = [
         "--manifest",
         "a",
         "b",
         "--manifest",
         "c",
-        "--fusion-model",
+        "--emotion-model",
         "en=E",
-        "--fusion-model",
+        "--emotion-model",
         "es=S",
         "--output",
         "o",
     ]
-    found = load_config(None, vars(_parser().parse_all(given)))
-    assert found.manifest == ("a", "b", "c") and found.fusion_model == {"en": "E", "es": "S"}
-    assert found == load_config(None, {"manifest": ["a", "b", "c"], "output": "o", "fusion_model": ["en=E", "es=S"]})
+    found = load_config(None, vars(command_line().parse_all(given)))
+    assert found.manifest == ("a", "b", "c") and found.emotion_model == {"en": "E", "es": "S"}
+    assert found == load_config(None, {"manifest": ["a", "b", "c"], "output": "o", "emotion_model": ["en=E", "es=S"]})
 
 
-@pytest.mark.parametrize("option", ["fusion_model", "sentence_encoder"])
+@pytest.mark.parametrize("option", ["emotion_model", "sentence_encoder"])
 def test_a_model_for_no_language_under_auto_is_refused(option):
     """Fails if a model named alone belongs to no language and is silently left out."""
     with pytest.raises(ConfigError, match="en=X"):
@@ -338,8 +338,8 @@ def test_a_model_for_no_language_under_auto_is_refused(option):
 def test_a_regional_tag_names_its_language_and_a_longer_word_a_path():
     """Fails if `en-GB=X` is taken for a path, or `english=1/x` for a language."""
     found = load_config(
-        None, {"manifest": ["m"], "output": "o", "fusion_model": ["en-GB=X", "english=1/x"]}
-    ).fusion_model
+        None, {"manifest": ["m"], "output": "o", "emotion_model": ["en-GB=X", "english=1/x"]}
+    ).emotion_model
     assert found == {"en": "X", "*": "english=1/x"}
 
 

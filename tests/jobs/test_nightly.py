@@ -44,7 +44,7 @@ class Nights:
         words = [f"s3://{self.corpus}", "--manifest", str(self.manifest), "--by", "emotion", "--"]
         options = ["--output", f"s3://{self.output}", "--audio-root", f"s3://{self.corpus}", "--mode", "audio"]
         done = subprocess.run(
-            [sys.executable, "-m", "jobs.nightly", *words, *options, "--fusion-model", f"{MODELS}/audio-en"], cwd=ROOT,
+            [sys.executable, "-m", "jobs.nightly", *words, *options, "--emotion-model", f"{MODELS}/audio-en"], cwd=ROOT,
             env={**os.environ, "AWS_ENDPOINT_URL": self.proxy.endpoint}, capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

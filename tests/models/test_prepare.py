@@ -158,7 +158,7 @@ def test_another_mode_is_added(hub, tmp_path):
     folder, text = tmp_path / "models", ROOT / "demo/models/text-en"
     main(["--output", str(folder), *ENGLISH])
     before = len(downloads(hub))
-    assert main(["--output", str(folder), *ENGLISH, "--mode", "text", "--fusion-model", str(text)]) == 0
+    assert main(["--output", str(folder), *ENGLISH, "--mode", "text", "--emotion-model", str(text)]) == 0
     lock = prepared(folder).lock
     assert lock.slots["text"] == {"fusion/en": str(text), "asr/en": "large-v3-turbo"}
     assert set(lock.models) == {FUSION, ENCODER, "large-v3-turbo", str(text)}
@@ -257,12 +257,12 @@ def test_what_cannot_be_had_says_what_to_do(hub, tmp_path, capsys):
         assert main(["--output", str(output), *ENGLISH, *options]) == 2
         return capsys.readouterr().err
 
-    assert "not the revision" in refused("--fusion-model", f"{FUSION}@v9")
+    assert "not the revision" in refused("--emotion-model", f"{FUSION}@v9")
     hub.repositories[FUSION].gated = True
     assert "gated: accept its terms and set HF_TOKEN" in refused()
     del hub.repositories[FUSION]
     said = refused()
-    assert f"no hub repository {FUSION}" in said and "HF_TOKEN" in said and "--fusion-model en=" in said
+    assert f"no hub repository {FUSION}" in said and "HF_TOKEN" in said and "--emotion-model en=" in said
     (tmp_path / "file").write_text("")
     asked = len(hub.requests)
     assert str(tmp_path / "file") in refused(output=tmp_path / "file")
@@ -307,7 +307,7 @@ def test_a_node_fetches_a_model_once(s3, tmp_path):
     """Fails if processes of one node that start at once each download a model, or one of them sees it half-written."""
     uri = f"s3://{s3.bucket}/once"
     assert main(["--output", uri, *ENGLISH, "--mode", "text", "--without-asr",
-                 "--fusion-model", str(ROOT / "demo/models/text-en")]) == 0  # fmt: skip
+                 "--emotion-model", str(ROOT / "demo/models/text-en")]) == 0  # fmt: skip
     (model,) = prepared(uri).lock.models.values()
     with fault_proxy(s3.endpoint) as proxy:
         command = [sys.executable, "-c", FETCH, f"{uri}/{model.folder}", str(tmp_path / "cache"), model.sha256]
@@ -328,7 +328,7 @@ def test_a_node_fetches_a_model_once(s3, tmp_path):
 def test_a_copy_that_is_not_what_the_lock_says_is_not_kept(s3, tmp_path, monkeypatch):
     """Fails if other bytes than the lock's are loaded on a node, or are what the node's next process finds."""
     uri = f"s3://{s3.bucket}/other"
-    text = ("--mode", "text", "--without-asr", "--fusion-model", str(ROOT / "demo/models/text-en"))
+    text = ("--mode", "text", "--without-asr", "--emotion-model", str(ROOT / "demo/models/text-en"))
     main(["--output", uri, *ENGLISH, *text])
     found = prepared(uri)
     ((spec, model),) = found.lock.models.items()
@@ -372,7 +372,7 @@ def test_a_job_takes_prepared_models_and_no_others(tmp_path):
     assert roles.known_languages(config(mode="text"), folder) == []
     assert named(roles.choose(config(), ["fr"], needs_asr=False, prepared=folder)) == chosen
     assert (
-        roles.choose(config(fusion_model="fr=X"), ["fr"], needs_asr=False, prepared=folder)[Role.parse("fusion/fr")]
+        roles.choose(config(emotion_model="fr=X"), ["fr"], needs_asr=False, prepared=folder)[Role.parse("fusion/fr")]
         == "X"
     )
     with pytest.raises(ConfigError, match=r"no speech recogniser is in .* --asr-model fr=X, or prepare one"):

@@ -73,7 +73,7 @@ def test_models_the_mode_does_not_need_are_accepted_and_unused():
 
 def test_a_named_model_wins_over_the_published_one():
     """Fails if the published model is used where one was named, or a named one for the wrong language."""
-    asked = config(fusion_model=["X", "es=S"], sentence_encoder=["es=B"], asr_model="W")
+    asked = config(emotion_model=["X", "es=S"], sentence_encoder=["es=B"], asr_model="W")
     assert named(roles.choose(asked, ["en", "es"], needs_asr=True)) == {
         "fusion/en": "X", "sentence_encoder/en": "google-bert/bert-base-uncased", "asr/en": "W",
         "fusion/es": "S", "sentence_encoder/es": "B", "asr/es": "W",
@@ -84,11 +84,11 @@ def test_a_named_model_wins_over_the_published_one():
     ("flags", "known"),
     [
         ({}, ["en", "es"]),
-        ({"fusion_model": ["fr=F"]}, ["en", "es", "fr"]),
+        ({"emotion_model": ["fr=F"]}, ["en", "es", "fr"]),
         ({"language": "fr"}, ["en", "es"]),
-        ({"language": "fr-CA", "fusion_model": ["F"]}, ["en", "es", "fr"]),
+        ({"language": "fr-CA", "emotion_model": ["F"]}, ["en", "es", "fr"]),
         ({"language": "auto"}, ["en", "es"]),
-        ({"language": "auto", "fusion_model": ["fr=F"]}, ["en", "es", "fr"]),
+        ({"language": "auto", "emotion_model": ["fr=F"]}, ["en", "es", "fr"]),
     ],
 )
 def test_known_languages(flags, known):
@@ -98,10 +98,10 @@ def test_known_languages(flags, known):
 
 def test_a_language_without_a_model_names_the_option():
     """Fails if the person is not told how to name a model."""
-    with pytest.raises(ConfigError, match="--fusion-model fr=X"):
+    with pytest.raises(ConfigError, match="--emotion-model fr=X"):
         roles.choose(config(), ["fr"], needs_asr=False)
     with pytest.raises(ConfigError, match="--sentence-encoder fr=X"):
-        roles.choose(config(fusion_model=["fr=F"]), ["fr"], needs_asr=False)
+        roles.choose(config(emotion_model=["fr=F"]), ["fr"], needs_asr=False)
 
 
 def test_asr_names_are_faster_whispers():
@@ -129,9 +129,9 @@ def test_pin_says_what_will_be_loaded(checkpoints):
 @pytest.mark.parametrize(
     ("chosen", "named"),
     [
-        ({"fusion/en": "/gone"}, "--fusion-model en=/gone: "),
-        ({"fusion/en": "bert-en"}, "--fusion-model en="),
-        ({"fusion/en": "concat-en", "sentence_encoder/en": "bert-en"}, "--fusion-model en="),
+        ({"fusion/en": "/gone"}, "--emotion-model en=/gone: "),
+        ({"fusion/en": "bert-en"}, "--emotion-model en="),
+        ({"fusion/en": "concat-en", "sentence_encoder/en": "bert-en"}, "--emotion-model en="),
         ({"fusion/en": "mean-en", "sentence_encoder/en": "mean-es"}, "mean-es"),
         ({"asr/en": "bert-en"}, "--asr-model en="),
     ],
@@ -145,11 +145,11 @@ def test_what_does_not_fit_names_its_option(checkpoints, chosen, named):
 
 
 def test_a_bad_sentence_encoder_names_its_own_option(checkpoints):
-    """Fails if a missing sentence encoder is blamed on `--fusion-model`."""
+    """Fails if a missing sentence encoder is blamed on `--emotion-model`."""
     chosen = by_role({"fusion/en": str(checkpoints / "mean-en"), "sentence_encoder/en": "/gone"})
     with pytest.raises(ConfigError, match=r"--sentence-encoder en=/gone") as caught:
         roles.pin(chosen, "mean")
-    assert "--fusion-model" not in str(caught.value)
+    assert "--emotion-model" not in str(caught.value)
 
 
 def test_a_changed_weight_file_is_not_loaded(tmp_path, checkpoints):

@@ -200,7 +200,7 @@ def test_a_recording_without_a_model_is_still_rejected(tmp_path, checkpoints):
     table, finished = by_hand(work, Detecting(WELSH, {"en": 0.99}, WELSH, ENGLISH, ENGLISH, ENGLISH))
     assert finished.rejects == ("UNSUPPORTED_LANGUAGE",) and finished.utterances == 3
     assert table["detail"][0].as_py() == (
-        "detected language 'cy' has no emotion model; name one with --fusion-model cy=X"
+        "detected language 'cy' has no emotion model; name one with --emotion-model cy=X"
     )
 
 
@@ -457,7 +457,7 @@ def test_models_of_languages_that_are_not_allowed_are_not_needed():
         return roles.detectable_languages(load_config(None, flags))
 
     assert (detectable("en"), detectable("es,fr,en")) == (["en"], ["en", "es"])
-    with pytest.raises(ConfigError, match=r"--allowed-languages fr,de: .* only for en, es; .*--fusion-model fr=X"):
+    with pytest.raises(ConfigError, match=r"--allowed-languages fr,de: .* only for en, es; .*--emotion-model fr=X"):
         detectable("fr,de")
 
 

@@ -60,7 +60,7 @@ def test_a_heard_language_without_a_model_is_rejected(tmp_path, checkpoints):
     work = work_of(tmp_path, [{"id": "r0", "audio": CLIP}], models_of(checkpoints, "mean", ["en"]), language="auto")
     table, finished = by_hand(work, FakeTranscriber("fr"), lambda _: real_recogniser(checkpoints))
     assert finished.rejects == ("UNSUPPORTED_LANGUAGE",) and finished.utterances == 0
-    assert "'fr'" in table["detail"][0].as_py() and "--fusion-model fr=X" in table["detail"][0].as_py()
+    assert "'fr'" in table["detail"][0].as_py() and "--emotion-model fr=X" in table["detail"][0].as_py()
 
 
 @pytest.mark.parametrize("duration_s", [3, 40])

@@ -1,4 +1,6 @@
-"""Prepare models from a stand-in hub, then annotate with nothing but storage: `unshare --net python -m tests.support.airgapped FOLDER`.
+"""Prepare models from a stand-in hub, then annotate with nothing but storage.
+
+usage: unshare --net python -m tests.support.airgapped FOLDER
 
 To be run in a network namespace of its own, where nothing but loopback is there; it makes sure of that. The hub is gone
 when the job runs; the models lie in a real S3 server. Prints a JSON document of what came out.

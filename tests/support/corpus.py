@@ -78,7 +78,7 @@ def model_options(checkpoints: Path, asr: Path, mode: str = "mean") -> list[str]
     """Options that name the small local models for both languages."""
     fusion = [f"{language}={checkpoints / f'{mode}-{language}'}" for language in ("en", "es")]
     encoder = [f"{language}={checkpoints / f'bert-{language}'}" for language in ("en", "es")]
-    return ["--mode", mode, "--fusion-model", *fusion, "--sentence-encoder", *encoder, "--asr-model", str(asr)]
+    return ["--mode", mode, "--emotion-model", *fusion, "--sentence-encoder", *encoder, "--asr-model", str(asr)]
 
 
 def command(manifest: Path | str, output: Path | str, *options: str) -> list[str]:

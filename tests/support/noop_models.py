@@ -74,7 +74,7 @@ def models_of(mode: str) -> tuple[list[str], dict[str, int]]:
     from pipeline.models.checkpoints.weights import resolve
 
     fusion, encoder = materialize() / f"{mode}-en", materialize() / "bert-en"
-    named = ["--mode", mode, "--fusion-model", f"en={fusion}"]
+    named = ["--mode", mode, "--emotion-model", f"en={fusion}"]
     if mode in ("audio", "text"):
         return named, embedding_widths(mode, resolve(str(fusion)), None)
     widths = embedding_widths(mode, resolve(str(fusion)), resolve(str(encoder)))

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import load_config
+from pipeline.config.settings import Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
 from pipeline.dataset.parts import committed_parts, publish
 from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
 from pipeline.manifest.staging import Spool
 from pipeline.schema import EMOTIONS
-from pipeline.settings import Settings
 from pipeline.shard.commit import finish
 from pipeline.shard.context import WORK_SCHEMA, Work
 from pipeline.storage.access import AudioRoots

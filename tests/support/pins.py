@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.config import load_config
+from pipeline.config.settings import Settings
 from pipeline.pins import ModelPin, Role
-from pipeline.settings import Settings
 
 
 def by_role(models: Mapping[str, str]) -> dict[Role, str]:

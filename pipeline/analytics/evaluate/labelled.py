@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from pipeline.config.settings import Settings
 from pipeline.dataset.compatibility import dataset_settings, read_columns
 from pipeline.dataset.parts import is_published
 from pipeline.dataset.plan import Plan, load_plans
@@ -23,7 +24,6 @@ from pipeline.errors import ConfigError, did_you_mean
 from pipeline.layout import UTTERANCES
 from pipeline.manifest.growth import path_type
 from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, utterance_schema
-from pipeline.settings import Settings
 from pipeline.storage.access import without_query
 from pipeline.storage.store import open_store, resolve
 

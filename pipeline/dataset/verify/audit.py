@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
+from pipeline.config.settings import Settings, canonical_hash
 from pipeline.dataset.compatibility import add_columns, compare_models, compare_settings, different_columns
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.verify.outline import Outline, read_outline
@@ -22,7 +23,6 @@ from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, 
 from pipeline.errors import ConfigError
 from pipeline.layout import DATASET, SUCCESS, plan_key
 from pipeline.pins import pins_document
-from pipeline.settings import Settings, canonical_hash
 from pipeline.storage.access import without_query
 from pipeline.storage.store import Store
 from pipeline.storage.temporary import temporary_folder

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self, TypeVar, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
+from pipeline.config.settings import SCHEMA_VERSION, EmbeddingDtype, Mode, Precision, Segmentation, Settings
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
-from pipeline.settings import SCHEMA_VERSION, EmbeddingDtype, Mode, Precision, Segmentation, Settings
 
-MODEL_OPTIONS = ("fusion_model", "sentence_encoder", "asr_model")
+MODEL_OPTIONS = ("emotion_model", "sentence_encoder", "asr_model")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -31,17 +28,41 @@ ANY_LANGUAGE = "*"
 
 _Choice = TypeVar("_Choice", bound="ModelChoice")
 
+RENAMED = {"fusion_model": "emotion_model"}
+"""Former names of options, which command lines and config files still accept."""
+
 
 class ModelChoice(BaseModel):
     """Which models somebody asked for; `pipeline.models.roles` settles the rest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Mode = "mean"
-    language: str | None = None
-    fusion_model: Mapping[str, str] = Field(default_factory=dict)
-    sentence_encoder: Mapping[str, str] = Field(default_factory=dict)
-    asr_model: Mapping[str, str] = Field(default_factory=dict)
+    mode: Annotated[Mode, Option(MODELS, "how voice and words are combined; audio and text use one of them alone")] = (
+        "mean"
+    )
+    language: Annotated[
+        str | None,
+        Option(
+            MODELS,
+            "language of every row; auto detects it for rows that have none (default: the row's own, else en)",
+            metavar="CODE",
+        ),
+    ] = None
+    emotion_model: Annotated[
+        Mapping[str, str],
+        Option(MODELS, "emotion model (default: the published one for language and mode)", metavar="[LANG=]X"),
+    ] = Field(default_factory=dict)
+    sentence_encoder: Annotated[
+        Mapping[str, str],
+        Option(
+            MODELS,
+            "text encoder of the fusion modes (default: the published BERT of the language)",
+            metavar="[LANG=]X",
+        ),
+    ] = Field(default_factory=dict)
+    asr_model: Annotated[
+        Mapping[str, str], Option(MODELS, "faster-whisper model (default: large-v3-turbo)", metavar="[LANG=]X")
+    ] = Field(default_factory=dict)
 
     @field_validator(*MODEL_OPTIONS, mode="before")
     @classmethod
@@ -71,7 +92,7 @@ class ModelChoice(BaseModel):
 
     @model_validator(mode="after")
     def _whose_model(self) -> Self:
-        for option in ("fusion_model", "sentence_encoder"):
+        for option in ("emotion_model", "sentence_encoder"):
             if self.language == AUTO_LANGUAGE and ANY_LANGUAGE in getattr(self, option):
                 flag = "--" + option.replace("_", "-")
                 raise ValueError(
@@ -96,35 +117,132 @@ class ModelChoice(BaseModel):
 class JobConfig(ModelChoice):
     """What one `annotate` job shall do. Every field is a flag of the same name and a key of the config file."""
 
-    manifest: tuple[str, ...] = Field(min_length=1)
-    output: str = Field(min_length=1)
-    models: str | None = Field(default=None, min_length=1)
-    allowed_languages: tuple[str, ...] = ()
-    segmentation: Segmentation = "auto"
-    partition_by: tuple[str, ...] = ()
-    embeddings: tuple[str, ...] = EMBEDDINGS
-    embedding_dtype: EmbeddingDtype = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision | Literal["auto"] = "auto"
-    asr_compute_type: str = "auto"
-    beam_size: int = Field(default=1, ge=1, le=20)
-    calibration: Mapping[str, float] = Field(default_factory=dict)
-    min_confidence: float | None = Field(default=None, ge=0, le=1)
-    audio_root: tuple[str, ...] = ()
-    max_duration_s: float = Field(default=4 * 3600.0, gt=0)
-    max_bytes: int = Field(default=2 * 2**30, gt=0)
-    shard_rows: int | None = Field(default=None, ge=1)
-    shard_audio_s: float | None = Field(default=None, gt=0)
-    asr_actors: int | None = Field(default=None, ge=1)
-    emotion_actors: int | None = Field(default=None, ge=1)
-    asr_gpus: float | None = Field(default=None, gt=0)
-    emotion_gpus: float | None = Field(default=None, gt=0)
-    max_batch_s: float | None = Field(default=None, gt=0)
-    wait_for_workers_s: float = Field(default=3600.0, ge=0)
-    max_reject_rate: float | None = Field(default=None, ge=0, le=1)
-    give_up: tuple[str, ...] = ()
-    no_page: bool = False
-    dry_run: bool = False
+    manifest: Annotated[
+        tuple[str, ...], Option(DATA, "JSONL, CSV or Parquet: files, globs or folders", metavar="URI")
+    ] = Field(min_length=1)
+    output: Annotated[str, Option(DATA, "output location: a folder, s3://bucket/prefix, ...", metavar="URI")] = Field(
+        min_length=1
+    )
+    audio_root: Annotated[
+        tuple[str, ...],
+        Option(DATA, "open audio only below these prefixes (default: the store the manifest is in)", metavar="PREFIX"),
+    ] = ()
+    partition_by: Annotated[
+        tuple[str, ...], Option(DATA, "manifest columns, or language, that become folders", metavar="COL[,COL]")
+    ] = ()
+    embeddings: Annotated[
+        tuple[str, ...], Option(DATA, "which of audio, text, fused to write (default: all)", metavar="all|none|LIST")
+    ] = EMBEDDINGS
+    embedding_dtype: Annotated[EmbeddingDtype, Option(DATA, "type of the embeddings in the output")] = "float32"
+    models: Annotated[
+        str | None,
+        Option(
+            MODELS,
+            "folder that jobs.prepare_models wrote; models that no option names come from it alone",
+            metavar="URI",
+        ),
+    ] = Field(default=None, min_length=1)
+    allowed_languages: Annotated[
+        tuple[str, ...],
+        Option(
+            MODELS,
+            "languages that --language auto may choose from (default: all that have an emotion model)",
+            metavar="CODE[,CODE]",
+        ),
+    ] = ()
+    segmentation: Annotated[
+        Segmentation,
+        Option(
+            MODELS,
+            "auto: rows with text or up to 30 s are one utterance, longer ones are cut at pauses; none: whole files; "
+            "vad: always cut",
+        ),
+    ] = "auto"
+    beam_size: Annotated[
+        int, Option(MODELS, "beam of the transcription; 1 is greedy, as the reference decodes", metavar="N")
+    ] = Field(default=1, ge=1, le=20)
+    calibration: Annotated[
+        Mapping[str, float],
+        Option(
+            MODELS,
+            "file of jobs.evaluate --fit-calibration: scores and confidence are calibrated, labels stay",
+            metavar="URI",
+        ),
+    ] = Field(default_factory=dict)
+    min_confidence: Annotated[
+        float | None,
+        Option(MODELS, "below it the emotion is null and abstained is true; label and scores stay", metavar="SHARE"),
+    ] = Field(default=None, ge=0, le=1)
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Option(MACHINE, "auto: cuda if there is a GPU at the start; cuda waits for a cluster's first GPU"),
+    ] = "auto"
+    precision: Annotated[
+        Precision | Literal["auto"],
+        Option(MACHINE, "of the emotion models; int8 is for the audio encoder on CPUs (default: fp32)"),
+    ] = "auto"
+    asr_compute_type: Annotated[
+        str,
+        Option(
+            MACHINE, "CTranslate2 type of the transcription (default: float32 on cpu, float16 on cuda)", metavar="TYPE"
+        ),
+    ] = "auto"
+    asr_actors: Annotated[
+        int | None,
+        Option(MACHINE, "transcription actors; on a cluster the maximum (default: as many as fit)", metavar="N"),
+    ] = Field(default=None, ge=1)
+    emotion_actors: Annotated[int | None, Option(MACHINE, "recognition actors, likewise", metavar="N")] = Field(
+        default=None, ge=1
+    )
+    asr_gpus: Annotated[
+        float | None, Option(MACHINE, "GPUs of one transcription actor (default: 0.5)", metavar="F")
+    ] = Field(default=None, gt=0)
+    emotion_gpus: Annotated[
+        float | None,
+        Option(MACHINE, "GPUs of one recognition actor (default: 0.5, or 1 without transcription)", metavar="F"),
+    ] = Field(default=None, gt=0)
+    shard_rows: Annotated[
+        int | None, Option(MACHINE, "maximum rows of a shard (default: 64 on cpu, 1024 on cuda)", metavar="N")
+    ] = Field(default=None, ge=1)
+    shard_audio_s: Annotated[
+        float | None,
+        Option(MACHINE, "maximum audio seconds of a shard (default: 600 on cpu, 3600 on cuda)", metavar="S"),
+    ] = Field(default=None, gt=0)
+    max_batch_s: Annotated[
+        float | None,
+        Option(
+            MACHINE,
+            "padded audio seconds of one recognition batch (default: what its share of a GPU holds, at most 960)",
+            metavar="S",
+        ),
+    ] = Field(default=None, gt=0)
+    max_duration_s: Annotated[float, Option(MACHINE, "longest recording accepted, in seconds", metavar="S")] = Field(
+        default=4 * 3600.0, gt=0
+    )
+    max_bytes: Annotated[int, Option(MACHINE, "largest audio object accepted, in bytes", metavar="N")] = Field(
+        default=2 * 2**30, gt=0
+    )
+    max_reject_rate: Annotated[
+        float | None,
+        Option(
+            RUN,
+            "stop when more than this share of at least 100 rows is rejected, for any reason; 1: never (default: for "
+            "audio that is forbidden or out of reach a half, for missing audio nine tenths, for models that fail a tenth)",
+            metavar="SHARE",
+        ),
+    ] = Field(default=None, ge=0, le=1)
+    wait_for_workers_s: Annotated[
+        float,
+        Option(RUN, "end the job when no worker could start or continue for this long; 0: wait for ever", metavar="S"),
+    ] = Field(default=3600.0, ge=0)
+    give_up: Annotated[
+        tuple[str, ...],
+        Option(
+            RUN, "reject what is left of these unfinished runs, such as 000007, for good; then continue", metavar="RUN"
+        ),
+    ] = ()
+    no_page: Annotated[bool, Option(RUN, "do not draw report.html; jobs.report can draw it later")] = False
+    dry_run: Annotated[bool, Option(RUN, "print what would be done; decode nothing, write nothing")] = False
 
     @field_validator("allowed_languages", mode="before")
     @classmethod
@@ -153,20 +271,6 @@ class JobConfig(ModelChoice):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
-
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _temperatures(cls, value: object) -> object:
-        """Accept the file that `jobs.evaluate --fit-calibration` wrote, or temperatures by model fingerprint."""
-        return read_temperatures(value) if isinstance(value, str) else value
-
-    @field_validator("give_up")
-    @classmethod
-    def _run_numbers(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
-        for run in runs:
-            if not (run.isascii() and run.isdigit() and int(run)):
-                raise ValueError(f"{run!r} is no run number such as 000007")
-        return tuple(dict.fromkeys(f"{int(run):06d}" for run in runs))
 
     @field_validator("partition_by")
     @classmethod
@@ -248,42 +352,9 @@ def require_precision(precision: str, *, mode: str, device: str) -> None:
         )
 
 
-def read_temperatures(file: str) -> dict[str, float]:
-    """Temperatures by model fingerprint, from a calibration file. Raises: ValueError saying what is wrong with it."""
-    # imported late: few jobs need it, and it costs half a second
-    from pipeline.storage.store import read_text
-
-    try:
-        document = json.loads(read_text(file))
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    try:
-        if document["format"] != 1 or document["method"] != "temperature":
-            raise ValueError(
-                f"{file} holds format {document['format']!r}, method {document['method']!r}, not 1 and 'temperature'"
-            )
-        found = {str(model): float(entry["temperature"]) for model, entry in document["models"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no calibration as jobs.evaluate --fit-calibration writes it") from error
-    if not found or not all(math.isfinite(temperature) and temperature > 0 for temperature in found.values()):
-        raise ValueError(f"{file} holds no temperatures, or such as are not above 0")
-    return found
-
-
 def primary_language(tag: str) -> str:
     """The language of a BCP-47 tag, which picks the model: en-GB -> en."""
     return tag.split("-", maxsplit=1)[0].lower()
-
-
-def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
-    """Merge a YAML or TOML file with flags, which win, and validate both.
-
-    Raises: ConfigError naming the key, the fault and the nearest known key.
-    """
-    merged = {**(_flatten(_read_file(file), file) if file else {}), **flags}
-    return validated(JobConfig, merged)
 
 
 def validated(kind: type[_Choice], options: Mapping[str, object]) -> _Choice:
@@ -304,36 +375,6 @@ def _sentences(error: ValidationError) -> Iterable[str]:
             yield f"{option} is required"
         else:
             yield f"{option}: {fault['msg'].removeprefix('Value error, ')}"
-
-
-def _read_file(file: str) -> Mapping[str, object]:
-    from pipeline.storage.store import read_text
-
-    try:
-        content = read_text(file)
-        parsed = tomllib.loads(content) if file.lower().endswith(".toml") else yaml.safe_load(content)
-    except ConfigError as error:
-        raise ConfigError(f"--config: {error}") from error
-    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {file}: {error}") from error
-    if not isinstance(parsed, Mapping):
-        raise ConfigError(f"--config {file}: expected a mapping of options, found {type(parsed).__name__}")
-    return parsed
-
-
-def _flatten(tree: Mapping[str, object], file: str | None, prefix: str = "") -> dict[str, object]:
-    """Nested keys join with `_`: `asr: {model: X}` is `asr_model: X`. Languages below a model option stay a mapping."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        name = prefix + str(key).replace("-", "_")
-        if name in JobConfig.model_fields:
-            flat[name] = value
-        elif isinstance(value, Mapping) and any(known.startswith(name + "_") for known in JobConfig.model_fields):
-            flat.update(_flatten(value, file, name + "_"))
-        else:
-            known = [known for known in JobConfig.model_fields if known.startswith(prefix)]
-            raise ConfigError(f"--config {file}: unknown key {name!r}{did_you_mean(name, known)}")
-    return flat
 
 
 def _named_model(text: str) -> tuple[str, str]:

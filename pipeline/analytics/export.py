@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.reader import finished_rows, reading
 from pipeline.manifest.columns import to_python
 from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.sources.corpus import Corpus, Row
 from pipeline.schema import passthrough_name
-from pipeline.settings import SCHEMA_VERSION
 from pipeline.storage.store import open_store
 
 _READ = ("utterance_id", "audio", "start_s", "end_s", "channel", "text", "label", "language")
