@@ -15,6 +15,7 @@ from pipeline.audio.limits import LONGEST_SPAN_S, AudioLimits
 from pipeline.audio.sandbox import sandbox
 from pipeline.dataset.plan import Plan, Shard, read_shard
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
+from pipeline.manifest.python_values import plain_values
 from pipeline.schema import ROW_SCHEMA
 from pipeline.shard.checksums import check_content, identity, is_checksum
 from pipeline.storage.access import AudioRoots, without_query
@@ -157,8 +158,8 @@ def records_of(rows: pa.Table) -> list[dict[str, Any]]:
     Arrow carries the rest to the output as it is. Python cannot hold all of it: its years end with 9999.
     """
     read = [name for name in rows.schema.names if name in ROW_SCHEMA.names or is_checksum(name)]
-    records: list[dict[str, Any]] = rows.select(read).to_pylist()
-    return records
+    values = zip(*(plain_values(rows[name]) for name in read), strict=True)
+    return [dict(zip(read, row, strict=True)) for row in values]
 
 
 def needs_audio(work: Work, record: Mapping[str, Any]) -> bool:
