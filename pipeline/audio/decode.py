@@ -2,9 +2,9 @@
 
 A decoder receives only bytes, never a name, and the container is chosen here from the content
 (`pipeline.audio.container`), so a renamed playlist opens no file and no socket. Headers are checked before decoding,
-and decoding is a bounded stream: block by block through the channel mean and soxr, so a false header costs no memory
+and decoding is a bounded stream: block by block through the channel mean and soxr, so a wrong header costs no memory
 either. For every format that libsndfile reads, the result is bit for bit that of `librosa.load(path, sr=16000)`,
-which the published models were trained with; FFmpeg decodes the rest (M4A, MP4, WebM, AAC, WMA, ...) through PyAV.
+which the published models take as input; FFmpeg decodes the rest (M4A, MP4, WebM, AAC, WMA, ...) through PyAV.
 `docs/audio.md` describes the treatment of gaps, late starts, captures and wrong headers.
 
 Costs: 4 s of 16 kHz 16-bit WAV 0.24 ms, of 48 kHz FLAC 3.7 ms; memory is the content, a few MB, and the result once

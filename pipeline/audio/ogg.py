@@ -82,7 +82,7 @@ class _Page:
 
     @property
     def filled_by_libogg(self) -> bool:
-        """Whether the last packet is the one that exceeded libogg's bound, to about a tenth."""
+        """Return whether the last packet is the one that exceeded libogg's bound, to about a tenth."""
         without_last = self.payload_bytes * (self.packets - 1) / max(1, self.packets)
         return self.payload_bytes > _LIBOGG_FILL_BYTES and without_last <= 1.1 * _LIBOGG_FILL_BYTES
 
@@ -164,7 +164,7 @@ class _Link:
 
     @property
     def has_audio(self) -> bool:
-        """Whether a page other than headers was added."""
+        """Return whether a page other than headers was added."""
         return bool(self._pages)
 
     @property

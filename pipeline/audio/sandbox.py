@@ -189,7 +189,7 @@ class _Child:
 
     @property
     def alive(self) -> bool:
-        """Whether the child can take another file."""
+        """Return whether the child can take another file."""
         return self._process.returncode is None
 
     def trouble_starting(self) -> str | None:
