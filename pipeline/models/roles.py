@@ -1,7 +1,7 @@
 """Models of a job: chosen by language and mode, pinned in the plan, loaded once per process.
 
-A plan names its models by role, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with its model id, the commit
-that resolved to, the sha256 of its files and, for a prepared one, their location. A worker that finds other weights
+A plan names its models by role, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with its model id, the commit it
+resolved to, the sha256 of its files and, for a prepared one, their location. A worker that finds other weights
 under the same name refuses to use them.
 
 torch and transformers (4 s of a core) are imported only where a model is checked or loaded, so that CPU tasks avoid
