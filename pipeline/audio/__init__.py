@@ -1,1 +1,1 @@
-"""Bytes in, 16 kHz mono out: decoders, the guards before them, and cutting by voice activity."""
+"""Audio decoding to 16 kHz mono: decoders, checks before decoding, a sandbox, and segmentation by voice activity."""

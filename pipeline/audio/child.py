@@ -1,8 +1,8 @@
-"""The process that decodes, one file at a time, until its standard input ends. Started by `pipeline.audio.sandbox` alone.
+"""The decoding process: decodes one file at a time until its standard input ends. `pipeline.audio.sandbox` starts it.
 
-It loads numpy, soxr, soundfile and av, and nothing of ours but the decoding: 0.15 s. What it was given is little: no
-credentials, standard input and output as pipes, and once its libraries are loaded no way to open another file or
-socket, whatever a file makes a decoder try: it may hold no more descriptors than it has.
+It loads numpy, soxr, soundfile and av, and of this package only the decoding: 0.15 s. It has no credentials. Its
+standard input and output are pipes. Once its libraries are loaded it cannot open another file or socket, whatever a
+file makes a decoder try: its limit on open descriptors is zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-import av.subtitles.codeccontext  # PyAV would load these two with the first file, when no file can be opened any more
+import av.subtitles.codeccontext  # PyAV would import these two with the first file, when no file can be opened
 import av.subtitles.stream  # noqa: F401
 import numpy as np
 from numpy.typing import NDArray
@@ -42,28 +42,30 @@ from pipeline.errors import Reason, RejectedRow, Stage
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _BUFFER_BYTES = 1 << 20
-"""A clip is then written at once; what is longer goes past the buffers, uncopied."""
+"""Buffer size: a clip is written at once; larger content bypasses the buffers without a copy."""
 
 _OVERTIME_S = 30.0
-"""So long after its parent lost patience the child ends by itself, where the parent is gone and the system does not say so."""
+"""Seconds after the parent's time limit when the child ends by itself, for a dead parent that the system does not
+report."""
 
 _SPARE_BYTES = 512 << 20
-"""Address space for a decoder's own tables, whatever the file."""
+"""Address space for a decoder's own tables, for any file."""
 
 _CONTENT_COPIES = 4
-"""The content, one without its tags, and as much again for an index of it: MP4 and Matroska hold theirs in memory."""
+"""Copies of the content: the file, one without tags, and twice its size for an index (MP4 and Matroska keep theirs in
+memory)."""
 
 _WAVEFORM_COPIES = 1
-"""Room for an allocator that does not give back: a waveform leaves in pieces."""
+"""Room for an allocator that does not return memory: a waveform is sent in pieces."""
 
 Decode = Callable[..., Iterator[NDArray[np.float32]] | NDArray[np.float32]]
 
 
 def serve(decode: Decode) -> None:
-    """Answer requests until there are none.
+    """Answer requests until standard input ends.
 
     Args:
-        decode: `pipeline.audio.decode.decode_pieces`, or what gives the whole waveform at once, as tests bring it.
+        decode: `pipeline.audio.decode.decode_pieces`, or a function that returns the whole waveform at once (tests).
     """
     requests, answers = _take_pipes()
     sys.excepthook = _telling(answers)
@@ -116,7 +118,7 @@ def _bytes_of(piece: NDArray[np.float32]) -> memoryview:
 
 
 def _allowance_bytes(request: Request) -> int:
-    """What decoding may take beyond what the process takes at rest."""
+    """Return the bytes that decoding may use beyond the memory of the idle process."""
     waveform = round(request.limits.max_duration_s * SAMPLING_RATE) * np.dtype(np.float32).itemsize
     return _SPARE_BYTES + _CONTENT_COPIES * request.content_bytes + _WAVEFORM_COPIES * waveform
 
@@ -127,7 +129,7 @@ def _answer(answers: BinaryIO, kind: bytes, body: memoryview | bytes = b"") -> N
 
 
 def _telling(answers: BinaryIO) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
-    """What is done about an exception that ends the process: the parent, not standard error, hears of it."""
+    """Return an exception hook that reports a fatal exception to the parent instead of standard error."""
 
     def tell(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
         _answer(answers, FAILED, f"{kind.__name__}: {error}".encode("utf-8", "replace")[:MAX_WORDS_BYTES])
@@ -137,7 +139,7 @@ def _telling(answers: BinaryIO) -> Callable[[type[BaseException], BaseException,
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Put the pipes where no library looks, and /dev/null where libraries print."""
+    """Move the pipes to descriptors that no library uses, and open /dev/null as standard input, output and error."""
     requests = os.fdopen(os.dup(0), "rb", buffering=_BUFFER_BYTES)
     answers = os.fdopen(os.dup(1), "wb", buffering=_BUFFER_BYTES)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -148,21 +150,21 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _die_with_parent(parent: int) -> None:
-    """End when the parent ends, even in the middle of a file. Linux; elsewhere the end of standard input must do."""
+    """End when the parent ends, even while decoding. Linux only; elsewhere the child ends with its standard input."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before it could be watched
+    if os.getppid() != parent:  # the parent ended before prctl
         sys.exit()
 
 
 def _lock_down() -> None:
-    """No core dumps, no files, no further descriptors; a descriptor that is open stays so."""
+    """Forbid core dumps, files and further descriptors. Open descriptors remain open."""
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
         resource.setrlimit(kind, (0, 0))
 
 
 def _address_space_bytes() -> int | None:
-    """What the process takes now, or None where the system does not say so: there is no such limit either (macOS)."""
+    """Return the address space in use, or None on systems without /proc, which have no such limit either (macOS)."""
     with suppress(FileNotFoundError):
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     return None

@@ -1,10 +1,10 @@
-"""What a file is, from its bytes alone, and whether all of it is there.
+"""Container recognition and checks for truncated or damaged files.
 
-Content decides, never a name: each container has one magic and one decoder here, so that nothing guesses and no
-playlist, image or subtitle demuxer is ever reached. The walkers read chunk headers only: microseconds for a clip, about
-0.1 s for an hour of MP3. A cut leaves no trace where no length is stated: between two frames of ADTS, AMR, AC-3 or an
-MP3 without a Xing header, between the clusters of a live WebM or the fragments of a streaming MP4. FLV and MPEG-TS/PS,
-where every cut is such a cut, are not read at all.
+The content decides, never the file name: each container has one magic number and one decoder here, so that nothing
+is guessed and no playlist, image or subtitle demuxer is ever reached. The walkers read chunk headers only:
+microseconds for a clip, about 0.1 s for an hour of MP3. A cut cannot be detected where no length is stated: between
+two frames of ADTS, AMR, AC-3 or an MP3 without a Xing header, between the clusters of a live WebM or the fragments
+of a streaming MP4. FLV and MPEG-TS/PS, where every cut is of this kind, are not supported.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from pipeline.audio.mpeg import Frames, after_id3, count_adts, count_mpeg, find_
 from pipeline.audio.ogg import walk_ogg
 
 _SLACK_BYTES = 64
-"""A length field may be this much too big: writers that count their own 44-byte header into `data` are common."""
+"""Bytes by which a length field may exceed the content: many writers count their own 44-byte header into `data`."""
 
 _UNTIL_END = 0x7FFF0000
-"""RIFF sizes from here up mean "until the end": FFmpeg streams 0xFFFFFFFF, SoX 0x7FFFFFFF less its header."""
+"""Smallest RIFF size that means "until the end": FFmpeg streams 0xFFFFFFFF, SoX 0x7FFFFFFF less its header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A recognised container and what its structure says.
+    """A recognised container and the facts its structure states.
 
     Attributes:
-        reader: which library decodes it.
-        demuxer: FFmpeg's name for it; the only one it may use. None: libsndfile alone reads it.
+        reader: the library that decodes it.
+        demuxer: FFmpeg's name for the format, the only demuxer it may use. None: only libsndfile reads it.
         states_length: False when the duration a demuxer reports is only an estimate from the bit rate.
-        missing: a sentence when the bytes end before the structure does, else None.
-        channels, sampling_rate: as the header has them, where it was read here; not yet checked.
-        frames: what the frame headers add up to (MP3, ADTS); None elsewhere.
-        holes: a sentence when pages or frames are lost in the middle.
-        indexed: an index in the header lists every packet, so those that were read can be counted.
-        clock_s: how long the file is by its time stamps where they were read here, gaps included.
-        rewritten: what to decode instead of the content, where that differs: see `pipeline.audio.ogg` and `.mpeg`.
+        missing: a description when the file is truncated, else None.
+        channels, sampling_rate: the header's values, where the header was read here; not checked yet.
+        frames: totals of the frame headers (MP3, ADTS); None for other formats.
+        holes: a description when pages or frames are missing in the middle, else None.
+        indexed: True when an index in the header lists every packet, so that the packets read can be counted.
+        clock_s: duration in seconds by time stamps, gaps included, where they were read here.
+        rewritten: the bytes to decode instead of the content, where they differ: see `pipeline.audio.ogg` and
+            `pipeline.audio.mpeg`.
     """
 
     name: str
@@ -61,7 +62,7 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 _AFTER_SAMPLES = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"fact", b"cue ", b"PEAK", b"iXML", b"JUNK", b"smpl", b"_PMX")
-"""RIFF chunks that may follow samples: after an empty data chunk they mean that it is truly empty."""
+"""RIFF chunks that may follow the samples. After a data chunk of size 0 they mean that it is really empty."""
 
 _WAV_TAGS_OF_LIBSNDFILE = {
     0x0000,
@@ -77,8 +78,8 @@ _WAV_TAGS_OF_LIBSNDFILE = {
     0x0055,
     0xFFFE,
 }
-"""Format tags libsndfile reads (wavlike.c), and 0 where there is none. It takes others, such as those of G.722, G.726, G.723.1
-and WMA, for a malformed header."""
+"""Format tags libsndfile reads (wavlike.c), and 0 for a missing one. libsndfile reports other tags, such as those of
+G.722, G.726, G.723.1 and WMA, as a malformed header."""
 
 _PLAIN = (
     (b"fLaC", Container("flac")),
@@ -91,11 +92,11 @@ _PLAIN = (
     (b"MP+\x07", Container("musepack", "av", "mpc")),
     (b"\x0bw", Container("ac3", "av", "ac3", states_length=False)),
 )
-"""Containers without a length to walk: the decoder's count is compared with their header instead."""
+"""Containers without a length to walk. Their decoded length is compared with their header instead."""
 
 
 def identify(content: bytes) -> Container | None:
-    """Recognise a container and check that its structure reaches the end; None when it is no audio we know."""
+    """Recognise a container and check that its structure is complete; return None for unknown content."""
     start = after_id3(content)
     if start > len(content):
         return Container("id3", missing=_cut("the ID3 tag", start, len(content), slack_bytes=0))
@@ -127,7 +128,7 @@ def _cut(what: str, needed: int, there: int, *, slack_bytes: int = _SLACK_BYTES)
 
 
 def _riff(content: bytes, start: int) -> Container:
-    """WAV, RIFX, RF64, BW64 and AVI. Source: Microsoft RIFF MCI; EBU Tech 3306 (RF64, `ds64`)."""
+    """Walk WAV, RIFX, RF64, BW64 and AVI. Source: Microsoft RIFF MCI; EBU Tech 3306 (RF64, `ds64`)."""
     order = ">" if content[start : start + 4] == b"RIFX" else "<"
     (riff_size,) = struct.unpack_from(order + "I", content, start + 4)
     if content[start + 8 : start + 12] == b"AVI ":
@@ -147,7 +148,7 @@ def _riff(content: bytes, start: int) -> Container:
         elif name == b"data":
             there = len(content) - position - 8
             if size == 0 and there > 0 and content[position + 8 : position + 12] not in _AFTER_SAMPLES:
-                # Never filled in by its writer: FFmpeg reads on to the end, libsndfile sees no sample.
+                # The writer never set the size: FFmpeg reads to the end, libsndfile reads no sample.
                 return Container("wav", "av", "wav", False, channels=channels, sampling_rate=sampling_rate)
             if size == 0xFFFFFFFF and size_64 is not None:
                 size = size_64
@@ -215,7 +216,7 @@ def _w64(content: bytes, start: int) -> Container:
 
 
 def _nist(content: bytes, start: int) -> Container:
-    """NIST SPHERE: a text header of `name -type value` lines. Source: NIST SPHERE 2.6 documentation."""
+    """Walk NIST SPHERE, a text header of `name -type value` lines. Source: NIST SPHERE 2.6 documentation."""
     lines = content[start : start + 1024].decode("latin-1").split("\n")
     fields = {words[0]: words[2] for line in lines if len(words := line.split()) == 3}
     try:
@@ -229,9 +230,9 @@ def _nist(content: bytes, start: int) -> Container:
 
 
 def _ogg(content: bytes, start: int) -> Container:
-    """Ogg: Vorbis or Opus alone goes to libsndfile; video, Speex, FLAC and chains go to FFmpeg.
+    """Walk Ogg: libsndfile reads a single Vorbis or Opus stream, FFmpeg video, Speex, FLAC and chained streams.
 
-    Its pages are checked one by one, so the length that FFmpeg takes from the last granule position adds nothing.
+    Pages are checked one by one, so the length that FFmpeg takes from the last granule position adds nothing.
     """
     found = walk_ogg(content, start)
     reader: Literal["soundfile", "av"] = "soundfile" if found.alone else "av"
@@ -248,7 +249,7 @@ def _ogg(content: bytes, start: int) -> Container:
 
 
 def _mp4(content: bytes, start: int) -> Container:
-    """MP4, M4A, MOV, 3GP: ISO/IEC 14496-12 boxes; only the outermost are walked."""
+    """Walk the outermost boxes of MP4, M4A, MOV and 3GP. Source: ISO/IEC 14496-12."""
     position, names = start, set()
     missing = None
     while position + 8 <= len(content):
@@ -259,7 +260,7 @@ def _mp4(content: bytes, start: int) -> Container:
         if size == 0:
             break
         if size < 8:
-            break  # trailing padding or damage: the decoder will say
+            break  # trailing padding or damage: the decoder reports it
         missing = missing or _cut(
             f"the {content[position + 4 : position + 8].decode('latin-1')!r} box", size, len(content) - position
         )
@@ -270,7 +271,7 @@ def _mp4(content: bytes, start: int) -> Container:
 
 
 def _vint(content: bytes, position: int, *, keep_marker: bool) -> tuple[int, int, bool]:
-    """An EBML number: (value, position after it, whether it means "unknown"). Source: RFC 8794, section 4."""
+    """Read an EBML number: (value, position after it, whether it means "unknown"). Source: RFC 8794, section 4."""
     first = content[position]
     length = 9 - first.bit_length()
     if length > 8:
@@ -296,13 +297,13 @@ def _matroska(content: bytes, start: int) -> Container:
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 _IN_SEGMENT = {0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
 _IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF, 0xEC, 0xBF}
-"""Matroska elements that may be within the segment, and within one of its clusters. Source: RFC 9559, section 5."""
+"""Elements allowed in a Matroska segment (`_IN_SEGMENT`) and in a cluster. Source: RFC 9559, section 5."""
 
 
 def matroska_hole(content: bytes) -> str | None:
-    """Where the elements of a Matroska file do not follow one another; None if they do.
+    """Describe the first break in the sequence of Matroska elements; return None when there is none.
 
-    Tells time stamps that jump (packets that were never written) from a part of the file that was overwritten, which
+    Distinguishes time stamps that jump (packets that were never written) from an overwritten part of the file, which
     FFmpeg skips without an error. Costs 1 us an element.
     """
     position, parents = 0, {_SEGMENT, 0x1A45DFA3, 0xEC, 0xBF}
@@ -313,7 +314,7 @@ def matroska_hole(content: bytes) -> str | None:
             return f"what is at byte {begun:,} is no Matroska element"
         size, position, unknown = _vint(content, position, keep_marker=False)
         if element in (_SEGMENT, _CLUSTER):
-            continue  # into it: its elements follow
+            continue  # descend: its elements follow
         if unknown:
             return f"the element at byte {begun:,} has no size"
         position += size
@@ -325,7 +326,7 @@ def _asf(content: bytes, start: int) -> Container:
     while position + 24 <= len(content):
         (size,) = struct.unpack_from("<Q", content, position + 16)
         if size < 24:
-            break  # 0 while recording live
+            break  # 0 in a live recording
         missing = missing or _cut("an ASF object", size, len(content) - position)
         position += size
     return Container("asf", "av", "asf", missing=missing)
@@ -335,7 +336,10 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def asf_hole(content: bytes) -> str | None:
-    """Where an ASF file's packets, all of one size, do not begin as its first does. Source: ASF 1.20, 3.2 and 5.2.1."""
+    """Describe the first damaged packet of an ASF file; return None when there is none.
+
+    All packets have one size, and each must begin with the same byte as the first. Source: ASF 1.20, 3.2 and 5.2.1.
+    """
     properties, data = content.find(_ASF_PROPERTIES), content.find(_ASF_DATA)
     if properties < 0 or data < 0 or properties + 96 > len(content) or data + 50 >= len(content):
         return "its header is damaged"
@@ -349,7 +353,7 @@ def asf_hole(content: bytes) -> str | None:
 
 
 def _framed(content: bytes, start: int) -> Container | None:
-    """MPEG audio and raw AAC have no container: frames that follow one another are all there is to see."""
+    """Recognise MPEG audio and raw AAC, which have no container, by their consecutive frames."""
     adts = count_adts(content, start)
     mpeg = None if adts else count_mpeg(content, start)
     adts = adts if adts or mpeg else find_adts(content, start)

@@ -1,11 +1,11 @@
-"""Decode the bytes of one audio file to mono 16 kHz float32, or say why that cannot be done.
+"""Decode the bytes of one audio file to mono 16 kHz float32, or report why that is impossible.
 
-Only bytes are handed to a decoder, never a name, and the container is chosen here from their content
-(`pipeline.audio.container`), so a renamed playlist opens no file and no socket. Headers are judged before decoding,
-and decoding is a bounded stream: block by block through the channel mean and soxr, so a lying header costs no memory
-either. The result is bit for bit that of `librosa.load(path, sr=16000)`, which the published models saw, for whatever
-libsndfile reads; the rest (M4A, MP4, WebM, AAC, WMA, ...) comes through FFmpeg by PyAV. `docs/audio.md` says how gaps,
-late starts, captures and wrong headers are treated.
+A decoder receives only bytes, never a name, and the container is chosen here from the content
+(`pipeline.audio.container`), so a renamed playlist opens no file and no socket. Headers are checked before decoding,
+and decoding is a bounded stream: block by block through the channel mean and soxr, so a wrong header costs no memory
+either. For every format that libsndfile reads, the result is bit for bit that of `librosa.load(path, sr=16000)`,
+which the published models take as input; FFmpeg decodes the rest (M4A, MP4, WebM, AAC, WMA, ...) through PyAV.
+`docs/audio.md` describes the treatment of gaps, late starts, captures and wrong headers.
 
 Costs: 4 s of 16 kHz 16-bit WAV 0.24 ms, of 48 kHz FLAC 3.7 ms; memory is the content, a few MB, and the result once
 (`decode_pieces`: not even that).
@@ -32,22 +32,24 @@ from pipeline.audio.mpeg import after_id3
 from pipeline.errors import Reason, RejectedRow
 
 _SPAN_SLACK_S = 0.5
-"""A manifest may name an end this far past the file's: durations are rounded, and re-encoding moves them."""
+"""Seconds by which a manifest's span may end past the file: durations are rounded, and re-encoding changes them."""
 
 _WHOLE_SLACK_S = 0.1
-"""A `duration` without an `offset` this close to the file's own is metadata (as NeMo writes it), not a span."""
+"""Difference from the file's own length below which a `duration` without an `offset` is metadata (as in NeMo), not a
+span."""
 
 MAX_PEAK = 4.0
-"""Lossy codecs overshoot full scale by up to about a half; bit-rotted MP3 peaked at 6.25 without an error."""
+"""Largest plausible sample. Lossy codecs exceed full scale by up to about a half; bit-rotted MP3 peaked at 6.25
+without an error."""
 
 _ABSURD_PEAK = 1e6
-"""Past any integer format read as float by mistake below 24 bit: these are not samples."""
+"""Magnitude from which values are not samples at all: more than any integer format below 24 bit misread as float."""
 
 
 def probe(content: bytes, *, limits: AudioLimits = DEFAULT_LIMITS) -> AudioHeader:
     """Read the header. A length that the packets' time stamps contradict is replaced by the decoded one.
 
-    Raises: RejectedRow as `decode` does for what a header shows.
+    Raises: RejectedRow as `decode` does for faults that a header shows.
     """
     with closing(_open(content, limits)) as source:
         if source.has_stated_length():
@@ -67,21 +69,21 @@ def decode(
 
     Args:
         content: the whole file.
-        offset_s: where the span begins. The span is cut at the file's own rate and then resampled, as librosa does.
-        duration_s: how long the span is. Without an offset, a duration within 0.1 s of the file's own is taken as
+        offset_s: start of the span. The span is cut at the file's own rate and then resampled, as librosa does.
+        duration_s: length of the span. Without an offset, a duration within 0.1 s of the file's own is taken as
             metadata and means the whole file. An end up to 0.5 s past the file's is clipped to it.
         channel: 0 is the first (in WAV the left) channel; None is the mean of all.
-        limits: what a file may cost; the duration limit is for the span where the format seeks exactly (PCM, FLAC),
-            elsewhere for the length the header states and for what is decoded.
+        limits: bounds on the file. The duration limit applies to the span where the format seeks exactly (PCM,
+            FLAC), elsewhere to the length the header states and to the decoded length.
 
-    Returns: float32 [num_samples], finite. Peaks over 1 stay as the codec made them, up to 4: clipping them would
-        differ from librosa.
+    Returns: float32 [num_samples], finite. Peaks between 1 and 4 remain as decoded: clipping them would differ from
+        librosa.
 
-    Raises: RejectedRow with EMPTY, TOO_LARGE, NOT_AUDIO, BAD_HEADER, TOO_LONG, TOO_SHORT, BAD_CHANNEL; TRUNCATED when
-        the file ends before its header, its last page or (for a duration without an offset) its manifest says;
-        DAMAGED when samples are lost or wrong inside; NOT_FINITE; BAD_SPAN when the span is not in the file;
-        OUT_OF_MEMORY when a decoder says so (numpy raises its MemoryError). A decoder may also crash or never return:
-        what is not trusted goes through `pipeline.audio.sandbox`.
+    Raises: RejectedRow with EMPTY, TOO_LARGE, NOT_AUDIO, BAD_HEADER, TOO_LONG, TOO_SHORT, BAD_CHANNEL; TRUNCATED
+        when the file is shorter than its header, its last page or (for a duration without an offset) its manifest
+        states; DAMAGED when samples are lost or wrong inside; NOT_FINITE; BAD_SPAN when the span is not in the file;
+        OUT_OF_MEMORY when a decoder reports it (numpy raises its MemoryError). A decoder may also crash or never
+        return: decode untrusted files with `pipeline.audio.sandbox`.
     """
     waveform = Joined()
     for piece in decode_pieces(content, offset_s=offset_s, duration_s=duration_s, channel=channel, limits=limits):
@@ -97,9 +99,9 @@ def decode_pieces(
     channel: int | None = None,
     limits: AudioLimits = DEFAULT_LIMITS,
 ) -> Iterator[NDArray[np.float32]]:
-    """Decode as `decode` does, in pieces of about a million samples or less that follow one another.
+    """Decode as `decode` does, in consecutive pieces of about a million samples or less.
 
-    A rejection may come after any piece, so what precedes it is worth nothing.
+    A rejection may follow any piece; the pieces before it are then invalid.
     """
     _check_request(offset_s, duration_s, channel)
     num_samples = 0
@@ -145,11 +147,11 @@ def _check_request(offset_s: float, duration_s: float | None, channel: int | Non
 def _span(
     num_frames: int, sampling_rate: int, offset_s: float, duration_s: float | None, stated_s: float = 0.0
 ) -> tuple[int, int | None]:
-    """The frames to read, [start, stop); stop None reads to the end. Rounds down as librosa does.
+    """Return the frames to read, [start, stop); stop None reads to the end. Rounds down as librosa does.
 
     Args:
-        num_frames: how many the file has.
-        stated_s: what its header says, where gaps or a wrong header make that more: a manifest may repeat it.
+        num_frames: frames in the file.
+        stated_s: the header's length, when gaps or a wrong header make it longer: a manifest may repeat it.
     """
     start = int(offset_s * sampling_rate)
     if start == 0 and duration_s is None:
@@ -171,7 +173,7 @@ def _span(
 
 
 def _open(content: bytes, limits: AudioLimits) -> Source:
-    """Identify, judge the structure and the header, and open for decoding."""
+    """Identify the container, check its structure and header, and open it for decoding."""
     if not content:
         raise reject(Reason.EMPTY, "the file has no bytes")
     if len(content) > limits.max_bytes:
@@ -216,7 +218,7 @@ def _check_duration(duration_s: float, limits: AudioLimits) -> None:
 
 
 def _count_frames(content: bytes, limits: AudioLimits) -> int:
-    """Decode once for the length alone: a span of a stream that states none."""
+    """Decode once to count the frames of a stream that states no reliable length."""
     num_frames = 0
     with closing(_open(content, limits)) as source:
         for block in source.blocks(0):
@@ -243,10 +245,10 @@ def _read_span(
 def _read_on(
     source: Source, offset_s: float, duration_s: float | None, limits: AudioLimits
 ) -> Iterator[NDArray[np.float32]]:
-    """Read a span of any other file by decoding from its beginning, so that it is that part of the whole.
+    """Read a span of any other file by decoding from its beginning, so that it equals that part of the whole.
 
-    Only the end of the file shows its length, and with it whether a duration without an offset is metadata. So what
-    follows such a span is read on until it is longer than that, and only then dropped.
+    Only the end of the file shows its length, and with it whether a duration without an offset is metadata. So the
+    frames after such a span are kept until they exceed that tolerance, and then dropped.
     """
     header = source.header
     rate = header.sampling_rate
@@ -281,7 +283,7 @@ def _check_samples(mono: NDArray[np.float32]) -> None:
 
 
 class _Resampler:
-    """soxr HQ to 16 kHz in pieces, bit for bit as librosa.resample does it in one.
+    """A soxr HQ stream to 16 kHz, bit for bit equal to librosa.resample on the whole waveform.
 
     Source: librosa 0.11 core/audio.py, `resample`: soxr.resample, then `fix_length` to ceil(n * ratio).
     """
@@ -294,12 +296,12 @@ class _Resampler:
             self._stream = soxr.ResampleStream(sampling_rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
 
     def add(self, mono: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The samples that are ready once these are in."""
+        """Add samples and return the resampled ones that are ready."""
         self._num_in += len(mono)
         return self._taken(self._stream.resample_chunk(np.ascontiguousarray(mono)) if self._stream else mono)
 
     def finish(self) -> NDArray[np.float32]:
-        """The last ones."""
+        """Return the remaining samples."""
         if not self._stream:
             return np.empty(0, np.float32)
         left = math.ceil(self._num_in * self._ratio) - self._num_out

@@ -1,6 +1,6 @@
-"""The two decoders: libsndfile (soundfile) and FFmpeg (PyAV), each as a stream of blocks from memory.
+"""The two decoders, libsndfile (soundfile) and FFmpeg (PyAV), each as a stream of blocks from memory.
 
-Both are given bytes and one named format; neither is given anything it could open by name.
+Both receive bytes and one named format, and no name that they could open.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from pipeline.audio.container import Container, asf_hole, matroska_hole
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _MPEG_SLACK_FRAMES = 5
-"""The Xing frame, encoder delay and padding are counted as MPEG frames but never heard: at most four, and one cut."""
+"""MPEG frames that need not be decoded: the Xing frame, encoder delay and padding are at most four, and one may be
+cut."""
 
 _BLOCK_VALUES = 1 << 20
 """Values (frames x channels) decoded at once: 4 MiB."""
 
 
 def reject(reason: Reason, detail: str) -> RejectedRow:
-    """A row rejected while decoding."""
+    """Return the rejection of a row while decoding."""
     return RejectedRow(reason, detail, Stage.DECODE)
 
 
 @dataclass(frozen=True, slots=True)
 class AudioHeader:
-    """What the header says, before decoding. `num_frames` (samples per channel) is None where nothing states it."""
+    """Facts of the header, before decoding. `num_frames` is samples per channel; None when no length is stated."""
 
     container: str
     codec: str
@@ -47,7 +48,7 @@ class AudioHeader:
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds, or None where the header states no length."""
+        """Duration in seconds, or None when the header states no length."""
         return None if self.num_frames is None else self.num_frames / self.sampling_rate
 
 
@@ -55,7 +56,7 @@ class Source(Protocol):
     """An opened file.
 
     Attributes:
-        exact_seek: `blocks` may begin in the middle and give the same samples; `header.num_frames` is exact then.
+        exact_seek: `blocks` may begin in the middle and return the same samples; `header.num_frames` is exact then.
     """
 
     header: AudioHeader
@@ -65,17 +66,17 @@ class Source(Protocol):
         """Decode from frame `start` to `stop`, or past it, or to the end, in pieces [channels, n]."""
 
     def check_end(self, num_frames: int) -> None:
-        """Check that a file which ended after so many frames is complete. Raises: RejectedRow TRUNCATED or DAMAGED."""
+        """Check that a file of so many frames is complete. Raises: RejectedRow TRUNCATED or DAMAGED."""
 
     def has_stated_length(self) -> bool:
-        """Whether `header.num_frames` can be relied on; may read the file, after which nothing can be decoded."""
+        """Return whether `header.num_frames` is reliable. May read the file, which then cannot be decoded."""
 
     def close(self) -> None:
-        """Let go of the decoder."""
+        """Close the decoder."""
 
 
 def open_container(content: bytes, container: Container) -> Source:
-    """Open by the reader the container names, and by FFmpeg where libsndfile cannot read it, or not to its end.
+    """Open with the reader of the container, or with FFmpeg when libsndfile cannot read it, or not to its end.
 
     Raises: RejectedRow DAMAGED for a header that cannot be read; NOT_AUDIO for a film without sound; EMPTY.
     """
@@ -91,7 +92,7 @@ def open_container(content: bytes, container: Container) -> Source:
         raise reject(why, f"the {container.name} header cannot be read: {error.error_string}") from error
     frames, known = container.frames, source.header.num_frames
     if frames and known is not None and known < frames.num_samples - _MPEG_SLACK_FRAMES * frames.frame_samples:
-        source.close()  # it would stop there: see pipeline/audio/mpeg.py
+        source.close()  # libsndfile would stop there: see pipeline/audio/mpeg.py
         return AvSource(content[: frames.end] if container.rewritten is None else content, container)
     return source
 
@@ -100,20 +101,22 @@ _UNRECOGNISED, _UNSUPPORTED = 1, 4
 """SF_ERR_UNRECOGNISED_FORMAT and SF_ERR_UNSUPPORTED_ENCODING of sndfile.h."""
 
 _BAD_FORMAT = 64
-"""libsndfile's "Malformed 'fmt ' chunk", which is also what it says of every format tag it does not know."""
+"""libsndfile's "Malformed 'fmt ' chunk", which it also reports for every unknown format tag."""
 
 _NO_MEMORY = 17
 """SFE_MALLOC_FAILED of libsndfile's common.h: "Internal malloc () failed"."""
 
 _UNKNOWN_FRAMES = 1 << 60
-"""libsndfile says SF_COUNT_MAX, 2^63 - 1, for a FLAC whose encoder did not know its length."""
+"""Frame count from which the length is unknown: libsndfile returns SF_COUNT_MAX, 2^63 - 1, for a FLAC whose encoder
+did not know it."""
 
 
 _SOUNDFILE_SLACK_S = 0.1
-"""An MP3's own padding; every other length is exact (seen: 0 in 200 whole files)."""
+"""Tolerance for an MP3's own padding; every other length is exact (seen: 0 in 200 whole files)."""
 
 _AV_SLACK_S = 0.25
-"""Three AAC frames at 16 kHz: Matroska and MP4 count encoder delay and padding (seen: 0.11 s in whole files)."""
+"""Tolerance of three AAC frames at 16 kHz: Matroska and MP4 count encoder delay and padding (seen: 0.11 s in whole
+files)."""
 
 
 def _too_short(decoded_s: float, stated_s: float) -> RejectedRow:
@@ -121,9 +124,9 @@ def _too_short(decoded_s: float, stated_s: float) -> RejectedRow:
 
 
 class _SequentialFile(soundfile.SoundFile):
-    """A SoundFile that only reads on.
+    """A SoundFile that reads sequentially.
 
-    soundfile seeks to where it already is after every read; in an MP3 that resets the decoder (another block then
+    After every read soundfile seeks to its current position. In an MP3 that resets the decoder (another block then
     begins with other samples than librosa's single read), and in a FLAC of unknown length it fails.
     """
 
@@ -132,7 +135,7 @@ class _SequentialFile(soundfile.SoundFile):
 
 
 class SoundfileSource:
-    """libsndfile: WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF, W64, SPHERE."""
+    """Decoder based on libsndfile: WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF, W64, SPHERE."""
 
     def __init__(self, content: bytes, container: Container) -> None:
         self._content_bytes = len(content)
@@ -141,7 +144,7 @@ class SoundfileSource:
         self._container = container
         num_frames = self._file.frames if self._file.frames < _UNKNOWN_FRAMES else None
         if container.frames and not container.frames.has_index and num_frames is not None:
-            # An estimate from the file size: tags are in it, so hold it to the frames that are there.
+            # An estimate from the file size, which includes tags: limit it to the frames in the file.
             num_frames = min(num_frames, container.frames.num_samples)
         self.header = AudioHeader(
             container.name, self._file.subtype, self._file.samplerate, self._file.channels, num_frames
@@ -150,7 +153,7 @@ class SoundfileSource:
         self.exact_seek = plain and num_frames is not None and container.name not in ("mp3", "ogg")
 
     def blocks(self, start: int, stop: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Read from `start` to `stop`. Raises: RejectedRow TRUNCATED or DAMAGED where libsndfile gives up."""
+        """Read from `start` to `stop`. Raises: RejectedRow TRUNCATED or DAMAGED when libsndfile fails."""
         header = self.header
         position, step = start, max(1, _BLOCK_VALUES // header.channels)
         end = stop if stop is not None else _UNKNOWN_FRAMES if header.num_frames is None else header.num_frames
@@ -175,21 +178,21 @@ class SoundfileSource:
             raise _too_short(num_frames / rate, stated / rate)
 
     def has_stated_length(self) -> bool:
-        """Always: libsndfile counts exactly, or as far as an MP3's padding, or not at all."""
+        """Return True: libsndfile's count is exact, or exact up to an MP3's padding, or absent."""
         return True
 
     def close(self) -> None:
-        """Let go of the decoder."""
+        """Close the decoder."""
         self._file.close()
 
 
 def _refuse_io(*_: object) -> io.BytesIO:
-    """FFmpeg asks here before it opens anything the content names."""
+    """Refuse to open a file; FFmpeg calls this for every name in the content."""
     raise PermissionError("a container may not open other files")
 
 
 class AvSource:
-    """FFmpeg through PyAV: the first audio track that can be decoded, by one named demuxer, from memory.
+    """Decoder based on FFmpeg (PyAV): the first decodable audio track, by one named demuxer, from memory.
 
     Time stamps do not move samples: a gap between them (packets lost on the network, a muted microphone) and a late
     start are closed, as librosa and FFmpeg's own decoding to WAV close them.
@@ -221,7 +224,7 @@ class AvSource:
         if not opened.streams.audio:
             raise reject(Reason.NOT_AUDIO, f"the {name} file has no audio track")
         known = [track for track in opened.streams.audio if cast("object | None", track.codec_context) is not None]
-        if not known:  # PyAV's types promise a context
+        if not known:  # PyAV declares that every track has a context
             raise reject(Reason.NOT_AUDIO, f"no decoder knows the codec of the {name} file")
         stream = known[0]
         context = stream.codec_context
@@ -246,7 +249,7 @@ class AvSource:
         return AudioHeader(name, codec, rate, first.layout.nb_channels, num_frames)
 
     def _has_dtx(self, track: int, last_speech_type: int) -> bool:
-        """Whether an AMR track has frames of other types than speech."""
+        """Return whether an AMR track has frames of types other than speech."""
         with closing(_demux(self._content, self._container)) as opened:
             packets = opened.demux(opened.streams[track])
             return any(packet.size and bytes(packet)[0] >> 3 & 15 > last_speech_type for packet in packets)
@@ -266,10 +269,11 @@ class AvSource:
             yield from context.decode(packet)
 
     def blocks(self, start: int, stop: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Decode it all; `start` is 0, `stop` the caller's. Raises: RejectedRow DAMAGED where FFmpeg gives up.
+        """Decode all frames from 0; the caller handles `stop`. Raises: RejectedRow DAMAGED when FFmpeg fails.
 
-        Samples are taken interleaved: of a planar frame with eight channels or more PyAV 18.1 reads planes that are not
-        there (`AudioFrame.planes` counts up to a null pointer that FFmpeg does not promise), and the process dies.
+        Samples are read interleaved: of a planar frame with eight channels or more PyAV 18.1 reads planes that do
+        not exist (`AudioFrame.planes` counts up to a null pointer that FFmpeg does not guarantee), and the process
+        crashes.
         """
         to_float = av.AudioResampler(format="flt")
         channels, rate = self.header.channels, self.header.sampling_rate
@@ -293,10 +297,10 @@ class AvSource:
             yield np.concatenate(pieces, axis=1)
 
     def check_end(self, num_frames: int) -> None:
-        """Compare what was read with the index, or with the header's time. Raises: RejectedRow TRUNCATED or DAMAGED.
+        """Compare the packets or frames read with the file's stated length. Raises: RejectedRow TRUNCATED or DAMAGED.
 
-        An index is counted, so a header may state a wrong length. Elsewhere the length is that of the file's clock, which
-        a late start and gaps make longer than the samples are.
+        With an index, its packets are counted, and a header may then state a wrong length. Without one the length is
+        that of the file's clock, which a late start and gaps make longer than the samples.
         """
         if self._index_size:
             if self._num_packets < self._index_size:
@@ -315,7 +319,7 @@ class AvSource:
             raise _too_short(decoded_s, self._stated_s)
 
     def has_stated_length(self) -> bool:
-        """Whether the packets' time stamps add up to it, each step counted as two of the usual ones at most."""
+        """Return whether the steps of the time stamps, each capped at twice the median, add up to the stated length."""
         if self._stated_s is None or self._input is None or self._container.frames:
             return True
         stream = next(track for track in self._input.streams.audio if cast("object | None", track.codec_context))
@@ -323,7 +327,7 @@ class AvSource:
             for _ in self._packets(self._input, stream):
                 pass
         except _FFMPEG_ERRORS:
-            return False  # decoding will say what is wrong
+            return False  # decoding reports the fault
         steps = np.diff(np.sort(np.asarray(self._times)))
         if not len(steps) or stream.time_base is None:
             return False
@@ -332,17 +336,17 @@ class AvSource:
         return abs(added_s - self._stated_s) <= _AV_SLACK_S
 
     def close(self) -> None:
-        """Let go of the decoder."""
+        """Close the decoder."""
         if self._input is not None:
             self._input.close()
 
 
 _GAPS: dict[str, Callable[[bytes], str | None]] = {"matroska": matroska_hole, "asf": asf_hole, "mp4": lambda _: None}
-"""Containers whose time stamps may jump, and what tells that from a part that was overwritten."""
+"""Containers whose time stamps may jump, each with a function that detects an overwritten part of the file instead."""
 
 _WITHOUT_DTX = {"amrnb": 7, "amrwb": 8}
-"""FFmpeg's own decoders, which know no comfort noise (DTX), and the last type of a frame of speech. Sources: 3GPP TS
-26.101 and 26.201, table 1a. The reference decoders (opencore) are taken only where there is some: their samples differ."""
+"""FFmpeg decoders without comfort noise (DTX), each with the last frame type of speech. Sources: 3GPP TS 26.101 and
+26.201, table 1a. The reference decoders (opencore) are used only for files with comfort noise: their samples differ."""
 
 _FFMPEG_ERRORS = (av.FFmpegError, PermissionError, ValueError, OverflowError)
 
@@ -357,19 +361,19 @@ def _demux(content: bytes, container: Container) -> InputContainer:
 
 
 def _why(error: Exception) -> Reason:
-    """FFmpeg's lack of memory is one of its errors too. A damaged table that asks for gigabytes also comes to this."""
+    """Return the reason for an FFmpeg error. A damaged table that asks for gigabytes also counts as lack of memory."""
     return Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else Reason.DAMAGED
 
 
 def _said(error: Exception) -> str:
-    """What FFmpeg said, without the address of the object it read from."""
+    """Return FFmpeg's message without the address of the object it read from."""
     if isinstance(error, av.error.PatchWelcomeError):
         return "FFmpeg does not decode this variant of the codec; convert the file to WAV or FLAC"
     return str(error.strerror) if isinstance(error, OSError) and error.strerror else type(error).__name__
 
 
 def _stated_seconds(opened: InputContainer, stream: av.AudioStream) -> float | None:
-    """The length of the audio track itself; a film may outlast it, and ASF states only the film's."""
+    """Return the length of the audio track itself, which a film may exceed; ASF states only the film's length."""
     if opened.format.name == "asf" and len(opened.streams) > 1:
         return None
     if stream.duration is not None and stream.time_base is not None:
@@ -383,4 +387,4 @@ def _stated_seconds(opened: InputContainer, stream: av.AudioStream) -> float | N
 
 
 _CLOCK = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)\s*", re.ASCII)
-"""A DURATION tag as FFmpeg and mkvmerge write it. Other writers put other things there."""
+"""A DURATION tag as FFmpeg and mkvmerge write it. Other writers use the tag for other text."""

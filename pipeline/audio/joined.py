@@ -1,4 +1,4 @@
-"""Join pieces of a waveform in one array that grows in place: its size once, not twice, however many pieces come."""
+"""A growing float32 array that joins pieces of a waveform and holds its samples once, not twice."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MOST_MORE = 1 << 22
-"""Samples (16 MiB) that may be reserved too many."""
+"""Largest number of samples reserved in excess (16 MiB)."""
 
 
 class Joined:
-    """float32 samples from pieces whose number is not known before."""
+    """Samples of a waveform that arrives in an unknown number of pieces."""
 
     def __init__(self) -> None:
         self._samples = np.empty(0, np.float32)
@@ -24,7 +24,7 @@ class Joined:
         self.reserve(len(piece))[:] = piece
 
     def reserve(self, num_samples: int) -> NDArray[np.float32]:
-        """Append samples, for the caller to write before the next call."""
+        """Append samples and return them for the caller to write before the next call."""
         first, self._length = self._length, self._length + num_samples
         size = len(self._samples)
         if size == 0:
@@ -34,11 +34,11 @@ class Joined:
         return self._samples[first : self._length]
 
     def finish(self) -> NDArray[np.float32]:
-        """The whole, [num_samples]."""
+        """Return all samples, float32 [num_samples]."""
         if len(self._samples) != self._length:
             self._resize(self._length)
         return self._samples
 
     def _resize(self, size: int) -> None:
-        """realloc, which moves the pages of a large array instead of copying them."""
+        """Resize with realloc, which moves the pages of a large array instead of copying them."""
         self._samples.resize(size, refcheck=False)

@@ -1,10 +1,10 @@
-"""Count the frames of MPEG audio and raw AAC from their headers, without decoding: about 0.3 us a frame.
+"""Frame counts of MPEG audio and raw AAC from their headers, without decoding: about 0.3 us a frame.
 
 These files have no container. Their true length is the sum of their frames, which decoders only estimate: libsndfile
-takes the length of a variable-rate MP3 without a Xing header from its first frame, and that of a concatenation from its
-first part, and stops there (seen: 0.94 s of 5 s, no error). Tags between the parts of a concatenation (ID3, APE, Lyrics3,
-and the time stamps of HTTP Live Streaming), which FFmpeg takes for damage, are left out, as is what precedes the first
-whole frame in a capture of a running stream.
+takes the length of a variable-rate MP3 without a Xing header from its first frame, and that of a concatenation from
+its first part, and stops there (seen: 0.94 s of 5 s, no error). Tags between the parts of a concatenation (ID3, APE,
+Lyrics3, and the time stamps of HTTP Live Streaming), which FFmpeg treats as damage, are removed, as are the bytes
+before the first whole frame in a capture of a running stream.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SEARCH_BYTES = 8_192
-"""How far into a file without a tag the first frame may be: players tolerate some padding or junk."""
+"""Bytes searched for the first frame of a file without a tag: players tolerate some padding or junk."""
 
 _TAG_BYTES = 1 << 20
-"""How far the end of a tag is looked for that does not state its size at its beginning."""
+"""Bytes searched for the end of a tag that does not state its size at its beginning."""
 
 _PADDING_BYTES = 1 << 16
 
 _CHAIN = 3
-"""Headers that must follow one another: a single 11-bit sync word is in every kind of file."""
+"""Consecutive headers required: a single 11-bit sync word occurs in every kind of file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """What a walk over frame headers found.
+    """Totals of a walk over frame headers.
 
     Attributes:
-        num_samples: per channel, at `sampling_rate`, encoder delay and padding included.
-        end: where the last frame ends, which is past the content when it is cut.
-        has_index: an MP3 that states its own length (Xing, Info or VBRI).
+        num_samples: per channel, at `sampling_rate`, including encoder delay and padding.
+        end: end of the last frame, which is past the content when the file is cut.
+        has_index: True for an MP3 that states its own length (Xing, Info or VBRI).
         frame_samples: samples of one frame.
-        runs: where frames follow one another, [begin, end) each: one, unless tags separate them.
+        runs: ranges [begin, end) of consecutive frames: one, unless tags separate them.
     """
 
     num_samples: int
@@ -43,7 +43,7 @@ class Frames:
     runs: tuple[tuple[int, int], ...]
 
     def joined(self, content: bytes) -> bytes | None:
-        """The frames without what separates, precedes or follows them; None where there is nothing to leave out."""
+        """Return the frames without tags or other bytes around them; None when there is nothing to remove."""
         if self.runs == ((0, self.end),) and self.end >= len(content):
             return None
         return b"".join(content[begin:end] for begin, end in self.runs)
@@ -54,7 +54,7 @@ _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12
 
 
 def count_adts(content: bytes, start: int) -> Frames | None:
-    """Raw AAC, or None when it is not. Source: ISO/IEC 13818-7, 6.2."""
+    """Count the frames of raw AAC; return None for other content. Source: ISO/IEC 13818-7, 6.2."""
     position, count, runs = start, 0, [start]
     while True:
         frame = _adts_frame(content, position)
@@ -74,9 +74,9 @@ def count_adts(content: bytes, start: int) -> Frames | None:
 
 
 def find_adts(content: bytes, start: int) -> Frames | None:
-    """Raw AAC that begins within a frame, as a capture of a running stream does.
+    """Count the frames of raw AAC that begins in the middle of a frame, as a capture of a running stream does.
 
-    Its frames must reach the end of the file: a few of them follow one another in an MPEG transport stream too.
+    The frames must reach the end of the file, because an MPEG transport stream also contains a few consecutive ones.
     """
     first = start
     while (first := content.find(b"\xff", first + 1, start + _SEARCH_BYTES)) >= 0:
@@ -89,7 +89,7 @@ def find_adts(content: bytes, start: int) -> Frames | None:
 
 
 def _adts_frame(content: bytes, position: int) -> tuple[int, int] | None:
-    """(size in bytes, blocks of 1,024 samples) of the ADTS frame here, or None."""
+    """Read the ADTS frame at a position: (size in bytes, blocks of 1,024 samples), or None."""
     if (
         position + _ADTS_HEADER_BYTES > len(content)
         or content[position] != 0xFF
@@ -103,7 +103,7 @@ def _adts_frame(content: bytes, position: int) -> tuple[int, int] | None:
 
 
 def after_id3(content: bytes, start: int = 0) -> int:
-    """Where the content goes on after ID3v2 tags, which taggers put even before FLAC and ADTS."""
+    """Return the position after ID3v2 tags, which taggers put even before FLAC and ADTS."""
     while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
         a, b, c, d = (byte & 0x7F for byte in content[start + 6 : start + 10])
         start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if content[start + 5] & 0x10 else 0)
@@ -111,7 +111,7 @@ def after_id3(content: bytes, start: int = 0) -> int:
 
 
 def after_tags(content: bytes, start: int) -> int:
-    """Where the content goes on after tags of any kind and the zeros that pad them; `start` where there are none."""
+    """Return the position after tags of any kind and their zero padding, or `start` when there are none."""
     position = start
     while (after := _after_tag(content, position)) > position:
         position = after
@@ -119,7 +119,10 @@ def after_tags(content: bytes, start: int) -> int:
 
 
 def _after_tag(content: bytes, start: int) -> int:
-    """Sources: id3.org (ID3v1, its extension, ID3v2, Lyrics3), wiki.hydrogenaud.io (APE tags)."""
+    """Return the position after one tag.
+
+    Sources: id3.org (ID3v1, its extension, ID3v2, Lyrics3), wiki.hydrogenaud.io (APE tags).
+    """
     if content.startswith(b"\0", start):
         padding = content[start : start + _PADDING_BYTES]
         return start + len(padding) - len(padding.lstrip(b"\0"))
@@ -136,14 +139,14 @@ def _after_tag(content: bytes, start: int) -> int:
 
 
 def _after_headless_ape(content: bytes, start: int) -> int:
-    """APEv1 has a footer alone, which states how far before it the tag begins."""
+    """Return the position after an APEv1 tag, which has only a footer that states its size."""
     footer = content.find(b"APETAGEX", start, start + _TAG_BYTES)
     size = int.from_bytes(content[footer + 12 : footer + 16], "little")
     return footer + 32 if footer >= 0 and footer + 32 - size == start else start
 
 
 def _headers() -> dict[int, tuple[int, int, int, int]]:
-    """Second and third header byte, without protection, padding and private bit -> (bytes, padding, samples, rate).
+    """Map header bytes 2 and 3, without protection, padding and private bit, to (bytes, padding, samples, rate).
 
     Source: ISO/IEC 11172-3, 2.4.2.3 and 13818-3, 2.4.2.3; rates below 16 kHz are the MPEG-2.5 extension.
     """
@@ -174,7 +177,7 @@ _HEADERS = _headers()
 
 
 def _frame(content: bytes, position: int) -> tuple[int, int, int] | None:
-    """(size in bytes, samples, rate) of the MPEG audio frame here, or None."""
+    """Read the MPEG audio frame at a position: (size in bytes, samples, rate), or None."""
     if position + 4 > len(content) or content[position] != 0xFF:
         return None
     entry = _HEADERS.get((content[position + 1] & 0xFE) << 8 | content[position + 2] & 0xFC)
@@ -185,7 +188,7 @@ def _frame(content: bytes, position: int) -> tuple[int, int, int] | None:
 
 
 def _first_frame(content: bytes, start: int) -> int:
-    """Where `_CHAIN` frames follow one another near the start, or one stands that states the length; else -1."""
+    """Return the first position of `_CHAIN` consecutive frames, or of a frame that states the length; else -1."""
     first = start
     while (first := content.find(b"\xff", first, start + _SEARCH_BYTES)) >= 0:
         opening = _frame(content, first)
@@ -201,13 +204,13 @@ def _first_frame(content: bytes, start: int) -> int:
 
 
 def _has_index(content: bytes, position: int, size: int) -> bool:
-    """Whether this frame is a Xing, Info or VBRI header, which stands after 4 to 36 bytes of side information."""
+    """Return whether a frame is a Xing, Info or VBRI header, which follows 4 to 36 bytes of side information."""
     frame = content[position : position + min(size, 64)]
     return any(frame.find(tag, 4) >= 0 for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 def _next_frame(content: bytes, position: int) -> int:
-    """The next frame that is followed by another, or -1: past a tag in the middle, or past damage."""
+    """Return the position of the next frame that another follows, past a tag or damage; -1 when there is none."""
     while (position := content.find(b"\xff", position)) >= 0:
         frame = _frame(content, position)
         if frame and _frame(content, position + frame[0]):
@@ -217,7 +220,7 @@ def _next_frame(content: bytes, position: int) -> int:
 
 
 def count_mpeg(content: bytes, start: int) -> Frames | None:
-    """MPEG audio layers I to III, or None when it is not."""
+    """Count the frames of MPEG audio, layers I to III; return None for other content."""
     position = first = _first_frame(content, start)
     if first < 0 or (opening := _frame(content, first)) is None:
         return None

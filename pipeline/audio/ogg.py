@@ -1,10 +1,10 @@
-"""Walk the pages of an Ogg file: is all of it there, and do its granule positions agree with what its packets hold?
+"""Ogg page checks: completeness, and granule positions that agree with the lengths of the packets.
 
 Most writers set the end-of-stream bit on the last page; Android's MediaMuxer and Telegram do not, and a capture of a
-running stream cannot. Without the bit a file is complete unless it looks cut: see `_Link.looks_cut` for what that
-detects and what it cannot. Granule positions that jump (lost or muted packets, a muxer's clock) are rewritten from the
-lengths of the packets, so that libsndfile gives the samples that are there, with no silence between them, and the
-stated length can still be compared with the decoded one.
+running stream cannot. Without the bit a file counts as complete unless it looks cut: `_Link.looks_cut` states what
+that detects and what it cannot. Granule positions that jump (lost or muted packets, a muxer's clock) are rewritten
+from the lengths of the packets, so that libsndfile returns the samples in the file without silence between them, and
+the stated length can still be compared with the decoded one.
 
 Costs: 0.1 s for an hour of Opus. Sources: RFC 3533 (pages), RFC 7845 and 6716 (Opus), the Vorbis I specification.
 """
@@ -17,43 +17,44 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _GRANULE, _SERIAL, _NUMBER, _CHECKSUM, _SEGMENTS = 6, 14, 18, 22, 26
-"""Where these fields of a page begin."""
+"""Offsets of these fields in a page."""
 _HEADER_BYTES = 27
 _CONTINUED, _FIRST, _LAST = 1, 2, 4
 """Bits of a page's header type."""
 
 _TOLERATED_SAMPLES = 2_400
-"""Granule positions may differ from the packets' lengths by 50 ms in all: they are then left as they are."""
+"""Total difference between granule positions and packet lengths that is left unchanged: 50 ms."""
 
 _LIBOGG_FILL_BYTES = 4_096
-"""libogg ends a page once it holds more than this (framing.c, `ogg_stream_pageout`)."""
+"""Payload above which libogg ends a page (framing.c, `ogg_stream_pageout`)."""
 
 _EVEN = 0.05
-"""Pages whose sizes differ by no more than this share are filled by one rule."""
+"""Largest relative difference in size between pages that are filled by the same rule."""
 
 _LONG_PAGE_S = 0.9
 _LONG_PAGE_PACKETS = 45
-"""Writers that fill pages by time end them after a second, which is 50 packets of speech."""
+"""Packets of a page filled by time: its writer ends it after a second (see `_LONG_PAGE_S`), which is 50 packets of
+speech."""
 
 _SETUP_TAIL_BYTES = 400
-"""Holds the 64 modes of 41 bits that end a Vorbis setup header."""
+"""Size of the end of a Vorbis setup header that contains its 64 modes of 41 bits."""
 
 _VORBIS_HEAD_BYTES = 30
-"""Of the identification header: the sampling rate is at 12, the two block sizes at 28."""
+"""Size of the identification header: the sampling rate is at 12, the two block sizes at 28."""
 
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
 class OggStructure:
-    """What the pages say.
+    """Results of a walk over the pages.
 
     Attributes:
-        alone: a single Vorbis or Opus stream, which libsndfile reads; everything else is for FFmpeg.
-        missing: a sentence when the file is cut, else None.
-        holes: a sentence when pages are lost or damaged.
-        rewritten: the file with granule positions and end-of-stream bit as its packets have them, where they differ.
-        clock_s: seconds from the first granule position to the last, gaps included; 0 where their rate is not known.
+        alone: True for a single Vorbis or Opus stream, which libsndfile reads; FFmpeg decodes everything else.
+        missing: a description when the file is cut, else None.
+        holes: a description when pages are lost or damaged, else None.
+        rewritten: the file with corrected granule positions and end-of-stream bit; None when both are correct.
+        clock_s: seconds from the first granule position to the last, gaps included; 0 when their rate is unknown.
     """
 
     alone: bool
@@ -65,7 +66,7 @@ class OggStructure:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A page on which a packet of audio ends. `samples`: of those packets, 0 where the codec is not known."""
+    """A page on which an audio packet ends. `samples` counts those packets; 0 for an unknown codec."""
 
     position: int
     end: int
@@ -76,12 +77,12 @@ class _Page:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """By which a writer may decide that a page is full."""
+        """Measures by which a writer may decide that a page is full: packets, samples, bytes."""
         return self.packets, self.samples, self.payload_bytes
 
     @property
     def filled_by_libogg(self) -> bool:
-        """Whether the packet that took the page past libogg's bound is the last on it, to about a tenth."""
+        """Return whether the last packet is the one that exceeded libogg's bound, to about a tenth."""
         without_last = self.payload_bytes * (self.packets - 1) / max(1, self.packets)
         return self.payload_bytes > _LIBOGG_FILL_BYTES and without_last <= 1.1 * _LIBOGG_FILL_BYTES
 
@@ -115,7 +116,7 @@ def walk_ogg(content: bytes, start: int) -> OggStructure:
 
 
 def _pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (position, end, header type, serial) of every page; a page whose end is past the content is the last."""
+    """Yield (position, end, header type, serial) of every page; a page that ends past the content is the last."""
     position = start
     while 0 <= position <= len(content) - _HEADER_BYTES <= len(content):
         if content[position : position + 4] != b"OggS":
@@ -138,7 +139,7 @@ def _checksum(content: bytes, position: int) -> int:
 
 
 def _crc(page: bytes) -> int:
-    """The checksum of RFC 3533: zlib's polynomial, bits in the other order, from 0, with 0 in its own place."""
+    """Compute the checksum of RFC 3533: zlib's polynomial, reversed bits, initial value 0, checksum field zero."""
     bare = page[:_CHECKSUM] + b"\0\0\0\0" + page[_CHECKSUM + 4 :]
     mirrored = zlib.crc32(bare.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(mirrored.to_bytes(4, "little").translate(_REVERSED), "big")
@@ -149,7 +150,7 @@ class _Link:
 
     Attributes:
         head: its first packet, which names the codec.
-        ended: a page had the end-of-stream bit.
+        ended: True once a page had the end-of-stream bit.
     """
 
     def __init__(self, head: bytes) -> None:
@@ -163,24 +164,24 @@ class _Link:
 
     @property
     def has_audio(self) -> bool:
-        """Whether more than its headers have come."""
+        """Return whether a page other than headers was added."""
         return bool(self._pages)
 
     @property
     def clock_s(self) -> float:
-        """Seconds from its first granule position to its last."""
+        """Seconds from the first granule position to the last."""
         if not self._lengths.rate or not self._pages:
             return 0.0
         return (self._pages[-1].granule - self._pages[0].granule) / self._lengths.rate
 
     def add(self, content: bytes, position: int, end: int, number: int) -> str | None:
-        """Take the next page. Returns: a sentence when pages between the last one and this are lost."""
+        """Add the next page. Returns: a description when pages before it are lost, else None."""
         lost = None
         if self._number is not None and number > self._number + 1:
             if self._pages:
                 lost = f"Ogg pages {self._number + 1} to {number - 1} are lost"
             else:
-                self._captured = True  # headers, then the middle of a running stream, as Icecast sends it
+                self._captured = True  # headers, then the middle of a running stream, as sent by Icecast
         self._number = number
         kind = content[position + 5]
         self.ended = self.ended or bool(kind & _LAST)
@@ -195,7 +196,7 @@ class _Link:
         return lost
 
     def _read_packets(self, content: bytes, position: int, *, continued: bool) -> tuple[int, int]:
-        """(packets that end on a page, their samples)."""
+        """Return (number of packets that end on a page, their samples)."""
         segments = content[position + _SEGMENTS]
         at = position + _HEADER_BYTES + segments
         begins, packets, samples = not continued, 0, 0
@@ -210,12 +211,12 @@ class _Link:
         return packets, samples
 
     def looks_cut(self) -> bool:
-        """Whether a stream without an end-of-stream bit goes on after its last page.
+        """Return whether a stream without an end-of-stream bit probably continues after its last page.
 
-        It does if that page is as full as the pages before it, by whichever rule its writer fills them: bytes, packets
-        or seconds. It does not if the last granule position is below what the packets hold, which is how encoders mark
-        the end of the sound, nor in a capture, which begins and ends anywhere. Where each packet has a page to itself
-        nothing can be told, and the stream counts as complete.
+        It does when that page is as full as the pages before it, by the rule its writer uses to fill them: bytes,
+        packets or seconds. It does not when the last granule position is below the packets' total, by which encoders
+        mark the end of the sound, nor in a capture, which begins and ends anywhere. When each packet has a page to
+        itself, a cut cannot be detected, and the stream counts as complete.
         """
         if self._captured or not self._pages:
             return False
@@ -236,7 +237,7 @@ class _Link:
         return all(ruled)
 
     def rewritten(self, content: bytes) -> bytes | None:
-        """The file with granule positions that its packets' lengths add up to, and an end; None if it has both."""
+        """Return the file with granule positions computed from its packets and an end; None when both are correct."""
         granules = self._granules()
         if self.ended and granules == [page.granule for page in self._pages]:
             return None
@@ -249,7 +250,7 @@ class _Link:
         return bytes(out)
 
     def _granules(self) -> list[int]:
-        """The granule positions without gaps: each the one before plus the samples of its page; the first one stays."""
+        """Return granule positions without gaps: the first as stated, each later one plus its page's samples."""
         stated = [page.granule for page in self._pages]
         if not self._lengths.rate or not stated:
             return stated
@@ -263,9 +264,10 @@ class _Link:
 
 
 def _is_full(sizes: tuple[int, ...]) -> bool | None:
-    """Whether the last page is no smaller than the others, to a tenth of a single other one.
+    """Return whether the last page is at least as large as the others, to a tenth of a single other one.
 
-    Returns: None unless three quarters of the others are nearly equal, so that this measure is what fills them.
+    Returns: None unless three quarters of the others are nearly equal, which shows that this measure decides when a
+        page is full.
     """
     *before, last = sizes
     typical = sorted(before)[len(before) // 2]
@@ -276,11 +278,11 @@ def _is_full(sizes: tuple[int, ...]) -> bool | None:
 
 
 class _Lengths:
-    """How many samples each packet of a stream adds.
+    """Sample counts of the packets of one stream.
 
     Attributes:
-        rate: samples a second of its granule positions; 0 where packets cannot be measured (FLAC, Speex, a Vorbis setup
-            header that cannot be parsed).
+        rate: granule positions per second; 0 when packets cannot be measured (FLAC, Speex, a Vorbis setup header
+            that cannot be parsed).
     """
 
     def __init__(self, head: bytes) -> None:
@@ -294,7 +296,7 @@ class _Lengths:
             self.rate = 48_000
 
     def add_header(self, payload: bytes) -> None:
-        """Take a page of headers; the modes of a Vorbis stream are the last bits of the last one."""
+        """Add a page of headers. The modes of a Vorbis stream are the last bits of the last one."""
         if self._is_vorbis:
             self._setup = (self._setup + payload)[-_SETUP_TAIL_BYTES:]
             sizes = (1 << (self._head[28] & 15), 1 << (self._head[28] >> 4))
@@ -302,7 +304,7 @@ class _Lengths:
             self.rate = int.from_bytes(self._head[12:16], "little") if self._block_sizes else 0
 
     def of(self, first_bytes: bytes) -> int:
-        """Samples of the packet that begins with these two bytes."""
+        """Return the samples of the packet that begins with these two bytes."""
         if not self.rate or not first_bytes:
             return 0
         if self._is_opus:
@@ -317,7 +319,7 @@ class _Lengths:
 
 
 def _opus_samples(packet: bytes) -> int:
-    """At 48 kHz. Source: RFC 6716, section 3.1."""
+    """Return the samples of an Opus packet at 48 kHz. Source: RFC 6716, section 3.1."""
     config, code = packet[0] >> 3, packet[0] & 3
     if config < 12:
         frame = (480, 960, 1_920, 2_880)[config & 3]
@@ -330,10 +332,10 @@ def _opus_samples(packet: bytes) -> int:
 
 
 def _block_flags(setup: bytes) -> list[int]:
-    """For each mode of a Vorbis setup header whether its blocks are long; [] where that cannot be parsed.
+    """Return, for each mode of a Vorbis setup header, whether its blocks are long; [] when it cannot be parsed.
 
-    The modes end the header: 6 bits for their number, 41 bits each (block flag, 16 + 16 zero bits, mapping), a 1. Nothing
-    states where they begin, so they are read from the end, as FFmpeg's vorbis_parser.c does.
+    The modes end the header: 6 bits for their number, 41 bits each (block flag, 16 + 16 zero bits, mapping), a 1.
+    Nothing states where they begin, so they are read from the end, as FFmpeg's vorbis_parser.c does.
     """
     bits = int.from_bytes(setup, "little")
     at = bits.bit_length() - 1

@@ -1,15 +1,16 @@
-"""Decoding in a process of its own: a file that crashes, hangs or exhausts the decoder costs its row and nothing else.
+"""Decoding in a child process: a file that crashes, hangs or exhausts the decoder is rejected and affects nothing else.
 
-Each worker has one child (`pipeline.audio.child`), started with its first file. What a file does to it is that file's
-reject: DECODER_CRASH, TIMEOUT, OUT_OF_MEMORY. The next file gets a new child. Only what a file does to a fresh child is
-held against it: where one that has decoded others before dies or runs out of memory, which may be their doing, the file
-is tried once more. The waveform is bit for bit that of `pipeline.audio.decode.decode` called here.
+Each worker has one child (`pipeline.audio.child`), started with its first file. A file that breaks its child is
+rejected with DECODER_CRASH, TIMEOUT or OUT_OF_MEMORY, and the next file gets a new child. When a child that has
+decoded other files crashes or runs out of memory, those files may be the cause, so the file is tried once more in a
+fresh child, and only that result counts. The waveform is bit for bit that of `pipeline.audio.decode.decode` called
+here.
 
 The child sees no credentials, can open no file or socket, and dies with this process. It is no barrier against code
-that a file smuggles into a decoder: that code runs as the same user. Costs: 0.3 ms more than decoding here for 4 s of
-16-bit WAV (0.55 against 0.24), 0.8 s for an hour of it, which is copied once into each pipe and once out; 0.15 to 0.3 s
-for each start; 50 MB at rest, most of it pages of libraries that all children share. Samples are sent as they are decoded,
-so the child holds the file and a few MB, this process the file and the waveform.
+that a file smuggles into a decoder: that code runs as the same user. Costs: 0.3 ms more than decoding here for 4 s
+of 16-bit WAV (0.55 against 0.24), 0.8 s for an hour of it, which is copied once into each pipe and once out; 0.15 to
+0.3 s for each start; 50 MB at rest, most of it pages of libraries that all children share. Samples are sent as they
+are decoded, so the child holds the file and a few MB, this process the file and the waveform.
 """
 
 from __future__ import annotations
@@ -52,24 +53,26 @@ CHILD = "pipeline.audio.child"
 
 _KEPT_VARIABLES = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONHOME",
                              "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"})  # fmt: skip
-"""What finding Python and its libraries may need. A list of what is passed on, since no list of names knows every secret."""
+"""Environment variables passed to the child: those that Python and its libraries may need. An allow list, because no
+deny list names every secret."""
 
 _START_S = 120.0
 _STARTS = 2
-"""A child is loaded in 0.3 s, from a cold network disk in many more; that it is killed while it starts may happen once."""
+"""Starts attempted. A child loads in 0.3 s, from a cold network disk in many seconds; being killed while starting
+may happen once."""
 
 _SLICE_S = 1.0
-"""Patience is spent in slices of this length, so that a machine that was suspended, or a worker that was stopped, does
-not blame the file for the time."""
+"""Longest interval counted at once against the time limit, so that a suspended machine or a stopped worker does not
+use it up."""
 
 _LAST_WORDS_S = 2.0
-"""For a child that has closed its output to end by itself, which is how its status is known."""
+"""Seconds to wait for the exit status of a child that closed its output."""
 
 _SHOWN = 200
-"""Characters of an exception's message, as in `pipeline.shard.context.guard`."""
+"""Longest exception message, in characters, as in `pipeline.shard.context.guard`."""
 
 _MAY_BE_ANOTHERS = (Reason.DECODER_CRASH, Reason.OUT_OF_MEMORY, Reason.INTERNAL)
-"""What an earlier file, by memory it overwrote or never gave back, can do to a later one."""
+"""Reasons that an earlier file may cause, by overwriting memory or not returning it."""
 
 
 class _Gone(Exception):
@@ -77,7 +80,7 @@ class _Gone(Exception):
 
 
 class _Garbled(Exception):
-    """What the child sent is no answer."""
+    """The child sent an invalid answer."""
 
 
 class _Hung(Exception):
@@ -85,13 +88,13 @@ class _Hung(Exception):
 
 
 class Sandbox:
-    """Decodes in a child process, which it starts, kills and starts anew as files require.
+    """Decoder in a child process, which is started, killed and restarted as files require.
 
-    Threads may share one: they take turns. A process that is forked gets a child of its own. A child is killed with the
-    thread that started it (PR_SET_PDEATHSIG); another thread's file is then tried again in a new one.
+    Threads may share one; they take turns. A forked process gets a child of its own. A child is killed when the
+    thread that started it ends (PR_SET_PDEATHSIG); another thread's file is then tried again in a new child.
 
     Args:
-        module: what the child runs; tests bring their own.
+        module: the module that the child runs; tests pass their own.
     """
 
     def __init__(self, module: str = CHILD) -> None:
@@ -112,7 +115,7 @@ class Sandbox:
         """Decode one file: arguments, result and rejections are those of `pipeline.audio.decode.decode`.
 
         Raises: RejectedRow, in addition with DECODER_CRASH, TIMEOUT (after `limits.patience_s`), OUT_OF_MEMORY, and
-            INTERNAL for an exception that `decode` does not foresee; JobError when no child can be started.
+            INTERNAL for an exception that `decode` does not expect; JobError when no child can be started.
         """
         request = Request(len(content), offset_s, duration_s, channel, limits)
         if self._owner != os.getpid():
@@ -129,12 +132,12 @@ class Sandbox:
             return self._child.decode(request, content)
 
     def close(self) -> None:
-        """End the child. Another file would start another."""
+        """End the child. A later file starts another."""
         if self._child is not None and self._owner == os.getpid():
             self._child.kill()
 
     def _disown(self) -> None:
-        """After a fork: the child is another process's, and so is the lock, which nobody here may ever release."""
+        """Drop the child and the lock after a fork: both are the other process's, and no thread here releases it."""
         if self._child is not None:
             self._child.disown()
         self._owner, self._lock, self._child = os.getpid(), threading.Lock(), None
@@ -148,14 +151,14 @@ class Sandbox:
 
 @cache
 def sandbox() -> Sandbox:
-    """The one of this process, which ends with it."""
+    """Return the sandbox of this process, which is closed at exit."""
     made = Sandbox()
     atexit.register(made.close)
     return made
 
 
 def _start(module: str) -> _Child:
-    """A child that is ready. Raises: JobError with what it said."""
+    """Start a child and return it when it is ready. Raises: JobError with the child's message."""
     for _ in range(_STARTS):
         try:
             child = _Child(module)
@@ -186,16 +189,16 @@ class _Child:
 
     @property
     def alive(self) -> bool:
-        """Whether it may still be asked."""
+        """Return whether the child can take another file."""
         return self._process.returncode is None
 
     def trouble_starting(self) -> str | None:
-        """Wait until it is ready. Returns: why it never will be, by when it is dead; None when it is."""
+        """Wait until the child is ready. Returns: None, or the reason for a failed start, after killing the child."""
         self._patience_s = _START_S
         trouble = "it is not what it should be"
         try:
             if self._receive(ANSWER.size) == ANSWER.pack(READY, 0):
-                self._pipes.pop().close()  # its standard error, where an import that failed would have been told
+                self._pipes.pop().close()  # standard error, which is needed only for a failed import
                 return None
         except _Gone:
             said = self._pipes[-1].read().decode("utf-8", "replace").strip()
@@ -206,7 +209,7 @@ class _Child:
         return trouble
 
     def decode(self, request: Request, content: bytes) -> NDArray[np.float32]:
-        """Decode one file. The child lives on unless the file is rejected for what it did to it."""
+        """Decode one file. The child keeps running unless the file broke it."""
         self._patience_s = patience_s = request.limits.patience_s(len(content))
         answered = False
         try:
@@ -236,7 +239,7 @@ class _Child:
         raise rejected
 
     def _receive_samples(self, size: int, waveform: Joined, limits: AudioLimits) -> None:
-        """Read samples straight into their array."""
+        """Read samples directly into their array."""
         num_samples, rest = divmod(size, np.dtype(np.float32).itemsize)
         most = math.ceil(limits.max_duration_s * SAMPLING_RATE) + SAMPLING_RATE
         if rest or not 0 < len(waveform) + num_samples <= most:
@@ -293,7 +296,7 @@ class _Child:
             self._patience_s -= min(time.monotonic() - begun, _SLICE_S)
 
     def _how_it_ended(self) -> str:
-        """A verb and what follows it, for a child that closed its output."""
+        """Return a verb phrase for the end of a child that closed its output."""
         try:
             status = self._process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
@@ -304,15 +307,15 @@ class _Child:
         return f"dies of {signal.Signals(-status).name}{killer}"
 
     def kill(self) -> None:
-        """End it, with all it may have started, and leave no zombie."""
+        """Kill the child and all processes it started, and reap it."""
         if self.alive:
-            with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a zombie
+            with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a zombie
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self.disown()
 
     def disown(self) -> None:
-        """Let go of the pipes, and of a process that ended or is another's to wait for."""
+        """Close the pipes, and forget a process that has ended or belongs to another process."""
         self._process.returncode = self._process.returncode or 0
         for stream in self._pipes:
             stream.close()
@@ -323,9 +326,10 @@ def _reject(reason: Reason, what: str, content: bytes) -> RejectedRow:
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """The child's: no credentials, one thread for a BLAS it never calls, and modules found where we find them.
+    """Return the child's environment: no credentials, one BLAS thread (unused), and this process's module search path.
 
-    glibc's `MALLOC_TOP_PAD_` keeps the heap from being given back after each file and faulted in again for the next: 0.1 ms.
+    glibc's `MALLOC_TOP_PAD_` keeps the heap from being returned after each file and faulted in again for the next:
+    0.1 ms.
     """
     kept = {name: value for name, value in ours.items() if name in _KEPT_VARIABLES}
     tuned = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_TOP_PAD_": str(16 << 20)}

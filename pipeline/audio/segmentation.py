@@ -1,7 +1,7 @@
-"""Where the utterances of a recording begin and end, and whether it holds speech at all.
+"""Segmentation of a recording into utterances by voice activity, and speech detection.
 
 Voice activity is Silero VAD v6 as faster-whisper ships it: one ONNX session with one thread, so the same waveform
-always gives the same cuts. It costs about 2 ms of CPU per second of audio and 180 MB however long the recording.
+always gives the same cuts. It costs about 2 ms of CPU per second of audio, and 180 MB for a recording of any length.
 """
 
 from __future__ import annotations
@@ -17,50 +17,54 @@ from pipeline import SAMPLING_RATE
 from pipeline.errors import Reason, RejectedRow, Stage
 
 MAX_SEGMENT_S = 30.0
-"""Whisper's window: it hears 30 s at a time (Radford et al. 2022, section 2.2)."""
+"""Length of Whisper's window in seconds (Radford et al. 2022, section 2.2)."""
 
 _MIN_SILENCE_MS = 500
-"""A pause this long ends an utterance. Of 180 RAVDESS sentences end to end, 179 were whole and alone, none merged."""
+"""Shortest pause that ends an utterance. Of 180 concatenated RAVDESS sentences, 179 were found whole and separate,
+none merged."""
 
 _PADDING_MS = 200
-"""Kept around speech, so that soft onsets and endings survive; neighbours closer than twice this share the gap."""
+"""Audio kept around speech, so that soft onsets and endings are not lost. Neighbours closer than twice this share
+the gap."""
 
 _MIN_SPEECH_MS = 250
-"""Shorter is a click or a cough; the default of Silero's own get_speech_timestamps."""
+"""Shortest speech: anything shorter is a click or a cough. The default of Silero's own get_speech_timestamps."""
 
 _CUT_THRESHOLD = 0.5
-"""Speech probability where cutting is asked for. Silero's default."""
+"""Speech probability for cutting. Silero's default."""
 
 _PRESENCE_THRESHOLD = 0.3
 _PRESENCE_WINDOWS = 3
-"""`speech_seconds` is lenient: losing a shout costs more than letting noise through to Whisper's own checks. The weakest of
-143 acted clips (happy and angry, strong) have 4 windows of 32 ms over 0.36, white noise at -10 dBFS none over 0.25."""
+"""Windows above `_PRESENCE_THRESHOLD` that count as speech. `speech_seconds` is lenient: losing a shout costs more
+than passing noise to Whisper's own checks. The weakest of 143 acted clips (happy and angry, strong) have 4 windows
+of 32 ms over 0.36, white noise at -10 dBFS none over 0.25."""
 
 _WINDOW = 512
 """Samples per probability of Silero VAD at 16 kHz."""
 
 _CHUNK = 600 * SAMPLING_RATE // _WINDOW * _WINDOW
-"""Ten minutes at a time: faster-whisper's VAD holds about four copies of what it is given."""
+"""Samples processed at once (ten minutes): faster-whisper's VAD holds about four copies of its input."""
 
 _LEAD_IN = 2 * SAMPLING_RATE
-"""Heard again before each further chunk, from the last cut at most: the model starts with no memory."""
+"""Samples processed again before each further chunk, back to the last cut at most, because the model starts without
+state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Samples [start, end) of a 16 kHz waveform; samples are exact where seconds round."""
+    """Samples [start, end) of a 16 kHz waveform. Samples are exact; seconds would be rounded."""
 
     start: int
     end: int
 
     @property
     def start_s(self) -> float:
-        """Seconds from the beginning of the waveform."""
+        """Start in seconds from the beginning of the waveform."""
         return self.start / SAMPLING_RATE
 
     @property
     def end_s(self) -> float:
-        """Seconds from the beginning of the waveform."""
+        """End in seconds from the beginning of the waveform."""
         return self.end / SAMPLING_RATE
 
 
@@ -69,13 +73,13 @@ def cut(waveform: NDArray[np.float32], *, segmentation: Literal["auto", "none", 
 
     Args:
         waveform: [num_samples] at 16 kHz.
-        segmentation: "none" keeps it whole; "vad" always cuts by voice activity; "auto" does so when it is longer than
-            Whisper's window and there is no text, which would not be known per piece.
+        segmentation: "none" keeps it whole; "vad" always cuts by voice activity; "auto" cuts when it is longer than
+            Whisper's window and has no text, which could not be assigned to the pieces.
         has_text: the manifest gives a transcript of the whole recording.
 
     Returns: spans in order, without overlap; by voice activity each is at most 30 s.
 
-    Raises: RejectedRow NO_SPEECH when asked to cut and there is nothing to cut out.
+    Raises: RejectedRow NO_SPEECH when cutting finds no speech.
     """
     short = len(waveform) <= MAX_SEGMENT_S * SAMPLING_RATE
     if segmentation == "none" or (segmentation == "auto" and (has_text or short)):
@@ -88,10 +92,10 @@ def cut(waveform: NDArray[np.float32], *, segmentation: Literal["auto", "none", 
 
 
 def speech_seconds(waveform: NDArray[np.float32]) -> float:
-    """Count the seconds in which anyone may be speaking, leniently; 0.0 for silence, DC, hum and noise.
+    """Count the seconds that may contain speech, leniently; 0.0 for silence, DC, hum and noise.
 
-    Called before Whisper, which writes words for silence. Past ten minutes, speech is counted in the first ten minutes
-    that hold any. waveform: [num_samples] at 16 kHz.
+    Called before Whisper, which produces words for silence. In recordings longer than ten minutes, only the first
+    ten-minute chunk with speech is counted. waveform: [num_samples] at 16 kHz.
     """
     from faster_whisper.vad import get_vad_model
 
@@ -106,7 +110,7 @@ def speech_seconds(waveform: NDArray[np.float32]) -> float:
 
 
 def _speech(waveform: NDArray[np.float32]) -> Iterator[Span]:
-    """Spans of speech, chunk by chunk; what touches the end of a chunk is left to the next."""
+    """Yield spans of speech, chunk by chunk; a span that touches the end of a chunk is left to the next chunk."""
     from faster_whisper.vad import VadOptions, get_speech_timestamps
 
     options = VadOptions(

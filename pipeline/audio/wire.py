@@ -1,12 +1,12 @@
-"""What the decoding child and its parent say to one another, over two pipes.
+"""Protocol between the decoding child and its parent, over two pipes.
 
     request: length of its head (4 bytes), the head as JSON, the file
-    answer:  what it is (4 bytes), its length (8 bytes), then as many bytes
+    answer:  its kind (4 bytes), its length (8 bytes), then as many bytes
 
-A waveform comes in pieces as it is decoded, so that the child holds none of it whole: any number of PIECE answers, then
-WAVEFORM with the last piece, or the reason why the pieces are worth nothing.
+A waveform is sent in pieces as it is decoded, so that the child never holds all of it: any number of PIECE answers,
+then WAVEFORM with the last piece, or the reason for which the pieces are discarded.
 
-The parent believes no answer: whatever a decoder went mad on may have written it.
+The parent checks every answer, because a broken decoder may have written it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ REQUEST = struct.Struct("<I")
 ANSWER = struct.Struct("<4sQ")
 
 READY, PIECE, WAVEFORM, REJECTED, FAILED = b"REDY", b"PIEC", b"WAVE", b"REJT", b"FAIL"
-"""Answers: the decoders are loaded; float32 samples that others follow; the last ones, or all; a `RejectedRow`; an
-exception nobody foresaw, as text."""
+"""Kinds of answer: the decoders are loaded; float32 samples that others follow; the last samples, or all; a
+`RejectedRow`; an unexpected exception, as text."""
 
 MAX_WORDS_BYTES = 64 << 10
-"""Of a reason and its detail, or of an exception."""
+"""Largest size of a reason with its detail, or of an exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The arguments of `pipeline.audio.decode.decode`, but for the content, which follows."""
+    """Arguments of `pipeline.audio.decode.decode`, without the content, which follows the request."""
 
     content_bytes: int
     offset_s: float
@@ -40,24 +40,24 @@ class Request:
     limits: AudioLimits
 
     def pack(self) -> bytes:
-        """As it is sent. NaN and infinities pass, and every float exactly."""
+        """Encode the request. Every float is exact, including NaN and infinities."""
         head = json.dumps(asdict(self)).encode()
         return REQUEST.pack(len(head)) + head
 
     @classmethod
     def parse(cls, head: bytes) -> Request:
-        """What `pack` packed, without the length."""
+        """Decode the output of `pack`, without its length field."""
         fields = json.loads(head)
         return cls(**{**fields, "limits": AudioLimits(**fields["limits"])})
 
 
 def pack_rejected(rejected: RejectedRow) -> bytes:
-    """A rejected row as it is sent."""
+    """Encode a rejected row."""
     return json.dumps([rejected.reason, rejected.detail, rejected.stage]).encode()
 
 
 def parse_rejected(words: bytes) -> RejectedRow:
-    """What `pack_rejected` packed. Raises: ValueError for anything else."""
+    """Decode the output of `pack_rejected`. Raises: ValueError for anything else."""
     try:
         fields = json.loads(words)
     except RecursionError as error:

@@ -1,1 +1,1 @@
-"""The models and what loads them. Nothing below here imports ray."""
+"""Models, their loading and their selection. No module below this package imports ray."""

@@ -1,4 +1,4 @@
-"""Batches by length, halved where memory runs short: for every model that takes several utterances at once."""
+"""Batches by length, halved when memory runs out, for every model that takes several utterances at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Batcher:
-    """How many utterances one loaded model takes at once: what found memory is kept for as long as the model is.
+    """Batch sizes of one loaded model. A size that fits in memory is kept for the lifetime of the model.
 
     Args:
         max_batch: utterances in one batch.
@@ -35,14 +35,14 @@ class Batcher:
     def run(
         self, lengths_s: Sequence[float], forward: Callable[[list[int]], T], real: Sequence[float] | None = None
     ) -> Iterator[tuple[list[int], T]]:
-        """Put every utterance through a model once. A batch that finds no memory is halved, and so are all that follow.
+        """Run a model once on every utterance. A batch that runs out of memory is halved, and so are all that follow.
 
         Args:
-            lengths_s: of each utterance, as long as the model makes it.
+            lengths_s: length of each utterance after the model's own padding.
             forward: the model, on a list of indices.
-            real: of each utterance, as long as it is, for the figures; by default `lengths_s`.
-        Yields: indices, and what the model gave for them.
-        Raises: MemoryError when there is none for one alone; what `forward` raises otherwise.
+            real: actual length of each utterance, for the figures; by default `lengths_s`.
+        Yields: indices, and the model's output for them.
+        Raises: MemoryError when one utterance alone does not fit; any other error of `forward`.
         """
         planned = self._plan(range(len(lengths_s)), lengths_s)
         while planned:
@@ -54,12 +54,12 @@ class Batcher:
                 self._shrink(len(batch), lengths_s[batch[0]])
                 planned = self._plan([*batch, *chain.from_iterable(planned)], lengths_s)
             else:
-                yield batch, output  # whoever takes it waits for the device
+                yield batch, output  # the consumer waits for the device
                 self._count(batch, lengths_s, real or lengths_s)
             self._counted.model_s += time.perf_counter() - started
 
     def take_figures(self) -> BatchFigures:
-        """What was counted since the last call."""
+        """Return the counts since the last call."""
         counted, self._counted = self._counted, BatchFigures()
         return counted
 
@@ -76,7 +76,7 @@ class Batcher:
         return deque([waiting[i] for i in batch] for batch in made)
 
     def _shrink(self, size: int, longest_s: float) -> None:
-        """Half of what found no memory, from now on and for good."""
+        """Halve the batch size that ran out of memory, permanently."""
         self._max_padded = longest_s * (size // 2)
         _log.warning("no memory for %d of length %.1f: batches of %.0f from now on", size, longest_s, self._max_padded)
         if self._on_gpu:
@@ -86,18 +86,18 @@ class Batcher:
 
 
 def _attempt(forward: Callable[[list[int]], T], batch: list[int]) -> T | None:
-    """One pass; None when there is no memory for so many. Raises: MemoryError when there is none for one."""
+    """Run one pass; return None when memory is too small for the batch. Raises: MemoryError for a batch of one."""
     try:
         with shortage_as_memory_error():
             return forward(batch)
     except MemoryError:
         if len(batch) == 1:
             raise
-        return None  # with it the traceback goes, which holds on to the memory
+        return None  # drops the traceback, which keeps the memory in use
 
 
 def batches(lengths_s: Sequence[float], *, max_batch: int, max_padded: float) -> list[list[int]]:
-    """Indices by length, longest first, so that padding is small and memory fails at once or not at all.
+    """Group indices by length, longest first, so that padding is small and a lack of memory appears first or never.
 
     A batch has at most `max_batch` members and `max_padded` after padding; one alone always fits.
     """

@@ -1,8 +1,8 @@
-"""Waveforms and texts in; labels, scores and embeddings out, in columns. The emotion side without files, without Ray.
+"""Emotion recognition: from waveforms and texts to labels, scores and embeddings in columns, without files or Ray.
 
-The caller hands over one shard's utterances at once; here they are sorted by length, batched by padded seconds, run,
-and put back in order. A row's scores do not depend on the rows it travelled with, to 1e-4 in fp32.
-Costs at the published size: 2.8 GB of memory, and 2.1 s of one CPU thread for a clip of 3.5 s, nearly all of it the
+The caller passes one shard's utterances at once; here they are sorted by length, batched by padded seconds, run, and
+returned in their original order. A row's scores do not depend on the other rows of the shard, to 1e-4 in fp32. Costs
+at the published size: 2.8 GB of memory, and 2.1 s of one CPU thread for a clip of 3.5 s, nearly all of it the
 encoder.
 """
 
@@ -40,21 +40,23 @@ from pipeline.stats import BatchFigures
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
-"""What the weights are loaded in; int8 rounds the matrices of the audio encoder afterwards."""
+"""Types in which weights are loaded; int8 rounds the matrices of the audio encoder afterwards."""
 
 MAX_MEL_FRAMES = 16_000
-"""The reference's `max_length`: 160 s of 10 ms frames are heard, the rest is cut. Flagged here, never silent."""
+"""The reference's `max_length`: 160 s of 10 ms frames. Longer audio is cut, and the row is flagged."""
 
 MIN_SAMPLES = WINDOW + HOP
-"""Two mel frames: fewer make no model frame, and no variance to normalise by."""
+"""Two mel frames: fewer make no model frame and have no variance for the normalisation."""
 
 _GPU_BATCH = 32
 _NARROW, _NARROW_BATCH = 512, 8
-"""On CPU a batch gains nothing once a layer keeps a core busy, as at the published width of 1,024; at 96 it gains 1.25x."""
+"""Width below which a CPU uses batches of `_NARROW_BATCH`. At the published width of 1,024 one layer keeps a core
+busy, and a batch gains nothing; at 96 it gains 1.25x."""
 _MAX_BATCH_S = 960.0
-"""Padded seconds in one pass, where there is memory for them: 32 clips of 30 s, which keep any device busy; 4 GB in fp32."""
+"""Largest number of padded seconds in one pass, memory permitting: 32 clips of 30 s keep any device busy; 4 GB in
+fp32."""
 _OF_MEMORY = 0.8
-"""Of what is left, the part to plan with: allocators cut it into pieces, and filter banks and texts need some."""
+"""Fraction of the free memory used for planning: allocators fragment it, and filter banks and texts need some."""
 _FRAMES_PER_S = 50
 
 _log = logging.getLogger(__name__)
@@ -62,18 +64,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """N utterances in the order they came, in columns that Arrow takes as they are.
+    """Results of N utterances in input order, in columns that Arrow accepts unchanged.
 
     Attributes:
-        label_names: the columns of `scores`, as the checkpoint names them.
+        label_names: the columns of `scores`, named as in the checkpoint.
         emotions: the same columns in the shared vocabulary.
         labels: the best label of each utterance, N of `label_names`.
         scores: float32 [N, num_labels], probabilities, finite.
         confidence: float32 [N], the best score.
-        margin: float32 [N], the best score less the second.
-        truncated: bool [N], audio past 160 s was not heard.
-        text_truncated: bool [N], text past the model's 512 tokens was not read.
-        audio_embedding, text_embedding, fused_embedding: float32 [N, D]; None where the mode has none.
+        margin: float32 [N], the best score minus the second.
+        truncated: bool [N], True when audio past 160 s was ignored.
+        text_truncated: bool [N], True when text past the model's 512 tokens was ignored.
+        audio_embedding, text_embedding, fused_embedding: float32 [N, D]; None where the mode does not have it.
     """
 
     label_names: tuple[str, ...]
@@ -96,18 +98,19 @@ class EmotionRecogniser:
         mode: one of `fusion.MODES`.
         fusion: the checkpoint of that mode; in text mode the text classifier.
         sentence_encoder: for mean, concat and multihead; audio and text ignore it.
-        device: as torch names it.
-        precision: of the audio encoder, in text mode of the classifier. The sentence encoder, pooling, fusion, head and
-            softmax stay in fp32. bf16 moves scores by 0.04 to 0.12, int8 (on CPU, modes with audio) moved them by
-            0.005 with trained and 0.05 with random weights: for those who count label flips first.
-        max_batch: utterances in one forward pass; by default 32 on a GPU, on CPU 1, or 8 of a model narrower than 512; in int8
-            always 1, or a clip's scores would depend on its neighbours.
-        max_batch_s: seconds of audio, after padding, in one forward pass of more than one utterance; by default what the
-            memory left at the first pass holds, at most 960.
-        gpu_share: of the card, that is for this process.
-        num_threads: torch's, for this whole process; 0 or None leaves it.
-        temperature: by which logits are divided before the softmax; labels and the order of scores stay.
-    Raises: ConfigError when the checkpoints are not what the mode needs, or name a label outside the shared vocabulary.
+        device: torch's device name.
+        precision: precision of the audio encoder, in text mode of the classifier. The sentence encoder, pooling,
+            fusion, head and softmax stay in fp32. bf16 changes scores by 0.04 to 0.12; int8 (on CPU, modes with
+            audio) changed them by 0.005 with trained and 0.05 with random weights. Count the label flips before
+            using either.
+        max_batch: utterances in one forward pass. Default: 32 on a GPU; on CPU 1, or 8 for a model narrower than
+            512. Always 1 in int8, or a clip's scores would depend on the others.
+        max_batch_s: seconds of audio, after padding, in one forward pass of more than one utterance. Default: as
+            many as fit in the memory left at the first pass, at most 960.
+        gpu_share: this process's fraction of the card.
+        num_threads: torch's threads, for this whole process; 0 or None leaves them unchanged.
+        temperature: divisor of the logits before the softmax; labels and the order of scores do not change.
+    Raises: ConfigError when the checkpoints do not match the mode, or name a label outside the shared vocabulary.
     """
 
     def __init__(
@@ -158,10 +161,10 @@ class EmotionRecogniser:
         """Label utterances.
 
         Args:
-            waveforms: float32 [num_samples] at 16 kHz, `MIN_SAMPLES` or more; not looked at in text mode.
-            texts: one each, empty ones being read as such; not looked at in audio mode.
-        Raises: ValueError, before any work, for an utterance that cannot be run, naming it; FloatingPointError when a
-            model gives no finite scores for one.
+            waveforms: float32 [num_samples] at 16 kHz, `MIN_SAMPLES` or more; ignored in text mode.
+            texts: one each, which may be empty; ignored in audio mode.
+        Raises: ValueError, before any work, naming an utterance that cannot be run; FloatingPointError when a model
+            returns no finite scores for one.
         """
         heard = None if self._fusion is None else _checked_waveforms(waveforms, self.mode)
         read = None
@@ -187,7 +190,7 @@ class EmotionRecogniser:
 
     @cached_property
     def _batcher(self) -> Batcher:
-        """Made at the first pass, when every model of this process is loaded and the memory left is known."""
+        """The batcher, created at the first pass, when all models are loaded and the memory left is known."""
         padded_s = self._max_batch_s
         if padded_s is None:
             left = memory_left(str(self._device), self._gpu_share)
@@ -198,7 +201,7 @@ class EmotionRecogniser:
         return Batcher(max_batch=self._max_batch, max_padded=padded_s, device=str(self._device))
 
     def take_figures(self) -> BatchFigures:
-        """What was counted since the last call: batches of audio, in text mode of texts, and the seconds of both."""
+        """Return the counts since the last call: batches of audio, in text mode of texts, and the seconds of both."""
         read = BatchFigures() if self._text is None else self._text.take_figures()
         if self._fusion is None:
             return read
@@ -211,7 +214,7 @@ class EmotionRecogniser:
     def _listen(
         self, model: FusionModel, waveforms: Sequence[NDArray[np.float32]], text: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Logits, audio embeddings and fused embeddings, in the order given."""
+        """Return logits, audio embeddings and fused embeddings, in input order."""
         widths = (
             len(self.label_names),
             self.embedding_widths["audio_embedding"],
@@ -248,7 +251,7 @@ class EmotionRecogniser:
         return Recognised(
             label_names=self.label_names,
             emotions=self.emotions,
-            # by the logits: scores that a temperature brings near each other may tie
+            # by the logits: a temperature may bring scores so close that they tie
             labels=[self.label_names[best] for best in logits.argmax(axis=-1)],
             scores=scores,
             confidence=ranked[:, -1].copy(),

@@ -1,4 +1,4 @@
-"""Telling "no memory" from other trouble, whichever library says it."""
+"""Detection of out-of-memory errors in torch and CTranslate2, and GPU memory figures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SAID = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
-"""In messages of torch's CPU allocator, cuBLAS and CTranslate2, which raise plain RuntimeErrors."""
+"""Parts of messages of torch's CPU allocator, cuBLAS and CTranslate2, which raise plain RuntimeErrors."""
 
 
 def memory_in_use(device: str) -> int | None:
-    """Bytes in use on the card by whoever uses it, CTranslate2 included, which torch's own count leaves out; None on CPU."""
+    """Return the bytes in use on the card by all processes; None on CPU.
+
+    The figure includes CTranslate2, which torch's own count omits.
+    """
     if not device.startswith("cuda"):
         return None
     import torch
@@ -23,12 +26,13 @@ def memory_in_use(device: str) -> int | None:
 
 
 def memory_left(device: str, share: float = 1.0) -> float:
-    """Bytes that this process may still take.
+    """Return the bytes that this process may still allocate.
 
     Args:
-        device: as torch names it.
-        share: of the card, that is this process's by the scheduler's account; the rest is the neighbours', loaded or not.
-    Returns: on CPU infinity, where the system tells nobody until it ends the process.
+        device: torch's device name.
+        share: this process's fraction of the card, as the scheduler assigned it; the rest belongs to other
+            processes, loaded or not.
+    Returns: infinity on CPU, where the system reports no limit until it kills the process.
     """
     if not device.startswith("cuda"):
         return math.inf
@@ -41,7 +45,7 @@ def memory_left(device: str, share: float = 1.0) -> float:
 
 @contextmanager
 def shortage_as_memory_error() -> Iterator[None]:
-    """Raise MemoryError for every way in which torch and CTranslate2 say that there is not enough memory."""
+    """Raise MemoryError for every error by which torch and CTranslate2 report that memory is insufficient."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one

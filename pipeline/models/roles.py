@@ -1,10 +1,11 @@
-"""Which models a job uses: chosen by language and mode, pinned in the plan, loaded once a process.
+"""Models of a job: chosen by language and mode, pinned in the plan, loaded once per process.
 
-A plan names its models by slot, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with the spec it was named by, the commit
-it resolved to, the sha256 of its files and, for a prepared one, where they lie. A worker that finds other weights under the
-same name refuses to use them.
+A plan names its models by role, `fusion/en`, `sentence_encoder/en`, `asr/en`, each with its model id, the commit it
+resolved to, the sha256 of its files and, for a prepared one, their location. A worker that finds other weights
+under the same name refuses to use them.
 
-torch and transformers (4 s of a core) are imported where a model is checked or loaded, so that the CPU tasks never pay.
+torch and transformers (4 s of a core) are imported only where a model is checked or loaded, so that CPU tasks avoid
+the cost.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _OPTION = {Task.EMOTION: "emotion_model", Task.SENTENCE_ENCODER: "sentence_encod
 
 
 def prepared_models(config: JobConfig) -> Prepared | None:
-    """The prepared folder a job names with `--models`, or None. Raises: ConfigError when it holds none."""
+    """Return the prepared folder a job names with `--models`, or None. Raises: ConfigError when it has no lock."""
     if config.models is None:
         return None
     prepared = read_prepared(config.models)
@@ -51,7 +52,7 @@ def prepared_models(config: JobConfig) -> Prepared | None:
 
 
 def _default(role: Role, mode: str, prepared: Prepared | None) -> str | None:
-    """Return the model of a role that no option names: the prepared one where there is a prepared folder, else the published."""
+    """Return the default model id of a role: from the prepared folder if there is one, else the published one."""
     if prepared is not None:
         return prepared.spec(mode, role)
     if role.task is Task.EMOTION:
@@ -67,7 +68,7 @@ def option(role: Role, spec: str) -> str:
 
 
 def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> list[str]:
-    """Every language this job has an emotion model for."""
+    """Return every language for which this job has an emotion model."""
     named = {language for language in config.emotion_model if language.isalpha()}
     candidates = {*named, *(code for code, _ in published.EMOTION_MODELS), primary_language(config.language or "en")}
     candidates |= prepared.languages(config.mode) if prepared else set()
@@ -79,7 +80,7 @@ def known_languages(config: ModelChoice, prepared: Prepared | None = None) -> li
 
 
 def detectable_languages(config: JobConfig, prepared: Prepared | None = None) -> list[str]:
-    """The languages with an emotion model that `--language auto` may choose.
+    """Return the languages with an emotion model that `--language auto` may choose.
 
     Raises: ConfigError when `--allowed-languages` leaves none.
     """
@@ -119,7 +120,7 @@ def choose(
 def choose_known(
     config: ModelChoice, languages: Iterable[str], *, needs_asr: bool, prepared: Prepared | None = None
 ) -> dict[Role, str]:
-    """As `choose`, without the languages for which nothing is named, prepared or published."""
+    """Choose as `choose` does, but skip languages for which no model is named, prepared or published."""
     chosen: dict[Role, str] = {}
     for language in languages:
         with suppress(ConfigError):
@@ -133,7 +134,7 @@ def pin(
     """Resolve and verify the model of every role.
 
     Args:
-        find: where a spec is looked up first: among prepared models, say.
+        find: looks a model id up before any other place, for example among prepared models.
     Returns: the plan's `models` and its embedding widths. Costs one read of each weight file (its hash).
     Raises: ConfigError naming the role's option and the fault.
     """
@@ -143,7 +144,7 @@ def pin(
     pinned: dict[Role, ModelPin] = {}
     widths: dict[str, dict[str, int]] = {}
     encoders: dict[str, Checkpoint] = {}
-    # encoders first: the fusion models are checked against them
+    # encoders first, because the fusion models are checked against them
     for role, spec in sorted(chosen.items(), key=lambda item: item[0].task is not Task.SENTENCE_ENCODER):
         language = role.language
         try:
@@ -180,14 +181,14 @@ def _refuse_transformers_form(spec: str, checkpoint: Checkpoint) -> None:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what computes the results, for receipts and reports."""
+    """Return the versions of the software that computes the results, for receipts and reports."""
     packages = ("torch", "transformers", "faster-whisper", "ctranslate2", "pyarrow", "ray", "soxr", "soundfile", "av")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), "speech-emotion-pipeline": __version__, **found}
 
 
 def pinned_checkpoint(pin: ModelPin) -> Checkpoint:
-    """The very files a plan pinned, on this node. Raises: ConfigError when they differ."""
+    """Return the exact files that a plan pinned, on this node. Raises: ConfigError when they differ."""
     from pipeline.models.checkpoints import weights
 
     if pin.location:
@@ -198,18 +199,18 @@ def pinned_checkpoint(pin: ModelPin) -> Checkpoint:
 
 
 def fingerprint(models: Pins, settings: Settings, language: str) -> str:
-    """What stands in the output's `model` column: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`.
+    """Return the output's `model` value: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`.
 
-    Where its scores are calibrated, `/T=` and the temperature follow.
+    For calibrated scores, `/T=` and the temperature follow.
     """
     model = _uncalibrated(models, settings, language)
     return f"{model}/T={temperature(models, settings, language):.6g}" if settings.calibration else model
 
 
 def temperature(models: Pins, settings: Settings, language: str) -> float:
-    """By which the logits of a language's model are divided; 1 without a calibration.
+    """Return the calibration temperature of a language's model, the divisor of its logits; 1 without a calibration.
 
-    Raises: ConfigError when the job has a calibration, but none for this very model.
+    Raises: ConfigError when the job has a calibration, but none for this exact model.
     """
     if not settings.calibration:
         return 1.0
@@ -220,7 +221,7 @@ def temperature(models: Pins, settings: Settings, language: str) -> float:
 
 
 def require_calibration(models: Pins, settings: Settings) -> None:
-    """Refuse a calibration that lacks a model of the plan. Raises: ConfigError naming it."""
+    """Reject a calibration that lacks a model of the plan. Raises: ConfigError naming it."""
     for language in languages(models):
         temperature(models, settings, language)
 
@@ -238,9 +239,9 @@ class Loaded:
         models: the plan's `models`.
         settings: the plan's settings (mode, precision, asr_compute_type, beam_size).
         device: cpu or cuda.
-        num_threads: CPU threads a model may use; None leaves the library's choice.
-        max_batch_s: padded audio seconds in one batch; None for what the device holds.
-        gpu_share: of the card, that is for this process.
+        num_threads: CPU threads a model may use; None keeps the library's default.
+        max_batch_s: padded audio seconds in one batch; None for as many as the device holds.
+        gpu_share: this process's fraction of the card.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class Loaded:
             self.transcriber_for(language)
 
     def take_figures(self) -> dict[str, float]:
-        """What the loaded models counted since the last call: see `pipeline.stats`."""
+        """Return the loaded models' counts since the last call: see `pipeline.stats`."""
         models: list[EmotionRecogniser | Transcriber] = [*self._recognisers.values(), *self._transcribers.values()]
         counted = [asdict(model.take_figures()) for model in models]
         if not counted:
@@ -286,7 +287,7 @@ class Loaded:
             raise JobError(f"{role}: {error}") from error
 
     def recogniser_for(self, language: str) -> EmotionRecogniser:
-        """The emotion model of a language."""
+        """Return the emotion model of a language."""
         if language not in self._recognisers:
             from pipeline.models.emotion import EmotionRecogniser
 
@@ -305,7 +306,7 @@ class Loaded:
         return self._recognisers[language]
 
     def transcriber_for(self, language: str | None) -> Transcriber:
-        """The speech recogniser of a language; for None, the first the plan names, which then detects it."""
+        """Return the speech recogniser of a language; for None, the plan's first, which then detects the language."""
         roles = sorted(role for role in self._models if role.task is Task.ASR)
         role = Role(Task.ASR, language) if language and Role(Task.ASR, language) in roles else roles[0]
         sha256 = self._models[role].sha256

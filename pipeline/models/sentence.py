@@ -1,8 +1,8 @@
-"""Text side of the emotion models: a frozen BERT whose [CLS] fusion takes, or a classifier on text alone.
+"""Text models for emotion: a frozen BERT whose [CLS] is fused with audio, or a classifier of text alone.
 
-Texts are sorted by length and padded to the longest of their batch; the reference pads each to 512 tokens, which costs
-17 times as much at 15 tokens and gives the same vector to 1e-6. About 0.09 s for one sentence of BERT base on one CPU
-thread.
+Texts are sorted by length and padded to the longest of their batch; the reference pads each to 512 tokens, which
+costs 17 times as much at 15 tokens and returns the same vector to 1e-6. BERT base takes about 0.09 s for one
+sentence on one CPU thread.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from pipeline.models.networks.bert import Bert, BertClassifier, RobertaClassifie
 from pipeline.stats import BatchFigures
 
 MAX_TOKENS = 512
-"""The reference truncates the encoder's text here; a model with fewer positions truncates sooner."""
+"""Tokens after which the reference truncates the encoder's text. A model with fewer positions truncates sooner."""
 
 _MODEL_TYPES = ("bert", "roberta")
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
-"""One of them is among the files of any BERT (vocab.txt) or RoBERTa (vocab.json)."""
+"""Vocabulary files. Every BERT (vocab.txt) and RoBERTa (vocab.json) has at least one of them."""
 _MAX_TEXTS = 32
 _MAX_PADDED_TOKENS = 8_192
-"""Per batch: keeps BERT base's hidden states under 100 MB."""
+"""Tokens per batch: keeps BERT base's hidden states under 100 MB."""
 
 _UNEXPECTED = ("cls.*", "lm_head.*", "pooler.*", "*.pooler.*", "*embeddings.position_ids")
-"""Pre-training heads, the pooler (we take the raw [CLS]) and an index buffer that older transformers saved."""
+"""Tensors that are not used: pre-training heads, the pooler ([CLS] is used raw) and an index buffer of older
+transformers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextOutput:
-    """Of N texts, in their order.
+    """Results of N texts, in their order.
 
     Attributes:
         embedding: float32 [N, D], last hidden state of the first token.
-        truncated: bool [N], the text had more tokens than the model takes.
+        truncated: bool [N], True when the text had more tokens than the model takes.
         logits: float32 [N, num_labels] of a classifier; None for an encoder.
     """
 
@@ -52,12 +53,12 @@ class TextOutput:
 
 
 class TextModel:
-    """One text checkpoint, loaded strictly and ready.
+    """One text checkpoint, loaded strictly.
 
     Args:
-        classify: with its emotion head (text mode); without, the bare encoder.
-        dtype: of the weights; results are float32.
-    Raises: ConfigError when the files do not make such a model.
+        classify: True to load the emotion head (text mode), False for the bare encoder.
+        dtype: type of the weights; results are float32.
+    Raises: ConfigError when the files do not form such a model.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class TextModel:
         self.width = int(config.hidden_size)
 
     def take_figures(self) -> BatchFigures:
-        """What was counted since the last call; lengths are tokens."""
+        """Return the counts since the last call; lengths are tokens."""
         return self._batcher.take_figures()
 
     @torch.inference_mode()
     def run(self, texts: Sequence[str]) -> TextOutput:
-        """Embed, and classify where there is a head. An empty text is the two special tokens. Order is kept."""
+        """Embed the texts, and classify them with a head. An empty text is the two special tokens. Order is kept."""
         if not texts:
             none = None if self._num_labels is None else np.zeros((0, self._num_labels), np.float32)
             return TextOutput(np.zeros((0, self.width), np.float32), np.zeros(0, np.bool_), none)
@@ -115,7 +116,7 @@ class TextModel:
 
 
 def check_text_model(checkpoint: Checkpoint, *, classify: bool) -> None:
-    """Whether `TextModel` would load, without loading weights. Raises: ConfigError."""
+    """Check that `TextModel` would load, without loading weights. Raises: ConfigError."""
     prefix = None if classify else f"{_model_type(checkpoint)}."
     _tokenizer(checkpoint)
     check(
@@ -127,7 +128,7 @@ def check_text_model(checkpoint: Checkpoint, *, classify: bool) -> None:
 
 
 def text_width(checkpoint: Checkpoint) -> int:
-    """Width of a text checkpoint's [CLS], from its config alone."""
+    """Return the width of a text checkpoint's [CLS], from its config alone."""
     width = checkpoint.read_json("config.json").get("hidden_size")
     if not isinstance(width, int) or width <= 0:
         raise ConfigError(
@@ -165,8 +166,8 @@ def _build(checkpoint: Checkpoint, config: Any, classify: bool) -> nn.Module:  #
 def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types
     from transformers import AutoTokenizer
 
-    _model_type(checkpoint)  # before a tokenizer that is absent for that reason is missed
-    # without these transformers 5 makes a tokenizer to which every word is unknown, and says nothing
+    _model_type(checkpoint)  # first: a wrong model type may be the reason for a missing tokenizer
+    # without these files transformers 5 silently creates a tokenizer to which every word is unknown
     if not any((checkpoint.directory / name).is_file() for name in _VOCABULARIES):
         raise ConfigError(
             f"text model {checkpoint.spec} has no tokenizer: none of {', '.join(_VOCABULARIES)} is in {checkpoint.directory}"

@@ -1,17 +1,18 @@
-"""Speech to text with faster-whisper, with the figures by which a reader can judge each text.
+"""Speech recognition with faster-whisper, with confidence figures for each text.
 
-The caller hands over one shard's utterances at once. Those of at most 30 s are sorted by length and go through encoder and
-decoder in batches, across recordings, languages and all; each has its own prompt. A row's text does not depend on the rows
-it travelled with, nor its figures to 1e-5 in float32 on CPU; in half precision on a GPU the last bits differ.
+The caller passes one shard's utterances at once. Those of at most 30 s are sorted by length and run through encoder
+and decoder in batches that mix recordings and languages; each has its own prompt. A row's text does not depend on
+the other rows of its batch, nor its figures to 1e-5 in float32 on CPU; in half precision on a GPU the last bits
+differ.
 
-Deterministic on purpose: beam search at temperature 0 and no sampled fallback, because a retried shard must give the same
-words. What Whisper's fallback would have questioned stands in the confidence columns instead: a row that they flag is not
-decoded a second time, so a batch gives what a row alone would have given.
+Decoding is deterministic: beam search at temperature 0 without the sampled fallback, because a retried shard must
+return the same words. The confidence columns show the rows for which Whisper would have used its fallback: they are
+not decoded a second time, so a batch returns what a row alone would return.
 
 The rule against invented words, in order:
-1. Voice activity finds no speech in the utterance: the text is empty, and Whisper is not asked.
-2. Whisper gives `no_speech_prob` above 0.6 and `avg_logprob` below -1.0 (its paper's rule): the text is empty.
-Whatever else it hears is kept, with avg_logprob, no_speech_prob and compression_ratio beside it.
+1. Voice activity detection finds no speech in the utterance: the text is empty, and Whisper does not run.
+2. Whisper returns `no_speech_prob` above 0.6 and `avg_logprob` below -1.0 (its paper's rule): the text is empty.
+All other text is kept, with avg_logprob, no_speech_prob and compression_ratio beside it.
 """
 
 from __future__ import annotations
@@ -35,25 +36,25 @@ from pipeline.models.memory import shortage_as_memory_error
 from pipeline.stats import BatchFigures
 
 WINDOW_S = 30
-"""Length of Whisper's window. Source: Radford et al. 2022, section 2.2."""
+"""Length of Whisper's window in seconds. Source: Radford et al. 2022, section 2.2."""
 NO_SPEECH_PROB = 0.6
 NO_SPEECH_LOGPROB = -1.0
-"""Whisper's voice activity rule. Source: Radford et al. 2022, section 4.5."""
+"""Thresholds of Whisper's voice activity rule, with `NO_SPEECH_PROB`. Source: Radford et al. 2022, section 4.5."""
 _MAX_LENGTH = 448
 _MOST_WINDOWS = 10
-"""Windows by which the language of a recording that was not cut is detected."""
+"""Largest number of windows used to detect the language of an uncut recording."""
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _GPU_BATCH = 16
-"""A cautious choice, not yet measured on a GPU; where it finds no memory it is halved."""
+"""Batch size on a GPU: a cautious choice, not measured yet; it is halved when memory runs out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """One transcript. The figures are Whisper's own; None where Whisper was not asked.
+    """One transcript. The figures are Whisper's own; None when Whisper did not run.
 
     Attributes:
-        language: in which it was transcribed: the one given, else the likeliest.
-        language_probs: where the language was detected, the probability of each that the model knows.
+        language: language of the transcription: the given one, else the most probable.
+        language_probs: probability of each language that the model knows, if the language was detected.
     """
 
     text: str
@@ -71,9 +72,11 @@ class Transcriber:
         directory: a converted model (`model.bin`, `config.json`, tokenizer).
         device: cpu or cuda.
         compute_type: CTranslate2's name (float32, float16, int8, ...).
-        num_threads: CPU threads of one transcription, and torch's for this whole process; 0 leaves the libraries' choice.
+        num_threads: CPU threads of one transcription, and torch's for this whole process; 0 keeps the libraries'
+            defaults.
         beam_size: 1 is the reference system's greedy decoding.
-        max_batch: utterances in one pass; by default 1 on CPU, where batching costs 10 to 20 % of the speed, and 16 elsewhere.
+        max_batch: utterances in one pass. Default: 1 on CPU, where batching costs 10 to 20 % of the speed, and 16
+            elsewhere.
     """
 
     def __init__(
@@ -117,10 +120,12 @@ class Transcriber:
         """Transcribe utterances.
 
         Args:
-            waveforms: float32 [num_samples] at 16 kHz; past 30 s one goes alone, through faster-whisper's sliding window.
+            waveforms: float32 [num_samples] at 16 kHz; one past 30 s runs alone, through faster-whisper's sliding
+                window.
             languages: a Whisper language code for each, or None to detect it.
-        Returns: in the order given, a transcript, or UNSUPPORTED_LANGUAGE for a language that the model does not know.
-        Raises: MemoryError when there is none for one utterance alone; whatever the model raises, for all of them.
+        Returns: in input order, a transcript, or UNSUPPORTED_LANGUAGE for a language that the model does not know.
+        Raises: MemoryError when one utterance alone does not fit in memory; any other error of the model, for all of
+            them.
         """
         found: dict[int, Transcript | RejectedRow] = {}
         windows: list[int] = []
@@ -132,7 +137,7 @@ class Transcriber:
                     found[row] = self._transcribe_long(waveform, language)
             else:
                 windows.append(row)
-        # like lengths together: a batch is decoded until its longest text ends
+        # by length, because a batch is decoded until its longest text ends
         windows.sort(key=lambda row: -len(waveforms[row]))
 
         heard_s = [len(waveforms[row]) / SAMPLING_RATE for row in windows]
@@ -146,7 +151,7 @@ class Transcriber:
         return [found[row] for row in range(len(waveforms))]
 
     def take_figures(self) -> BatchFigures:
-        """What was counted since the last call; recordings past 30 s are not in it."""
+        """Return the counts since the last call, without recordings past 30 s."""
         return self._batcher.take_figures()
 
     def _knows(self, language: str) -> bool:
@@ -163,10 +168,10 @@ class Transcriber:
         return self._tokenizers[language]
 
     def _encode(self, waveforms: Sequence[NDArray[np.float32]]) -> Any:  # noqa: ANN401 - as above
-        """Encoder output [B, 1500, D] of windows, on the model's device.
+        """Return the encoder output [B, 1500, D] of windows, on the model's device.
 
-        The waveforms are padded, not the frames: the log-mel floor of silence is about -1.08, and the frames of 0.0 that
-        faster-whisper fills in are not what the reference system hears.
+        The waveforms are padded, not the frames: the log-mel floor of silence is about -1.08, and the frames of 0.0
+        that faster-whisper fills in differ from the reference system's input.
         """
         from ctranslate2 import StorageView
 
@@ -176,7 +181,7 @@ class Transcriber:
     def _transcribe_windows(
         self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
     ) -> list[Transcript]:
-        """At most 30 s each, in one window each, all in one pass."""
+        """Transcribe waveforms of at most 30 s, in one window each, all in one pass."""
         encoded = self._encode(waveforms)
         probs: list[Mapping[str, float]] = [{} for _ in languages]
         if None in languages:
@@ -198,7 +203,7 @@ class Transcriber:
         return [replace(transcript, language_probs=each) for transcript, each in zip(transcripts, probs, strict=True)]
 
     def _detect(self, encoded: Any) -> list[Mapping[str, float]]:  # noqa: ANN401 - as above
-        """The probability of each language the model knows, for each window of an encoder output."""
+        """Return the probability of each language the model knows, for each window of an encoder output."""
         if not self._model.model.is_multilingual:
             return [{"en": 1.0}] * encoded.shape[0]
         if not self._model.model.is_multilingual:
@@ -207,12 +212,12 @@ class Transcriber:
         return [{token.strip("<|>"): prob for token, prob in window} for window in ranked]
 
     def _detect_long(self, waveform: NDArray[np.float32]) -> Mapping[str, float]:
-        """The mean probability of each language over windows of a long recording, weighted by their speech.
+        """Return the mean probability of each language over windows of a long recording, weighted by their speech.
 
-        Looks at no more than `_MOST_WINDOWS` windows with speech, spread over the recording: the first alone may be a jingle.
+        Uses at most `_MOST_WINDOWS` windows with speech, spread over the recording, because the first may be a jingle.
         """
         starts = range(0, len(waveform), WINDOW_S * SAMPLING_RATE)
-        # steps of the golden ratio: any first few of them are spread evenly
+        # golden-ratio steps: any prefix of them is spread evenly
         spread = sorted(range(len(starts)), key=lambda number: number * _GOLDEN_RATIO % 1)
         totals: dict[str, float] = {}
         windows, weight = 0, 0.0
@@ -228,7 +233,7 @@ class Transcriber:
         return {language: total / weight for language, total in totals.items()}
 
     def _transcribe_long(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
-        """A recording that was not cut: faster-whisper's own sliding window."""
+        """Transcribe an uncut recording with faster-whisper's own sliding window."""
         probs: Mapping[str, float] = {} if language else self._detect_long(waveform)
         if probs:
             language = likeliest(probs)
@@ -257,12 +262,12 @@ class Transcriber:
 
 
 def likeliest(probs: Mapping[str, float]) -> str:
-    """The language of the highest probability, the first by name among equals."""
+    """Return the language of the highest probability, the first by name among equals."""
     return max(sorted(probs), key=probs.__getitem__)
 
 
 def check_model(directory: Path, language: str) -> None:
-    """Make sure that a directory holds a converted Whisper that knows the language, without loading its weights.
+    """Check that a directory contains a converted Whisper that knows the language, without loading its weights.
 
     Raises: ConfigError naming the missing file or language.
     """
@@ -286,7 +291,7 @@ def _unsupported(language: str) -> RejectedRow:
 
 
 def _transcript(result: Any, tokenizer: Any, language: str) -> Transcript:  # noqa: ANN401 - as above
-    """What CTranslate2 gives for one utterance."""
+    """Convert CTranslate2's result for one utterance."""
     tokens = result.sequences_ids[0]
     # CTranslate2 divides by the length without the end token; Whisper counts it
     avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
@@ -302,6 +307,6 @@ def _judged(transcript: Transcript) -> Transcript:
 
 
 def _compression_ratio(text: str) -> float | None:
-    """Bytes over zlib bytes: above about 2.4 a text repeats itself. Source: Radford et al. 2022, section 4.5."""
+    """Return bytes over zlib bytes: above about 2.4 a text repeats itself. Source: Radford et al. 2022, section 4.5."""
     content = text.encode()
     return len(content) / len(zlib.compress(content)) if content else None

@@ -1,1 +1,1 @@
-"""Checkpoints: where they come from, how they are verified, converted and prepared."""
+"""Checkpoints: sources, verification, conversion and preparation."""

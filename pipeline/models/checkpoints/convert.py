@@ -1,6 +1,6 @@
-"""Other forms of a checkpoint made into those the job loads: pickles into safetensors, Whisper into CTranslate2.
+"""Conversion of checkpoints to the forms the job loads: pickles to safetensors, Whisper to CTranslate2.
 
-Needs memory for the whole model. Equal files and library versions give equal bytes.
+Needs memory for the whole model. Equal files and library versions produce equal bytes.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from pipeline.models.checkpoints.weights import Checkpoint, check, load_state_di
 
 _START = "<|startoftranscript|>"
 _TIED = ("proj_out.weight",)
-"""Whisper's output layer, which is its token embedding; whether it is stored as well varies."""
+"""Whisper's output layer, which equals its token embedding and is stored in some checkpoints only."""
 
 
 def is_pickled(checkpoint: Checkpoint) -> bool:
-    """Whether the weights that would be loaded are a pickle; not to be asked of CTranslate2's `model.bin`."""
+    """Return whether the weights to load are a pickle. Do not call it for CTranslate2's `model.bin`."""
     names = {entry.name for entry in checkpoint.directory.iterdir()}
     return next(name for name in WEIGHTS if name in names).startswith(("pytorch_model.bin", "model.bin"))
 
 
 def is_transformers_whisper(checkpoint: Checkpoint) -> bool:
-    """Whether this is Whisper in Hugging Face form; CTranslate2's config names no model type."""
+    """Return whether this is Whisper in Hugging Face form; CTranslate2's config names no model type."""
     return checkpoint.read_json("config.json").get("model_type") == "whisper"
 
 
 def to_safetensors(checkpoint: Checkpoint, target: Path) -> Checkpoint:
     """Write a pickled checkpoint into the new folder `target` as safetensors: the same names, types and values.
 
-    Read by torch's `weights_only` unpickler: nothing in it is run. Raises: ConfigError for what holds more than tensors.
+    Read with torch's `weights_only` unpickler, which runs no code of the file. Raises: ConfigError for a pickle that
+    contains more than tensors.
     """
     from safetensors.torch import save_file
 
@@ -51,7 +52,7 @@ def to_safetensors(checkpoint: Checkpoint, target: Path) -> Checkpoint:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor with memory of its own, which safetensors asks for; tied weights of a pickle share theirs."""
+    """Give each tensor memory of its own, as safetensors requires; tied weights of a pickle share theirs."""
     seen: set[int] = set()
     own: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -67,8 +68,9 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
     """Convert a Whisper in Hugging Face form (safetensors) into the new folder `target`, weights in float16.
 
-    float16 is what the ready faster-whisper repositories hold; a job computes in its own `--asr-compute-type` from there.
-    Raises: ConfigError when a tensor is missing, extra or misshapen, or a tokenizer or feature extractor is not there.
+    The ready-made faster-whisper repositories also contain float16; a job converts it to its own
+    `--asr-compute-type`. Raises: ConfigError when a tensor is missing, extra or misshapen, or the tokenizer or
+    feature extractor is missing.
     """
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
@@ -84,14 +86,14 @@ def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
         whisper: nn.Module = model
         return whisper
 
-    # the converter's loader would fill what is missing with random numbers
+    # the converter's loader would fill missing tensors with random numbers
     check(checkpoint, untied, allow_unexpected=_TIED)
     try:
         extractor = WhisperFeatureExtractor.from_pretrained(checkpoint.directory, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ConfigError(f"the tokenizer or feature extractor cannot be loaded: {error}") from error
-    # without its files transformers 5 makes a tokenizer that knows no words, and says nothing
+    # without its files transformers 5 silently creates a tokenizer that knows no words
     if tokenizer.get_vocab().get(_START) != config.decoder_start_token_id:
         raise ConfigError(
             f"its tokenizer does not know {_START} as token {config.decoder_start_token_id}; are its files there?"
@@ -115,10 +117,10 @@ def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
 
 
 def _name_languages(converted: Path, tokenizer: Any) -> None:  # noqa: ANN401 - transformers ships no types
-    """Give the converted config the ids of the language tokens where the model has no generation config that says them.
+    """Add the ids of the language tokens to the converted config when no generation config provides them.
 
-    The converter looks for them in a tokenizer attribute that transformers 5 no longer has (ctranslate2 4.8); without them
-    no language is detected.
+    The converter looks for them in a tokenizer attribute that transformers 5 no longer has (ctranslate2 4.8);
+    without them no language is detected.
     """
     from faster_whisper.tokenizer import _LANGUAGE_CODES
 
@@ -131,5 +133,5 @@ def _name_languages(converted: Path, tokenizer: Any) -> None:  # noqa: ANN401 - 
 
 
 def versions(*packages: str) -> str:
-    """What a conversion is a function of besides the files."""
+    """Return the package versions that determine a conversion's output, besides the files."""
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

@@ -1,8 +1,8 @@
-"""Fetching a checkpoint's files: from the Hugging Face hub, or from any object store, to this node's disk.
+"""Downloads of a checkpoint's files to this node's disk, from the Hugging Face hub or any object store.
 
-Only the files that a model is a function of are fetched, once per node, and one form of the weights only.
-Costs one small request to find out what a branch points at (none for a commit that lies complete in the cache) and the
-download. Weights are looked at in `pipeline.models.checkpoints.weights`, not here.
+Only the files that determine a model's results are fetched, once per node, and only one form of the weights. Costs
+one small request to resolve a branch (none for a commit that is complete in the cache) and the download.
+`pipeline.models.checkpoints.weights` reads the weights.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIDE_FILES = (
     "vocabulary.json",
     "vocabulary.txt",
 )
-"""Besides weights: what decides a score or a transcript. `vocabulary.*` is CTranslate2's."""
+"""Files besides weights that affect a score or a transcript. `vocabulary.*` is CTranslate2's."""
 
 WEIGHTS = (
     "model.safetensors",
@@ -54,7 +54,8 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
     "model.bin",
 )
-"""In order of preference; `model.bin` is CTranslate2's own format or, in some published repositories, a pickle."""
+"""Weight files in order of preference. `model.bin` is CTranslate2's own format or, in some published repositories, a
+pickle."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,9 +64,9 @@ _OFFLINE_ADVICE = "a local directory or an object-store URI of the same files wo
 
 
 def select_files(names: Iterable[str], where: str) -> list[str]:
-    """Of the files at the top of a checkpoint, those to fetch and hash: side files and one form of the weights.
+    """Select the files of a checkpoint folder to fetch and hash: side files and one form of the weights.
 
-    Raises: ConfigError when there is no config or no weights.
+    Raises: ConfigError when the config or the weights are missing.
     """
     present = set(names)
     if "config.json" not in present:
@@ -84,7 +85,7 @@ def select_files(names: Iterable[str], where: str) -> list[str]:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether a directory holds a checkpoint's config and weights, all shards included."""
+    """Return whether a directory contains a checkpoint's config and weights, including all shards."""
     names = [entry.name for entry in directory.iterdir() if entry.is_file()]
     try:
         selected = select_files(names, str(directory))
@@ -98,7 +99,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def content_sha256(directory: Path) -> str:
-    """sha256 over names and contents of what `select_files` takes: equal means equal scores. Raises: ConfigError."""
+    """Hash names and contents of the files of `select_files`: equal means equal scores. Raises: ConfigError."""
     whole = hashlib.sha256()
     names = select_files((entry.name for entry in directory.iterdir() if entry.is_file()), str(directory))
     for name in sorted(names):
@@ -107,7 +108,7 @@ def content_sha256(directory: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of one file, read once a process: about 0.75 s a GB."""
+    """Return the sha256 of one file, read once per process: about 0.75 s a GB."""
     stat = path.stat()
     return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -119,11 +120,11 @@ def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def fetch_from_hub(repo_id: str, revision: str | None, cache_dir: Path | None) -> tuple[Path, str]:
-    """Bring a repository into the hub cache; returns its folder there and the commit it is of.
+    """Download a repository into the hub cache; return its folder there and its commit.
 
-    A revision that is a full commit and lies complete in the cache costs no request, nor does anything under
-    HF_HUB_OFFLINE=1. A branch or tag is asked for, never guessed from the cache while the hub is meant to be online.
-    Raises: ConfigError that says what to do: unknown id or revision, no access, no network, nothing cached.
+    A revision that is a full commit and complete in the cache costs no request, nor does any revision under
+    HF_HUB_OFFLINE=1. A branch or tag is always requested, never taken from the cache, unless the hub is offline.
+    Raises: ConfigError that states what to do: unknown id or revision, no access, no network, nothing cached.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -151,10 +152,10 @@ def fetch_from_hub(repo_id: str, revision: str | None, cache_dir: Path | None) -
 
 
 def _refuse_damaged(folder: Path, names: Iterable[str], wanted: str) -> None:
-    """Hold large files against the sha256 the hub names them by, which its client does not do; a damaged one is removed.
+    """Compare large files with the sha256 that the hub states, which its client does not do; delete a damaged one.
 
-    In the cache a file is a link to a blob called after its ETag: the sha256 for what the hub keeps in LFS or Xet, a git
-    hash for the rest. Raises: ConfigError.
+    In the cache a file is a link to a blob named after its ETag: the sha256 for files in LFS or Xet, a git hash for
+    the rest. Raises: ConfigError.
     """
     for path in (folder / name for name in names):
         stated = path.readlink().name if path.is_symlink() else ""
@@ -169,7 +170,7 @@ def _refuse_damaged(folder: Path, names: Iterable[str], wanted: str) -> None:
 
 
 def model_card(repo_id: str, commit: str) -> Path | None:
-    """README.md of a repository at a commit, in the hub cache; None where there is none, or none is cached offline.
+    """Return a repository's README.md at a commit, in the hub cache; None if it has none, or none is cached offline.
 
     Raises: ConfigError as `fetch_from_hub`.
     """
@@ -189,7 +190,7 @@ def model_card(repo_id: str, commit: str) -> Path | None:
 
 
 def _hub_errors() -> tuple[type[BaseException], ...]:
-    """OSError and the errors of the HTTP client that this version of the library is built on."""
+    """Return OSError and the HTTP errors of the client on which this version of the library is built."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__
@@ -211,7 +212,7 @@ def _cached(repo_id: str, revision: str | None, cache_dir: Path | None) -> Path 
 
 
 def _why(wanted: str, error: BaseException) -> str:
-    """A sentence for a person instead of the hub client's page of text."""
+    """Return one sentence for an error instead of the hub client's page of text."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -228,13 +229,14 @@ def _why(wanted: str, error: BaseException) -> str:
 def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None = None) -> Path:
     """Copy a checkpoint folder from an object store to this node's disk, once.
 
-    The copy's folder is named after the URI and the listing (names, sizes, etags), so a changed object makes a new copy
-    and never mixes with the old one, which stays for whoever has it open. A lock lets one process of a node copy while
-    the others wait; the copy gets its name by a rename when it is whole.
+    The copy's folder is named after the URI and the listing (names, sizes, etags), so a changed object makes a new
+    copy and never mixes with the old one, which remains for processes that use it. A lock lets one process of a node
+    copy while the others wait; the copy is renamed to its final name when it is complete.
 
     Args:
-        expected_sha256: the `content_sha256` it must have; a copy of another is not kept.
-    Raises: ConfigError when the store cannot be read, holds no checkpoint there or another one, or changes under the copy.
+        expected_sha256: the required `content_sha256`; a copy with another is discarded.
+    Raises: ConfigError when the store cannot be read, contains no checkpoint or another one, or changes during the
+        copy.
     """
     shown = without_query(uri)
     listing = _listing(uri, shown)
@@ -247,7 +249,7 @@ def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None =
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             return target
-        for left in cache_dir.glob(f".{key}-*"):  # of a process that was killed: while it lived it held the lock
+        for left in cache_dir.glob(f".{key}-*"):  # of a killed process: a running one would hold the lock
             shutil.rmtree(left, ignore_errors=True)
         copy = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache_dir))
         try:
@@ -265,7 +267,7 @@ def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None =
 
 
 def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None) -> str:
-    """The `content_sha256` of a directory. Raises: ConfigError when another one was expected."""
+    """Return the `content_sha256` of a directory. Raises: ConfigError when it differs from the expected one."""
     found = content_sha256(directory)
     if expected_sha256 not in (None, found):
         raise ConfigError(
@@ -276,7 +278,7 @@ def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None)
 
 
 def _listing(uri: str, shown: str) -> dict[str, list[str | int]]:
-    """Name -> [size, etag or modification time] of the files directly under a URI."""
+    """Map each file directly under a URI to [size, etag or modification time]."""
     filesystem, path = resolve_uri(uri)
     root = path.rstrip("/")
     try:
@@ -315,7 +317,7 @@ def _copy(uri: str, shown: str, listing: dict[str, list[str | int]], target: Pat
 
 
 def _store_errors() -> tuple[type[BaseException], ...]:
-    """What stores raise when they cannot be read: OSError, and botocore's own for credentials and endpoints."""
+    """Return the errors raised for unreadable stores: OSError, and botocore's for credentials and endpoints."""
     try:
         from botocore.exceptions import BotoCoreError
     except ImportError:

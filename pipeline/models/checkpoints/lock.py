@@ -1,11 +1,11 @@
-"""A folder of prepared models and its lock: what `jobs.prepare_models` writes and a job with `--models` reads.
+"""A folder of prepared models and its lock, written by `jobs.prepare_models` and read by a job with `--models`.
 
     OUT/<name>-<sha256>/...     one model each, named by its content, written once
-    OUT/locks/000001.json       which model fills which slot, and every file's sha256; the newest counts
+    OUT/locks/000001.json       the model of each role, and every file's sha256; the newest lock applies
 
-Nothing in the folder is ever overwritten: a lock is put if absent after all its files, under the next number, so a reader
-sees whole models only and a job that started with an older lock goes on with it. The folder names nothing outside itself
-and can be copied elsewhere as it is.
+No file in the folder is ever overwritten: a lock is put if absent after all its files, under the next number, so
+readers see only complete models, and a job that started with an older lock continues with it. The folder refers to
+nothing outside itself and can be copied as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _LOCK_KEY = re.compile(r"locks/(\d{6})\.json")
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]*$")]
-"""One step of a path: a lock can point at nothing outside its folder."""
+"""One step of a path, so that a lock cannot refer to anything outside its folder."""
 
 
 class LockedFile(BaseModel):
@@ -49,11 +49,11 @@ class LockedModel(BaseModel):
 
     Attributes:
         repository: the hub repository it came from; None for one from a directory or an object store.
-        revision: the commit of it.
-        licence: as its model card states it; None where it states none.
-        converted: what was done to the published files; empty where they are stored byte for byte.
-        folder: where its files lie, below the folder of the lock.
-        sha256: `hub.content_sha256` of them, which jobs compare.
+        revision: the repository's commit.
+        licence: the licence its model card states; None if it states none.
+        converted: conversions of the published files; empty when they are stored byte for byte.
+        folder: the folder of its files, below the folder of the lock.
+        sha256: `hub.content_sha256` of the files, which jobs compare.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,16 +68,16 @@ class LockedModel(BaseModel):
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together."""
+        """Total size of all files."""
         return sum(file.bytes for file in self.files.values())
 
 
 class Lock(BaseModel):
-    """What a prepared folder holds.
+    """Contents of a prepared folder.
 
     Attributes:
-        slots: mode -> slot (`fusion/en`) -> the model's spec as it was named when it was prepared.
-        models: spec -> model.
+        slots: mode -> role (`fusion/en`) -> the model id given when it was prepared.
+        models: model id -> model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,7 +88,7 @@ class Lock(BaseModel):
     token: str = ""
 
     def merged(self, newer: Lock) -> Lock:
-        """Both, the newer one's word where they differ; models that fill no slot any more are left out."""
+        """Return the union of both locks; `newer` has precedence. Models without a role are omitted."""
         slots = {
             mode: {**self.slots.get(mode, {}), **newer.slots.get(mode, {})} for mode in {**self.slots, **newer.slots}
         }
@@ -99,24 +99,24 @@ class Lock(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prepared folder as a job sees it: `uri`, the number of the lock read, the lock."""
+    """A prepared folder as a job reads it: `uri`, the number of the lock, the lock."""
 
     uri: str
     number: int
     lock: Lock
 
     def spec(self, mode: str, role: Role) -> str | None:
-        """Return the prepared model of a role, or None."""
+        """Return the prepared model id of a role, or None."""
         return self.lock.slots.get(mode, {}).get(str(role))
 
     def languages(self, mode: str) -> set[str]:
-        """Those that have an emotion model for the mode."""
+        """Return the languages that have an emotion model for the mode."""
         return set(languages(map(Role.parse, self.lock.slots.get(mode, {}))))
 
     def checkpoint(self, spec: str) -> Checkpoint | None:
-        """A prepared model's files on this node, compared with the lock; None for a spec the lock does not hold.
+        """Return a prepared model's files on this node, compared with the lock; None for a model id not in the lock.
 
-        Raises: ConfigError when they are gone or others.
+        Raises: ConfigError when they are missing or differ.
         """
         from pipeline.models.checkpoints import weights
 
@@ -133,9 +133,9 @@ class Prepared:
 
 
 def read_prepared(uri: str) -> Prepared | None:
-    """The newest lock below `uri`; None when there is none.
+    """Read the newest lock below `uri`; return None when there is none.
 
-    Raises: ConfigError when the folder cannot be read or the lock is none of ours.
+    Raises: ConfigError when the folder or the lock cannot be read.
     """
     shown, uri = without_query(uri), uri.rstrip("/")
     store = open_store(uri)
@@ -156,9 +156,9 @@ def read_prepared(uri: str) -> Prepared | None:
 
 
 def write_lock(store: Store, lock: Lock) -> Prepared:
-    """Add `lock` to what the newest lock of the folder holds, unless it says nothing new; of two writers at once, none is lost.
+    """Merge `lock` into the folder's newest lock, unless it changes nothing; concurrent writers lose no entries.
 
-    Call it when every file it names is in the store. Returns: what is there now.
+    Call it when every file it names is in the store. Returns: the folder with its newest lock.
     """
     while True:
         there = read_prepared(store.root) or Prepared(store.root, 0, Lock())
@@ -173,12 +173,12 @@ def write_lock(store: Store, lock: Lock) -> Prepared:
 
 
 def lock_key(number: int) -> str:
-    """Where a lock lies below its folder."""
+    """Return the key of a lock below its folder."""
     return f"locks/{number:06d}.json"
 
 
 def broken_files(store: Store, lock: Lock) -> list[str]:
-    """Read every file of a prepared folder and name those that are gone or not what the lock says."""
+    """Read every file of a prepared folder and list those that are missing or differ from the lock."""
     broken = []
     for model in lock.models.values():
         for name, locked in model.files.items():

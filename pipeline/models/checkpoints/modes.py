@@ -1,6 +1,6 @@
-"""What each mode is made of, said from configs alone: labels, embedding widths, and whether the weights would load.
+"""Requirements of each mode, from configs alone: labels, embedding widths, and checks that the weights would load.
 
-The driver asks here before a job starts; nothing in this file allocates weights.
+The driver runs these checks before a job starts; this module allocates no weights.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _PUBLISHED_LABELS = {
     "en": ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"),
     "es": ("anger", "disgust", "fear", "joy", "neutral", "sadness"),
 }
-"""By class index, of the published checkpoints, should their config say LABEL_0, LABEL_1, ... or nothing."""
+"""Labels by class index of the published checkpoints, for configs with LABEL_0, LABEL_1, ... or no labels."""
 
 _ONE_LABEL = (None, "single_label_classification")
 _SOFTMAX = (None, "softmax")
 
 
 def require(mode: str, sentence_encoder: Checkpoint | None) -> None:
-    """Refuse an unknown mode, or one that lacks its sentence encoder. Raises: ConfigError."""
+    """Reject an unknown mode, or one that lacks its sentence encoder. Raises: ConfigError."""
     if mode not in MODES:
         raise ConfigError(f"mode {mode!r} is none of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
     if mode not in ("audio", "text") and sentence_encoder is None:
@@ -36,10 +36,10 @@ def require(mode: str, sentence_encoder: Checkpoint | None) -> None:
 
 
 def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
-    """A checkpoint's class names by index, from its config alone.
+    """Return a checkpoint's class names by index, from its config alone.
 
     Raises: ConfigError for names outside the shared vocabulary, two that mean one emotion, classes without names in
-    a checkpoint that is not one of the published ids, or a model whose outputs are not one softmax over classes.
+        a checkpoint that is not one of the published ids, or a model whose outputs are not one softmax over classes.
     """
     config = fusion.read_json("config.json")
     named = config.get("id2label")
@@ -49,9 +49,7 @@ def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
         labels = tuple(by_index[index] for index in range(len(by_index)))
     except (AttributeError, ValueError, KeyError) as error:
         raise ConfigError(f"id2label of model {fusion.spec} is not a map of 0, 1, ... to names: {named!r}") from error
-    if all(
-        label == f"LABEL_{index}" for index, label in enumerate(labels)
-    ):  # transformers' placeholder, or none at all
+    if all(label == f"LABEL_{index}" for index, label in enumerate(labels)):  # transformers' placeholders, or no labels
         hub_id = fusion.spec.partition("@")[0]
         language = next((language for (language, _), model in EMOTION_MODELS.items() if model == hub_id), None)
         if language is None or len(labels) not in (0, len(_PUBLISHED_LABELS[language])):
@@ -64,9 +62,9 @@ def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
 
 
 def _require_one_label(fusion: Checkpoint, config: Mapping[str, Any]) -> None:
-    """Refuse a model that scores labels independently, or predicts numbers: a softmax over its outputs means nothing.
+    """Reject a model with independent labels or a regression: a softmax over its outputs has no meaning.
 
-    `problem_type` is what transformers trains by; `function_to_apply` is what its text-classification pipeline applies.
+    transformers uses `problem_type` for training, and `function_to_apply` in its text-classification pipeline.
     """
     problem, function = config.get("problem_type"), config.get("function_to_apply")
     if problem not in _ONE_LABEL or function not in _SOFTMAX:
@@ -82,7 +80,7 @@ def _require_one_label(fusion: Checkpoint, config: Mapping[str, Any]) -> None:
 
 
 def embedding_widths(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = None) -> dict[str, int]:
-    """The embedding columns of a mode with their widths, in `schema.EMBEDDINGS` order."""
+    """Return the embedding columns of a mode with their widths, in `schema.EMBEDDINGS` order."""
     require(mode, sentence_encoder)
     if mode == "text":
         return {"text_embedding": text_width(fusion)}
@@ -94,7 +92,7 @@ def embedding_widths(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint
 
 
 def check(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = None) -> None:
-    """Whether `EmotionRecogniser` would load: configs, labels, tokenizers, every tensor's name and shape.
+    """Check that `EmotionRecogniser` would load: configs, labels, tokenizers, every tensor's name and shape.
 
     Raises: ConfigError as the constructor would.
     """
@@ -110,7 +108,7 @@ def check(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = N
 
 
 def build_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None) -> FusionModel:
-    """The module of a speech mode, on the default device, its weights not loaded."""
+    """Build the module of a speech mode on the default device, without loading weights."""
     width = text_width(sentence_encoder) if mode != "audio" and sentence_encoder is not None else None
     config = fusion_config(fusion)
     config.num_labels = len(labels_of(fusion))
@@ -121,7 +119,7 @@ def build_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | N
 
 
 def fusion_config(fusion: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types
-    """The `Wav2Vec2BertConfig` of a speech checkpoint. Raises: ConfigError when it is none."""
+    """Return the `Wav2Vec2BertConfig` of a speech checkpoint. Raises: ConfigError for another model type."""
     from transformers import Wav2Vec2BertConfig
 
     config = fusion.read_json("config.json")
@@ -136,7 +134,7 @@ def fusion_config(fusion: Checkpoint) -> Any:  # noqa: ANN401 - transformers shi
 
 
 def feature_extractor(fusion: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types
-    """The checkpoint's `SeamlessM4TFeatureExtractor`. Raises: ConfigError when its frames do not fit the model."""
+    """Return the checkpoint's `SeamlessM4TFeatureExtractor`. Raises: ConfigError when it does not fit the model."""
     from transformers import SeamlessM4TFeatureExtractor
 
     expected = fusion_config(fusion).feature_projection_input_dim

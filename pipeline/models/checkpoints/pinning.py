@@ -1,6 +1,6 @@
-"""A run's models resolved, hashed and checked in a process of their own, while the driver starts Ray.
+"""Process that resolves, hashes and checks a run's models while the driver starts Ray.
 
-That takes 4 s of a core, nearly all of them imports, and 350 MB which the driver then never has to hold.
+This takes 4 s of a core, nearly all of them imports, and 350 MB that the driver never has to hold.
 
 usage: python -P -m pipeline.models.checkpoints.pinning < REQUEST, a JSON object {chosen, mode, prepared}
        answers one of {pinned, widths}, {refused} or {failed}
@@ -24,7 +24,7 @@ from pipeline.processes import interrupts_blocked, search_path
 
 
 class Pinning:
-    """`roles.pin`, begun at once; the caller goes on and asks for the result when it needs it. A context manager."""
+    """A running `roles.pin`, started at once and queried when the result is needed. A context manager."""
 
     def __init__(self, chosen: Mapping[Role, str], mode: str, prepared: Prepared | None = None) -> None:
         with interrupts_blocked():
@@ -44,15 +44,15 @@ class Pinning:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave nothing behind, asked or not."""
+        """Kill and reap the process, with or without a result."""
         self._process.kill()
         cast(TextIO, self._process.stdout).close()
         self._process.wait()
 
     def result(self) -> tuple[dict[Role, ModelPin], dict[str, int]]:
-        """Wait for what `roles.pin` returns.
+        """Wait for the result of `roles.pin`.
 
-        Raises: ConfigError and JobError as it does; JobError too when the process ended without an answer.
+        Raises: ConfigError and JobError as it does; JobError also when the process ended without an answer.
         """
         said = cast(TextIO, self._process.stdout).read()
         if status := self._process.wait():
@@ -67,10 +67,10 @@ class Pinning:
 
 @contextmanager
 def refusal_first(pinned: Callable[[], object]) -> Iterator[None]:
-    """When the block fails, raise a model's refusal instead: the block may succeed next time, but not with that model.
+    """When the block fails, raise a model's rejection instead: a retry may fix the block, but not that model.
 
     Args:
-        pinned: waits for the models; raises ConfigError when one of them is refused.
+        pinned: waits for the models; raises ConfigError when one of them is rejected.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Bring models into a prepared folder: resolve, convert, check as a job would, store, lock.
+"""Preparation of a model folder: resolve, convert, check as a job would, store, lock.
 
-A model that the newest lock of the folder holds stays as it is locked, whatever its branch points at by now, and costs one
-listing. A new one costs its download to this machine's hub cache, memory and temporary room for a conversion where one is
-needed, and its upload. What was stored before an interruption is not stored again.
+A model in the folder's newest lock stays as locked, even if its branch has moved since, and costs one listing. A new
+one costs its download to this machine's hub cache, memory and temporary disk space for a conversion if it needs one,
+and its upload. Files stored before an interruption are not stored again.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ Tell = Callable[[str, str, LockedModel], None]
 
 
 def prepare(uri: str, chosen: Mapping[str, Mapping[Role, str]], *, update: bool, tell: Tell) -> tuple[Prepared, bool]:
-    """Make the folder at `uri` hold these models, besides those it holds.
+    """Add these models to the folder at `uri`.
 
     Args:
-        chosen: mode -> role -> spec.
-        update: ask anew what the branches of locked models point at.
-        tell: called for each model with "kept", "stored" or "there already", the spec, and what the lock says of it.
+        chosen: mode -> role -> model id.
+        update: whether to resolve the branches of locked models again.
+        tell: called for each model with "kept", "stored" or "there already", the model id, and its entry in the lock.
     Returns: the folder, and whether its lock is new.
-    Raises: ConfigError, OSError, JobError. No lock is written then, and the same call goes on.
+    Raises: ConfigError, OSError, JobError. No lock is written then, and the same call resumes.
     """
     store, held = open_store(uri), read_prepared(uri)
     if held is None:
-        require_conditional_writes(store, "locks/_probe")  # before gigabytes are fetched for a folder that takes none
+        require_conditional_writes(store, "locks/_probe")  # before gigabytes are fetched for an unsuitable folder
     with temporary_folder("models-") as folder:
         work = _Preparation(store, held, update, tell, folder)
         for mode, used in chosen.items():
@@ -55,7 +55,10 @@ def prepare(uri: str, chosen: Mapping[str, Mapping[Role, str]], *, update: bool,
 
 @dataclass
 class _Preparation:
-    """One run over a folder. `done` is what the lock will hold; `here` the files of what is not stored or still needed."""
+    """One run over a folder.
+
+    `done` is the contents of the new lock; `here` the local files of models that are not stored yet or still needed.
+    """
 
     store: Store
     held: Prepared | None
@@ -78,17 +81,17 @@ class _Preparation:
                 self.here[spec], fresh[spec] = self._make_ready(role, spec)
         before = self.held.lock.slots.get(mode, {}) if self.held else {}
         if fresh or any(before.get(str(role)) != spec for role, spec in used.items()):
-            roles.pin(used, mode, self._find)  # the checks of a job before it starts
+            roles.pin(used, mode, self._find)  # the checks a job makes before it starts
         for spec, model in fresh.items():
             self.tell("stored" if self._store(spec, model) else "there already", spec, model)
             self.done[spec] = model
         for role, spec in used.items():
-            if role.task is Task.EMOTION and spec in self.here:  # gigabytes nothing else is checked against
+            if role.task is Task.EMOTION and spec in self.here:  # gigabytes that no other check needs
                 shutil.rmtree(self._room(spec), ignore_errors=True)
                 del self.here[spec]
 
     def _kept(self, spec: str) -> LockedModel | None:
-        """What the lock says of a model, unless it shall be asked for anew or files of it are gone."""
+        """Return a model's entry in the lock, unless it is to be resolved again or its files are missing."""
         model = self.held.lock.models.get(spec) if self.held and not self.update else None
         if model is None:
             return None
@@ -108,7 +111,7 @@ class _Preparation:
         return self.held.checkpoint(spec) if self.held else None
 
     def _make_ready(self, role: Role, spec: str) -> tuple[Checkpoint, LockedModel]:
-        """Fetch one model and convert what has to be converted."""
+        """Fetch one model and convert it if necessary."""
         locked = self.held.lock.models.get(spec) if self.held and not self.update else None
         pinned = f"{spec.partition('@')[0]}@{locked.revision}" if locked and locked.revision else spec
         try:
@@ -133,7 +136,7 @@ class _Preparation:
         )
 
     def _store(self, spec: str, model: LockedModel) -> bool:
-        """Put what is not there; whether anything was. Raises: JobError when other content lies under a name of ours."""
+        """Store missing files; return whether there were any. Raises: JobError when a stored file has other content."""
         there = {found.key for found in self.store.list(model.folder)}
         put = False
         for name, locked in model.files.items():
@@ -152,7 +155,7 @@ class _Preparation:
 
 
 def _converted(source: Checkpoint, task: Task, work: Path) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint in the form a job loads, and what was done to it."""
+    """Return the checkpoint in the form a job loads, and the conversions made."""
     done: list[str] = []
     whisper = task is Task.ASR and convert.is_transformers_whisper(source)
     if (task is not Task.ASR or whisper) and convert.is_pickled(source):
@@ -174,7 +177,7 @@ def _repository(source: Checkpoint) -> str | None:
 
 
 def _licence(card: Path | None) -> str | None:
-    """As the card's front matter has it: `apache-2.0`, or `other (name, link)`; None where none is stated."""
+    """Return the licence in the card's front matter: `apache-2.0`, or `other (name, link)`; None when it has none."""
     from huggingface_hub.repocard import metadata_load
 
     if card is None or not card.is_file():
@@ -192,7 +195,7 @@ def _licence(card: Path | None) -> str | None:
 
 
 def _stem(name: str) -> str:
-    """A folder name that reads like the model: `UMUTeam--roberta-emotion-en`, or a path's last step."""
+    """Return a readable folder name for a model: `UMUTeam--roberta-emotion-en`, or a path's last step."""
     stem = name.partition("@")[0].rstrip("/")
     stem = stem.rsplit("/", 1)[-1] if stem.startswith((".", "/", "~")) or "://" in stem else stem.replace("/", "--")
     return re.sub(r"[^A-Za-z0-9_.-]", "-", stem).lstrip(".-") or "model"

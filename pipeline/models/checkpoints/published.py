@@ -1,4 +1,4 @@
-"""The published models by language and mode. Facts only: nothing is imported to know them."""
+"""Published models by language and mode, as constants that need no imports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EMOTION_MODELS = {
     ("es", "mean"): "UMUTeam/w2v-bert-beto-mean-emotion-es",
     ("es", "multihead"): "UMUTeam/w2v-bert-beto-multihead-emotion-es",
 }
-"""(language, mode) -> hub id, as the reference toolkit's model.json at 3859029 has them."""
+"""(language, mode) -> hub id, from the reference toolkit's model.json at 3859029."""
 
 SENTENCE_ENCODERS = {"en": "google-bert/bert-base-uncased", "es": "dccuchile/bert-base-spanish-wwm-uncased"}
-"""Frozen BERT whose [CLS] the fusion modes take. The model card says RoBERTa; the reference's code loads these."""
+"""Frozen BERTs whose [CLS] the fusion modes take. The model card says RoBERTa; the reference's code loads these."""
 
 DEFAULT_ASR = "large-v3-turbo"
 
@@ -34,4 +34,4 @@ ASR_MODELS = {
     "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
     "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
 }
-"""faster-whisper 1.2.1's own names (`faster_whisper.utils._MODELS`; a test compares), here without importing it."""
+"""Names of faster-whisper 1.2.1 (`faster_whisper.utils._MODELS`; a test compares), copied to avoid importing it."""

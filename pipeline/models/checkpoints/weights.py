@@ -1,9 +1,9 @@
-"""Which checkpoint, the very bytes of it, and a load that refuses to guess.
+"""Checkpoint resolution and strict loading of weights.
 
 `resolve` turns a hub id, a directory or an object-store URI into files on this node's disk and their SHA-256;
-`load_strict` puts them into a module or says which tensors do not fit. Pickles are read by torch's `weights_only`
-unpickler alone, and no code that comes with a checkpoint is run. Hashing costs about 1.7 s for the 2.3 GB of a
-published model, once per process; safetensors are mapped, not read, so processes of one node share their pages.
+`load_strict` loads them into a module or reports which tensors do not fit. Pickles are read only with torch's
+`weights_only` unpickler, and no code that comes with a checkpoint is run. Hashing costs about 1.7 s for the 2.3 GB
+of a published model, once per process; safetensors are mapped, not read, so processes of one node share their pages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNPICKLING = (
     *(pickle.UnpicklingError, struct.error, EOFError, RuntimeError, OSError, ValueError, TypeError),
     *(LookupError, AttributeError, AssertionError, ArithmeticError, zipfile.BadZipFile),
 )
-"""What torch's unpickler raises on damaged bytes, found by feeding it such."""
+"""Exceptions of torch's unpickler for damaged bytes, found by experiment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class Checkpoint:
     """A model's files on this node.
 
     Attributes:
-        spec: as the caller named it.
-        directory: where the files lie.
-        revision: the hub commit they are of; None for directories and object stores.
+        spec: the model id that the caller gave.
+        directory: the folder of the files.
+        revision: the hub commit of the files; None for directories and object stores.
         sha256: over names and contents of config, tokenizer, feature extractor and weights: equal means equal scores.
-        location: where another node finds the very files, when that is not `spec`.
+        location: where another node finds the same files, when that is not `spec`.
     """
 
     spec: str
@@ -59,7 +59,7 @@ class Checkpoint:
     location: str | None = None
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the JSON files, parsed. Raises: ConfigError when it is missing or is no JSON object."""
+        """Parse one of the JSON files. Raises: ConfigError when it is missing or not a JSON object."""
         try:
             parsed = json.loads((self.directory / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -70,14 +70,15 @@ class Checkpoint:
 
 
 def resolve(spec: str, *, cache_dir: Path | None = None, expected_sha256: str | None = None) -> Checkpoint:
-    """Find a checkpoint and have its files on this node.
+    """Find a checkpoint and bring its files to this node.
 
     Args:
         spec: a directory, a hub id `org/name`, `org/name@revision` (branch, tag or commit), one of faster-whisper's
-            names, or an object-store URI of a folder such as `s3://bucket/models/x`. What exists as a directory is one.
-        cache_dir: where downloads go; None means the hub library's cache, and `~/.cache/speech-emotion-pipeline`.
-        expected_sha256: what `Checkpoint.sha256` was elsewhere, on the driver say; anything else is refused.
-    Raises: ConfigError that names the spec and says what to do.
+            names, or an object-store URI of a folder such as `s3://bucket/models/x`. An existing directory has
+            precedence.
+        cache_dir: folder of downloads; None means the hub library's cache, and `~/.cache/speech-emotion-pipeline`.
+        expected_sha256: `Checkpoint.sha256` on another node, for example the driver; any other value is rejected.
+    Raises: ConfigError that names the model id and states what to do.
     """
     directory, revision = _locate(spec, cache_dir, expected_sha256)
     return Checkpoint(spec, directory, revision, refuse_other_files(spec, directory, expected_sha256))
@@ -113,10 +114,10 @@ def _locate(spec: str, cache_dir: Path | None, expected_sha256: str | None) -> t
 
 
 def load_state_dict(checkpoint: Checkpoint, *, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
-    """All tensors of a checkpoint on CPU; floating-point ones in `dtype`, whatever they were stored in; None leaves them so.
+    """Load all tensors of a checkpoint on CPU, floating-point ones converted to `dtype`; None keeps their types.
 
-    Safetensors of that dtype are mapped private to the process: pages are shared until written, which nothing does.
-    Raises: ConfigError for a damaged file, or a pickle that holds anything but tensors: nothing of it is executed.
+    Safetensors of that dtype are mapped private to the process: pages are shared until written, and nothing writes
+    them. Raises: ConfigError for a damaged file, or a pickle with anything but tensors, none of which is executed.
     """
     state: dict[str, Tensor] = {}
     for path in _weight_files(checkpoint):
@@ -133,7 +134,7 @@ def _weight_files(checkpoint: Checkpoint) -> list[Path]:
     if not weights[0].endswith(".index.json"):
         return [checkpoint.directory / weights[0]]
     shards = set(checkpoint.read_json(weights[0]).get("weight_map", {}).values())
-    absent = sorted(shards - set(names))  # names from the index are compared, never opened as they come
+    absent = sorted(shards - set(names))  # names from the index are compared, and never opened unchecked
     if absent or not shards:
         raise ConfigError(
             f"{weights[0]} of model {checkpoint.spec} names shards that are not there: {absent or 'none'}"
@@ -165,7 +166,7 @@ def _read(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves parameters as they are made: on the meta device, initialising them would import half of torch's compiler."""
+    """Mode that skips parameter initialisation, which on the meta device would import half of torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's protocol
         if getattr(func, "__module__", "") == "torch.nn.init":
@@ -175,7 +176,7 @@ class _Uninitialised(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Modules made herein have parameters of the right shapes without memory or values, for `load_strict` to give them."""
+    """Create modules whose parameters have shapes but no memory or values, for `load_strict` to fill."""
     with torch.device("meta"), _Uninitialised():
         yield
 
@@ -188,12 +189,13 @@ def load_strict(
     allow_unexpected: Sequence[str] = (),
     base_prefix: str | None = None,
 ) -> None:
-    """Give a module exactly the tensors of a checkpoint; they become its parameters, without a copy.
+    """Assign exactly the tensors of a checkpoint to a module's parameters, without a copy.
 
     Args:
-        source: what messages call the checkpoint.
-        allow_unexpected: patterns (`pooler.*`) of tensors it may hold besides.
-        base_prefix: as in `bert.`; stripped from names when the module is the base model of a checkpoint with heads.
+        source: name of the checkpoint in messages.
+        allow_unexpected: patterns (`pooler.*`) of tensors that the checkpoint may also contain.
+        base_prefix: prefix such as `bert.`, stripped from names when the module is the base model of a checkpoint
+            with heads.
     Raises: ConfigError that names every tensor that is missing, extra or of another shape (both shapes).
     """
     expected = module.state_dict()
@@ -210,16 +212,16 @@ def check(
     allow_unexpected: Sequence[str] = (),
     base_prefix: str | None = None,
 ) -> None:
-    """Whether `load_strict` would succeed, without memory for the weights.
+    """Check that `load_strict` would succeed, without memory for the weights.
 
-    Reads headers of safetensors and maps pickles, so seconds at most at the published size.
+    Reads headers of safetensors and maps pickles, so it takes seconds at most at the published size.
     Raises: ConfigError as `load_strict` and `load_state_dict` do.
     """
     with shapes_only():
         expected = build().state_dict()
     found: dict[str, Tensor] = {}
     for path in _weight_files(checkpoint):
-        found.update(_read(path, checkpoint))  # mapped: nothing but headers is touched
+        found.update(_read(path, checkpoint))  # mapped: only headers are read
     renamed = _rename(found, expected, base_prefix, checkpoint.spec)
     _refuse_differences(_shapes(expected), _shapes(renamed), allow_unexpected, checkpoint.spec)
 
@@ -231,7 +233,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _rename(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], base_prefix: str | None, source: str
 ) -> dict[str, Tensor]:
-    """Names as today's transformers has them, with the two old spellings its own loader also knows.
+    """Rename tensors to today's transformers names, from the two old spellings that its own loader also accepts.
 
     `LayerNorm.gamma` and `.beta` come from the TensorFlow BERTs (`conversion_mapping.py`, transformers 5.23).
     """

@@ -1,1 +1,1 @@
-"""Network architectures and the features they take, in torch."""
+"""Network architectures and their input features, in torch."""

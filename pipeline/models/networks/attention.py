@@ -2,10 +2,10 @@
 
 Transformers 5.23 looks an embedding up for every pair of frames: 16.4 GB per layer for a 160 s clip (L = 8,000). But
 distances are clamped to [-left, right] (64 and 8 as published), so a query meets only 73 different embeddings. Here
-each query is multiplied with those 73 once, and the bias of a block of queries is spread from that small table: a
-band around the diagonal, one value to the left of it and one to the right.
-The same products are taken and summed alike: at head size 64 the very bits of the stock layer in fp32 on CPU (L = 60 to
-4,000), and within 2e-6 at sizes so small that einsum takes another kernel.
+each query is multiplied with those 73 once, and the bias of a block of queries is filled from that small table: a
+band around the diagonal, one value to the left of it and one to the right. The same products are taken and summed in
+the same order: bit for bit equal to the stock layer in fp32 on CPU at head size 64 (L = 60 to 4,000), and within
+2e-6 at sizes so small that einsum takes another kernel.
 
 Per layer at the published size: 131 MB of bias at 160 s where stock takes 16.4 GB; on one CPU thread the whole layer
 runs at 1.0x the stock speed at 1 s, 1.2x at 10 s, 1.8x at 30 s, 6.5x at 80 s.
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 QUERY_BLOCK = 256
-"""Queries per block: 64 and 128 were no faster on CPU; memory grows with it."""
+"""Queries per block. 64 and 128 were no faster on CPU; memory grows with it."""
 
 
 class RelativeKeyAttention(nn.Module):
-    """One layer's attention, under the published parameter names.
+    """Attention of one layer, under the published parameter names.
 
     Args:
-        width: of the hidden states.
-        num_heads: divides `width`.
-        left, right: frames beyond which a distance counts as that many.
+        width: width of the hidden states.
+        num_heads: number of heads, a divisor of `width`.
+        left, right: largest distances in frames; greater ones are clamped to these.
     """
 
     def __init__(self, width: int, num_heads: int, *, left: int, right: int) -> None:
@@ -45,7 +45,7 @@ class RelativeKeyAttention(nn.Module):
         """Attend over [B, L, D].
 
         Args:
-            padding: bool [B, L], True on frames nobody may look at; None when there are none.
+            padding: bool [B, L], True on frames to ignore; None without padding.
         """
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
         query = self.linear_q(hidden_states).view(heads).transpose(1, 2)
@@ -53,7 +53,7 @@ class RelativeKeyAttention(nn.Module):
         value = self.linear_v(hidden_states).view(heads).transpose(1, 2)
         table = (query @ self.distance_embedding.weight.T) * self.scaling  # [B, H, L, left + right + 1]
         length = query.shape[2]
-        buffer = table.new_empty((*table.shape[:2], min(QUERY_BLOCK, length), length))  # one: fresh pages cost more
+        buffer = table.new_empty((*table.shape[:2], min(QUERY_BLOCK, length), length))  # reused: fresh pages cost more
         blocks = []
         for start in range(0, length, QUERY_BLOCK):
             stop = min(start + QUERY_BLOCK, length)
@@ -70,7 +70,7 @@ class RelativeKeyAttention(nn.Module):
         return attended
 
     def _spread(self, table: Tensor, start: int, stop: int, bias: Tensor) -> None:
-        """Write the bias [B, H, stop - start, L] of a block of queries, out of the products [B, H, L, columns]."""
+        """Write the bias [B, H, stop - start, L] of a block of queries, from the products [B, H, L, columns]."""
         length, products = table.shape[2], table[:, :, start:stop]
         first, last = (
             max(start - self.left, 0),

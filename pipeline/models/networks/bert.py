@@ -1,7 +1,7 @@
-"""BERT and RoBERTa, encoder and classifier, for inference: one stack under the names either kind of checkpoint uses.
+"""BERT and RoBERTa for inference: one encoder and a classifier for each, under the checkpoints' parameter names.
 
-Written out for the reason given in `conformer.py`: transformers' modelling modules cost more to import than these models to
-run. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/models/test_bert.py).
+Implemented here for the reason given in `conformer.py`: transformers' modelling modules cost more to import than
+these models to run. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/models/test_bert.py).
 
 Source: Devlin et al. 2018; Liu et al. 2019; transformers 5.23, `models/bert` and `models/roberta`, read as facts.
 """
@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values of all heads."""
+    """Multi-head self attention."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(width, width)
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend over [B, L, D]; mask: bool [B, 1, 1, L], True where somebody may look."""
+        """Attend over [B, L, D]; mask: bool [B, 1, 1, L], False on padding."""
         heads = (*hidden_states.shape[:-1], self.num_heads, -1)
         query, key, value = (
             project(hidden_states).view(heads).transpose(1, 2) for project in (self.query, self.key, self.value)
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
 
 
 class Added(nn.Module):
-    """A linear map, added to what was there before, and normalised."""
+    """A linear map with a residual connection and layer normalisation."""
 
     def __init__(self, inner: int, width: int, eps: float) -> None:
         super().__init__()
@@ -46,13 +46,13 @@ class Added(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, inner: Tensor, hidden_states: Tensor) -> Tensor:
-        """[B, L, D]."""
+        """Map `inner`, add `hidden_states` and normalise: [B, L, D]."""
         out: Tensor = self.LayerNorm(self.dense(inner) + hidden_states)
         return out
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward, each normalised after it was added."""
+    """Attention and a feed-forward, each followed by a residual sum and normalisation."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - transformers ships no types
         super().__init__()
@@ -64,14 +64,14 @@ class Layer(nn.Module):
         self.output = Added(inner, width, eps)
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, L, D] to the same."""
+        """Transform [B, L, D] to the same shape."""
         attended = self.attention["output"](self.attention["self"](hidden_states, mask), hidden_states)
         out: Tensor = self.output(functional.gelu(self.intermediate["dense"](attended)), attended)
         return out
 
 
 class Stack(nn.Module):
-    """The layers, under the name the checkpoints give them."""
+    """The layers, under the checkpoints' parameter names."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - as above
         super().__init__()
@@ -86,12 +86,12 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(width, width)
 
     def forward(self, first: Tensor) -> Tensor:
-        """[B, D] to the same."""
+        """Transform [B, D] to the same shape."""
         return torch.tanh(self.dense(first))
 
 
 class Embeddings(nn.Module):
-    """Of words and of their positions; the one token type of a single text is added to both."""
+    """Embeddings of words and positions, plus the one token type of a single text."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - as above
         super().__init__()
@@ -102,7 +102,7 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """[B, L, D] of [B, L] and [B or 1, L]."""
+        """Return [B, L, D] for word ids [B, L] and positions [B or 1, L]."""
         summed = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
         out: Tensor = self.LayerNorm(summed + self.position_embeddings(positions))
         return out
@@ -113,8 +113,8 @@ class Bert(nn.Module):
 
     Args:
         config: a `BertConfig` or `RobertaConfig`; read, not kept.
-        pooled: with the pooler, which only BERT's own classifier reads.
-    Raises: ConfigError for what no published emotion model has: another activation, other positions, a decoder.
+        pooled: whether to add the pooler, which only BERT's own classifier uses.
+    Raises: ConfigError for features of no published emotion model: another activation, other positions, a decoder.
     """
 
     def __init__(self, config: Any, *, pooled: bool = False) -> None:  # noqa: ANN401 - as above
@@ -127,11 +127,11 @@ class Bert(nn.Module):
             self.pooler = Pooler(config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden states [B, L, D].
+        """Return the last hidden states [B, L, D].
 
         Args:
             input_ids: int64 [B, L].
-            attention_mask: int64 [B, L], 0 on padding, which stands on the right.
+            attention_mask: int64 [B, L], 0 on padding, which is on the right.
         """
         mask = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None]
         hidden_states: Tensor = self.embeddings(input_ids, self._positions(input_ids))
@@ -142,7 +142,7 @@ class Bert(nn.Module):
     def _positions(self, input_ids: Tensor) -> Tensor:
         if self.padding_id is None:
             return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        words = (input_ids != self.padding_id).long()  # RoBERTa counts what is no padding, from pad_token_id + 1
+        words = (input_ids != self.padding_id).long()  # RoBERTa counts tokens other than padding, from pad_token_id + 1
         positions: Tensor = words.cumsum(dim=1) * words + self.padding_id
         return positions
 
@@ -156,13 +156,13 @@ class BertClassifier(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The first token's last hidden state [B, D], and logits [B, num_labels]."""
+        """Return the first token's last hidden state [B, D], and logits [B, num_labels]."""
         first = self.bert(input_ids, attention_mask)[:, 0]
         return first, self.classifier(self.bert.pooler(first))
 
 
 class RobertaClassifier(nn.Module):
-    """`RobertaForSequenceClassification`: the same, under other names."""
+    """`RobertaForSequenceClassification`: as `BertClassifier`, under other parameter names."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - as above
         super().__init__()
@@ -173,7 +173,7 @@ class RobertaClassifier(nn.Module):
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As `BertClassifier`."""
+        """Return the same as `BertClassifier.forward`."""
         first = self.roberta(input_ids, attention_mask)[:, 0]
         return first, self.classifier["out_proj"](torch.tanh(self.classifier["dense"](first)))
 

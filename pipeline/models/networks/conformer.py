@@ -1,8 +1,8 @@
-"""Wav2Vec2-BERT's encoder: a stack of conformer layers, causal in its convolutions, as the published checkpoints hold it.
+"""Encoder of Wav2Vec2-BERT: conformer layers with causal convolutions, under the published parameter names.
 
-Written out rather than taken from transformers, whose modelling modules bring torch.distributed, dynamo and more: 3.3 s of a
-core in every process that imports them, against a few milliseconds; and because its attention is replaced anyway. Parameter
-names are the published ones. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/models/test_conformer.py).
+Implemented here instead of imported from transformers, because its modelling modules import torch.distributed,
+dynamo and more: 3.3 s of a core in every process, against a few milliseconds; and because its attention is replaced
+anyway. Equal to transformers 5.23 in fp32 on CPU within 2e-6 (tests/models/test_conformer.py).
 
 Source: Gulati et al. 2020, "Conformer", and transformers 5.23, `models/wav2vec2_bert`, read as facts.
 """
@@ -29,13 +29,13 @@ class FeedForward(nn.Module):
         self.output_dense = nn.Linear(inner, width)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, L, D] to the same."""
+        """Transform [B, L, D] to the same shape."""
         out: Tensor = self.output_dense(functional.silu(self.intermediate_dense(hidden_states)))
         return out
 
 
 class Convolution(nn.Module):
-    """Gated pointwise, causal depthwise, pointwise: what a frame takes from those before it."""
+    """Gated pointwise, causal depthwise and pointwise convolutions, which mix a frame with those before it."""
 
     def __init__(self, width: int, kernel: int, eps: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Convolution(nn.Module):
         self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=False)
 
     def forward(self, hidden_states: Tensor, padding: Tensor | None) -> Tensor:
-        """[B, L, D] to the same; padded frames count as zeros."""
+        """Transform [B, L, D] to the same shape; padded frames count as zeros."""
         hidden_states = _zeroed(self.layer_norm(hidden_states), padding)
         gated = functional.glu(_pointwise(self.pointwise_conv1, hidden_states), dim=-1).transpose(1, 2)
         (kernel,) = self.depthwise_conv.kernel_size
@@ -55,7 +55,7 @@ class Convolution(nn.Module):
 
 
 class Layer(nn.Module):
-    """Half a feed-forward, attention, convolution, half a feed-forward, each added to what came in."""
+    """Half a feed-forward, attention, convolution and half a feed-forward, each with a residual connection."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - transformers ships no types
         super().__init__()
@@ -75,7 +75,7 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, hidden_states: Tensor, padding: Tensor | None) -> Tensor:
-        """[B, L, D] to the same."""
+        """Transform [B, L, D] to the same shape."""
         hidden_states = hidden_states + 0.5 * self.ffn1(self.ffn1_layer_norm(hidden_states))
         hidden_states = hidden_states + self.self_attn(self.self_attn_layer_norm(hidden_states), padding)
         hidden_states = hidden_states + self.conv_module(hidden_states, padding)
@@ -85,7 +85,7 @@ class Layer(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """From filter banks to the encoder's width."""
+    """Projection of filter banks to the encoder's width."""
 
     def __init__(self, num_features: int, width: int, eps: float) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class FeatureProjection(nn.Module):
         self.projection = nn.Linear(num_features, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, L, num_features] to [B, L, D]."""
+        """Transform [B, L, num_features] to [B, L, D]."""
         out: Tensor = self.projection(self.layer_norm(features))
         return out
 
 
 class Stack(nn.Module):
-    """The layers, under the name the checkpoints give them."""
+    """The layers, under the checkpoints' parameter names."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - as above
         super().__init__()
@@ -111,7 +111,7 @@ class Conformer(nn.Module):
 
     Args:
         config: a `Wav2Vec2BertConfig`; not changed.
-    Raises: ConfigError for what no published emotion model has: adapters, other positions or another activation.
+    Raises: ConfigError for features of no published emotion model: adapters, other positions or another activation.
     """
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401 - as above
@@ -125,15 +125,16 @@ class Conformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Type of the weights."""
         return self.feature_projection.projection.weight.dtype
 
     @property
     def bytes_per_frame(self) -> int:
-        """The most that a padded frame takes in a pass, weights aside: in the attention, or in a wide feed-forward.
+        """Peak memory of a padded frame in a pass, without the weights: in the attention, or in a wide feed-forward.
 
-        Counted without a fused attention kernel, which computes in fp32 whatever it is given and holds a block's scores
-        three times: 86 kB at the published size. With one it is 54 in fp32 and 36 in bf16 (tests/models/test_memory.py counts).
+        Counted without a fused attention kernel: such a pass computes in fp32 for every input type and holds a
+        block's scores three times, 86 kB at the published size. With a fused kernel it is 54 kB in fp32 and 36 kB in
+        bf16 (tests/models/test_memory.py counts).
         """
         config, size = self._config, torch.float32.itemsize
         width, heads = config.hidden_size, config.num_attention_heads
@@ -142,11 +143,11 @@ class Conformer(nn.Module):
         return int(max(attended * size, (3 * width + 2 * config.intermediate_size) * self.dtype.itemsize))
 
     def states(self, input_features: Tensor, padding: Tensor | None) -> Iterator[Tensor]:
-        """What goes into the first layer and what comes out of each, [B, L, D].
+        """Yield the input of the first layer and the output of each layer, [B, L, D].
 
         Args:
             input_features: [B, L, 160].
-            padding: bool [B, L], True behind a clip's end; None when all are equally long.
+            padding: bool [B, L], True after a clip's end; None when all are equally long.
         """
         hidden_states = _zeroed(self.feature_projection(input_features.to(self.dtype)), padding)
         yield hidden_states
@@ -155,14 +156,14 @@ class Conformer(nn.Module):
             yield hidden_states
 
     def forward(self, input_features: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The last of `states`."""
-        for last in self.states(input_features, padding):  # noqa: B007 - one state at a time is held, not all of them
+        """Return the last of `states`."""
+        for last in self.states(input_features, padding):  # noqa: B007 - keeps one state at a time, not all of them
             pass
         return last
 
 
 def _pointwise(convolution: nn.Conv1d, hidden_states: Tensor) -> Tensor:
-    """A convolution of width one is a linear map, which needs no transposing."""
+    """Apply a convolution of width one as a linear map, which needs no transposing."""
     return functional.linear(hidden_states, convolution.weight.squeeze(-1))
 
 

@@ -1,8 +1,9 @@
-"""Kaldi filter banks in torch: what `SeamlessM4TFeatureExtractor` computes, whole clips at a time and on any device.
+"""Kaldi filter banks in torch, equal to `SeamlessM4TFeatureExtractor`, for whole clips and on any device.
 
-In double precision, as the reference is up to the logarithm; it sums means in single precision, which shows in bands that
-hardly vary: 2e-4 for noise, 0.013 for a pure tone. Of speech the features are equal within 1e-5 (tests/models/test_fbank.py), at
-about a fifth of the time on one CPU thread (2.5 ms for a clip of 2.9 s, not 12).
+Computed in double precision, as the reference is up to the logarithm. The reference sums means in single precision,
+which is visible in bands that hardly vary: 2e-4 for noise, 0.013 for a pure tone. For speech the features are equal
+within 1e-5 (tests/models/test_fbank.py), at about a fifth of the time on one CPU thread (2.5 ms for a clip of 2.9 s,
+not 12).
 
 Source: transformers 5.23, `models/seamless_m4t/feature_extraction_seamless_m4t.py` and `audio_utils.spectrogram`.
 """
@@ -18,28 +19,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 WINDOW, HOP = 400, 160
-"""Samples: Kaldi's 25 ms window and 10 ms step, without padding at the edges."""
+"""Kaldi's 25 ms window and 10 ms step in samples, without padding at the edges."""
 _FFT = 512
 _SCALE = 2.0**15
 _PREEMPHASIS = 0.97
 _MEL_FLOOR = 1.192092955078125e-07
 _VARIANCE_FLOOR = 1e-7
 _FRAMES_AT_ONCE = 4_096
-"""Bounds memory: 25 MB of spectra, whatever the length of the clip."""
+"""Frames computed at once. Limits memory to 25 MB of spectra for a clip of any length."""
 
 
 def num_frames(num_samples: int) -> int:
-    """Mel frames of 10 ms of a clip."""
+    """Return the number of 10 ms mel frames of a clip."""
     return 1 + (num_samples - WINDOW) // HOP
 
 
 class FilterBanks:
-    """A checkpoint's feature extraction.
+    """Feature extraction of a checkpoint.
 
     Args:
-        extractor: its `SeamlessM4TFeatureExtractor`, whose filters, window, stride and padding are taken.
-        max_frames: mel frames of a clip that are kept, a multiple of the stride, after it was normalised over the whole of
-            it as the reference does: what is not heard still shifts what is.
+        extractor: its `SeamlessM4TFeatureExtractor`, which provides filters, window, stride and padding.
+        max_frames: mel frames kept of a clip, a multiple of the stride. The clip is normalised over its whole length
+            first, as in the reference, so the frames that are dropped still shift those that are kept.
     """
 
     def __init__(self, extractor: Any, *, max_frames: int, device: torch.device | str = "cpu") -> None:  # noqa: ANN401 - transformers ships no types
@@ -51,12 +52,12 @@ class FilterBanks:
         self._device = torch.device(device)
 
     def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
-        """Features of a batch, padded to its longest.
+        """Compute the features of a batch, padded to its longest clip.
 
         Args:
             waveforms: float32 [num_samples] at 16 kHz, each of at least two frames.
-        Returns: float32 [B, T, num_mels * stride], and int64 [B, T] that is 1 on whole frames of the clip and 0 on the
-            rest: a clip with an odd number of mel frames ends in half a frame of padding, masked out.
+        Returns: float32 [B, T, num_mels * stride], and int64 [B, T] that is 1 on whole frames of the clip and 0 on
+            the rest: a clip with an odd number of mel frames ends in half a frame of padding, masked out.
         """
         banks = [self._normalised(waveform) for waveform in waveforms]
         steps = max(-(-len(bank) // self._stride) for bank in banks)
@@ -70,10 +71,12 @@ class FilterBanks:
         return features.reshape(len(banks), steps, mels * self._stride), mask
 
     def _normalised(self, waveform: NDArray[np.float32]) -> Tensor:
-        """Log filter banks of the first `max_frames`, of zero mean and unit variance over the whole clip in each mel bin.
+        """Compute log filter banks of the first `max_frames`, normalised per mel bin over the whole clip.
 
-        Mean and variance are merged from one piece to the next, so of the rest of a long clip nothing is kept.
-        Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+        Each mel bin has zero mean and unit variance. Both are merged from piece to piece, so the rest of a long clip
+        is not kept.
+        Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
+        variances".
         """
         kept: list[Tensor] = []
         total = num_frames(len(waveform))

@@ -1,8 +1,8 @@
-"""The emotion classifiers that hear: audio alone, or audio fused with a text embedding by mean, concat or multihead.
+"""Emotion classifiers for audio alone, or audio fused with a text embedding by mean, concat or multihead.
 
-One class for the published checkpoints of all four modes, under their state-dict names, so that weights load strictly.
-Costs 2.3 GB of fp32 weights at the published size (about 580 M parameters, 24 layers, 1,024 wide) and 1.96 TFLOP
-for 30 s of audio. Knows nothing of files, batching or Ray.
+One class for the published checkpoints of all four modes, under their state-dict names, so that weights load
+strictly. Costs 2.3 GB of fp32 weights at the published size (about 580 M parameters, 24 layers, 1,024 wide) and 1.96
+TFLOP for 30 s of audio. Independent of files, batching and Ray.
 
 Source of names and arithmetic: NLP-UMUTeam/umuteam-speech-emotion at 3859029, read as facts.
 """
@@ -22,20 +22,20 @@ AUDIO_MODES = ("audio", "mean", "concat", "multihead")
 MODES = (*AUDIO_MODES, "text")
 
 _CROSS_ATTENTION_HEADS = 8
-"""Fixed in the published model's code; no config states it."""
+"""Number of heads, fixed in the published model's code and absent from its config."""
 
 UNEXPECTED_ALLOWED = ("wav2vec2_bert.masked_spec_embed",)
-"""SpecAugment's vector, read only in training."""
+"""Tensors that a checkpoint may also contain: SpecAugment's vector is used only in training."""
 
 
 @dataclass(frozen=True, slots=True)
 class FusionOutput:
-    """What one forward pass gives, in fp32 whatever the encoder's precision.
+    """Results of one forward pass, in fp32 for every precision of the encoder.
 
     Attributes:
         logits: [B, num_labels].
         audio_embedding: [B, projector width], the mean over un-padded frames.
-        fused_embedding: [B, head width], what enters the classifier; in audio mode the audio embedding itself.
+        fused_embedding: [B, head width], the classifier's input; in audio mode the audio embedding itself.
     """
 
     logits: Tensor
@@ -44,7 +44,7 @@ class FusionOutput:
 
 
 class EmotionHead(nn.Module):
-    """dense -> tanh -> out_proj. `layernorm` is in the published checkpoints and applied nowhere."""
+    """dense -> tanh -> out_proj. `layernorm` is in the published checkpoints but is never applied."""
 
     def __init__(self, width: int, num_labels: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class EmotionHead(nn.Module):
         self.layernorm = nn.LayerNorm(width)
 
     def forward(self, fused: Tensor) -> Tensor:
-        """Logits [B, num_labels] of fused embeddings [B, width]."""
+        """Return logits [B, num_labels] of fused embeddings [B, width]."""
         logits: Tensor = self.out_proj(torch.tanh(self.dense(fused)))
         return logits
 
@@ -62,9 +62,9 @@ class CrossAttentionHead(nn.Module):
     """One bidirectional cross attention between two vectors, which is affine.
 
     Each direction has one query and one key, so softmax over the one key is 1 and attention returns the value; the
-    residual adds it again: twice the value. `norm`, the queries and the keys thus cancel out. They stay loaded, because
-    the checkpoint has them and a strict load should say so if it did not, and are never read. The published
-    code, handed a batch of 2-D tensors, would attend across its items; this form gives each item its own result.
+    residual adds it again: twice the value. `norm`, the queries and the keys thus cancel out. They are loaded but
+    not used, so that a strict load reports a checkpoint without them. For a batch of 2-D tensors the published code
+    would attend across its items; this form gives each item its own result.
     """
 
     def __init__(self, width: int) -> None:
@@ -79,13 +79,13 @@ class CrossAttentionHead(nn.Module):
         self.linear_out = nn.Linear(2 * width, width)
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
-        """[B, width] of two [B, width]."""
+        """Combine two [B, width] into one [B, width]."""
         mixed: Tensor = self.linear_out(torch.cat((2 * self.Wv(audio), 2 * self.Wv_reverse(text)), dim=-1))
         return mixed
 
 
 class MultiHeadFusion(nn.Module):
-    """Eight cross attentions side by side, projected back to one vector."""
+    """Eight cross attentions in parallel, projected back to one vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class MultiHeadFusion(nn.Module):
         self.proj = nn.Linear(_CROSS_ATTENTION_HEADS * width, width)
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
-        """[B, width] of two [B, width]."""
+        """Combine two [B, width] into one [B, width]."""
         fused: Tensor = self.proj(torch.cat([head(audio, text) for head in self.heads], dim=-1))
         return fused
 
     @torch.no_grad()
     def folded(self) -> AffineFusion:
-        """The same map as one matrix: heads and projection are affine, and so is what they make together.
+        """Return the same map as one matrix: heads and projection are affine, and so is their composition.
 
         42.5 million parameters become 1.2 million at the published width; computed in fp64, equal to 2e-6.
         """
@@ -117,7 +117,7 @@ class MultiHeadFusion(nn.Module):
 
 
 class AffineFusion(nn.Module):
-    """What `MultiHeadFusion` comes to: one affine map of the two vectors side by side."""
+    """`MultiHeadFusion` as one affine map of the two concatenated vectors."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class AffineFusion(nn.Module):
         self.map.bias.copy_(bias)
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
-        """[B, width] of two [B, width]."""
+        """Combine two [B, width] into one [B, width]."""
         fused: Tensor = self.map(torch.cat((audio, text), dim=-1))
         return fused
 
@@ -138,7 +138,7 @@ class FusionModel(nn.Module):
     Args:
         config: a `Wav2Vec2BertConfig`; read, not kept.
         mode: one of `AUDIO_MODES`.
-        text_width: of the sentence encoder's embedding; None in audio mode.
+        text_width: width of the sentence encoder's embedding; None in audio mode.
     Raises: ConfigError for an unknown mode or widths that cannot be fused.
     """
 
@@ -153,37 +153,37 @@ class FusionModel(nn.Module):
         self.projector = nn.Linear(config.hidden_size, audio_width)
         self.classifier = EmotionHead(head_width, config.num_labels)
         if self.weighted:
-            layers = config.num_hidden_layers + 1  # and the projected features before the first layer
+            layers = config.num_hidden_layers + 1  # plus the projected features before the first layer
             self.layer_weights = nn.Parameter(torch.full((layers,), 1 / layers))
         if mode == "multihead":
             self.mult_attn_model: MultiHeadFusion | AffineFusion = MultiHeadFusion(audio_width)
 
     def fold(self) -> None:
-        """Once the weights are loaded: put what can be computed before any clip comes into them."""
+        """Precompute the fusion as one matrix. Call it after the weights are loaded."""
         if self.mode == "multihead" and isinstance(self.mult_attn_model, MultiHeadFusion):
             self.mult_attn_model = self.mult_attn_model.folded()
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Put the encoder, which is all of the cost, into `dtype`; pooling, fusion and head stay in fp32."""
+        """Convert the encoder, which is all of the cost, to `dtype`; pooling, fusion and head stay in fp32."""
         self.wav2vec2_bert.to(dtype)
 
     @property
     def bytes_per_frame(self) -> int:
-        """The most that a padded frame takes in a pass, weights aside."""
+        """Peak memory of a padded frame in a pass, without the weights."""
         mels = self.wav2vec2_bert.feature_projection.projection.in_features
-        features = 2 * mels * torch.float32.itemsize  # as they come and normalised
+        features = 2 * mels * torch.float32.itemsize  # raw and normalised
         summed = 3 * self.projector.in_features * torch.float32.itemsize if self.weighted else 0
         return self.wav2vec2_bert.bytes_per_frame + features + summed
 
     def forward(
         self, input_features: Tensor, attention_mask: Tensor, text_embedding: Tensor | None = None
     ) -> FusionOutput:
-        """Classify a batch; each item's result is what it would be alone, to float error.
+        """Classify a batch; each item's result equals its result alone, to float error.
 
         Args:
             input_features: [B, T, 160].
-            attention_mask: [B, T], 1 on frames of the clip and 0 on padding, which stands on the right.
-            text_embedding: [B, text_width]; None in audio mode, where text is not heard.
+            attention_mask: [B, T], 1 on frames of the clip and 0 on padding, which is on the right.
+            text_embedding: [B, text_width]; None in audio mode, which uses no text.
         """
         heard = attention_mask.bool()
         padding = None if bool(heard.all()) else ~heard
@@ -195,7 +195,7 @@ class FusionModel(nn.Module):
         return FusionOutput(logits=self.classifier(fused), audio_embedding=audio, fused_embedding=fused)
 
     def _encode(self, input_features: Tensor, padding: Tensor | None) -> Tensor:
-        """Encoder states [B, T, hidden] in fp32, of all layers where the checkpoint weighs them."""
+        """Return encoder states [B, T, hidden] in fp32: of the last layer, or a weighted sum of all layers."""
         if not self.weighted:
             last: Tensor = self.wav2vec2_bert(input_features, padding)
             return last.float()
@@ -206,7 +206,7 @@ class FusionModel(nn.Module):
         return summed
 
     def _fuse(self, audio: Tensor, text: Tensor | None) -> Tensor:
-        """[B, head width] of the audio [B, D] and, except in audio mode, the text embedding."""
+        """Combine the audio [B, D] and, except in audio mode, the text embedding into [B, head width]."""
         if self.mode == "audio":
             return audio
         if text is None:
@@ -220,9 +220,9 @@ class FusionModel(nn.Module):
 
 
 def fused_width(mode: str, audio_width: int, text_width: int | None) -> int:
-    """Width of the vector that enters the head.
+    """Return the width of the head's input.
 
-    Raises: ConfigError for an unknown mode, or for embeddings that `mode` cannot bring together.
+    Raises: ConfigError for an unknown mode, or for embeddings that `mode` cannot combine.
     """
     if mode not in AUDIO_MODES:
         raise ConfigError(f"mode {mode!r} is none of {', '.join(MODES)}{did_you_mean(mode, MODES)}")

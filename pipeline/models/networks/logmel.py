@@ -1,9 +1,9 @@
-"""Whisper's log-mel spectrogram in torch: a batch at a time, on any device, only of what is not padding.
+"""Whisper's log-mel spectrogram in torch: a batch at a time, on any device, without computing the padding.
 
-What faster-whisper's extractor gives for a waveform that was padded with zeros to the window, within 2e-5 (features lie
-between -1.5 and 2.5): this one is in double precision to the end, that one rounds its spectrum to single. The frames that hold
-nothing but padding all have one value and are filled in: a clip of 4 s costs 2.5 ms of a CPU thread instead of 19, one of
-30 s 11 instead of 16.
+Equal to faster-whisper's extractor on a waveform padded with zeros to the window, within 2e-5 (features are between
+-1.5 and 2.5): this one is in double precision throughout, the other rounds its spectrum to single. Frames that
+contain only padding all have one value and are filled in: a clip of 4 s costs 2.5 ms of a CPU thread instead of 19,
+one of 30 s 11 instead of 16.
 
 Source: Radford et al. 2022, section 2.2; faster-whisper 1.2.1, `feature_extractor.py`.
 """
@@ -20,19 +20,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _FLOOR = 1e-10
-"""Of the power in a mel band, before its logarithm."""
+"""Smallest power of a mel band before the logarithm."""
 _DYNAMIC_RANGE = 8.0
-"""Decades below the loudest band of the clip; what is quieter is raised to there."""
+"""Decades below the loudest band of the clip to which quieter values are raised."""
 _FRAMES_AT_ONCE = 256
-"""Of each clip: with their spectra, 1.6 MB, they stay in a CPU's cache, which halves the time of a clip of 30 s."""
+"""Frames of each clip computed at once. With their spectra (1.6 MB) they fit a CPU's cache, which halves the time of
+a clip of 30 s."""
 
 
 class LogMel:
-    """A Whisper model's features.
+    """Feature extraction of a Whisper model.
 
     Args:
-        extractor: the loaded model's faster-whisper `FeatureExtractor`, whose mel filters, transform, hop and window are taken.
-        device: where the features are computed and stay.
+        extractor: the loaded model's faster-whisper `FeatureExtractor`, which provides mel filters, transform, hop
+            and window.
+        device: device on which the features are computed and kept.
     """
 
     def __init__(self, extractor: Any, *, device: torch.device | str = "cpu") -> None:  # noqa: ANN401 - faster-whisper ships no types
@@ -43,18 +45,18 @@ class LogMel:
             int(extractor.hop_length),
             int(extractor.n_fft),
         )
-        # single precision, as the reference has it
+        # single precision, as in the reference
         window = np.hanning(self._fft + 1)[:-1].astype(np.float32).astype(np.float64)
         self._window = torch.from_numpy(window).to(self._device)
 
     @torch.inference_mode()
     def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> Tensor:
-        """Features of a batch, each as if it came alone.
+        """Compute the features of a batch, each clip independently of the others.
 
         Args:
             waveforms: float32 [num_samples] at the model's sampling rate, none longer than its window.
-        Returns: float32 [B, num_mels, num_frames] of the whole window, contiguous on the device and complete: whatever
-            stream reads it.
+        Returns: float32 [B, num_mels, num_frames] of the whole window, contiguous on the device and complete, so
+            that any stream may read it.
         Raises: ValueError for a waveform longer than the window.
         """
         logs = self._log_mels(self._framed(waveforms))
@@ -68,9 +70,12 @@ class LogMel:
         return features
 
     def _framed(self, waveforms: Sequence[NDArray[np.float32]]) -> Tensor:
-        """Frames [B, T, n_fft] around every hop, mirrored at the edges; T ends where the longest is silent or the window ends."""
+        """Return frames [B, T, n_fft] around every hop, mirrored at the edges.
+
+        T ends where the longest clip is silent, or with the window.
+        """
         longest = max(len(waveform) for waveform in waveforms)
-        # a transform's length of zeros behind the last sample: its frames, and the mirror's, hold the silence that follows
+        # n_fft zeros after the last sample: their frames, and the mirrored ones, contain the silence that follows
         held = max(longest, min(longest + self._fft, self._num_samples))
         samples = np.zeros((len(waveforms), held), np.float32)
         if held > self._num_samples:
@@ -83,7 +88,7 @@ class LogMel:
         return mirrored.unfold(1, self._fft, self._hop)[:, : self._num_samples // self._hop]
 
     def _log_mels(self, frames: Tensor) -> Tensor:
-        """Logarithm of the power in each mel band, [B, T, num_mels]."""
+        """Compute the logarithm of the power in each mel band, [B, T, num_mels]."""
         powers = []
         for some in torch.split(frames, _FRAMES_AT_ONCE, dim=1):
             spectrum = torch.fft.rfft(some * self._window)
@@ -92,5 +97,5 @@ class LogMel:
 
 
 def _scaled(logs: Tensor) -> Tensor:
-    """What Whisper was trained on, in its single precision."""
+    """Scale to the range Whisper was trained with, in its single precision."""
     return ((logs + 4.0) / 4.0).float()

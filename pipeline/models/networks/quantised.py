@@ -1,7 +1,7 @@
-"""The audio encoder in eight bits, for processors: an option for those who count label flips first.
+"""Eight-bit audio encoder for CPUs: an option; count the label flips on your own data before using it.
 
-Weights are rounded once, to one scale a matrix; activations at each matrix, to the range they have in that pass. So what a clip
-gets would depend on the clips it shares a pass with: whoever uses this makes passes of one clip.
+Weights are rounded once, with one scale per matrix; activations at each matrix, to their range in that pass. A
+clip's result would therefore depend on the other clips of its pass, so callers must run passes of one clip.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def quantise(encoder: Conformer) -> None:
-    """Put the matrices of every layer into eight bits, in place. Positions, norms and convolutions stay in fp32.
+    """Convert the matrices of every layer to eight bits, in place. Positions, norms and convolutions stay in fp32.
 
-    Source: torch's dynamic quantisation (oneDNN's or FBGEMM's int8 kernels). It is deprecated in favour of a package of its own,
-    which would be one more dependency of every worker; torch is pinned.
+    Source: torch's dynamic quantisation (oneDNN's or FBGEMM's int8 kernels). It is deprecated in favour of a
+    separate package, which would be one more dependency of every worker; torch is pinned.
     """
     from torch.ao.quantization import quantize_dynamic
 
