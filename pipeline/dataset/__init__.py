@@ -1,1 +1,1 @@
-"""The contract of an output: plans, parts, publishing, reading, audits. Loads no model and no Ray."""
+"""The output's contract: plans, parts, publishing, reading and audits. Imports no model and no Ray."""

@@ -1,4 +1,4 @@
-"""What all plans of one output share: `_dataset.json`, and the refusal to mix two kinds of rows."""
+"""Settings and columns that all plans of one output share (`_dataset.json`), and checks against mixing kinds of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.storage.store import Store
 
 
 def claim_dataset(store: Store, settings: Settings) -> None:
-    """Create `_dataset.json`, or make sure that the one there says the same.
+    """Create `_dataset.json`, or check that the existing one has the same settings.
 
     Raises: ConfigError naming every setting that differs.
     """
@@ -31,7 +31,10 @@ def claim_dataset(store: Store, settings: Settings) -> None:
 
 
 def dataset_settings(store: Store) -> Settings | None:
-    """Return the settings of an existing dataset, or None at a new output. Raises: ConfigError for a damaged `_dataset.json`."""
+    """Return the settings of an existing dataset; None for a new output.
+
+    Raises: ConfigError for a damaged `_dataset.json`.
+    """
     try:
         return _settings(store)
     except FileNotFoundError:
@@ -46,7 +49,7 @@ def _settings(store: Store) -> Settings:
 
 
 def compare_settings(there: Settings, asked: Settings) -> None:
-    """Refuse to mix rows of different settings in one dataset. Raises: ConfigError naming the settings that differ."""
+    """Check that two sets of settings are equal. Raises: ConfigError naming the settings that differ."""
     _compare(there.document(), asked.document(), what="settings")
 
 
@@ -61,14 +64,14 @@ def _compare(there: Mapping[str, Any], asked: Mapping[str, Any], *, what: str) -
 
 
 def settle_types(extra: pa.Schema, plans: Iterable[Plan]) -> pa.Schema:
-    """Give pass-through columns the names and types they have in earlier plans, so that one column is one in all files.
+    """Give pass-through columns the names and types they have in earlier plans, so that they agree across all files.
 
-    A struct takes the keys that are new; everything else keeps its type, and a row whose value does not fit is rejected
-    (`manifest.fit`). A column without a value anywhere is text, also inside a nested one: Arrow's null type would clash
-    with whatever comes later.
+    New keys are added to a struct; everything else keeps its type, and a row whose value does not fit is rejected
+    (`manifest.fit`). A column without any value becomes text, also inside a nested column: Arrow's null type would
+    conflict with later types.
 
     Args:
-        extra: the columns as `unify` found them in the manifests.
+        extra: the columns of the manifests, as `unify` returns them.
     Raises: ConfigError when a column changes between scalar and nested.
     """
     there = dataset_columns(plans)
@@ -86,14 +89,17 @@ def settle_types(extra: pa.Schema, plans: Iterable[Plan]) -> pa.Schema:
 
 
 def with_columns(extra: pa.Schema, names: Iterable[str], plans: Iterable[Plan]) -> pa.Schema:
-    """The schema with these columns too, as earlier plans have them or else as text, for manifests without any row."""
+    """Return the schema with the named columns added, typed as in earlier plans or else as text.
+
+    Used for manifests without any row.
+    """
     there = dataset_columns(plans)
     missing = [name for name in names if name not in extra.names and name != "language"]
     return pa.schema([*extra, *(there.get(name.lower(), pa.field(name, pa.string())) for name in missing)])
 
 
 def dataset_columns(plans: Iterable[Plan]) -> dict[str, pa.Field]:
-    """The pass-through columns of all plans by their names in lower case: DuckDB and Spark tell no others apart."""
+    """Return the pass-through columns of all plans by lower-case name: DuckDB and Spark ignore the case of names."""
     columns: dict[str, pa.Field] = {}
     for plan in plans:
         add_columns(columns, plan.extra)
@@ -101,7 +107,7 @@ def dataset_columns(plans: Iterable[Plan]) -> dict[str, pa.Field]:
 
 
 def add_columns(columns: dict[str, pa.Field], extra: pa.Schema) -> None:
-    """Widen `columns`, keyed by name in lower case, by those of one more plan."""
+    """Widen `columns`, keyed by lower-case name, by the columns of one more plan."""
     for field in extra:
         known = columns.setdefault(field.name.lower(), field)
         columns[field.name.lower()] = known.with_type(widened(known.type, field.type))
@@ -122,8 +128,10 @@ def _refuse_change(field: pa.Field, known: pa.Field) -> None:
 
 
 def read_columns(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """The columns of files that are read together, by the very names they have there, with types that hold the values of
-    each: later plans have more keys in a struct, and versions before this one let types and the case of names differ.
+    """Return the columns of files that are read together, with types that hold the values of every file.
+
+    Names keep their case. Later plans have more keys in a struct, and earlier versions of the pipeline let types and the
+    case of names differ between plans.
     """
     columns: dict[str, pa.Field] = {}
     for field in (field for schema in schemas for field in schema):
@@ -136,10 +144,10 @@ def read_columns(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def different_columns(extra: pa.Schema, earlier: Mapping[str, pa.Field]) -> list[str]:
-    """Name the columns of a plan that differ from those of earlier plans: in type, or in the case of their names.
+    """Return the names of a plan's columns that differ from earlier plans in type or in the case of the name.
 
     Args:
-        earlier: as `dataset_columns` returns it.
+        earlier: columns by lower-case name, as `dataset_columns` returns them.
     """
     return [
         field.name
@@ -150,12 +158,12 @@ def different_columns(extra: pa.Schema, earlier: Mapping[str, pa.Field]) -> list
 
 
 def _grown(known: pa.DataType, kind: pa.DataType) -> bool:
-    """Whether a later plan's type holds everything that an earlier one holds, as it is."""
+    """Return whether a later plan's type holds every value of an earlier plan's type unchanged."""
     return bool(widened(known, kind) == kind)
 
 
 def compare_models(plans: Iterable[Plan], models: Pins) -> None:
-    """Refuse a dataset whose earlier plans used other weights for the same task. Raises: ConfigError naming them."""
+    """Check that earlier plans used the same weights for the same role. Raises: ConfigError naming the differences."""
     for plan in plans:
         other = [role for role in plan.models if role in models and plan.models[role].sha256 != models[role].sha256]
         theirs, ours = ({str(role): _described(pins[role]) for role in other} for pins in (plan.models, models))

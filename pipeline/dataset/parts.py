@@ -1,8 +1,9 @@
-"""One shard, one object, one PUT; the rest is derived.
+"""Parts and their receipts: one shard is one object, written by one PUT; all other results are derived.
 
-A shard becomes one Parquet part whose name plan and shard fix and whose footer is its receipt. Put-if-absent is the
-commit: the first attempt wins, a later one learns it lost, and nobody renames or deletes. Resume is a listing. When every
-shard has its part, the rejects, the report and `_SUCCESS` are derived from the footers, and can be derived again.
+A shard becomes one Parquet part. Its name is determined by plan and shard, and its footer holds its receipt. The commit
+is a put-if-absent: the first attempt wins, a later one learns that it lost, and no object is renamed or deleted. A job
+resumes from a listing. When every shard has its part, the rejects, the report and `_SUCCESS` are derived from the
+footers, and can be derived again.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _ROW_GROUP_ROWS = 4096
 _FOOTER_READERS = 16
 _DERIVED = ("rows", "utterances", "rejected", "rejects_by_reason")
-"""Figures of a report that the parts alone decide."""
+"""Report fields that depend on the parts alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class RejectNote:
-    """A row of the shard that has no utterance: its position in the shard, and why."""
+    """One rejected row of a shard: its position in the shard, and the reason."""
 
     row: int
     reason: str
@@ -52,7 +53,7 @@ class RejectNote:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a part's footer says about the shard it is."""
+    """The description of a shard in its part's footer."""
 
     plan: str
     shard: int
@@ -69,23 +70,23 @@ class Receipt:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON form in the footer."""
+        """Return the receipt as a JSON object, as stored in the footer."""
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         return {**fields, "models": pins_document(self.models), "rejects": [asdict(note) for note in self.rejects]}
 
 
 def new_attempt() -> str:
-    """A name for one try at one shard, by which a writer knows its own part again."""
+    """Return a unique name for one attempt at one shard, by which a writer recognises its own part."""
     return uuid.uuid4().hex
 
 
 def ids_sha256(rows: pa.Table) -> str:
-    """Fingerprint of the recording ids of a shard, in order."""
+    """Return a fingerprint of a shard's recording ids, in order."""
     return hashlib.sha256("\x1f".join(rows["recording_id"].to_pylist()).encode()).hexdigest()
 
 
 def partition_folder(columns: Sequence[str], values: Sequence[object]) -> str:
-    """`col=value/...`, percent-encoded as Hive readers expect, so that no value can leave its folder."""
+    """Return `col=value/...`, percent-encoded as Hive readers expect, so that no value can escape its folder."""
     parts = [
         f"{quote(column, safe='')}={NULL_PARTITION if value is None else quote(str(value), safe='')}"
         for column, value in zip(columns, values, strict=True)
@@ -94,7 +95,7 @@ def partition_folder(columns: Sequence[str], values: Sequence[object]) -> str:
 
 
 def part_schema(plan: Plan) -> pa.Schema:
-    """Return the schema of every part of a plan; partition columns are in the path alone."""
+    """Return the schema of a plan's parts, without the partition columns, which are only in the path."""
     settings = plan.settings
     schema = utterance_schema(
         plan.embedding_widths, settings.embedding_dtype, plan.extra, version=settings.schema_version
@@ -103,9 +104,9 @@ def part_schema(plan: Plan) -> pa.Schema:
 
 
 def write_part(store: Store, key: str, utterances: pa.Table, receipt: Receipt) -> bool:
-    """Commit a shard. True when this attempt's part is the one that stands, False when another was first.
+    """Commit a shard. Returns: True when this attempt's part is the committed one, False when another was first.
 
-    An answer that was lost is settled by reading back the receipt and comparing the attempt.
+    If the response to the PUT was lost, the receipt is read back and its attempt compared.
     """
     if store.put_if_absent(key, part_bytes(utterances, receipt)):
         return True
@@ -113,7 +114,7 @@ def write_part(store: Store, key: str, utterances: pa.Table, receipt: Receipt) -
 
 
 def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
-    """The part as it lies in the store: pages with checksums, the receipt in the footer."""
+    """Return the bytes of a part: pages with checksums, and the receipt in the footer."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, utterances.schema, **encodings(utterances.schema)) as writer:
         writer.write_table(utterances, row_group_size=_ROW_GROUP_ROWS)
@@ -122,10 +123,10 @@ def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
 
 
 def encodings(schema: pa.Schema) -> dict[str, Any]:
-    """How a ParquetWriter is to write utterances: everything with zstd, embeddings as they are.
+    """Return the ParquetWriter options for utterances: zstd for all columns except embeddings, which stay uncompressed.
 
-    Floats that never repeat are larger with a dictionary than without, and zstd takes 8 % off them for half of the time that
-    they take to be read (docs/log.md).
+    Floats that never repeat are larger with a dictionary than without. zstd makes them 8 % smaller and takes half of
+    their reading time (docs/log.md).
     """
     empty = io.BytesIO()
     pq.ParquetWriter(empty, schema).close()
@@ -140,7 +141,10 @@ def encodings(schema: pa.Schema) -> dict[str, Any]:
 
 
 def read_receipt(store: Store, key: str) -> Receipt:
-    """The receipt in a part's footer. Costs one ranged GET. Raises: JobError when the part is not one of ours."""
+    """Read the receipt in a part's footer. Costs one ranged GET.
+
+    Raises: JobError when the part was not written by this pipeline.
+    """
     tail = store.read_tail(key)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > len(tail):
@@ -152,19 +156,19 @@ def read_receipt(store: Store, key: str) -> Receipt:
 
 
 def parse_receipt(tail: bytes) -> Receipt:
-    """The receipt in the last bytes of a part."""
+    """Parse the receipt from the last bytes of a part."""
     return receipt_of(pq.read_metadata(pa.BufferReader(tail)).metadata)
 
 
 def receipt_of(metadata: Mapping[bytes, bytes] | None) -> Receipt:
-    """The receipt among the key-value metadata of a footer. Raises: what `read_receipt` catches."""
+    """Parse the receipt from a footer's key-value metadata. Raises: the exceptions that `read_receipt` catches."""
     content = json.loads((metadata or {})[_RECEIPT])
     rejects = tuple(RejectNote(**note) for note in content.pop("rejects"))
     return Receipt(**{**content, "models": pins_of(content["models"])}, rejects=rejects)
 
 
 def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, str]]:
-    """Which shards are done: for each plan, shard number to the key of its part. One listing."""
+    """Return the committed shards: for each plan, shard number to the key of its part. Costs one listing."""
     parts: dict[str, dict[int, str]] = {plan.plan: {} for plan in plans}
     for entry in store.list(UTTERANCES):
         plan, dash, shard = entry.key.rpartition("/")[2].removesuffix(".parquet").partition("-")
@@ -174,7 +178,7 @@ def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, 
 
 
 def is_committed(store: Store, key: str) -> bool:
-    """Whether a part is there. Costs one GET of a few bytes."""
+    """Return whether a part exists. Costs one GET of a few bytes."""
     try:
         store.read_tail(key, 8)
     except FileNotFoundError:
@@ -183,7 +187,7 @@ def is_committed(store: Store, key: str) -> bool:
 
 
 def is_published(store: Store, plan: Plan) -> bool:
-    """Whether the plan is complete and its rejects and report are written."""
+    """Return whether the plan is complete and its rejects and report are written."""
     try:
         store.read(run_key(plan.plan, SUCCESS))
     except FileNotFoundError:
@@ -192,7 +196,7 @@ def is_published(store: Store, plan: Plan) -> bool:
 
 
 def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
-    """The receipts of many parts, in shard order."""
+    """Read the receipts of many parts, in shard order."""
     keys = [parts[shard] for shard in sorted(parts)]
     if len(keys) <= _FOOTER_READERS:
         yield from (read_receipt(store, key) for key in keys)
@@ -204,9 +208,11 @@ def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
 def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[str, Any]) -> dict[str, Any]:
     """Derive `rejects/<plan>.parquet`, `report.json` and `_SUCCESS` from the footers.
 
-    Safe to repeat and to run twice at once: what is there first stays. Returns the report that is there.
-    Raises: JobError when the receipts do not add up to the plan, and nothing is published then; or when what was published
-        before says something else, because parts were deleted since and made again.
+    Safe to repeat and to run concurrently: existing objects are kept.
+
+    Returns: the published report.
+    Raises: JobError when the receipts do not add up to the plan, in which case nothing is published; or when an earlier
+        report differs because parts were deleted and made again since.
     """
     receipts = list(read_receipts(store, parts))
     counted = sum(r.rows for r in receipts)
@@ -257,7 +263,7 @@ def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa
 
 
 def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[str, Any]:
-    """Counts and sums over the receipts, for the report."""
+    """Return counts and sums over the receipts, for the report."""
     reasons = Counter(rejects["reason"].to_pylist())
     stages: dict[str, float] = {}
     for receipt in receipts:

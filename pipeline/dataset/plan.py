@@ -1,9 +1,9 @@
-"""The immutable plan of a run: which rows, in which shards, under which settings and models.
+"""The immutable plan of a run: its rows, shards, settings and models.
 
-Everything is written put-if-absent, at the paths of `layout.py`.
+Every file is written put-if-absent, at the paths defined in `layout.py`.
 
-Plans are numbered. Of two planners at once one creates `plan.json` under the next number; the other reads it, drops the
-ids it holds, and plans again, so no id has two owners. The files of the loser are named by its token and never read.
+Plans are numbered. When two planners run at once, one creates `plan.json` under the next number; the other reads it, drops
+the ids it holds, and plans again, so no id belongs to two plans. The loser's files are named by its token and never read.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from pipeline.storage.store import Store
 
 SHARDS_PER_FILE = 1024
 _OPEN_ROWS = 200_000
-"""Rows the planner holds in shards not yet full, over all partitions; past it the fullest are closed early."""
+"""Rows the planner holds in open shards over all partitions; above this, the fullest shards are closed early."""
 ASSUMED_DURATION_S = 15.0
-"""What a row without a duration counts for when shards are filled."""
+"""Assumed duration of a row without one, for filling shards."""
 _TINY_SHARD_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSize:
-    """When a shard is full: whichever bound is reached first."""
+    """Maximum size of a shard; a shard is full when the first bound is reached."""
 
     rows: int
     audio_s: float
@@ -54,7 +54,7 @@ class ShardSize:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One unit of work, retry and commit: where its rows lie in the plan."""
+    """One unit of work, retry and commit, with the location of its rows in the plan."""
 
     plan: str
     number: int
@@ -63,13 +63,13 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """`<plan>-<shard>`, the stem of the one part it becomes."""
+        """Return `<plan>-<shard>`, the stem of the part's file name."""
         return f"{self.plan}-{self.number:06d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `plan.json` says.
+    """The content of `plan.json`.
 
     Attributes:
         files: shard files in order, each with its number of shards.
@@ -96,17 +96,17 @@ class Plan:
 
     @property
     def config_hash(self) -> str:
-        """What every receipt of this plan carries."""
+        """Return the hash of settings and models, which every receipt of this plan carries."""
         return canonical_hash([self.settings.document(), pins_document(self.models)])
 
     @property
     def extra(self) -> pa.Schema:
-        """Pass-through columns with their types."""
+        """Return the pass-through columns with their types."""
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.extra_schema)))
 
     @property
     def needs_asr(self) -> bool:
-        """Whether a row of the plan has to be transcribed or its language detected."""
+        """Return whether some row of the plan needs transcription or language detection."""
         return any(role.task is Task.ASR for role in self.models)
 
     def knows_language(self, language: str) -> bool:
@@ -114,7 +114,7 @@ class Plan:
         return Role(Task.EMOTION, language) in self.models
 
     def document(self) -> dict[str, Any]:
-        """Return the content of `plan.json`, without the fields that older plans lack where they are not set."""
+        """Return the content of `plan.json`; fields that older plans lack are left out when unset."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.audio_roots is None:
             del fields["audio_roots"]
@@ -122,11 +122,11 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        """How many parts the finished plan has."""
+        """Return the number of parts that the finished plan has."""
         return sum(count for _, count in self.files)
 
     def shards(self) -> Iterator[Shard]:
-        """Every shard, in order."""
+        """Yield every shard, in order."""
         number = 0
         for file, count in self.files:
             for row_group in range(count):
@@ -134,7 +134,7 @@ class Plan:
                 number += 1
 
     def shard(self, number: int) -> Shard:
-        """One shard. Raises: IndexError."""
+        """Return one shard by its number. Raises: IndexError."""
         row_group = number
         for file, count in self.files:
             if row_group < count:
@@ -144,7 +144,7 @@ class Plan:
 
 
 def load_plans(store: Store) -> list[Plan]:
-    """Every plan of the dataset, oldest first. Costs one GET a plan."""
+    """Load every plan of the dataset, oldest first. Costs one GET per plan."""
     plans: list[Plan] = []
     while True:
         try:
@@ -154,7 +154,7 @@ def load_plans(store: Store) -> list[Plan]:
 
 
 def load_plan(store: Store, name: str) -> Plan:
-    """One plan by its number. Raises: FileNotFoundError; ConfigError naming a `plan.json` that cannot be read."""
+    """Load one plan by its number. Raises: FileNotFoundError; ConfigError naming a `plan.json` that cannot be read."""
     content = read_document(store, plan_key(name))
     try:
         return plan_of(content)
@@ -163,7 +163,7 @@ def load_plan(store: Store, name: str) -> Plan:
 
 
 def plan_of(document: Mapping[str, Any]) -> Plan:
-    """The plan that a `plan.json` holds. Raises: KeyError, TypeError or ValueError when it holds none."""
+    """Parse the content of a `plan.json`. Raises: KeyError, TypeError or ValueError when it is not a plan."""
     files = tuple((file, count) for file, count in document["files"])
     tuples = {name: tuple(document[name]) for name in ("manifests", "audio_roots") if name in document}
     typed = {"settings": Settings.of(document["settings"]), "models": pins_of(document["models"])}
@@ -171,15 +171,15 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
 
 
 def read_shard(store: Store, shard: Shard) -> pa.Table:
-    """The rows of one shard: `ROW_SCHEMA` and the pass-through columns."""
+    """Read the rows of one shard: `ROW_SCHEMA` and the pass-through columns."""
     with _open_parquet(store, shard.file) as file:
         return file.read_row_group(shard.row_group)
 
 
 def read_shards(store: Store, shards: Iterable[Shard]) -> Iterator[pa.Table]:
-    """The rows of several shards, in the order given.
+    """Read the rows of several shards, in the given order.
 
-    Opens a file once for its consecutive shards: a footer describes up to `SHARDS_PER_FILE` of them.
+    Opens a file once for consecutive shards, since its footer describes up to `SHARDS_PER_FILE` of them.
     """
     for file, of_file in itertools.groupby(shards, key=lambda shard: shard.file):
         with _open_parquet(store, file) as parquet:
@@ -188,7 +188,7 @@ def read_shards(store: Store, shards: Iterable[Shard]) -> Iterator[pa.Table]:
 
 
 def read_rejects(store: Store, plan: Plan) -> pa.Table | None:
-    """The rows refused while planning."""
+    """Read the rows rejected while planning; None if there are none."""
     if not plan.rejects_file:
         return None
     with _open_parquet(store, plan.rejects_file) as file:
@@ -202,7 +202,7 @@ def _open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
 
 
 def held_keys(store: Store, plans: Sequence[Plan]) -> tuple[Iterator[Keys], Keys]:
-    """The ids, some at a time as their columns are read, and the rejects that earlier plans hold: for `Spool.select`."""
+    """Return the ids that earlier plans hold, read in batches, and the keys of their rejects, for `Spool.select`."""
     refused = [reject_keys(table) for plan in plans if (table := read_rejects(store, plan)) is not None]
     return _held_ids(store, plans), np.concatenate([id_keys([]), *refused])
 
@@ -217,7 +217,7 @@ def _held_ids(store: Store, plans: Iterable[Plan]) -> Iterator[Keys]:
 
 @dataclass
 class ShardFiles:
-    """Writes shards as row groups of numbered Parquet files in the store."""
+    """Writer of shards as row groups of numbered Parquet files in the store."""
 
     store: Store
     plan: str
@@ -229,7 +229,10 @@ class ShardFiles:
     _shards: int = 0
 
     def add(self, rows: pa.Table) -> tuple[str, int]:
-        """Write one shard. Returns: the key of its file, which exists once that is full or closed, and its row group."""
+        """Write one shard.
+
+        Returns: the key of its file, which exists once the file is full or closed, and the number of its row group.
+        """
         key, row_group = self._key(), self._shards
         if self._writer is None:
             self._buffer = io.BytesIO()
@@ -246,7 +249,7 @@ class ShardFiles:
         return shard_file(self.plan, self.token, len(self.files))
 
     def close(self) -> None:
-        """Store the file that is being written."""
+        """Store the current file."""
         if self._writer is None:
             return
         self._writer.close()
@@ -258,7 +261,7 @@ class ShardFiles:
 
 @dataclass
 class _Packer:
-    """Fills shards with rows that share their partition values and language."""
+    """Packer of rows into shards; the rows of a shard share their partition values and language."""
 
     files: ShardFiles
     group_by: tuple[str, ...]
@@ -273,7 +276,7 @@ class _Packer:
             self._close(max(self._fill, key=lambda key: self._fill[key][0]))
 
     def _add_group(self, key: tuple[object, ...], rows: pa.Table) -> None:
-        # a row that is longer than a shard fills one, whatever it says
+        # a row longer than a shard fills one shard, whatever its stated duration
         durations = np.clip(rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy(), 0.0, self.size.audio_s)
         start = 0
         while start < rows.num_rows:
@@ -311,9 +314,9 @@ def write_plan(
     needs_text: bool,
     audio_roots: tuple[str, ...] | None = None,
 ) -> Plan | None:
-    """Write the selection as plan `number`; None when another planner created that number first.
+    """Write the selection as plan `number`. Returns: None when another planner created that number first.
 
-    Memory: the rows of open shards, at most `_OPEN_ROWS`, and one plan file.
+    Memory: the rows of open shards, at most `_OPEN_ROWS`, and one shard file.
     """
     name, token = plan_name(number), uuid.uuid4().hex[:12]
     extra = selection.spool.extra
@@ -351,14 +354,14 @@ def write_plan(
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A small table as one Parquet file."""
+    """Serialise a small table as one Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
 def tiny_shards_warning(plan: Plan) -> str | None:
-    """What partitioning costs when its values are so many that files become tiny, or None."""
+    """Return a warning when partitioning by too many values makes files tiny, or None."""
     if not plan.settings.partition_by or plan.num_shards <= 1 or plan.rows / plan.num_shards >= _TINY_SHARD_ROWS:
         return None
     columns = ", ".join(plan.settings.partition_by)

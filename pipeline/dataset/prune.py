@@ -1,8 +1,9 @@
-"""What killed and beaten writers left in an output, and its removal: the one place of this pipeline that deletes.
+"""Removal of files that writers left behind: the only module of this pipeline that deletes from an output.
 
-Only four kinds of things can be leftovers, each by name: shard files that no plan names, the store's hidden temporaries,
-the probe for conditional writes, and multipart uploads nobody completed. Nothing else is looked at twice: no part, no
-plan, no rejects file, no note of a failed attempt, nothing a plan names. Folders stay, since a writer may be about to use one.
+Only four kinds of files count as leftovers, all recognised by name: shard files that no plan names, the store's hidden
+temporary files, the probe for conditional writes, and incomplete multipart uploads. Everything else is kept: parts, plans,
+rejects files, notes of failed attempts, and every file that a plan names. Folders are kept, since a writer may be about
+to use one.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """One thing that no plan names.
+    """One file or upload that no plan names.
 
     Attributes:
-        age_s: since it was written; of a planner's files, since the last of them was.
-        size_bytes: None where the server does not say.
-        kind: what it was, for a person.
+        kind: a description for the user.
+        age_s: seconds since it was written; for a planner's files, since its last file was written.
+        size_bytes: None when the server does not report a size.
     """
 
     key: str
@@ -36,11 +37,11 @@ class Leftover:
 
 
 def find_leftovers(store: Store, *, now_s: float) -> Iterator[Leftover]:
-    """Everything that no plan names, of any age.
+    """Find all leftovers, of any age.
 
     Args:
-        now_s: seconds since 1970 by the clock that ages are to be measured with.
-    Raises: ConfigError when there is no output, or a plan cannot be read: what it names could not be told then.
+        now_s: current time in seconds since 1970, from which ages are computed.
+    Raises: ConfigError when there is no output, or when a plan cannot be read, since the files it names are then unknown.
     """
     files = [file for file in walk(store) if file.key.startswith(OURS) or file.key == DATASET]
     numbers = [match[1] for file in files if (match := PLAN_FILE.fullmatch(file.key))]
@@ -60,7 +61,10 @@ def find_leftovers(store: Store, *, now_s: float) -> Iterator[Leftover]:
 
 
 def remove_leftover(store: Store, leftover: Leftover) -> bool:
-    """Delete it for good; False when a plan has named it meanwhile, and it stays. Raises: ConfigError."""
+    """Delete a leftover permanently. Returns: False when a plan has named it meanwhile; it is then kept.
+
+    Raises: ConfigError.
+    """
     if leftover.upload is not None:
         abort(store, leftover.upload)
         return True
@@ -85,18 +89,18 @@ def _named(store: Store, number: str) -> set[str | None]:
 
 
 def _shard_files(files: list[StoredFile], plans: dict[str, Plan], now_s: float) -> Iterator[Leftover]:
-    """Files of planners that lost the race for their number, or were killed before they took part in it."""
+    """Find the files of planners that lost the race for their number, or were killed before it."""
     named = {plan.rejects_file for plan in plans.values()} | {file for plan in plans.values() for file, _ in plan.files}
     found = []
     last_s: dict[tuple[str, str], float] = {}
     for file in files:
         if match := SHARD_FILE.fullmatch(
             file.key
-        ):  # of planners, and rows with fresh signatures (`pipeline.dataset.renewal`)
+        ):  # written by a planner, or rows with renewed signatures (`pipeline.dataset.renewal`)
             planner = (match[1], match[2])
-            # a planner that is still writing has old files too
+            # a planner that is still writing also has old files
             last_s[planner] = max(last_s.get(planner, 0.0), file.modified_s)
-            # the token is a second witness: no file of a plan's own planner is ever a leftover
+            # the token is a second check: a file of a plan's own planner is never a leftover
             if file.key not in named and not (match[1] in plans and plans[match[1]].token == match[2]):
                 found.append((file, planner))
     for file, planner in found:

@@ -1,8 +1,8 @@
-"""The rows of finished plans as tables that DuckDB can ask.
+"""The rows of finished plans as tables that DuckDB can query.
 
-Arrow reads the files, so that every store the pipeline writes to can be read, and with the plans' types: a partition column
-`007` stays text, and a column, or a key of a nested one, that one night lacks is null there. DuckDB asks, and opens no
-file itself.
+Arrow reads the files, so every store that the pipeline writes to can be read, with the types of the plans: a partition
+value `007` stays text, and a column, or a key of a nested column, that a plan lacks is null there. DuckDB runs the queries
+and opens no file itself.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the finished plans of an output hold.
+    """The rows of an output's finished plans.
 
     Attributes:
-        plans: finished and published, oldest first.
-        unfinished: names of the others, whose rows are left out.
-        parts: plan name and shard number to the key of its part.
-        extra: pass-through columns of all finished plans, also where some plans are left out, with every key that a
-            struct has in any of them.
+        plans: finished and published plans, oldest first.
+        unfinished: names of the other plans, whose rows are left out.
+        parts: plan name and shard number to the key of the part.
+        extra: pass-through columns of all finished plans, also when `of` has left some out, with every key that a struct
+            has in any of them.
     """
 
     store: Store
@@ -54,7 +54,7 @@ class Rows:
     extra: pa.Schema
 
     def of(self, names: Iterable[str]) -> Rows:
-        """The same with some of the plans. Raises: ConfigError for a plan that is not there, or is not finished."""
+        """Return a selection of the plans. Raises: ConfigError for a plan that does not exist or is not finished."""
         wanted, known, unfinished = dict.fromkeys(names), {plan.plan for plan in self.plans}, set(self.unfinished)
         for name in wanted:
             if name in unfinished:
@@ -65,7 +65,7 @@ class Rows:
 
     @property
     def partition_fields(self) -> list[pa.Field]:
-        """Columns that are in the path alone, with the types that Arrow can read there."""
+        """Return the columns that are only in the path, with types that Arrow can parse from a path."""
         if not self.plans:
             return []
         fields = [
@@ -75,7 +75,7 @@ class Rows:
         return [field.with_type(path_type(field.type)) for field in fields]
 
     def schema(self) -> pa.Schema:
-        """Of `utterances`: the pass-through columns of all these plans as `asked_type` has them, embeddings in float32."""
+        """Return the schema of `utterances`: pass-through columns typed by `asked_type`, embeddings in float32."""
         widths = {name: width for plan in self.plans for name, width in plan.embedding_widths.items()}
         version = self.plans[0].settings.schema_version if self.plans else SCHEMA_VERSION
         written = utterance_schema(widths, "float32", self._asked(), version=version)
@@ -87,21 +87,21 @@ class Rows:
         return [paths.get(field.name, field.with_type(asked_type(field.type))) for field in self.extra]
 
     def part_keys(self) -> list[str]:
-        """The parts, in the order of plans and shards."""
+        """Return the keys of the parts, in the order of plans and shards."""
         return [key for plan in self.plans for _, key in sorted(self.parts[plan.plan].items())]
 
     def planned(self) -> ds.Dataset:
-        """The manifest rows of these plans, as they were read."""
+        """Return the planned manifest rows, as they were read."""
         files = [file for plan in self.plans for file, _ in plan.files]
         return dataset(self.store, RUNS, files, ROW_SCHEMA)
 
     def utterances(self) -> ds.Dataset:
-        """Every utterance of these plans. Opens nothing yet."""
+        """Return the utterances of these plans. Opens no file yet."""
         partitioning = ds.partitioning(pa.schema(self.partition_fields), flavor="hive")
         return dataset(self.store, UTTERANCES, self.part_keys(), self.schema(), partitioning)
 
     def rejects(self) -> ds.Dataset:
-        """Every reject of these plans, of planning too."""
+        """Return the rejects of these plans, including those of planning."""
         there = {entry.key for entry in self.store.list("rejects")}
         keys = [key for plan in self.plans if (key := rejects_key(plan.plan)) in there]
         extra = [field.with_type(asked_type(field.type)) for field in self.extra]
@@ -109,7 +109,10 @@ class Rows:
 
 
 def finished_rows(store: Store) -> Rows:
-    """List an output. Raises: ConfigError when there is none, or it cannot be read."""
+    """List the finished plans of an output and their parts.
+
+    Raises: ConfigError when there is no output or it cannot be read; JobError when a published plan lacks parts.
+    """
     with reaching(store):
         plans = load_plans(store)
         if not plans and dataset_settings(store) is None:
@@ -130,7 +133,7 @@ def finished_rows(store: Store) -> Rows:
 def dataset(
     store: Store, folder: str, keys: Sequence[str], schema: pa.Schema, partitioning: ds.Partitioning | None = None
 ) -> ds.Dataset:
-    """Parquet files of a store as one Arrow dataset; a column that a file lacks is null. Opens nothing yet."""
+    """Return Parquet files of a store as one Arrow dataset; a column that a file lacks is null. Opens no file yet."""
     if not keys:
         return ds.dataset(schema.empty_table())
     filesystem, root = resolve(store.root)
@@ -139,7 +142,7 @@ def dataset(
         if isinstance(filesystem, LocalFileSystem)
         else fs.PyFileSystem(fs.FSSpecHandler(filesystem))
     )
-    # what stands above the folder may look like a partition and is none
+    # folders above this one may look like partitions without being any
     options = ds.FileSystemFactoryOptions(partition_base_dir=f"{root}/{folder}", partitioning=partitioning)
     paths = [f"{root}/{key}" for key in keys]
     return ds.FileSystemDatasetFactory(arrow, paths, ds.ParquetFileFormat(), options).finish(schema)
@@ -147,7 +150,7 @@ def dataset(
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Around whatever Arrow reads of rows. Raises: JobError for files that cannot be read."""
+    """Turn Arrow's errors while reading rows into JobError."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -156,10 +159,11 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN401 - whatever Arrow makes of rows
-    """A DuckDB of its own that knows these tables, and opens no file besides.
+    """Open a DuckDB connection to the given tables; it can open no other file.
 
-    What does not fit into memory is spilled to a temporary folder.
-    Raises: ConfigError for SQL that cannot be run, and where DuckDB is not installed; JobError for files that cannot be read.
+    Data that does not fit into memory is spilled to a temporary folder.
+
+    Raises: ConfigError for SQL that cannot be run, or when DuckDB is not installed; JobError for files that cannot be read.
     """
     duckdb = optional("duckdb", extra="analytics")
     with temporary_folder("spill-") as spill:
@@ -171,7 +175,7 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
             with reading():
                 yield connection
         except duckdb.Error as error:
-            if "reading the stream" in str(error):  # how DuckDB 2.0 passes on what Arrow raised
+            if "reading the stream" in str(error):  # DuckDB 2.0's message for an exception raised by Arrow
                 raise JobError(f"the rows cannot be read: {cause(error)}") from error
             raise ConfigError(f"this cannot be asked of the rows: {cause(error)}") from error
         finally:
@@ -179,7 +183,7 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
 
 
 def optional(package: str, *, extra: str) -> Any:  # noqa: ANN401 - a module
-    """Import what only an extra brings. Raises: ConfigError saying how to install it."""
+    """Import a package of an optional extra. Raises: ConfigError with the install command."""
     import importlib
 
     try:
@@ -189,12 +193,15 @@ def optional(package: str, *, extra: str) -> Any:  # noqa: ANN401 - a module
 
 
 def quoted(name: str) -> str:
-    """A column name as SQL has it."""
+    """Quote a column name for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def new_file(uri: str) -> Callable[[bytes], None]:
-    """Where a result is to be written that must not replace another. Raises: ConfigError when something is there."""
+    """Return a function that writes a result to a new file.
+
+    Raises: ConfigError, here or in the returned function, when the file exists; here also when it does not end in .parquet.
+    """
     store, name = open_folder_of(uri)
     taken = ConfigError(f"{without_query(uri)} is there already; name a file that is not, or remove it")
     if not name.endswith(".parquet"):

@@ -1,8 +1,8 @@
-"""Fresh signatures for the rows of an unfinished plan: a plan may outlive the pre-signed URLs in it.
+"""Renewal of pre-signed URLs in an unfinished plan: a plan may outlive the signatures in it.
 
-The plan itself stays as it is. A row whose id and URL the manifest names now with another query string is copied, with this
-query and nothing else changed, into a shard file of this run's own, from which the workers read its shard. The file lies
-beside the plan's under a token that no plan names, so `jobs.prune` takes it for a leftover once it is old.
+The plan itself is not changed. A row whose id and URL appear in the current manifest with another query string is copied
+into a shard file of this run, with only the query changed, and the workers read the shard from that file. The file is
+beside the plan's files under a token that no plan names, so `jobs.prune` removes it as a leftover once it is old.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.storage.store import Store
 
 _HTTP = "(?i)^https?://"
 _HELD_ROWS = 200_000
-"""Rows of the plan compared with the manifest at once; the manifest is read once for each so many."""
+"""Plan rows compared with the manifest at once; the manifest is read once per batch of this size."""
 
 
 def renew(store: Store, plan: Plan, shards: Sequence[Shard], spool: Spool) -> list[Shard]:
-    """The same shards, those with fresh signatures pointing to a copy of their rows.
+    """Return the same shards; those with renewed signatures refer to a copy of their rows.
 
-    Costs one reading of the shards, where the manifest has URLs with a query; nothing elsewhere.
+    Reads every shard once when the manifest has URLs with a query; otherwise costs nothing.
     """
     if next(_signed(spool), None) is None:
         return list(shards)
@@ -69,13 +69,13 @@ def _renew(held: Sequence[tuple[Shard, pa.Table]], files: ShardFiles, spool: Spo
 
 
 def _without_signature(uri: str) -> tuple[str, str]:
-    """A URL without its query: what stands before it, and the fragment."""
+    """Split a URL into the part before its query and the fragment."""
     bare, _, fragment = uri.partition("#")
     return bare.partition("?")[0], fragment
 
 
 def _signed(spool: Spool) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids and URLs of the manifest's rows that are behind HTTP and have a query."""
+    """Yield ids and URLs of the manifest's rows whose audio is an HTTP URL with a query."""
     for chunk in spool.chunks:
         rows = _columns(chunk)
         signed = rows.filter(pc.match_substring_regex(rows["audio"], _HTTP + r"[^#]*\?"))

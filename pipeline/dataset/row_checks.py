@@ -1,4 +1,4 @@
-"""What rejects a manifest row while planning: a language without a model, a value that cannot name a folder."""
+"""Checks that reject a manifest row while planning: a language without a model, a value that cannot name a folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.dataset.parts import NULL_PARTITION, partition_folder
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _LONGEST_PARTITION_BYTES = 200
-"""Of one `column=value` folder name; file systems allow 255."""
+"""Maximum length of one `column=value` folder name; file systems allow 255."""
 
 
 def check_language(tag: str | None, known: set[str]) -> None:
-    """Raises: RejectedRow UNSUPPORTED_LANGUAGE for a language tag without an emotion model."""
+    """Check that a language has an emotion model. Raises: RejectedRow UNSUPPORTED_LANGUAGE."""
     if tag is not None and primary_language(tag) not in known:
         detail = (
             f"no emotion model is known for language {tag!r}; name one with --emotion-model {primary_language(tag)}=X"
@@ -24,7 +24,7 @@ def check_language(tag: str | None, known: set[str]) -> None:
 
 
 def check_partition_value(values: Mapping[str, pa.Scalar]) -> None:
-    """Raises: RejectedRow BAD_FIELD for values of partition columns, by name, that cannot name a folder."""
+    """Check that values of partition columns, by column name, can name a folder. Raises: RejectedRow BAD_FIELD."""
     for column, scalar in values.items():
         try:
             value = scalar.as_py()

@@ -1,4 +1,4 @@
-"""What is left to do in an output, from three listings: plans without a result, parts or results deleted since, pages."""
+"""The state of an output's plans, from three listings: unpublished plans, deleted parts or results, missing pages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class PlanState:
-    """How far one plan is.
+    """The progress of one plan.
 
     Attributes:
         parts: shard number to the key of its part.
         published: whether its `_SUCCESS` exists.
-        lost: what a published plan should have and has not, for a message; empty for a whole one.
-        drawn: whether its page exists, or was not wanted.
+        lost: the missing files of a published plan, for a message; empty when none is missing.
+        drawn: whether its page exists or was disabled.
     """
 
     plan: Plan
@@ -33,25 +33,25 @@ class PlanState:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return whether the plan is published and complete."""
         return self.published and not self.lost
 
     @property
     def missing(self) -> int:
-        """How many shards have no part."""
+        """Return the number of shards that have no part."""
         return sum(number not in self.parts for number in range(self.plan.num_shards))
 
 
 def pending_shards(store: Store, plan: Plan) -> list[Shard]:
-    """The shards of a plan that have no part. Costs a listing."""
+    """Return the shards of a plan that have no part. Costs one listing."""
     parts = committed_parts(store, [plan])[plan.plan]
     return [shard for shard in plan.shards() if shard.number not in parts]
 
 
 def survey(store: Store, plans: Sequence[Plan], out: TextIO) -> list[PlanState]:
-    """The state of each plan; says on `out` what published ones have lost.
+    """Return the state of each plan, and warn on `out` about missing files of published plans.
 
-    Costs three listings, and a small GET for some plans; nothing where there are no plans.
+    Costs three listings, and a small GET for some plans; nothing when there are no plans.
     """
     if not plans:
         return []

@@ -1,1 +1,1 @@
-"""Shards over a Ray cluster: the only package that imports ray."""
+"""Execution of shards on a Ray cluster: the only package that imports ray."""

@@ -1,4 +1,4 @@
-"""Refuse output locations that Ray deletes with the job, and warn of those that other nodes cannot see."""
+"""Checks of the output location: refuses those that Ray deletes with the job, warns of those invisible to other nodes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray's job supervisor describes the submission to its driver in this variable (Ray 2.60, job_supervisor.py)."""
+"""Variable in which Ray's job supervisor describes the submission to the driver (Ray 2.60, job_supervisor.py)."""
 _WORKING_DIRS = ("runtime_resources", "working_dir_files")
-"""Folders below which Ray unpacks the working directory of a job, and deletes it once the job has ended."""
+"""Folders below which Ray unpacks the working directory of a job, which it deletes when the job has ended."""
 _LOCAL_PREFIX = re.compile(r"(?:file|local):(?://)?")
 
 
 def require_lasting(output: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse an output folder that is gone when a submitted job has ended.
+    """Refuse an output folder that is deleted when a submitted job ends.
 
-    A job submitted to Ray runs in a folder of Ray's on the head node, so a relative path or a home folder is not the
-    user's, whoever submitted it. Outside a submitted job nothing is refused.
+    A job submitted to Ray runs in one of Ray's folders on the head node, so a relative path or a home folder does not
+    refer to the user's machine. Outside a submitted job nothing is refused.
 
     Raises: ConfigError saying where the output would be written.
     """
@@ -43,13 +43,13 @@ def require_lasting(output: str, environment: Mapping[str, str] = os.environ) ->
 
 
 def local_path(uri: str) -> str | None:
-    """The path that a URI names on this machine, as it is written; None for an object store."""
+    """Return the path that a URI names on this machine, unchanged; None for an object store."""
     bare = _LOCAL_PREFIX.sub("", uri, count=1) if _LOCAL_PREFIX.match(uri) else uri
     return None if "://" in bare else bare
 
 
 def unshared_warning(output: str, nodes: int) -> str | None:
-    """A warning for a local output on a cluster of several nodes; None otherwise."""
+    """Return a warning for a local output on a cluster of several nodes; None otherwise."""
     if nodes < 2 or local_path(output) is None:
         return None
     return (

@@ -1,7 +1,7 @@
-"""What a run will cost, before it runs: hours of audio, of cards and of cores, objects, and a cluster; docs/sizing.md.
+"""Estimated cost of a run: hours of audio, GPUs and cores, number of objects, and a suggested cluster; docs/sizing.md.
 
-Figures for cards are arithmetic (floating-point operations over a card's speed) and never were measured; a real run is slower.
-Figures for cores come from measurements on shared x86 cores, Whisper's from them by arithmetic.
+GPU figures are arithmetic (floating-point operations divided by the card's speed), not measurements; a real run is slower.
+Core figures come from measurements on shared x86 cores; Whisper's is derived from them by arithmetic.
 """
 
 from __future__ import annotations
@@ -17,45 +17,47 @@ from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.dataset.plan import ASSUMED_DURATION_S, SHARDS_PER_FILE, ShardSize
 
 _WINDOW_S = 30.0
-"""What the pipeline cuts long recordings into, at most, and what Whisper hears at once, padding included."""
+"""Longest utterance cut from a long recording, and Whisper's input length, including padding."""
 _HEARD_S = 160.0
 _WHISPER_TFLOP, _BERT_TFLOP = 2.27 + 0.06, 0.003
-"""whisper-large-v3-turbo for one window, encoder and 60 tokens, and BERT for one text. Source: docs/sizing.md."""
+"""Cost of one window in whisper-large-v3-turbo, encoder and 60 tokens, and of one text in BERT. Source: docs/sizing.md."""
 _ENCODER_TFLOP_PER_S, _ENCODER_TFLOP_PER_S2 = 0.0592, 0.000205
-"""w2v-bert 2.0 for t seconds: a t + b t^2 through 0.24 TFLOP at 4 s and 1.96 at 30 s. Source: docs/sizing.md."""
+"""Cost of t seconds in w2v-bert 2.0: a t + b t^2 through 0.24 TFLOP at 4 s and 1.96 at 30 s. Source: docs/sizing.md."""
 CARDS = {"H200": 790.0, "A10 or L4 (assumed)": 75.0}
-"""Usable TFLOP/s in half precision: measured elsewhere for the H200; between 50 and 100 are assumed for the small cards."""
+"""Usable TFLOP/s in half precision: measured elsewhere for the H200; for the small cards, 50 to 100 is assumed."""
 CARD_SHARE = 1 / 3
-"""Share of a card's speed that the suggested cluster counts on. A guess, for want of a measurement."""
+"""Share of a card's speed assumed for the suggested cluster. A guess, not measured."""
 
 _CORE_TFLOP_PER_S = 0.117
-"""One thread of a shared x86 server core: 0.24 TFLOP (4 s through w2v-bert) in 2.05 s. Source: docs/performance.md, README."""
+"""Speed of one thread of a shared x86 core: 0.24 TFLOP (4 s in w2v-bert) in 2.05 s. Source: docs/performance.md, README."""
 _DECODE_S_PER_S = 0.00125
-"""One core, of a second of MP3 through the sandboxed child; WAV takes 0.0005. Source: docs/performance.md, levers."""
+"""Core seconds to decode a second of MP3 in the sandbox; WAV takes 0.0005. Source: docs/performance.md, levers."""
 _VAD_S_PER_S = 0.002
-"""One core, voice activity of a second. Source: audio/segment.py."""
+"""Core seconds of voice activity detection per second of audio. Source: audio/segmentation.py."""
 _ROW_S = 0.0003
-"""Everything but audio and models: 6,600 to 9,600 rows/s on 2 cores. Source: docs/performance.md, scale, and its earlier run."""
+"""Core seconds per row without audio and models: 6,600 to 9,600 rows/s on 2 cores. Source: docs/performance.md, scale, and
+its earlier run."""
 PLANNED_ROWS_PER_S = 33_000.0
-"""Rows a second that one driver reads, checks and plans, of a million and more. Source: docs/performance.md, scale."""
+"""Rows per second that one driver reads, checks and plans, for a million rows or more. Source: docs/performance.md, scale."""
 _ACTOR_CORES, _FEWEST_CORES_PER_CARD = 2, 4
-"""Two actors share a card and hold a core each (`pipeline.engine.pools`); no machine with a card has fewer cores than four."""
+"""Two actors share a GPU and hold one core each (`pipeline.engine.pools`); machines with a GPU have at least four cores."""
 _TARGET_H = 24.0
-"""The suggested cluster is done within this."""
+"""Time in which the suggested cluster finishes."""
 _ONE_MACHINE_CORES = 16
 
 
 @dataclass(slots=True)
 class Corpus:
-    """What is to be done.
+    """Totals of the manifest rows to be processed.
 
     Attributes:
-        known_s: seconds of the rows that have a duration.
-        audio_s: with the others at `ASSUMED_DURATION_S` each.
-        utterances: rows, those that may be cut counted once for each 30 s.
-        windows, heard_s: windows that Whisper hears, and the audio in them.
-        encoder_tflop: of w2v-bert over all utterances.
-        shards: parts of the output.
+        known_s: seconds of audio of the rows that have a duration.
+        audio_s: seconds of audio of all rows, with `ASSUMED_DURATION_S` for rows without a duration.
+        utterances: expected utterances; a row that may be segmented counts once for each 30 s.
+        windows: 30 s windows to transcribe.
+        heard_s: seconds of audio in those windows.
+        encoder_tflop: cost of w2v-bert over all utterances.
+        shards: number of parts of the output.
     """
 
     rows: int = 0
@@ -77,7 +79,7 @@ def measure(
 
     Args:
         group_by: columns whose values the rows of a shard share.
-    Memory: two numbers for each folder of the output.
+    Memory: two numbers per output folder.
     """
     corpus = Corpus()
     folders: dict[tuple[object, ...], tuple[int, float]] = {}
@@ -86,7 +88,7 @@ def measure(
         duration_s = pc.fill_null(known_s, ASSUMED_DURATION_S)
         silent = (
             pc.is_null(table["text"]) if segmentation != "vad" else pc.is_valid(duration_s)
-        )  # has no text to be kept
+        )  # rows without a text to keep
         windows = pc.ceil(pc.divide(duration_s, _WINDOW_S))
         pieces = pc.if_else(silent, windows, 1.0) if segmentation != "none" else pc.if_else(silent, 1.0, 1.0)
         each_s = pc.min_element_wise(pc.divide(duration_s, pieces), _HEARD_S)
@@ -118,24 +120,24 @@ def _sum(numbers: pa.ChunkedArray) -> float:
 
 
 def models_tflop(corpus: Corpus, mode: str) -> float:
-    """Floating-point operations of all models, in units of 10^12; padding of batches left out."""
+    """Return the floating-point operations of all models, in units of 10^12, without the padding of batches."""
     texts = 0.0 if mode == "audio" else corpus.utterances * _BERT_TFLOP
     return corpus.windows * _WHISPER_TFLOP + corpus.encoder_tflop + texts
 
 
 def cards_hours(corpus: Corpus, mode: str) -> dict[str, float]:
-    """Hours that one card of each kind computes for, if it gives all of its arithmetic."""
+    """Return the hours that one card of each kind needs at its full arithmetic speed."""
     return {name: models_tflop(corpus, mode) / speed / 3600 for name, speed in CARDS.items()}
 
 
 def feeding_hours(corpus: Corpus, mode: str) -> float:
-    """Hours of one core for everything but models: fetching, decoding, voice activity, writing."""
+    """Return the core hours for everything but models: fetching, decoding, voice activity detection and writing."""
     opened_s = corpus.heard_s if mode == "text" else corpus.audio_s
     return (opened_s * _DECODE_S_PER_S + corpus.heard_s * _VAD_S_PER_S + corpus.rows * _ROW_S) / 3600
 
 
 def estimate(corpus: Corpus, mode: str) -> dict[str, str]:
-    """Lines for a person."""
+    """Return the estimate as text, by name."""
     cards_h, feeding_h = cards_hours(corpus, mode), feeding_hours(corpus, mode)
     cores_h = models_tflop(corpus, mode) / _CORE_TFLOP_PER_S / 3600 + feeding_h
     without = (

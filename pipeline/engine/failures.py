@@ -1,4 +1,4 @@
-"""Runs that could not be finished: what is recorded of each try, and what the job says in the end."""
+"""Handling of plans that could not be finished: a note of each failed attempt, and the final error."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ CANNOT_FINISH = (
     *(JobError, ConfigError, *TRANSIENT),
     *(ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException),
 )
-"""What may go wrong with one plan, whoever is to blame, and does not stop the others."""
+"""Exceptions that end the work on one plan but not on the others."""
 _LONGEST_ERROR = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One plan that could not be finished, this time for `error`; tries counts the earlier ones too."""
+    """One plan that could not be finished.
+
+    Attributes:
+        error: the cause of this failure.
+        tries: number of attempts, including earlier ones.
+        first_at: time of the first failure, in UTC.
+        shards_left: number of shards without a part.
+    """
 
     plan: Plan
     error: str
@@ -41,9 +48,9 @@ class Failure:
 
 
 def record_failure(store: Store, plan: Plan, error: BaseException) -> Failure:
-    """Note a failed try as `_runs/<plan>/attempts/NNNNNN.json`, put-if-absent under the next free number.
+    """Record a failed attempt as `_runs/<plan>/attempts/NNNNNN.json`, put-if-absent under the next free number.
 
-    A store that takes no more writes leaves no note.
+    If the store refuses writes, nothing is recorded.
     """
     sentence = str(error) if isinstance(error, (JobError, ConfigError)) else f"{type(error).__name__}: {error}"
     token = uuid.uuid4().hex
@@ -61,7 +68,7 @@ def record_failure(store: Store, plan: Plan, error: BaseException) -> Failure:
 
 
 def give_up_runs(store: Store, plans: Sequence[Plan], names: Sequence[str], out: TextIO) -> None:
-    """Reject what is left of some plans, without publishing them. Raises: ConfigError for a name that no plan has."""
+    """Reject the remaining rows of some plans, without publishing them. Raises: ConfigError for an unknown name."""
     named = {plan.plan: plan for plan in plans}
     if unknown := [name for name in names if name not in named]:
         raise ConfigError(f"--give-up {' '.join(unknown)}: there is no such run in {store.root}")
@@ -73,7 +80,7 @@ def give_up_runs(store: Store, plans: Sequence[Plan], names: Sequence[str], out:
 
 
 def stuck(failures: Sequence[Failure], reports: Sequence[dict[str, Any]]) -> StuckPlansError:
-    """What to raise at the end: which runs could not be finished, why, and what to do."""
+    """Return the error to raise at the end: the runs that could not be finished, the causes, and what to do."""
     lines = []
     for failure in failures:
         plan, tries = failure.plan, f" (try {failure.tries}, the first at {failure.first_at})" * (failure.tries > 1)

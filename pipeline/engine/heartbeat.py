@@ -1,4 +1,4 @@
-"""A word when the cluster is gone: Ray's native code then ends the driver with status 1 and without one."""
+"""Detection of a lost cluster: Ray's native code then ends the driver with status 1 and without a message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _MISSES = 2
 
 @contextmanager
 def heard(addresses: Mapping[str, tuple[str, int]], out: TextIO) -> Iterator[None]:
-    """Knock at each address, by the name of what listens there, while the block runs; say once which does not answer."""
+    """Check regularly during the block that each address answers, and report once on `out` each one that does not.
+
+    Args:
+        addresses: host and port by the name used in the message.
+    """
     ended = threading.Event()
     listener = threading.Thread(target=_listen, args=(addresses, out, ended), daemon=True)
     listener.start()

@@ -1,8 +1,8 @@
-"""What a run counts, published through Ray for Prometheus: `ray_speech_emotion_rows_total` and so on.
+"""Metrics of a run, published through Ray for Prometheus: `ray_speech_emotion_rows_total` and so on.
 
-The driver publishes, once for each shard that comes back, so that nothing is counted twice however often it was tried, and
-so that the sums are those of `report.json`. With stages.py, the only file that imports ray. Every metric carries the tags
-`run` and `output`. docs/runbook.md says what each number means and what to do about it.
+The driver publishes them once for each finished shard, so that retries are not counted twice and the sums equal those of
+`report.json`. With stages.py, the only module that imports ray. Every metric has the tags `run` and `output`.
+docs/runbook.md explains each metric and how to react to it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "retries": ("What was done again, by stage and kind (store: a call; memory: a batch halved; process: it had died).",
                 ("stage", "kind")),
 }  # fmt: skip
-"""Name without prefix, as Ray is given it; Ray appends `_total`."""
+"""Description and tags by name, without the prefix and without `_total`, which Ray appends."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "actors": ("Model actors by stage and state (asked, alive, waiting).", ("stage", "state")),
@@ -87,7 +87,7 @@ class Metrics:
         self._add("audio_seconds", shard.audio_s)
 
     def actors(self, states: Mapping[str, Mapping[str, int]]) -> None:
-        """Publish how many actors each stage has in each state, and what else holds until it changes: Ray forgets gauges."""
+        """Publish the number of actors by stage and state, and the other gauges again, since Ray forgets them."""
         for stage, gpu_bytes in self._gpu_bytes.items():
             self._set("gpu_memory_bytes", gpu_bytes, stage=stage)
         for stage, counts in states.items():
@@ -104,7 +104,7 @@ class Metrics:
             self._set("gpu_memory_bytes", self._gpu_bytes[stage], stage=stage)
 
     def _add(self, name: str, value: float, **tags: str) -> None:
-        if value > 0:  # Ray refuses to count nothing
+        if value > 0:  # Ray refuses increments of zero
             self._counters[name].inc(value, tags=tags)
 
     def _set(self, name: str, value: float, **tags: str) -> None:

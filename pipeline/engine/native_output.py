@@ -1,4 +1,4 @@
-"""Hide what Ray and C++ code write to standard output and error past Python's logging."""
+"""Suppression of output that Ray and C++ code write to standard output and error without Python's logging."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def native_output_hidden() -> Iterator[None]:
-    """Send file descriptors 1 and 2 to a temporary file that is deleted at the end.
+    """Redirect file descriptors 1 and 2 to a temporary file that is deleted at the end.
 
-    Nobody can act on what Ray writes there, and it is pages when an actor fails; what matters of it is in the exception.
-    The driver's own lines go to a stream opened before.
+    Ray's output there is not useful to the user, and fills pages when an actor fails; the exception holds the relevant part.
+    The driver's own lines go to a stream opened earlier.
     """
     sys.stdout.flush()
     sys.stderr.flush()

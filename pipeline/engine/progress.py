@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: one live line on a terminal, a plain line every so often elsewhere."""
+"""The progress display of a job: one live line on a terminal, a plain line every 30 s elsewhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PLAIN_EVERY_S = 30.0
 
 @dataclass
 class Progress:
-    """Counts finished shards and shows them.
+    """Counter and display of finished shards.
 
     Attributes:
-        rows: manifest rows of the run, those done by earlier runs included.
+        rows: manifest rows of the run, including those finished earlier.
         done: rows that earlier runs finished.
     """
 
@@ -40,7 +40,7 @@ class Progress:
     _ticker: threading.Thread | None = None
 
     def start(self) -> Progress:
-        """Show the line from now on, every so often, until `close`."""
+        """Start to show the line at regular intervals, until `close`. Returns: itself."""
         self._ticker = threading.Thread(target=self._tick, daemon=True)
         self._ticker.start()
         return self
@@ -61,7 +61,7 @@ class Progress:
         self.lost += not shard.won
 
     def show(self) -> None:
-        """Write the line."""
+        """Write the current line."""
         line = self.line()
         if self.out.isatty():
             columns = shutil.get_terminal_size().columns
@@ -80,7 +80,7 @@ class Progress:
             self.out.write("\n")
 
     def line(self) -> str:
-        """Rows, audio hours, rejects, speed against real time, time left."""
+        """Return the line: rows, audio hours, rejects, speed relative to real time, and time left."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
         done = min(self.done + self.finished, self.rows)  # `done` is an estimate
         speed = self.audio_s / elapsed

@@ -1,4 +1,4 @@
-"""Stop a run that is going wrong: too many rejects, too much audio out of reach, nearly all of it missing."""
+"""Limits that stop a failing run: too many rejects, too much inaccessible audio, or nearly all audio missing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pipeline.shard.missing_audio import IS_IT_THERE, MAX_ABSENT
 from pipeline.storage.access import common_folder
 
 _RATE_ROWS = 100
-"""Rows before a rate of rejects means something."""
+"""Least number of rows for a meaningful reject rate."""
 
 
 def check_rates(progress: Progress, work: Work, shard: Finished, max_reject_rate: float | None) -> None:
-    """Raises: JobError when too many rows of this run are rejected; what is committed stays.
+    """Stop the run when too many of its rows are rejected; committed shards are kept.
 
     Args:
-        shard: the last one.
-        max_reject_rate: share of rows that may be rejected for whatever reason; None bounds only what is no row's fault.
+        shard: the last finished shard.
+        max_reject_rate: share of rows that may be rejected for any reason; None limits only denied access and missing audio.
+    Raises: JobError.
     """
     rows, what = progress.finished, ""
     if rows < _RATE_ROWS:

@@ -1,6 +1,6 @@
-"""One run from the driver's side: read manifests, plan, run what is not done, publish.
+"""The driver of a run: reads manifests, plans new rows, runs unfinished shards, publishes.
 
-The driver holds four bytes a row while planning, and counts; audio and rows stay on the workers and in the store.
+While planning, the driver holds four bytes per row, and counts; audio and rows stay on the workers and in the store.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ _COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
 
 @dataclass
 class Driver:
-    """One run of `config`. `out` is what the person who started it sees; it must not be file descriptor 2 itself."""
+    """The driver of one run of `config`.
+
+    Attributes:
+        out: stream for messages to the user; must not be file descriptor 2, which is redirected while Ray runs.
+    """
 
     config: JobConfig
     out: TextIO
@@ -79,7 +83,7 @@ class Driver:
         self._quick_refusal()
 
     def _quick_refusal(self) -> None:
-        """Refuse a dataset of other settings before manifests are read; `auto` takes what the dataset has."""
+        """Refuse a dataset with other settings before reading manifests; `auto` takes the dataset's value."""
         there = dataset_settings(self.store)
         if there is not None:
             compare_settings(there, self._settings(there, "cpu"))
@@ -97,7 +101,7 @@ class Driver:
     # -- reading
 
     def read(self, folder: Path) -> Selection:
-        """Read the manifests and find what is new."""
+        """Read the manifests and select the new rows."""
         spool = Spool(folder)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
@@ -111,16 +115,16 @@ class Driver:
         return self._select(spool)
 
     def _select(self, spool: Spool) -> Selection:
-        """What no plan holds yet, with the columns that the plans there are have settled."""
+        """Select the rows that no plan holds yet, with the column types of the existing plans."""
         spool.extra = settle_types(spool.found, self.plans)
         if spool.rows:
             self._check_partition_columns(spool.extra)
-        else:  # what is only rejected, or nothing, is in no folder
+        else:  # without rows there are no partition folders
             spool.extra = with_columns(spool.extra, self.config.partition_by, self.plans)
         return spool.select(*held_keys(self.store, self.plans))
 
     def _check(self, rows: pa.Table, roots: AudioRoots, known: set[str]) -> tuple[pa.Table, dict[int, RejectedRow]]:
-        """Settle the language of each row and refuse rows that may not be opened or that no model speaks."""
+        """Set the language of each row, and reject rows that may not be opened, have no model, or cannot name a folder."""
         language = self.config.language
         if language == AUTO_LANGUAGE:
             languages = rows["language"]
@@ -162,7 +166,7 @@ class Driver:
     # -- running
 
     def run(self) -> list[dict[str, Any]]:
-        """Plan what is new, finish every unfinished plan, publish. Returns: their reports; none when nothing was new."""
+        """Plan new rows, finish every unfinished plan, and publish. Returns: their reports; empty if nothing was to do."""
         with temporary_folder() as folder:
             selection = self.read(folder)
             give_up_runs(self.store, self.plans, self.config.give_up, self.out)
@@ -185,9 +189,10 @@ class Driver:
     def _finish_all(
         self, planned: list[Plan], unfinished: list[Plan], spool: Spool, resources: Resources
     ) -> list[dict[str, Any]]:
-        """Finish every plan, the new ones first, so that nothing in an old one can hold them up.
+        """Finish every plan, new ones first, so that a fault in an old plan cannot delay them.
 
-        Raises: StuckPlansError after all others when one cannot be finished.
+        Raises: StuckPlansError, after trying the others, when a plan cannot be finished; without workers the others are not
+            tried.
         """
         done: dict[str, dict[str, Any]] = {}
         failures = []
@@ -204,7 +209,7 @@ class Driver:
         return reports
 
     def _start_pinning(self, selection: Selection) -> AbstractContextManager[Pinning | None]:
-        """Have the models of what is new, and of earlier plans, resolved and checked; None when there are none."""
+        """Start to resolve and check the models of new rows and earlier plans; the context is None without any."""
         languages = {role.language for plan in self.plans for role in plan.models}
         asr = self._needs_asr(selection) or any(plan.needs_asr for plan in self.plans)
         chosen = {
@@ -214,7 +219,7 @@ class Driver:
         return Pinning(chosen, self.config.mode, self.prepared) if chosen else nullcontext()
 
     def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[Role, ModelPin], dict[str, int]]:
-        """The models of what is new, held against those of earlier plans, and the widths of the embeddings kept."""
+        """Return the models of the new rows, compared with those of earlier plans, and the widths of kept embeddings."""
         if pinning is None:
             return {}, {}
         pinned, widths = pinning.result()
@@ -246,7 +251,10 @@ class Driver:
         )
 
     def _plan(self, selection: Selection, resources: Resources, pinned: Pins, widths: dict[str, int]) -> list[Plan]:
-        """Write the new plan; after losing a race for its number, drop what the winner holds and try the next."""
+        """Write the new plan; if another planner took its number, drop the rows that plan holds and try the next number.
+
+        Returns: the plans to finish: those of the other planners, then the new one, if rows are left for it.
+        """
         device = choose_device(self.config, resources)
         size = shard_size(self.config, selection.rows, device, resources)
         settings = self._settings(dataset_settings(self.store), device)
@@ -279,13 +287,13 @@ class Driver:
         """Run the shards of one plan that have no part, then publish it.
 
         Args:
-            spool: the manifest given now, for a plan that was made from an earlier one.
+            spool: rows of the current manifest, for a plan made from an earlier one.
         """
         started, started_at = time.monotonic(), _now()
         pending = pending_shards(self.store, plan)
         if spool is not None:
             pending = renew(self.store, plan, pending, spool)
-        random.shuffle(pending)  # another run at the same plan then works on other shards, and each skips what is done
+        random.shuffle(pending)  # a concurrent run of the plan then works on other shards; each skips committed ones
         record: dict[str, Any] = {}
         if pending:
             pools = size_pools(self.config, resources, plan, len(pending))
@@ -318,7 +326,7 @@ class Driver:
         return publish(self.store, plan, committed_parts(self.store, [plan])[plan.plan], report)
 
     def _config_for(self, plan: Plan) -> JobConfig:
-        """`--max-reject-rate` is for the manifests it was given with: no other plan loses rows by it."""
+        """Return the configuration for a plan: `--max-reject-rate` applies only to plans of the given manifests."""
         ours = {*map(without_query, plan.manifests)} & {*map(without_query, self.manifests)}
         return self.config if ours else self.config.model_copy(update={"max_reject_rate": None})
 
@@ -332,14 +340,14 @@ class Driver:
         resumed = f", {plan.num_shards - pending} of them done" if pending < plan.num_shards else ""
         return f"run {plan.plan}: {plan.rows:,} rows in {plan.num_shards:,} shards{resumed}, on {device}"
 
-    # -- looking only
+    # -- dry run
 
     def describe(self) -> dict[str, Any]:
-        """What a run would do; nothing is written below the output, and no model is fetched."""
+        """Describe what a run would do, without writing to the output or fetching a model."""
         with temporary_folder() as folder:
             selection = self.read(folder)
             resources = _visible_resources()
-            # not known before Ray is asked on this machine: then as if there were no GPU
+            # without a cluster, only Ray could detect GPUs on this machine: none are assumed
             on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and bool(resources.gpus))
             size = shard_size(self.config, selection.rows, "cuda" if on_gpus else "cpu", resources)
             corpus = estimate.measure(
@@ -376,12 +384,12 @@ class Driver:
 
 
 def _rows_done(plan: Plan, pending: int) -> int:
-    """An estimate for the progress line: rows are spread evenly over shards."""
+    """Estimate the finished rows for the progress line, assuming equal shards."""
     return round(plan.rows * (plan.num_shards - pending) / max(plan.num_shards, 1))
 
 
 def _visible_resources() -> Resources:
-    """The cluster's, or this machine's without its GPUs, which Ray alone finds."""
+    """Return the cluster's resources, or this machine's without its GPUs, which only Ray detects."""
     if os.environ.get("RAY_ADDRESS"):
         with cluster() as resources:
             return resources

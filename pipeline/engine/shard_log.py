@@ -1,4 +1,4 @@
-"""One line of JSON for each shard that is finished: counts and seconds, no transcript, no row, no key, no query string."""
+"""JSON log lines, one per finished shard: counts and seconds, without transcripts, rows, keys or query strings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def log_shard(shard: Finished, output: str) -> None:
 
 
 class _Line:
-    """Made only where somebody listens."""
+    """A log line that is formatted only when a handler writes it."""
 
     def __init__(self, shard: Finished, output: str) -> None:
         self._shard, self._output = shard, output
@@ -50,7 +50,7 @@ class _Line:
 
 @contextmanager
 def logging_to(out: TextIO) -> Iterator[None]:
-    """Send the pipeline's warnings to `out` and, unless somebody watches its live line there, a line for each shard."""
+    """Send the pipeline's warnings to `out`, and also a line for each shard unless `out` is a terminal."""
     handler = logging.StreamHandler(out)
     watched = out.isatty()
     handler.setFormatter(logging.Formatter("\n%(message)s" if watched else "%(message)s"))

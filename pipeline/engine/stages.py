@@ -1,9 +1,9 @@
-"""The engine: shards stream through Ray Data. With metrics.py, the only file that imports ray.
+"""The stages of a run as a Ray Data pipeline. With metrics.py, the only module that imports ray.
 
-    shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> finish (CPU tasks)
+    shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> commit (CPU tasks)
 
-One shard is one row of one block all the way. On one machine pools are of fixed size; on a cluster they follow its nodes
-(pools.py). Each step holds a share of the logical CPUs small enough that all of them fit on a machine with one.
+One shard is one row of one block in all stages. On one machine pools have a fixed size; on a cluster they follow its nodes
+(pools.py). Each stage requests a share of the logical CPUs small enough that all stages fit on a machine with one CPU.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _log = logging.getLogger(__name__)
 _SHARDS_PER_WAVE = 4096
 """Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
 _CPUS_OF_NODES_TO_COME = 2.0
-"""Of a node, and beside a GPU, while there is none to look at: larger ones have room to spare, smaller ones are rare."""
+"""Assumed CPUs of a node, and per GPU, while the cluster has none: larger nodes have spare CPUs, smaller ones are rare."""
 _HEAD_ANSWERS_WITHIN_S = 20.0
 _WORKERS_WAIT_MS = 600_000
 _LEDGER_ANSWERS_WITHIN_S = 5.0
@@ -70,20 +70,21 @@ _ANY_ERROR = re.compile(r"^((?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception): .*)$", 
 
 @contextmanager
 def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
-    """Join the cluster this driver was submitted to, or start one in this process's machine; leave it at the end.
+    """Join the cluster at RAY_ADDRESS, or start one on this machine; disconnect at the end.
 
     Args:
-        out: where a cluster that is gone is spoken of.
+        out: stream for the cluster-lost message.
     """
     embedded = _is_embedded()
-    # the job says what it does itself; Ray's logs stay in its session folder
+    # the job reports its own progress; Ray's logs stay in its session folder
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray Data counts on what it asked for, and of the rest on whole CPUs; its default asks for shares of CPUs, an operator at
-    # a time, and on small nodes no CPU is left for commits until all else is done. This one asks for nodes as they are
+    # Ray Data counts on the resources it requested, and beyond them on whole CPUs. Its default autoscaler requests shares of
+    # CPUs for one operator at a time, so on small nodes no CPU is left for commits until the rest is done. V2 requests whole
+    # nodes
     os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
     started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
-    # Ray of its own listens on loopback alone, as on macOS, and wants a token that no file holds
+    # a Ray that this job starts listens only on loopback, as on macOS, and requires a token that is in no file
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = not embedded
     if embedded:
         require_short_tmpdir()
@@ -93,7 +94,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
                 file=out,
             )
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray ends idle processes above one a core after a second; the next stage would import for two seconds again
+        # Ray ends idle processes beyond one per core after a second; the next stage would need two seconds to import again
         started["_system_config"] = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}
     if not embedded:
         _require_head(os.environ["RAY_ADDRESS"])
@@ -112,7 +113,10 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
 
 @dataclass(frozen=True, slots=True)
 class _Starting:
-    """Turn what Ray raises as it starts into a sentence: on a machine so busy that it takes over 30 s, a bare `Exception`."""
+    """Context manager that turns Ray's start-up errors into JobError.
+
+    Ray raises a bare `Exception` when the machine is so busy that starting takes over 30 s.
+    """
 
     where: str
 
@@ -126,7 +130,7 @@ class _Starting:
 
 
 def _is_embedded() -> bool:
-    """Whether Ray is this job's own, on this machine alone."""
+    """Return whether this job starts its own Ray on this machine."""
     return not os.environ.get("RAY_ADDRESS")
 
 
@@ -150,7 +154,7 @@ def _resources(nodes: list[dict[str, Any]], *, grows: bool) -> Resources:
 
 
 def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
-    """Without whom the driver cannot go on: the head, and Ray on the driver's own node."""
+    """Return the addresses that the driver depends on, by name: the head, and Ray on the driver's own node."""
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     (here,) = (node for node in nodes if node["NodeID"] == context.get_node_id())
@@ -161,7 +165,10 @@ def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
 
 
 def _require_head(address: str) -> None:
-    """Knock before `ray.init` does: at an address where nobody listens it waits for more than eight minutes."""
+    """Check that the head is reachable before `ray.init`, which waits over eight minutes for an unused address.
+
+    Raises: JobError.
+    """
     host, _, port = address.rpartition(":")
     if port.isdigit() and "://" not in address:
         try:
@@ -177,9 +184,9 @@ def _set_up_ray_data() -> None:
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.target_max_block_size = None
-    # Ray Data's own bound of half an hour knows no long recordings and no slow autoscalers; waiting.py has ours
+    # Ray Data's own limit of half an hour does not allow for long recordings or slow autoscalers; watchdog.py has ours
     context.execution_no_progress_timeout_s = -1
-    # a pool is cut only when all of it is idle: its actors hold what another pool, or another job, may be waiting for
+    # a pool shrinks only when all of it is idle, to free resources for which another pool or job may be waiting
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -188,14 +195,14 @@ def _set_up_ray_data() -> None:
 def run_shards(
     work: Work, shards: Iterable[Shard], pools: Pools, config: JobConfig, on_finished: Callable[[Finished], None]
 ) -> None:
-    """Annotate and commit shards; calls back once for each, in no order. To be called in the main thread.
+    """Annotate and commit shards, and call back once for each, in no order. Must be called in the main thread.
 
-    What hangs after a node was lost starts anew, with pools sized for the nodes that are left.
+    A job that hangs after losing a node is restarted with pools sized for the remaining nodes.
 
-    Raises: JobError naming what stopped the job, a wait for workers that was too long among it. What was committed stays.
+    Raises: JobError naming the cause, such as too long a wait for workers. Committed shards are kept.
     """
     remaining = {shard.number: shard for shard in shards}
-    # on the driver's node: what outlives the actors must not die with one of theirs
+    # on the driver's node: the crash tracker must not die with an actor's node
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
     metrics = Metrics(work.output, work.plan)
@@ -223,10 +230,10 @@ def run_shards(
 
 
 def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: ANN401 - Ray's handles are untyped
-    """Ask Ray how the actors are, and which nodes there are; None when it does not answer."""
+    """Take a cluster snapshot: the state of actors and nodes. Returns: None when Ray does not answer."""
     counts = {pool.stage: {"asked": 0, "alive": 0, "waiting": 0} for pool in pools.pools}
     try:
-        # private, for want of another way to a driver whose cluster has no dashboard; ray is pinned to one version
+        # private API: there is no public one for a cluster without a dashboard; ray is pinned to one version
         actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id).values()
         deaths, causes = deaths_by_stage(actors, _dead_workers(), counts)
         nodes = {node["NodeID"]: node["Resources"] for node in _living_nodes()}
@@ -234,7 +241,7 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
         return None
     try:
         under_way = int(ray.get(ledger.under_way.remote(set(nodes)), timeout=_LEDGER_ANSWERS_WITHIN_S))
-    except ray.exceptions.RayError:  # it cannot start either
+    except ray.exceptions.RayError:  # the crash tracker's actor cannot start either
         under_way = 0
     for actor in actors:
         for stage, states in counts.items():
@@ -253,7 +260,7 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
 
 
 def _dead_workers() -> list[DeadWorker]:
-    """The job's worker processes that ended before their time, in the order in which they did."""
+    """Return the job's worker processes that died, in the order of their deaths."""
     accessor = ray._private.state.state._connect_and_get_accessor()
     workers = map(gcs_pb2.WorkerTableData.FromString, accessor.get_worker_table())  # type: ignore[attr-defined]
     causes = {common_pb2.NODE_OUT_OF_MEMORY: OUT_OF_MEMORY, common_pb2.SYSTEM_ERROR: CRASHED}  # type: ignore[attr-defined]
@@ -272,11 +279,14 @@ def _pipeline(
     config: JobConfig,
     ledger: Any,  # noqa: ANN401 - as above
 ) -> ray.data.Dataset:
-    """The lazy dataset of one wave: one block, one shard. Ray's dashboard shows the names of the functions and classes."""
+    """Build the lazy dataset of one wave, one block per shard.
+
+    Ray's dashboard shows the names of the functions and classes.
+    """
     max_denied = MAX_DENIED if config.max_reject_rate is None else config.max_reject_rate
-    # one row is one shard; to ask for whole blocks instead is refused where there are GPUs
+    # one row is one shard; Ray refuses whole blocks as batches for stages with GPUs
     whole: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    # a process that is new to these tasks imports for two seconds first: on one machine, no more of them than cores
+    # each new process spends two seconds on imports: on one machine, start no more of them than cores
     few = {"concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))} if _is_embedded() else {}  # type: ignore[no-untyped-call]
     shared = {"work": work, "max_denied": max_denied, "ledger": ledger}
     task: dict[str, Any] = {**whole, **few, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
@@ -301,7 +311,7 @@ def _pipeline(
 
 
 def _root_cause(error: BaseException) -> str:
-    """The sentence of the exception that started it, without Ray's wrapping: Ray keeps it, at times, only as text."""
+    """Return the message of the original exception without Ray's wrapping; Ray sometimes keeps it only as text."""
     if ours := _OUR_ERROR.findall(str(error)):
         return str(ours[-1])
     if theirs := _ANY_ERROR.findall(str(error)):
@@ -311,7 +321,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def prepare_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) -> pa.Table:  # noqa: ANN401 - as above
-    """Fetch, decode and cut one shard."""
+    """Fetch, decode and segment one shard."""
     trip = transport.trip_of(block)
     watch = _RayWatch(ledger, f"prepare {trip.shard.name}")
     with trip.stage("prepare") as counted:
@@ -322,7 +332,7 @@ def prepare_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) -
 
 
 def commit_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) -> pa.Table:  # noqa: ANN401 - as above
-    """Commit one shard; its block ends here."""
+    """Commit one shard. Returns: a block with its outcome only."""
     trip, table = transport.unpack(block)
     watch = _RayWatch(ledger, f"commit {trip.shard.name}")
     stage_s, figures = dict(trip.stage_s), dict(trip.figures)
@@ -335,7 +345,7 @@ def commit_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) ->
 
 @dataclass(slots=True)
 class _RayWatch:
-    """A watch on the run's one ledger, an actor."""
+    """A `Watch` that reports to the run's crash tracker, an actor."""
 
     ledger: Any
     step: str
@@ -355,7 +365,7 @@ class _RayWatch:
 
 
 class _ModelActor:
-    """Holds the models of one process; subclasses load theirs before the first block, so a failure is seen at once."""
+    """Base class of actors that hold models. Subclasses load them before the first block, so failures appear early."""
 
     def __init__(self, *, work: Work, ledger: Any, **loaded: Any) -> None:  # noqa: ANN401 - as above
         self._work = work
@@ -374,7 +384,7 @@ class _ModelActor:
 
 
 class Transcribe(_ModelActor):
-    """The transcription pool's actor."""
+    """The actor of the transcription pool."""
 
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401 - as above
         super().__init__(**arguments)
@@ -386,12 +396,12 @@ class Transcribe(_ModelActor):
 
 
 class Recognise(_ModelActor):
-    """The recognition pool's actor."""
+    """The actor of the recognition pool."""
 
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401 - as above
         super().__init__(**arguments)
         self._models.load_recognisers()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Recognise one shard; its audio ends here."""
+        """Recognise one shard. Returns: a block without audio."""
         return self._run("recognise", recognise, self._models.recogniser_for, block)

@@ -1,6 +1,6 @@
-"""A shard on its way between stages: one block of one row, which nothing can split or merge; no Ray.
+"""The shard envelope: a shard between stages is one block of one row, which Ray cannot split or merge. Imports no Ray.
 
-The row holds the shard, what the stages before measured, and the work table as Arrow IPC bytes.
+The row holds the shard, the measurements of the earlier stages, and the work table as Arrow IPC bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipeline.storage import retry
 
 @dataclass
 class Trip:
-    """One shard's way so far.
+    """A shard envelope: the shard and its measurements so far.
 
     Attributes:
         stage_s: seconds of work, by stage.
-        figures: what else the stages counted, by stage and `pipeline.stats` name.
-        sent_at: wall-clock time at which the last stage sent it on; None before the first.
+        figures: other measurements, by stage and `pipeline.stats` name.
+        sent_at: wall-clock time at which the previous stage sent the shard; None before the first stage.
     """
 
     shard: Shard
@@ -35,9 +35,9 @@ class Trip:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, float]]:
-        """Measure one stage; what the caller puts into the yielded mapping is kept with it.
+        """Measure one stage; figures that the caller puts into the yielded mapping are recorded with it.
 
-        The wait before it is by two nodes' clocks, so it is as good as they agree.
+        The wait before the stage is measured with the clocks of two nodes, so it is as accurate as they agree.
         """
         waited_s = 0.0 if self.sent_at is None else max(0.0, time.time() - self.sent_at)
         started, tried_again = time.perf_counter(), retry.tried_again()
@@ -47,25 +47,25 @@ class Trip:
         self.figures[name] = {"waited_s": waited_s, "store_retries": retry.tried_again() - tried_again, **counted}
 
     def pack(self, table: pa.Table) -> pa.Table:
-        """The block that goes to the next stage."""
+        """Return the block for the next stage, with the table as Arrow IPC bytes."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         content = sink.getvalue()
         ends = pa.array([0, content.size], pa.int64()).buffers()[1]
-        packed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, content])  # without a copy
+        packed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, content])  # makes no copy
         measured = json.dumps({"stage_s": self.stage_s, "figures": self.figures, "sent_at": time.time()})
         return pa.table({"shard": [json.dumps(asdict(self.shard))], "measured": [measured], "table": packed})
 
 
 def unpack(block: pa.Table) -> tuple[Trip, pa.Table]:
-    """What `Trip.pack` sent. Raises: JobError when it is not one shard."""
+    """Return the envelope and the table that `Trip.pack` packed. Raises: JobError when the block is not one shard."""
     trip = trip_of(block)
     return trip, pa.ipc.open_stream(block["table"][0].as_buffer()).read_all()
 
 
 def trip_of(block: pa.Table) -> Trip:
-    """The shard of a block, and its way so far. Raises: JobError when it is not one shard."""
+    """Return the envelope of a block, without its table. Raises: JobError when the block is not one shard."""
     if block.num_rows != 1:
         raise JobError(f"a block holds {block.num_rows} shards instead of one")
     measured = json.loads(block["measured"][0].as_py()) if "measured" in block.column_names else {}

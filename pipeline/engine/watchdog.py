@@ -1,13 +1,13 @@
-"""Detect a job whose workers cannot start or die again and again: Ray waits and restarts for ever, in silence. No Ray here.
+"""The stall detector: finds a job whose workers cannot start or keep dying, where Ray silently waits or restarts for ever.
 
-A job is stuck while a pool has actors that wait and none that runs, or while no stage has a shard in hand. A shard that
-is finished, an actor that starts or a node that joins ends that; so does an autoscaler, whenever its machines come. After
-two minutes the job says what it waits for, and after `--wait-for-workers-s` it ends. Where a node was lost it starts anew
-instead, once for each loss: Ray starts the actors of the lost node on those that are left, where they may hold the place
-that another stage needs to make the lost shards again.
+A job is stuck while a pool has waiting actors and no running one, or while no stage is processing a shard. A finished
+shard, a started actor or a new node, such as one from an autoscaler, resets the waiting time. After two minutes the job
+reports what it waits for, and after `--wait-for-workers-s` it ends. If a node was lost, the job is restarted instead, once
+for each loss: Ray starts the actors of the lost node on the remaining nodes, where they may occupy the resources that
+another stage needs to recompute the lost shards.
 
-Workers that died are reported at the next look, with the cause. While others of their pool run, the job goes on. A pool
-none of whose actors survives its start ends the job after a minute and `MOST_DEATHS` deaths of each.
+Dead workers are reported at the next check, with the cause. The job continues while other actors of their pool run. A pool
+in which no actor survives its start ends the job after a minute and `MOST_DEATHS` deaths of each actor. Imports no Ray.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 10.0
 _WARN_AFTER_S, _WARN_EVERY_S = 120.0, 600.0
 MOST_DEATHS = 3
-"""Of each actor of a pool in which none ever runs: memory may be short for a while, models do not shrink."""
+"""Deaths of each actor, in a pool where none runs, that end the job. Fewer may be a temporary shortage of memory."""
 _DYING_FOR_S = 60.0
 TASKS = "task"
-"""Stands for a stage among deaths: the workers that prepare and commit shards."""
+"""Key used instead of a stage in counts of deaths, for the workers that prepare and commit shards."""
 OUT_OF_MEMORY = (
     "Ray ended it because its node ran out of memory (by default at 95 % in use, by whatever process: "
     "RAY_memory_usage_threshold)"
@@ -43,19 +43,20 @@ CRASHED = "its process was killed or crashed; as a rule that is the kernel short
 
 
 class StartOver(Exception):
-    """The job hangs since a node was lost; pools sized for the nodes that are left may do."""
+    """Restart request: the job hangs after losing a node, and pools sized for the remaining nodes may work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What Ray says at one moment.
+    """A cluster snapshot.
 
     Attributes:
-        alive, waiting: actors by stage; those that are dead for good are in neither.
-        under_way: shards that some stage has in hand on a living node.
+        alive: running actors by stage; permanently dead ones are neither here nor in `waiting`.
+        waiting: actors by stage that have not started.
+        under_way: steps of shards that are running on a living node.
         nodes: CPUs, GPUs and bytes of memory of every living node, by its id.
-        deaths: by stage, or `TASKS`: how often its workers have died so far.
-        causes: by stage, or `TASKS`: a sentence on why the last of them died.
+        deaths: number of worker deaths so far, by stage or `TASKS`.
+        causes: the cause of the last death as a sentence, by stage or `TASKS`.
     """
 
     alive: Mapping[str, int]
@@ -68,7 +69,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class DeadWorker:
-    """One worker process of the job that ended before its time: on which node, as which process, and why."""
+    """One worker process of the job that died: its node, process id and cause of death."""
 
     node: str
     pid: int
@@ -78,13 +79,14 @@ class DeadWorker:
 def deaths_by_stage(
     actors: Collection[Mapping[str, Any]], dead: Sequence[DeadWorker], stages: Iterable[str]
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Count deaths for `Seen`, and find the cause of the last one for each stage.
+    """Count deaths by stage for a cluster snapshot, and find the cause of the last one for each stage.
 
-    Ray's table of actors says how often each was restarted, and its table of workers, which names no actor, why each ended.
+    Ray's table of actors gives the number of restarts of each; its table of workers, which names no actor, gives the causes.
 
     Args:
-        actors: as Ray lists them.
-        dead: the last one to die last.
+        actors: the actors as Ray lists them.
+        dead: dead workers in the order of their deaths.
+    Returns: the numbers of deaths, and the causes.
     """
     by_process = {(worker.node, worker.pid): worker.cause for worker in dead}
     deaths, causes = {}, {}
@@ -102,17 +104,17 @@ def deaths_by_stage(
 
 
 def is_of_stage(actor: Mapping[str, Any], stage: str) -> bool:
-    """Whether an actor, as Ray lists it, belongs to the pool of this stage."""
+    """Return whether an actor, as Ray lists it, belongs to the pool of this stage."""
     return stage.capitalize() in actor["ActorClassName"]
 
 
 class Patience:
-    """Decides, look by look, whether to wait on.
+    """The stall detector; decides at each cluster snapshot whether to keep waiting.
 
     Args:
-        pools: what the job asks for.
+        pools: the pools that the job requests.
         task_cpus: CPUs of a task that prepares or commits a shard.
-        limit_s: longest time stuck; 0 for ever.
+        limit_s: longest time stuck; 0 for no limit.
     """
 
     def __init__(self, pools: Sequence[Pool], *, task_cpus: float, limit_s: float) -> None:
@@ -125,9 +127,12 @@ class Patience:
         self._deaths_told: dict[str, tuple[int, float]] = {}
 
     def look(self, seen: Seen, finished: int, now: float) -> None:
-        """Take in what is seen, with the shards finished so far; a warning is logged.
+        """Process one cluster snapshot; logs warnings.
 
-        Raises: JobError past the limit or when a pool's actors only die, StartOver before that when a node was lost.
+        Args:
+            finished: number of shards finished so far.
+            now: monotonic time in seconds.
+        Raises: JobError beyond the limit or when all actors of a pool keep dying; StartOver earlier if a node was lost.
         """
         self._tell_deaths(seen, now)
         alive = sum(seen.alive.values())
@@ -153,7 +158,7 @@ class Patience:
             _log.warning("warning: %s Waiting for %s, %s (--wait-for-workers-s)", stuck, _time(waited_s), until)
 
     def _tell_deaths(self, seen: Seen, now: float) -> None:
-        """Warn of workers that died, for each stage at most every `_WARN_EVERY_S`."""
+        """Warn about dead workers, for each stage at most every `_WARN_EVERY_S`."""
         for stage, deaths in seen.deaths.items():
             told, at = self._deaths_told.get(stage, (0, -math.inf))
             if deaths > told and now - at >= _WARN_EVERY_S:
@@ -173,7 +178,7 @@ class Patience:
                 )
 
     def _died(self, stage: str, deaths: int, seen: Seen) -> str:
-        """Two sentences: how many workers died and why, and the memory that was asked for."""
+        """Return two sentences: the number and cause of the deaths, and the requested memory."""
         cause = seen.causes.get(stage, "Ray does not say why")
         if stage == TASKS:
             return f"{_plural(deaths, 'worker')} that prepare and commit shards died; {cause}."
@@ -213,13 +218,15 @@ class Patience:
 
 @contextmanager
 def bounded(patience: Patience, look: Callable[[], Seen | None], finished: Callable[[], int]) -> Iterator[None]:
-    """Look every few seconds while the block runs, and end it, wherever it waits, when patience ends.
+    """Run the stall detector every few seconds during the block, and interrupt the block when it raises.
 
-    To be entered in the main thread: a signal interrupts the block there as Ctrl-C would.
+    Must be entered in the main thread, where a signal interrupts the block as Ctrl-C would.
 
     Args:
-        look: asks Ray; None when it does not answer just now.
-    Raises: what `Patience.look` does.
+        patience: the stall detector.
+        look: takes a cluster snapshot; None when Ray does not answer.
+        finished: returns the number of finished shards.
+    Raises: the exceptions of `Patience.look`.
     """
     ended, refusals = threading.Event(), list[JobError | StartOver]()
     main = threading.get_ident()

@@ -1,1 +1,1 @@
-"""One shard from plan rows to its committed part, without Ray."""
+"""Processing of one shard, from plan rows to the committed part, without Ray."""

@@ -1,4 +1,4 @@
-"""Whether the bytes that came are the bytes that were meant: the manifest's checksums, and a second look at a recording."""
+"""Verification of audio objects against the manifest's checksums, and between two reads of the same object."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _DIGEST_BYTES = {"sha256": 32, "md5": 16}
-"""Manifest columns, in any case, that are taken for checksums of the whole audio object."""
+"""Digest sizes by the manifest columns, in any case, that are checksums of the whole audio object."""
 
 
 def check_content(content: bytes, record: Mapping[str, Any], shown: str) -> None:
-    """Hold an object against the checksums its manifest row gives, in hex or base64; a row without any is taken as it is.
+    """Verify an object against the checksums of its manifest row, in hex or base64; without any, accept it unchecked.
 
-    Raises: RejectedRow CHECKSUM when the bytes are others, BAD_FIELD when the column holds no such checksum.
+    Args:
+        shown: the object's URI for messages.
+    Raises: RejectedRow CHECKSUM when the bytes differ, BAD_FIELD when the column's value is not such a checksum.
     """
     for column, stated in record.items():
         name = column.lower()
@@ -35,7 +37,7 @@ def check_content(content: bytes, record: Mapping[str, Any], shown: str) -> None
 
 
 def is_checksum(column: str) -> bool:
-    """Whether a manifest column is taken for a checksum, whatever its case."""
+    """Return whether a manifest column is a checksum, ignoring the case of its name."""
     return column.lower() in _DIGEST_BYTES
 
 
@@ -51,5 +53,5 @@ def _digest(stated: object, size: int) -> bytes | None:
 
 
 def identity(content: bytes) -> bytes:
-    """16 bytes by which an object is known again; about 1 ms a MB."""
+    """Return a 16-byte hash that identifies an object's content. Costs about 1 ms per MB."""
     return hashlib.blake2b(content, digest_size=16).digest()

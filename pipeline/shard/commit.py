@@ -1,4 +1,4 @@
-"""The last step: a recognised shard becomes its part."""
+"""The last step: writing a recognised shard as its part."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from pipeline.storage.store import Store
 
 _FEW = 3
 _MAX_UNFORESEEN = 0.1
-"""A shard of which more rows than both of these failed in the models is not committed: it is a bug or a sick machine, not a
-row. What the decoder did in its own process (DECODER_CRASH, TIMEOUT, OUT_OF_MEMORY there) is the file's fault: one that
-cannot start at all is a JobError."""
+"""A shard is not committed when more rows than both bounds failed in the models: the cause is then a bug or a faulty
+machine, not the rows. Failures in the decoder's process (DECODER_CRASH, TIMEOUT, OUT_OF_MEMORY there) are attributed to the
+file; a decoder that cannot start is a JobError."""
 
 MAX_DENIED = 0.5
-"""Nor is a shard of which more rows than both of these could not be read for want of rights or of a store that answers: the
-same command, with better credentials, then finds them undone."""
+"""A shard is not committed either when more rows than `_FEW` and than this share could not be read because access was denied
+or the store did not answer. The rows stay undone, so the same command with valid credentials processes them."""
 NO_ACCESS = (Reason.FORBIDDEN, Reason.FETCH_FAILED)
 
 _TAKE_THEM = (
@@ -47,12 +47,12 @@ _TAKE_THEM = (
     "--max-reject-rate 1"
 )
 DONE_ELSEWHERE = -1
-"""The `row` of the one line that stands for a shard which another run has committed meanwhile."""
+"""The `row` of the single line that represents a shard committed by another run meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What became of one shard; what the driver counts."""
+    """The outcome of one shard, counted by the driver."""
 
     plan: str
     shard: int
@@ -74,13 +74,13 @@ def finish(
     figures: Mapping[str, dict[str, float]] | None = None,
     max_denied: float = MAX_DENIED,
 ) -> Finished:
-    """Turn a recognised shard into its part and commit it.
+    """Build the part of a recognised shard and commit it.
 
     Args:
-        stage_s, figures: what the stages before measured: see `pipeline.stats`.
-        max_denied: share of the rows that may be out of reach.
-    Raises: JobError when the table is not the whole shard, or when so many rows failed unforeseen, or are out of reach, that
-        it is no row's fault.
+        stage_s: seconds of the earlier stages.
+        figures: measurements of the earlier stages: see `pipeline.stats`.
+        max_denied: share of the rows that may be inaccessible.
+    Raises: JobError when the table is not the whole shard, or when too many rows failed unexpectedly or are inaccessible.
     """
     started = time.perf_counter()
     rows = read_shard(work.store, shard)
@@ -127,7 +127,7 @@ def finish(
 
 
 def give_up(store: Store, plan: Plan, shard: Shard) -> None:
-    """Commit a shard with every row rejected as GIVEN_UP; a part that exists meanwhile stays."""
+    """Commit a shard with every row rejected as GIVEN_UP; a part that already exists is kept."""
     rows = read_shard(store, shard)
     cause = (str(Reason.GIVEN_UP), "the run was not finished, and was given up with --give-up", str(Stage.COMMIT))
     receipt = Receipt(
@@ -148,7 +148,7 @@ def give_up(store: Store, plan: Plan, shard: Shard) -> None:
 
 
 def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
-    """Where the part of a shard with these rows lies, or will."""
+    """Return the key of the part of a shard with these rows."""
     columns = plan.settings.partition_by
     return part_key(shard.name, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
 
@@ -175,9 +175,9 @@ def _refuse_denied(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_de
 
 
 def _split(table: pa.Table) -> tuple[list[RejectNote], pa.Table]:
-    """Rows rejected as a whole, and the utterances that remain.
+    """Split the table into rejected rows and the remaining utterances.
 
-    One utterance that failed takes its recording with it: half a recording would look like a whole one.
+    One failed utterance rejects its whole recording: half a recording would look like a complete one.
     """
     notes: dict[int, RejectNote] = {}
     for line in table.select(["row", *CAUSE]).to_pylist():
@@ -188,9 +188,9 @@ def _split(table: pa.Table) -> tuple[list[RejectNote], pa.Table]:
 
 
 def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
-    """The part's table: results beside the plan columns of their row.
+    """Build the part's table: results beside the plan columns of their row.
 
-    Partition columns stand in the path alone, as Hive has it: pyarrow and pandas refuse a folder that has them twice.
+    Partition columns are only in the path, as in Hive: pyarrow and pandas refuse a column that is in both.
     """
     theirs = rows.take(kept["row"])
     ids = theirs["recording_id"].to_pylist()
@@ -203,7 +203,7 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
                     for language in set(kept["language"].to_pylist())
                     if plan.knows_language(primary_language(language))}  # fmt: skip
     computed = {
-        # the plan keeps a pre-signed URI whole to fetch it; the table must not
+        # the plan keeps the whole pre-signed URI for fetching; the table must not contain it
         "audio": pa.array([uri and without_query(uri) for uri in theirs["audio"].to_pylist()], pa.string()),
         "utterance_id": pa.array(
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()

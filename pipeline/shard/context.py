@@ -1,4 +1,4 @@
-"""What travels through the steps of one shard, and the guard that keeps one row's trouble to that row."""
+"""Data shared by the steps of one shard, and the guard that turns a row's failure into its reject."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pipeline.storage.read_ahead import SMALL_BYTES
 from pipeline.storage.store import Store, fetch, open_store
 
 PCM_BUDGET_BYTES = 512 * 2**20
-"""PCM that one shard may carry between stages: about 2.3 hours."""
+"""PCM that one shard may carry between stages: about 2.3 hours of audio."""
 _FULL_SCALE = 2**15
 _SAMPLES_AT_ONCE = 1 << 20
-"""Bounds the memory that packing a waveform takes beside what it gives."""
+"""Bounds the temporary memory of packing a waveform."""
 T = TypeVar("T")
 Waveform = NDArray[np.float32]
 
@@ -37,13 +37,13 @@ WORK_SCHEMA = pa.schema(
         pa.field("segment_index", pa.int32(), nullable=False),
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
-        pa.field("waveform", pa.large_binary()),  # as `pack_waveform` makes it
+        pa.field("waveform", pa.large_binary()),  # packed by `pack_waveform`
         pa.field("sample_bytes", pa.int8()),
         pa.field("identity", pa.binary()),
-        pa.field("speech_s", pa.float32()),  # as `speech_seconds` counts it; null where it does not matter
+        pa.field("speech_s", pa.float32()),  # from `speech_seconds`; null where it is not needed
         pa.field("language", pa.string()),
         pa.field("language_prob", pa.float32()),
-        pa.field("emotion_null_reason", pa.string()),  # set where the utterance is not to be recognised
+        pa.field("emotion_null_reason", pa.string()),  # set if the utterance is not to be recognised
         pa.field("text", pa.string()),
         pa.field("text_source", pa.string()),
         pa.field("asr_avg_logprob", pa.float32()),
@@ -59,7 +59,7 @@ WORK_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What every step needs to know, small enough to send to every process."""
+    """The context of every step, small enough to send to every process."""
 
     output: str
     plan: Plan
@@ -67,30 +67,34 @@ class Work:
 
     @property
     def store(self) -> Store:
-        """The output."""
+        """Return the store of the output."""
         return open_store(self.output)
 
     @property
     def limits(self) -> AudioLimits:
-        """Bounds on one recording."""
+        """Return the bounds on one recording."""
         settings = self.plan.settings
         return AudioLimits(max_bytes=settings.max_bytes, max_duration_s=settings.max_duration_s)
 
     @property
     def mode(self) -> str:
-        """The fusion mode, or text."""
+        """Return the mode of the settings: `text`, `audio` or a fusion mode."""
         return self.plan.settings.mode
 
 
 def audio_roots(plan: Plan, now: Sequence[str]) -> AudioRoots:
-    """Where the audio of a plan may be opened. Args: now: `--audio-root` of this run, for plans that recorded none."""
+    """Return the locations below which a plan's audio may be opened.
+
+    Args:
+        now: `--audio-root` of this run, for plans that recorded none.
+    """
     return AudioRoots.parse(now if plan.audio_roots is None else plan.audio_roots, plan.manifests)
 
 
 def guard(work: Callable[[], T], stage: Stage) -> T | RejectedRow:
-    """Run one row's work: its own trouble, foreseen or not, becomes its reject and nobody else's.
+    """Run the work of one row; its failure, expected or not, becomes the reject of that row alone.
 
-    Raises: JobError, ConfigError: what is wrong there is no row's fault.
+    Raises: JobError, ConfigError: failures that no row causes.
     """
     try:
         return work()
@@ -100,22 +104,24 @@ def guard(work: Callable[[], T], stage: Stage) -> T | RejectedRow:
         raise
     except Exception as error:  # noqa: BLE001 - the one row guard; the type is recorded and the rate is bounded in `finish`
         name = type(error).__name__
-        # by its name: torch's own comes under two modules, and none is to be loaded for it
+        # compared by name: torch defines it in two modules, and torch must not be imported for this
         memory = isinstance(error, MemoryError) or name == "OutOfMemoryError"
         return RejectedRow(Reason.OUT_OF_MEMORY if memory else Reason.INTERNAL, f"{name}: {str(error)[:200]}", stage)
 
 
 def cause_columns(rejected: RejectedRow) -> dict[str, object]:
-    """The columns by which a line of a work table says that its row is rejected."""
+    """Return the columns that mark a line of the work table as rejected."""
     said = (str(rejected.reason), rejected.detail, str(rejected.stage), rejected.attempts)
     return dict(zip(CAUSE, said, strict=True))
 
 
 def pack_waveform(waveform: Waveform) -> tuple[memoryview, int]:
-    """A waveform for its way between processes, and the bytes of a sample: 2 where 16 bits hold it exactly, else 4.
+    """Pack a waveform for transport between processes.
 
-    What was recorded at 16 kHz and 16 bit travels as such; what was resampled, mixed down or decoded from a lossy codec
-    does not fit. The 4-byte form is the waveform's own memory; beside it, memory is needed for the 2-byte form alone.
+    A recording made at 16 kHz and 16 bit fits into 16-bit samples; one that was resampled, mixed down or decoded from a lossy
+    codec does not. The 4-byte form shares the waveform's memory; only the 2-byte form needs additional memory.
+
+    Returns: the samples, and bytes per sample: 2 if 16 bits hold the waveform exactly, else 4.
     """
     short = np.empty(len(waveform), np.int16)
     for start in range(0, len(waveform), _SAMPLES_AT_ONCE):
@@ -136,7 +142,7 @@ def _bytes_of(samples: NDArray[Any]) -> memoryview:
 
 
 def unpack_waveform(content: pa.Buffer, sample_bytes: int) -> Waveform:
-    """float32 [num_samples], bit for bit what was packed."""
+    """Unpack a waveform. Returns: float32 [num_samples], identical to the packed one."""
     if sample_bytes == np.dtype(np.int16).itemsize:
         waveform = np.frombuffer(content, dtype=np.int16).astype(np.float32)
         waveform /= np.float32(_FULL_SCALE)
@@ -146,16 +152,16 @@ def unpack_waveform(content: pa.Buffer, sample_bytes: int) -> Waveform:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One recording, decoded: float32 [num_samples] at 16 kHz, and by what its object is known again."""
+    """One decoded recording: float32 [num_samples] at 16 kHz, and the identity of its object (`checksums.identity`)."""
 
     waveform: Waveform
     identity: bytes
 
 
 def records_of(rows: pa.Table) -> list[dict[str, Any]]:
-    """Plan rows as Python values: what the pipeline reads of them, and no other column.
+    """Return plan rows as Python values, with only the columns that the pipeline reads.
 
-    Arrow carries the rest to the output as it is. Python cannot hold all of it: its years end with 9999.
+    Arrow copies the other columns to the output. Python cannot represent all their values, such as years after 9999.
     """
     read = [name for name in rows.schema.names if name in ROW_SCHEMA.names or is_checksum(name)]
     values = zip(*(plain_values(rows[name]) for name in read), strict=True)
@@ -163,12 +169,12 @@ def records_of(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def needs_audio(work: Work, record: Mapping[str, Any]) -> bool:
-    """Whether a plan row cannot be annotated from its text alone."""
+    """Return whether annotating a plan row requires its audio."""
     return work.mode != "text" or record["text"] is None or record["language"] is None
 
 
 def check_span(record: Mapping[str, Any]) -> None:
-    """Raises: RejectedRow BAD_SPAN for an offset or duration that no recording can have."""
+    """Check that offset and duration are possible for a recording. Raises: RejectedRow BAD_SPAN."""
     for name in ("offset_s", "duration_s"):
         if record[name] is not None and not 0 <= record[name] <= LONGEST_SPAN_S:
             detail = f"the {name.removesuffix('_s')} is {record[name]:g} s; 0 to {LONGEST_SPAN_S:g} s is expected"
@@ -176,7 +182,7 @@ def check_span(record: Mapping[str, Any]) -> None:
 
 
 def fetch_small(work: Work, record: dict[str, Any]) -> bytes | None:
-    """As `fetch_recording`, ahead of time; None for an object so large that it must wait for its turn."""
+    """Fetch a recording ahead of time, as `fetch_recording`. Returns: None for an object too large to read ahead."""
     try:
         return fetch_recording(work, record, max_bytes=min(SMALL_BYTES, work.limits.max_bytes))
     except RejectedRow as rejected:
@@ -186,9 +192,9 @@ def fetch_small(work: Work, record: dict[str, Any]) -> bytes | None:
 
 
 def fetch_recording(work: Work, record: dict[str, Any], *, max_bytes: int | None = None) -> bytes:
-    """The bytes of one plan row's object, checked against the manifest. Raises: RejectedRow.
+    """Fetch the bytes of one plan row's object and verify its checksums. Raises: RejectedRow.
 
-    The roots are asked again, by name and for the file that was opened: links may have changed since the plan was made.
+    The audio roots are checked again, for the name and for the opened file: links may have changed since planning.
     """
     if record["audio"] is None:
         detail = (
@@ -203,9 +209,9 @@ def fetch_recording(work: Work, record: dict[str, Any], *, max_bytes: int | None
 
 
 def load_recording(work: Work, record: dict[str, Any], content: bytes | None = None) -> Recording:
-    """Decode one plan row from its content, which is fetched if it is not at hand. Raises: RejectedRow.
+    """Decode one plan row from its content, which is fetched if not given. Raises: RejectedRow.
 
-    A process of its own decodes, so that the file cannot take this one down.
+    A separate process decodes, so that the file cannot crash this one.
     """
     content = fetch_recording(work, record) if content is None else content
     known_by = identity(content)
@@ -220,7 +226,7 @@ def load_recording(work: Work, record: dict[str, Any], content: bytes | None = N
 
 
 class Waveforms:
-    """The audio of a work table: from its lines, or decoded again for recordings that were over the budget."""
+    """The audio of a work table: from its lines, or decoded again for recordings beyond the budget."""
 
     def __init__(self, work: Work, shard: Shard, table: pa.Table) -> None:
         self._work, self._shard, self._table = work, shard, table
@@ -228,7 +234,10 @@ class Waveforms:
         self._decoded: tuple[int, Waveform | RejectedRow] | None = None
 
     def __getitem__(self, line: int) -> Waveform:
-        """float32 [num_samples]. Raises: RejectedRow when the recording cannot be read a second time."""
+        """Return the audio of a line, float32 [num_samples].
+
+        Raises: RejectedRow when the recording cannot be read a second time.
+        """
         carried = self._table["waveform"][line]
         if carried.is_valid:
             return unpack_waveform(carried.as_buffer(), self._table["sample_bytes"][line].as_py())
@@ -246,7 +255,7 @@ class Waveforms:
         return decoded[start:end]
 
     def _decode_again(self, record: dict[str, Any], identity: bytes) -> Waveform | RejectedRow:
-        """One recording, or why it cannot be had: found out once, whatever the number of its utterances."""
+        """Decode a recording again, or return why it cannot be read; done once for all its utterances."""
         try:
             again = load_recording(self._work, record)
         except RejectedRow as rejected:
@@ -257,5 +266,5 @@ class Waveforms:
         return again.waveform
 
     def carried(self, line: int) -> bool:
-        """Whether the audio is here without decoding."""
+        """Return whether the line carries its audio, so that no decoding is needed."""
         return bool(self._table["waveform"][line].is_valid)

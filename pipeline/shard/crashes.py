@@ -1,11 +1,11 @@
-"""Which utterance killed its process: kept outside the process, asked again by the next one.
+"""The crash tracker: finds the utterance that kills its process. Its state is kept outside that process.
 
-A step (transcribe or recognise of one shard) that starts a second time has died before. From then on it goes through its
-lines one at a time and says which one it enters; a line inside which it dies again is the suspect, and after `MOST_DEATHS` of
-them, `MOST_DEATHS + 1` attempts in all, it is rejected without being touched. Neighbours are done singly and give what
-they would have given. The process may die for other reasons (memory that somebody else took): then the shard is done once
-more, singly. A death whose node is gone too, by the time it is counted, is not counted, unless the line was in hand on more than
-`MOST_LOST_NODES` of them: then it may well be what ends them.
+A step (transcribe or recognise of one shard) that starts a second time has died before. From then on it processes its lines
+one at a time and reports each line that it enters. A line in which the step dies again is a suspect; after `MOST_DEATHS` such
+deaths, `MOST_DEATHS + 1` attempts in all, it is rejected without being processed. The other lines give the same results as
+in a batch. If the process died for another reason, such as memory taken by another process, the shard is only processed
+once more, line by line. A death is not counted if its node is lost by the time of counting, unless the line was being
+processed on more than `MOST_LOST_NODES` lost nodes: then the line may be the cause.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ MOST_LOST_NODES = 5
 
 
 class Watch(Protocol):
-    """How one step tells the ledger where it is."""
+    """The interface by which a step reports its position to the crash tracker."""
 
     def begin(self) -> dict[int, int] | None:
-        """Start the step. Returns: None the first time; afterwards the deaths in each line that is a suspect."""
+        """Start the step. Returns: None the first time; afterwards the number of deaths in each suspect line."""
 
     def enter(self, line: int) -> None:
-        """Say, and have noted before anything else happens, that this line is next."""
+        """Report the next line; returns once that is recorded."""
 
     def end(self) -> None:
-        """The step is through."""
+        """Report that the step has finished."""
 
 
 @dataclass
 class Ledger:
-    """Starts and deaths of every step that is under way, by `<stage> <shard>`; of a few bytes each."""
+    """The crash tracker: starts and deaths of every unfinished step, by `<stage> <shard>`. Memory: a few bytes per step."""
 
     _starts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _nodes: dict[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Ledger:
     _deaths: dict[str, dict[int, list[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
     def begin(self, step: str, node: str = "") -> dict[int, list[str]] | None:
-        """See `Watch`. Args: node: where. Returns: instead of how many deaths, on which nodes."""
+        """Record the start of a step on a node. Returns: as `Watch.begin`, with the nodes of the deaths instead of counts."""
         self._starts[step] += 1
         if step in self._inside:
             self._deaths[step][self._inside.pop(step)].append(self._nodes[step])
@@ -52,22 +52,22 @@ class Ledger:
         return {line: [*nodes] for line, nodes in self._deaths[step].items()} if self._starts[step] > 1 else None
 
     def enter(self, step: str, line: int) -> None:
-        """See `Watch`."""
+        """Record the line that a step processes next."""
         self._inside[step] = line
 
     def under_way(self, nodes: Container[str]) -> int:
-        """How many steps have begun on these nodes and are not through; a dead process's too, until another takes them up."""
+        """Count the unfinished steps on these nodes, including those of dead processes until another process takes over."""
         return sum(node in nodes for node in self._nodes.values())
 
     def end(self, step: str) -> None:
-        """See `Watch`."""
+        """Forget a finished step."""
         for kept in (self._starts, self._nodes, self._inside, self._deaths):
             kept.pop(step, None)
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerWatch:
-    """A watch on a ledger in this process."""
+    """A `Watch` that reports to a crash tracker in this process."""
 
     ledger: Ledger
     step: str
@@ -86,7 +86,7 @@ class LedgerWatch:
 
 
 class Unwatched:
-    """For a caller whose death is everybody's."""
+    """A `Watch` that records nothing, for a caller that runs all steps in its own process."""
 
     def begin(self) -> dict[int, int] | None:
         """See `Watch`."""
@@ -100,7 +100,12 @@ class Unwatched:
 
 
 def count_deaths(found: Mapping[int, Sequence[str]] | None, living: Container[str]) -> dict[int, int] | None:
-    """What `Watch.begin` returns, of what the ledger says. Args: living: the nodes that are still there."""
+    """Turn the nodes of deaths into the counts that `Watch.begin` returns.
+
+    Args:
+        found: the nodes of the deaths in each line, as `Ledger.begin` returns them.
+        living: nodes that are still alive.
+    """
     if found is None:
         return None
     counts = {}
@@ -111,6 +116,6 @@ def count_deaths(found: Mapping[int, Sequence[str]] | None, living: Container[st
 
 
 def lethal(deaths: int, stage: Stage) -> RejectedRow:
-    """The reject of a line that killed its process too often."""
+    """Return the reject of a line that killed its process too often."""
     detail = f"the process that worked on it died {deaths + 1} times, {deaths} of them with nothing else in hand"
     return RejectedRow(Reason.INTERNAL, detail, stage, attempts=deaths + 1)

@@ -1,6 +1,6 @@
-"""Decide which language a recording is in, from what was detected in each of its segments.
+"""Decision on the language of a recording from the detections in its segments.
 
-One short segment says little: Whisper takes two seconds of English for Welsh now and then. So a recording has one language,
+A short segment is unreliable: Whisper sometimes detects Welsh in two seconds of English. So a recording has one language,
 the one with the most seconds of speech times probability over all its segments. Only a segment that is clearly in another
 language keeps its own.
 """
@@ -18,16 +18,16 @@ from pipeline.schema import CLEAR_PROB, OTHER_LANGUAGE
 from pipeline.shard.context import cause_columns
 
 CLEAR_SPEECH_S = 5.0
-"""From this much speech and `CLEAR_PROB` on, a segment's own language counts more than its recording's."""
+"""Least speech at which a segment with `CLEAR_PROB` keeps its own language instead of its recording's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What was detected in one segment.
+    """The languages detected in one segment.
 
     Attributes:
-        speech_s: seconds of speech; 0.0 where nobody speaks.
-        probs: Whisper's probability of each language; empty where nobody speaks.
+        speech_s: seconds of speech; 0.0 without speech.
+        probs: Whisper's probability of each language; empty without speech.
     """
 
     speech_s: float
@@ -35,7 +35,7 @@ class Detection:
 
 
 def recording_language(segments: Iterable[Detection], allowed: Collection[str] = ()) -> str | None:
-    """The language with the most seconds of speech times probability; None when no segment has any.
+    """Return the language with the most seconds of speech times probability; None when no segment has any.
 
     Args:
         allowed: the languages to choose from; empty for all.
@@ -45,12 +45,12 @@ def recording_language(segments: Iterable[Detection], allowed: Collection[str] =
         for language, prob in segment.probs.items():
             if not allowed or language in allowed:
                 weights[language] = weights.get(language, 0.0) + segment.speech_s * prob
-    # by name among equals, so that the order of segments does not matter
+    # ties are resolved by name, so that the order of segments does not matter
     return max(sorted(weights), key=weights.__getitem__) if any(weights.values()) else None
 
 
 def segment_language(segment: Detection, recording: str, allowed: Collection[str] = ()) -> str:
-    """The segment's own language where that is clear, else its recording's."""
+    """Return the segment's own language if it is clear, else its recording's."""
     if segment.speech_s < CLEAR_SPEECH_S:
         return recording
     clear = [
@@ -64,12 +64,12 @@ def segment_language(segment: Detection, recording: str, allowed: Collection[str
 def settle_languages(plan: Plan, lines: Sequence[dict[str, Any]], transcripts: MutableMapping[int, Transcript]) -> None:
     """Set `language` and `language_prob` of each line whose language was detected, or reject its recording.
 
-    A line in a language that no model of the plan covers gets `emotion_null_reason`; in a dataset without that column it
-    takes its recording's language.
+    A line in a language that no model of the plan covers gets an `emotion_null_reason`; in a dataset without that column it
+    gets its recording's language.
 
     Args:
-        lines: of the work table.
-        transcripts: of lines, by their number; those of rejected recordings are removed.
+        lines: lines of the work table, updated in place.
+        transcripts: transcripts by line number; those of rejected recordings are removed.
     """
     by_row: dict[int, list[int]] = {}
     for number in transcripts:
@@ -93,7 +93,7 @@ def settle_languages(plan: Plan, lines: Sequence[dict[str, Any]], transcripts: M
 
 
 def _detection(line: Mapping[str, Any], transcript: Transcript) -> Detection:
-    certain = {} if transcript.language is None else {transcript.language: 1.0}  # the model knows one language alone
+    certain = {} if transcript.language is None else {transcript.language: 1.0}  # the model has only one language
     return Detection(line["speech_s"] or 0.0, transcript.language_probs or certain)
 
 

@@ -1,8 +1,8 @@
-"""Stop a run whose audio as a whole is missing: a disk that is not mounted would make every row a permanent reject.
+"""Detection of audio that is missing as a whole: an unmounted disk would make every row a permanent reject.
 
-A shard of which nearly every object is missing may be an accident of its own, such as one deleted folder. So the worker that
-meets one looks for a sample of the whole plan before anything of the shard is committed, and stops only when that is
-missing too. It is the worker that looks, since the driver's machine need not have the disk.
+A shard whose objects are nearly all missing may be a local accident, such as one deleted folder. Before such a shard is
+committed, its worker looks for a sample of the whole plan, and stops the run only when the sample is missing too. The
+worker does this because the driver's machine need not have the disk.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pipeline.storage.retry import DENIED, TRANSIENT, plain_http_errors, retried
 from pipeline.storage.store import resolve
 
 MAX_ABSENT = 0.9
-"""Share of the audio that may be missing before the run stops."""
+"""Share of the audio that may be missing before the run is stopped."""
 _FEW, _MANY = 9, 90
-"""Up to so few missing objects are rejects whatever their share: the whole corpus may be that small. A full sample is many."""
+"""Up to `_FEW` missing objects are rejects whatever their share, for very small corpora; a full sample has over `_MANY`."""
 _SAMPLE_ROWS, _SAMPLE_SHARDS, _READERS = 100, 20, 16
 _BUDGET_S = 5.0
 IS_IT_THERE = (
@@ -34,16 +34,22 @@ IS_IT_THERE = (
 
 
 def absent_reasons(rows: int) -> tuple[Reason, ...]:
-    """What counts as missing audio among so many rows. A few refused names are the rows' own fault, a hundred a gateway's."""
+    """Return the reasons that count as missing audio among `rows` rows.
+
+    A few refused names are caused by the rows, a hundred by a gateway.
+    """
     return (Reason.NOT_FOUND, Reason.REFUSED) if rows >= _MANY else (Reason.NOT_FOUND,)
 
 
 def refuse_absent(work: Work, shard: Shard, missing: int, asked: int) -> None:
-    """Raises: JobError when nearly all of the shard's audio is missing, and of the plan's.
+    """Stop the run when nearly all audio of the shard and of the plan is missing.
+
+    Costs nothing unless nearly all of the shard is missing; then 100 stats or HEADs, 16 at once.
 
     Args:
-        missing, asked: rows of the shard whose audio is missing, and rows that need theirs.
-    Costs nothing unless nearly all of the shard is missing; then 100 stats or HEADs, 16 at once.
+        missing: rows of the shard whose audio is missing.
+        asked: rows of the shard that need their audio.
+    Raises: JobError.
     """
     if not missing or missing <= MAX_ABSENT * asked:
         return
@@ -63,9 +69,9 @@ def refuse_absent(work: Work, shard: Shard, missing: int, asked: int) -> None:
 
 
 def _sample(work: Work, pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
-    """About a hundred rows, spread evenly over the shards of the plan and the rows of each."""
+    """Yield about a hundred rows, spread evenly over the shards of the plan and the rows of each shard."""
     plan = work.plan
-    # more of them where they are small
+    # more shards when they are small
     shards = min(plan.num_shards, max(_SAMPLE_SHARDS, min(_SAMPLE_ROWS, _SAMPLE_ROWS * plan.num_shards // plan.rows)))
     chosen = [plan.shard(number * plan.num_shards // shards) for number in range(shards)]
     share = math.ceil(_SAMPLE_ROWS / shards)
@@ -74,7 +80,7 @@ def _sample(work: Work, pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
 
 
 def _outside(work: Work, uri: str) -> RejectedRow | None:
-    """A URI that may not be opened is not looked for."""
+    """Return the reject of a URI outside the audio roots, which is not looked for, or None."""
     try:
         work.roots.check(uri)
     except RejectedRow as refused:
@@ -83,7 +89,7 @@ def _outside(work: Work, uri: str) -> RejectedRow | None:
 
 
 def _missing(uri: str) -> RejectedRow | None:
-    """Why an audio object cannot be read, or None when it may be. Costs one stat or HEAD, and seconds where nobody answers."""
+    """Return why an audio object cannot be read, or None. Costs one stat or HEAD, and seconds if the store is silent."""
     shown = without_query(uri)
     filesystem, path = resolve(uri)
 

@@ -1,10 +1,10 @@
-"""One shard from plan rows to its committed part, without Ray: what a stage, a notebook or a test calls.
+"""The steps of one shard, from plan rows to the committed part, without Ray; called by stages, notebooks and tests.
 
     prepare -> transcribe -> recognise -> finish
 
-Between the steps travels one table (`WORK_SCHEMA`): a line for each utterance, or for a row that was rejected, so a row is
-never without a line. Audio rides along as 16 kHz PCM until it is recognised, up to `PCM_BUDGET_BYTES` a shard; recordings
-past that budget travel without it and are decoded again, one at a time, where they are needed.
+The steps pass on one table (`WORK_SCHEMA`) with a line for each utterance or rejected row, so every row has at least one
+line. The table carries audio as 16 kHz PCM until it is recognised, up to `PCM_BUDGET_BYTES` per shard. Recordings beyond
+that budget are carried without audio and decoded again, one at a time, where they are needed.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ M = TypeVar("M", bound=Hashable)
 
 
 def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE) -> pa.Table:
-    """Fetch, decode and cut every row of a shard. Returns: `WORK_SCHEMA`, at least one line a row.
-
-    A shard that another run has committed meanwhile is one line of row `DONE_ELSEWHERE`.
+    """Fetch, decode and segment every row of a shard.
 
     Args:
-        unreachable: rows in succession, each tried for a minute, after which the store counts as gone; None for never,
-            and for missing audio that is to be rejected whatever its share.
-    Raises: JobError for a store that is gone, and where nearly all audio of the plan is missing.
+        unreachable: number of successive rows that cannot be fetched, each retried for a minute, after which the store
+            counts as unreachable. None disables this, and rejects missing audio whatever its share.
+    Returns: a table of `WORK_SCHEMA` with at least one line per row; if another run has committed the shard meanwhile, a
+        single line with row `DONE_ELSEWHERE`.
+    Raises: JobError when the store is unreachable, or when nearly all audio of the plan is missing.
     """
     rows = read_shard(work.store, shard)
     if is_committed(work.store, key_of(work.plan, shard, rows)):
@@ -105,14 +105,18 @@ def _needs_text(work: Work, line: Mapping[str, Any]) -> bool:
 
 
 def _spoken(line: Mapping[str, Any]) -> str | None:
-    """The language in which to transcribe a line; None where it is to be detected."""
+    """Return the language in which to transcribe a line; None to detect it."""
     return None if line["language"] is None else primary_language(str(line["language"]))
 
 
 def _prepare_row(
     work: Work, record: dict[str, Any], content: Callable[[], bytes | None] | None
 ) -> list[dict[str, Any]]:
-    """The utterances of one recording; `content` gives its bytes if they are at hand, and is None where nobody listens."""
+    """Return the lines of one recording's utterances.
+
+    Args:
+        content: returns the audio object's bytes, or None if they were not read ahead; None when no audio is needed.
+    """
     check_span(record)
     text = record["text"]
     common = {"language": record["language"], "text": text, "text_source": "none" if text is None else "manifest"}
@@ -134,7 +138,7 @@ def _prepare_row(
             "end_s": offset_s + span.end_s,
             **dict(zip(("waveform", "sample_bytes"), pack_waveform(waveform[span.start : span.end]), strict=True)),
             "identity": recording.identity,
-            # counted here, where there are cores, and not beside Whisper, whose device would wait for it
+            # counted here, on the CPU workers, because Whisper's device would have to wait for it
             "speech_s": speech_seconds(waveform[span.start : span.end]) if _is_to_be_heard(work, common) else None,
         }
         for index, span in enumerate(spans)
@@ -148,14 +152,14 @@ def transcribe(
     transcriber_for: Callable[[str | None], Transcriber],
     watch: Watch = UNWATCHED,
 ) -> pa.Table:
-    """Give a text to every utterance that has none, and a language where it is to be detected.
+    """Transcribe every utterance without a text, and detect languages where they are not given.
 
-    Where nobody speaks the text is empty, and no model is asked: Whisper writes words for silence. A recording's language is
-    decided over all its segments; those that were transcribed in another language are then transcribed again.
+    Without speech the text is empty and no model is called, since Whisper transcribes silence as words. A recording's
+    language is decided over all its segments; segments transcribed in another language are then transcribed again.
 
     Args:
-        transcriber_for: the model for a language, loaded once by the caller; it is given all that it can hear together.
-        watch: by which an utterance that kills this process is found out.
+        transcriber_for: returns the model for a language, loaded once by the caller; it gets all its lines in one call.
+        watch: the crash tracker's interface, which identifies an utterance that kills this process.
     """
     deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
@@ -198,10 +202,10 @@ def transcribe(
 def _by_model_and_load(
     wanted: Mapping[int, M], table: pa.Table, waveforms: Waveforms, *, needs_audio: bool = True
 ) -> Iterator[tuple[M, list[int]]]:
-    """Lines that can go to one model in one call: all that carry audio, then each recording that must be decoded again.
+    """Group lines into calls of one model: all lines with audio, then each recording that must be decoded again.
 
     Args:
-        wanted: lines, in order, with the model of each.
+        wanted: lines, in order, with their models.
     """
     groups: dict[tuple[M, int], list[int]] = {}
     rows = table["row"].to_pylist()
@@ -215,11 +219,11 @@ def _by_model_and_load(
 def _carefully(
     work: Callable[[list[int]], T], lines: list[int], stage: Stage, deaths: Mapping[int, int] | None, watch: Watch
 ) -> Iterator[tuple[list[int], T | RejectedRow]]:
-    """Guarded work on lines: all at once, and what fails in halves until the failing line is alone.
+    """Run guarded work on all lines at once, halving a failed batch until the failing line is alone.
 
-    After a death they are done one at a time, each announced first and not touched if it is known to kill.
+    After a death, lines are processed one at a time; each is reported first, and skipped if it has killed too often.
 
-    Yields: lines and what came of them, together all of those given; a reject is that of one line.
+    Yields: groups of lines with their outcome, which together cover `lines`; a reject is always that of a single line.
     """
     if deaths is None:
         yield from _in_halves(work, lines, stage)
@@ -267,10 +271,11 @@ def recognise(
     recogniser_for: Callable[[str], EmotionRecogniser],
     watch: Watch = UNWATCHED,
 ) -> pa.Table:
-    """Give label, scores and embeddings to every utterance. Returns: the table without audio, with those columns.
+    """Compute label, scores and embeddings of every utterance.
 
-    They are null where `emotion_null_reason` is set.
-    A batch that fails is halved until the failing utterance is alone; the others give what they would have given, to 1e-5.
+    A batch that fails is halved until the failing utterance is alone; the others' results are the same to within 1e-5.
+
+    Returns: the table without audio, with those columns; they are null where `emotion_null_reason` is set.
     """
     deaths = watch.begin()
     waveforms = Waveforms(work, shard, table)
@@ -302,7 +307,7 @@ def _label(
 
 
 class _Recognised:
-    """Columns of results, filled in by line; null where nothing was filled in."""
+    """Columns of results, filled in by line; null in lines that were not filled in."""
 
     def __init__(self, num_lines: int, plan: Plan) -> None:
         self._filled = np.zeros(num_lines, dtype=bool)
@@ -354,7 +359,7 @@ class _Recognised:
 
 
 def annotate_shard(work: Work, shard: Shard) -> Finished:
-    """One shard, start to end, in this process: models are loaded, used and dropped."""
+    """Run all steps of one shard in this process; models are loaded for it and released afterwards."""
     loaded = roles.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
     table = prepare(work, shard)
     if work.plan.needs_asr:

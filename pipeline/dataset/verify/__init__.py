@@ -1,1 +1,1 @@
-"""Audits an output against what this pipeline promises of it; reads only."""
+"""Audits of an output against the invariants of this pipeline. Reads only."""

@@ -1,7 +1,7 @@
-"""The audit of an output, finished, broken or still being written. It reads only.
+"""The audit of an output, whether finished, damaged or still being written. It only reads.
 
-Costs, without `deep`: one listing, and of each part the footer and three id columns; with `deep` all of it once. Memory: 16
-bytes a reject, and the shards that are in hand; disk: 24 bytes a plan row.
+Costs: one listing, and the footer and three id columns of each part; with `deep` the whole of each part once. Memory: 16
+bytes per reject, and the shards being checked. Disk: 24 bytes per plan row.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pipeline.storage.store import Store
 from pipeline.storage.temporary import temporary_folder
 
 _READERS = {False: 16, True: 4}
-"""Parts read at once: footers wait for the store; whole parts are held in memory a row group each."""
+"""Parts read concurrently, by `deep`: reading footers mostly waits for the store; deep reading holds a row group each."""
 _SHARDS_IN_HAND = 64
 
 
 def audit(store: Store, *, deep: bool = False, tell: Tell = lambda violation: None) -> Audit:
-    """Hold everything in an output against what it promises.
+    """Check an output against all invariants.
 
     Args:
-        deep: read every page, and check every value.
+        deep: read every page and check every value.
         tell: called with each violation when it is found.
-    Raises: ConfigError when there is no output, or the store does not let us read it.
+    Raises: ConfigError when there is no output or the store cannot be read.
     """
     outline = read_outline(store)
     with temporary_folder("audit-") as folder:
@@ -56,7 +56,7 @@ def audit(store: Store, *, deep: bool = False, tell: Tell = lambda violation: No
 
 
 class _Auditor:
-    """One audit under way."""
+    """The state of one running audit."""
 
     def __init__(self, store: Store, outline: Outline, ledger: IdLedger, *, deep: bool, tell: Tell) -> None:
         self.store, self.outline, self.ledger, self.deep, self.tell = store, outline, ledger, deep, tell
@@ -87,7 +87,7 @@ class _Auditor:
     # -- the dataset
 
     def _dataset(self) -> Settings | None:
-        """The settings all plans share."""
+        """Read the settings that all plans share; None when `_dataset.json` is missing or damaged."""
         try:
             return Settings.of(document(self.store, DATASET).get("settings"))
         except ValueError as error:
@@ -114,7 +114,7 @@ class _Auditor:
                 )
 
     def _compare(self, settings: Settings) -> None:
-        """Check that all plans of the dataset make the same kind of rows."""
+        """Check that all plans have the dataset's settings, models and column types."""
         earlier: dict[str, Plan] = {}  # one plan for each choice of models
         columns: dict[str, pa.Field] = {}
         for plan in self.plans:
@@ -162,7 +162,7 @@ class _Auditor:
         self.states.append(state)
 
     def _shards(self, plan: Plan, parts: dict[int, list[str]], tally: Tally) -> int:
-        """Hold the parts of a plan against its shards. Returns: how many shards could not be read from the plan."""
+        """Check the parts of a plan against its shards. Returns: the number of shards that could not be read from the plan."""
         rows = shards = 0
         for number, keys in sorted(parts.items()):
             if number >= plan.num_shards:
@@ -189,7 +189,7 @@ class _Auditor:
         return plan.num_shards - shards
 
     def _planned(self, plan: Plan) -> Iterator[list[PlannedShard]]:
-        """The shards of a plan, some at a time; a file that cannot be read is a violation."""
+        """Yield the shards of a plan in batches; an unreadable file is a violation."""
         for number, (file, _) in enumerate(plan.files):
             batch: list[PlannedShard] = []
             try:
@@ -203,7 +203,7 @@ class _Auditor:
             yield batch
 
     def _standing(self, planned: PlannedShard, parts: dict[int, list[str]], tally: Tally) -> str | None:
-        """The part of a shard, or None; of several the one in its place."""
+        """Return the key of a shard's part, or None; of several parts, the one with the planned key."""
         keys = sorted(parts.get(planned.shard.number, ()))
         if not keys:
             tally.missing.append(planned.key)
@@ -218,7 +218,7 @@ class _Auditor:
     def _inspect(self, plan: Plan, planned: PlannedShard, key: str) -> Inspected:
         return inspect_part(self.store, plan, planned, key, deep=self.deep)
 
-    # -- what no plan owns
+    # -- ids and files across plans
 
     def _clashes(self) -> None:
         for first, shard, row, count in self.ledger.clashes():
@@ -227,7 +227,7 @@ class _Auditor:
             self.broken(Promise.ID_TWICE, plan_key(shard.plan), sentence)
 
     def _id(self, shard: Shard, row: int) -> str:
-        """A recording id for a person: the ledger has hashes of them alone."""
+        """Read a recording id for a message: the ledger has only hashes."""
         try:
             with parquet(self.store, shard.file) as file:
                 return repr(file.row_group(shard.row_group, ["recording_id"])["recording_id"][row].as_py())
@@ -249,7 +249,7 @@ class _Auditor:
             self.broken(Promise.ORPHAN, key, "lies among the results, and no plan names it")
 
     def _unnamed(self) -> None:
-        """Shard files that no plan names: of a planner that lost its number, was killed, or is at work. Not a violation."""
+        """Collect shard files that no plan names, from planners that lost, were killed or still run. Not a violation."""
         named = {plan.rejects_file for plan in self.plans} | {file for plan in self.plans for file, _ in plan.files}
         unreadable = set(self.outline.plans) - {plan.plan for plan in self.plans}
         for file in self.outline.shard_files:

@@ -1,7 +1,7 @@
-"""What lies where: the listings of an output, taken in an order that cannot accuse a job that is still running.
+"""Listings of an output, taken in an order that reports no false violation while a job is running.
 
-What is published is listed before the parts, and the parts before the plans: a running job writes plans first, parts then
-and results last, so each listing holds at least what the one before it depends on.
+Results are listed before parts, and parts before plans. A running job writes plans first, then parts, then results, so each
+listing contains at least the files that the listing before it depends on.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The files of an output by what they are. Memory: the names of all parts.
+    """The files of an output by kind. Memory: the names of all parts.
 
     Attributes:
-        plans: names for which there is a `plan.json`, in order.
-        parts: plan name and shard number to the keys of its parts, of which there should be one.
+        plans: names of the plans that have a `plan.json`, in order.
+        parts: plan name and shard number to the keys of its parts; there should be one.
         published: plan name to its result files: `_SUCCESS`, `report.json`, the page, the rejects.
-        strays: files among the results whose name is none of ours.
-        attempts: plan name to the number of recorded tries that failed.
-        shard_files: what lies in the plans' `shards/` folders, with sizes.
-        temporaries: hidden files of writers that are at work or were killed.
+        strays: files among the parts and rejects whose name this pipeline does not use.
+        attempts: plan name to the number of recorded failed attempts.
+        shard_files: files in the plans' `shards/` folders, with sizes.
+        temporaries: hidden files of writers that are running or were killed.
     """
 
     plans: tuple[str, ...]
@@ -53,7 +53,7 @@ class Outline:
     empty: bool
 
     def gaps(self) -> Iterator[tuple[str, str]]:
-        """Ranges of numbers below a plan's for which there is no plan: the first and the last of each."""
+        """Yield the gaps in the numbers of the plans, as the first and last missing name of each."""
         before = 0
         for name in self.plans:
             if int(name) > before + 1:
@@ -103,12 +103,12 @@ def _is_known(key: str, pattern: re.Pattern[str]) -> bool:
 
 
 def _sort_parts(files: Iterable[StoredFile]) -> tuple[dict[str, dict[int, list[str]]], list[str]]:
-    """Parts by plan and shard, and the files that are none."""
+    """Sort files into parts, by plan and shard, and stray files."""
     parts: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     strays = []
     for file in files:
         match = PART.fullmatch(file.key)
-        # a number has one spelling
+        # each number has one spelling
         if match and match[2] == f"{int(match[2]):06d}":
             parts[match[1]][int(match[2])].append(file.key)
         elif not TEMPORARY.fullmatch(file.key):

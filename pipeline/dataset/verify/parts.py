@@ -1,4 +1,4 @@
-"""One part against its shard: place, receipt, schema, and every id; with `deep` every value."""
+"""Checks of one part against its shard: location, receipt, schema and every id; with `deep` every value."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Broken = Callable[[Promise, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What one part says.
+    """The result of inspecting one part.
 
     Attributes:
-        receipt: None when there is none, or it is another shard's: then nothing can be counted.
+        receipt: None when it is missing or belongs to another shard; nothing can be counted then.
     """
 
     planned: PlannedShard
@@ -35,9 +35,9 @@ class Inspected:
 
 
 def inspect_part(store: Store, plan: Plan, planned: PlannedShard, key: str, *, deep: bool) -> Inspected:
-    """Hold one part against the plan.
+    """Check one part against the plan.
 
-    Costs: the footer and the id columns; with `deep` the whole file. Memory: the ids of the shard and one row group.
+    Costs: reading the footer and the id columns; with `deep` the whole file. Memory: the ids of the shard and one row group.
     """
     found: list[Violation] = []
 
@@ -63,11 +63,11 @@ def inspect_part(store: Store, plan: Plan, planned: PlannedShard, key: str, *, d
 
 
 class _NoReceiptError(Exception):
-    """A Parquet file without a receipt that can be read."""
+    """Raised for a Parquet file without a readable receipt."""
 
 
 def _receipt(file: ParquetReader) -> Receipt:
-    """The receipt, every field of the kind it should be."""
+    """Read the receipt and check the types of its fields."""
     try:
         receipt = receipt_of(file.metadata.metadata)
     except KeyError as error:
@@ -117,7 +117,7 @@ def _difference(found: pa.Schema, expected: pa.Schema) -> str:
 def _check_rows(
     receipt: Receipt, file: ParquetReader, plan: Plan, planned: PlannedShard, broken: Broken, *, deep: bool
 ) -> None:
-    """Read the ids, or everything, one row group at a time."""
+    """Check the ids, or with `deep` all columns, one row group at a time."""
     there, expected = file.schema, part_schema(plan)
     if any(
         there.get_field_index(name) < 0 or there.field(name).type != expected.field(name).type for name in ID_COLUMNS
@@ -136,10 +136,10 @@ def _check_rows(
 
 
 class _Ids:
-    """The ids of a part against those of its shard.
+    """Checker of the ids of a part against those of its shard.
 
-    Where this finds nothing, utterance ids are unique over the dataset: they are made of a recording id, which has one
-    owner among all plans, and a segment index, which a recording has once, and `utterance_id` is one to one.
+    When it finds no violation, utterance ids are unique in the dataset: each is made of a recording id, which belongs to one
+    plan, and a segment index, which occurs once in a recording, and `utterance_id` is one to one.
     """
 
     def __init__(self, planned: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Plans as an audit takes them: nothing believed unchecked, one shard in memory at a time, ids as keys on disk."""
+"""Checked reading of plans for an audit: every field is validated, one shard is in memory at a time, ids are on disk."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _ROW_COLUMNS = ("recording_id", "manifest", "line")
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """What the plan says of one shard.
+    """One shard as planned.
 
     Attributes:
-        rows: `recording_id`, `manifest`, `line` and the partition columns of its rows, or every column of them.
-        key: where its part belongs.
+        rows: its rows, with every column or only `recording_id`, `manifest`, `line` and the partition columns.
+        key: key that its part should have.
     """
 
     shard: Shard
@@ -35,7 +35,7 @@ class PlannedShard:
 
 
 def sound_plan(store: Store, name: str) -> Plan:
-    """A plan of which every field was looked at, so that what follows may rely on it.
+    """Read a plan and validate every field.
 
     Raises: DamagedFile; ConfigError when the store does not answer.
     """
@@ -51,7 +51,7 @@ def sound_plan(store: Store, name: str) -> Plan:
 
 
 def _faults(plan: Plan, name: str) -> Iterator[str]:
-    """What in a plan is not of the kind it should be; the first one counts."""
+    """Yield the faults of a plan's fields; the caller uses only the first, since later checks rely on earlier ones."""
     if plan.plan != name:
         yield f"it calls itself {plan.plan!r}"
     named = [file for file, _ in plan.files] + [plan.rejects_file] * (plan.rejects_file is not None)
@@ -84,7 +84,7 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
 
 
 def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) -> Iterator[PlannedShard]:
-    """The shards of one file of the plan, in order. Raises: DamagedFile, perhaps after some of them."""
+    """Yield the shards of one file of the plan, in order. Raises: DamagedFile, possibly after some shards."""
     file, count = plan.files[file_number]
     first = sum(others for _, others in plan.files[:file_number])
     partition_by = plan.settings.partition_by
@@ -105,7 +105,7 @@ def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) ->
 
 
 class IdLedger:
-    """Which ids the plans hold, on disk below `folder`."""
+    """The ids of all plans as hash buckets on disk below `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._heaps = KeyHeaps(folder / "ids")
@@ -113,14 +113,16 @@ class IdLedger:
         self._starts: list[int] = []
 
     def add(self, planned: PlannedShard) -> None:
-        """Note the ids of a shard."""
+        """Record the ids of a shard."""
         self._shards.append(planned.shard)
         self._starts.append(len(self._heaps))
         self._heaps.add(id_keys(planned.rows["recording_id"].to_pylist()))
 
     def clashes(self) -> Iterator[tuple[str, Shard, int, int]]:
-        """Ids with two owners: the plan that had them first, and of the later plan a shard and row that has one of them,
-        and how many they are. Once for each two plans.
+        """Find ids that occur in two plans or twice in one.
+
+        Yields: once per pair of plans: the first plan's name, a shard of the later plan and a row in it with such an id, and
+            the number of such ids.
         """
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for keys, positions in self._heaps.heaps():

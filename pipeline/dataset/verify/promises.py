@@ -1,4 +1,4 @@
-"""What an output promises, as a closed list of codes, and what an audit of it says."""
+"""The invariants of an output as a closed list of codes, and the result of an audit."""
 
 from __future__ import annotations
 
@@ -11,66 +11,64 @@ from pipeline.layout import attempts_folder
 
 
 class Promise(StrEnum):
-    """What can be broken. The value is the code of the line that says so."""
+    """An invariant of an output. The value is the code printed for its violations."""
 
     # the dataset and its plans
     DATASET_DAMAGED = "DATASET_DAMAGED"  # `_dataset.json` is missing or cannot be read
-    DATASET_MIXED = "DATASET_MIXED"  # a plan of other settings, models or column types than the dataset's
-    PLAN_DAMAGED = "PLAN_DAMAGED"  # `plan.json`, or a file it names, is missing, cannot be read or contradicts itself
-    PLAN_GAP = "PLAN_GAP"  # a number is missing among the plans: resuming would not see the plans after it
-    ID_TWICE = "ID_TWICE"  # a recording id stands in two plans, or twice in one
+    DATASET_MIXED = "DATASET_MIXED"  # a plan has other settings, models or column types than the dataset
+    PLAN_DAMAGED = "PLAN_DAMAGED"  # `plan.json` or a file it names is missing, unreadable or inconsistent
+    PLAN_GAP = "PLAN_GAP"  # a plan number is missing: resuming would not find the plans after it
+    ID_TWICE = "ID_TWICE"  # a recording id is in two plans, or twice in one
     # parts
-    PART_MISSING = "PART_MISSING"  # a shard has no part though its plan is published
-    PART_TWICE = "PART_TWICE"  # a shard has parts in two folders: readers see its rows twice
-    PART_MISPLACED = "PART_MISPLACED"  # the folder says other partition values than the plan's rows
+    PART_MISSING = "PART_MISSING"  # a shard of a published plan has no part
+    PART_TWICE = "PART_TWICE"  # a shard has parts in two folders: readers get its rows twice
+    PART_MISPLACED = "PART_MISPLACED"  # the folder name has other partition values than the plan's rows
     PART_BEYOND_PLAN = "PART_BEYOND_PLAN"  # the plan has no shard of that number
-    PART_UNREADABLE = "PART_UNREADABLE"  # cut, empty, no Parquet, or pages that fail their checksum
-    ORPHAN = "ORPHAN"  # a file among the results that no plan names; readers would take it for rows
-    SCHEMA = "SCHEMA"  # other columns or types than the plan's
+    PART_UNREADABLE = "PART_UNREADABLE"  # truncated, empty, not Parquet, or pages that fail their checksum
+    ORPHAN = "ORPHAN"  # a file among the results that no plan names; readers would read it as rows
+    SCHEMA = "SCHEMA"  # columns or types differ from the plan's
     # receipts
-    RECEIPT_MISSING = "RECEIPT_MISSING"  # a Parquet file, but its footer holds no receipt that can be read
-    RECEIPT_PLACE = "RECEIPT_PLACE"  # the receipt is another shard's
-    RECEIPT_ROWS = "RECEIPT_ROWS"  # not the number of rows the plan has for the shard
-    RECEIPT_IDS = "RECEIPT_IDS"  # not the ids the plan has for the shard
-    RECEIPT_CONFIG = "RECEIPT_CONFIG"  # made under other settings or models than the plan's
+    RECEIPT_MISSING = "RECEIPT_MISSING"  # a Parquet file without a readable receipt in its footer
+    RECEIPT_PLACE = "RECEIPT_PLACE"  # the receipt of another shard
+    RECEIPT_ROWS = "RECEIPT_ROWS"  # not the number of rows of the planned shard
+    RECEIPT_IDS = "RECEIPT_IDS"  # not the ids of the planned shard
+    RECEIPT_CONFIG = "RECEIPT_CONFIG"  # settings or models differ from the plan's
     RECEIPT_UTTERANCES = "RECEIPT_UTTERANCES"  # not the number of rows in the file
-    RECEIPT_REJECTS = "RECEIPT_REJECTS"  # notes of rows that are not there, twice, or with a reason we do not know
+    RECEIPT_REJECTS = "RECEIPT_REJECTS"  # rejects of rows that do not exist, twice, or with an unknown reason or stage
     # rows
-    ROW_LOST = "ROW_LOST"  # a plan row neither among the utterances nor among the rejects of its part
-    ROW_TWICE = "ROW_TWICE"  # a plan row among both
+    ROW_LOST = "ROW_LOST"  # a plan row is neither among the utterances nor among the rejects of its part
+    ROW_TWICE = "ROW_TWICE"  # a plan row is among both
     ROW_UNKNOWN = "ROW_UNKNOWN"  # utterances of a recording that the shard does not hold
-    UTTERANCE_ID = "UTTERANCE_ID"  # not made of the row's own recording id and segment index
-    UTTERANCE_TWICE = "UTTERANCE_TWICE"  # two rows of one recording and segment
+    UTTERANCE_ID = "UTTERANCE_ID"  # not composed of the row's recording id and segment index
+    UTTERANCE_TWICE = "UTTERANCE_TWICE"  # two rows have the same recording and segment
     SEGMENT_GAP = "SEGMENT_GAP"  # the segments of a recording are not 0 to n-1
     RUN_ID = "RUN_ID"  # the row names another run
-    PLAN_COLUMNS = "PLAN_COLUMNS"  # a manifest column holds another value than the plan row
+    PLAN_COLUMNS = "PLAN_COLUMNS"  # a manifest column differs from the plan row
     SCORES = "SCORES"  # not probabilities that add up to 1
-    CONFIDENCE = "CONFIDENCE"  # confidence is not the highest score, or margin not its lead
-    LABEL = "LABEL"  # label unknown, not of the emotion beside it, or not the one with the highest score
-    LANGUAGE = (
-        "LANGUAGE"  # an utterance without results for its language's sake has some, or a model does cover its language
-    )
+    CONFIDENCE = "CONFIDENCE"  # confidence is not the highest score, or margin is not its lead over the second
+    LABEL = "LABEL"  # label is unknown, does not match the emotion, or does not have the highest score
+    LANGUAGE = "LANGUAGE"  # an utterance marked as without a model for its language has results, or a model covers it
     EMBEDDING = "EMBEDDING"  # missing, or a number in it is not finite
-    # what is derived from the receipts
-    PUBLISHED_EARLY = "PUBLISHED_EARLY"  # `_SUCCESS`, report or rejects stand though shards have no part
+    # results derived from the receipts
+    PUBLISHED_EARLY = "PUBLISHED_EARLY"  # `_SUCCESS`, report or rejects exist although shards have no part
     REJECTS_MISSING = "REJECTS_MISSING"
     REJECTS_UNREADABLE = "REJECTS_UNREADABLE"
     REJECTS_ROWS = "REJECTS_ROWS"  # not the rejects of the plan and its receipts
     REPORT_MISSING = "REPORT_MISSING"
     REPORT_UNREADABLE = "REPORT_UNREADABLE"
-    REPORT_COUNTS = "REPORT_COUNTS"  # not the sums over plan and receipts
+    REPORT_COUNTS = "REPORT_COUNTS"  # counts differ from the sums over plan and receipts
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken promise: which, of which file, and how, in a sentence."""
+    """One violated invariant: its code, the file's key, and a sentence that describes it."""
 
     promise: Promise
     key: str
     sentence: str
 
     def line(self) -> str:
-        """`CODE  key  sentence`, always one line and printable."""
+        """Return `CODE  key  sentence` as one printable line."""
         return f"{self.promise}  {printable(self.key)}  {printable(self.sentence)}"
 
 
@@ -78,18 +76,18 @@ Tell = Callable[[Violation], None]
 
 
 def printable(text: str) -> str:
-    """A text that came from outside as it may stand in one line of a terminal."""
+    """Escape the unprintable characters of an external text, so that it fits on one terminal line."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanState:
-    """How far one plan is, and what its receipts count; the counts are of the parts that could be read.
+    """The progress of one plan, and the counts of those of its parts that could be read.
 
     Attributes:
-        rows: what the manifests had for it, rows refused while planning included.
-        rejects: of planning and of the run.
-        failed_tries: recorded ones, of finishing the plan.
+        rows: manifest rows, including those rejected while planning.
+        rejects: rejects of planning and of the run.
+        failed_tries: recorded failed attempts to finish the plan.
     """
 
     plan: str
@@ -103,11 +101,11 @@ class PlanState:
 
     @property
     def finished(self) -> bool:
-        """Whether every shard has its part and the results are published."""
+        """Return whether every shard has its part and the results are published."""
         return self.published and self.parts == self.shards
 
     def line(self) -> str:
-        """For the summary."""
+        """Return the line of this plan in the summary."""
         if not self.finished:
             rest = "" if self.parts < self.shards else ", not published"
             rest += f", {self.failed_tries:,} failed tries in {attempts_folder(self.plan)}" if self.failed_tries else ""
@@ -120,12 +118,12 @@ class PlanState:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
-        deep: whether all data were read, or footers and ids alone.
-        unreadable_plans: plans about whose shards nothing could be said.
-        leftovers: temporaries, and shard files that no plan names; harmless, and what `prune` is for.
+        deep: whether all data were read, or only footers and ids.
+        unreadable_plans: number of plans whose shards could not be checked.
+        leftovers: number of temporaries and shard files that no plan names; harmless, removed by `jobs.prune`.
     """
 
     output: str
@@ -138,11 +136,11 @@ class Audit:
 
     @property
     def status(self) -> str:
-        """`violated`, `unfinished` or `sound`, in this order of weight."""
+        """Return `violated`, `unfinished` or `sound`; the first that applies."""
         if self.violations:
             return "violated"
         return "sound" if self.plans and all(plan.finished for plan in self.plans) else "unfinished"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a dictionary that can be written as JSON."""
         return {"status": self.status, **asdict(self)}

@@ -1,4 +1,4 @@
-"""What is derived from plan and receipts, derived once more: the rejects, the report, and the right to `_SUCCESS`."""
+"""Checks of the rejects, the report and `_SUCCESS` by deriving them again from plan and receipts."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pipeline.storage.store import Store
 
 _BATCH_ROWS = 65_536
 _COLUMNS = ("recording_id", "manifest", "line", "reason", "detail", "stage", "attempts", "raw", "run_id")
-"""What tells the rows of a rejects file apart."""
+"""Columns that identify a row of a rejects file."""
 
 
 @dataclass
 class Tally:
-    """Sums over what could be read of one plan, in shard order. Memory: 16 bytes a reject.
+    """Sums over the readable parts of one plan, in shard order. Memory: 16 bytes per reject.
 
     Attributes:
-        whole: whether every shard has a part with a receipt, so that sums can be held against what was published.
-        missing: where the parts belong that are not there.
+        whole: whether every part has a valid receipt, so that the sums can be compared with the published results.
+        missing: keys of the missing parts.
     """
 
     plan: Plan
@@ -47,7 +47,7 @@ class Tally:
     keys: bytearray = field(default_factory=bytearray)
 
     def add(self, planned: PlannedShard, receipt: Receipt | None) -> None:
-        """Count a part; one without a receipt makes the sums useless."""
+        """Count a part; a part without a valid receipt makes the sums unusable."""
         self.parts += 1
         if receipt is None or any(not 0 <= note.row < planned.rows.num_rows for note in receipt.rejects):
             self.whole = False
@@ -60,7 +60,7 @@ class Tally:
             self._count({**row, **cause, "raw": None, "run_id": self.plan.plan})
 
     def add_planning_rejects(self, store: Store, *, deep: bool) -> int:
-        """Count what was refused while planning; returns how many. Raises: DamagedFile."""
+        """Count the rejects of planning. Returns: their number. Raises: DamagedFile."""
         counted = 0
         if self.plan.rejects_file is not None:
             for rows in _reject_rows(store, self.plan.rejects_file, self.plan, deep=deep):
@@ -76,14 +76,17 @@ class Tally:
 
 
 def _key(reject: dict[str, object]) -> bytes:
-    """Plans and receipts of earlier versions quote URLs with their queries; what is derived from them does not."""
+    """Return the hash of a reject.
+
+    URLs are redacted first: plans and receipts of earlier versions quote them with queries, the derived rejects do not.
+    """
     detail, raw = redacted(str(reject["detail"])), reject["raw"]
     shown = {**reject, "detail": detail, "raw": raw and redacted_line(str(raw), str(reject["manifest"]))}
     return key_of(*(f"{name}={shown[name]}" for name in _COLUMNS))
 
 
 def _reject_rows(store: Store, key: str, plan: Plan, *, deep: bool) -> Iterator[pa.Table]:
-    """The columns that tell rejects apart; with `deep` the others are read and held against their checksums too."""
+    """Read the columns that identify rejects; with `deep` read the others too, which verifies their checksums."""
     with parquet(store, key) as file:
         if not file.schema.equals(reject_schema(plan.extra)):
             raise DamagedFile("has other columns than rejects of its plan")
@@ -94,11 +97,11 @@ def _reject_rows(store: Store, key: str, plan: Plan, *, deep: bool) -> Iterator[
 def check_published(
     store: Store, tally: Tally, seen: dict[str, str], *, unread: int, deep: bool
 ) -> Iterator[Violation]:
-    """Hold rejects, report and `_SUCCESS` of a plan against its tally.
+    """Check rejects, report and `_SUCCESS` of a plan against its tally.
 
     Args:
-        seen: the plan's result files as they were listed before its parts.
-        unread: shards of which the plan itself could not be read.
+        seen: the plan's result files, listed before its parts.
+        unread: number of shards whose plan rows could not be read.
     """
     plan = tally.plan
     report_key = run_key(plan.plan, REPORT)
@@ -171,7 +174,7 @@ def _check_rejects(store: Store, tally: Tally, key: str, *, whole: bool, deep: b
 
 
 def _difference(expected: bytearray, found: bytearray) -> tuple[int, int]:
-    """How many keys of each are not in the other, repeats counted."""
+    """Count the keys of each side that are not in the other, including repeats."""
     keys = np.frombuffer(bytes(expected + found), dtype="S16")
     signs = np.repeat([1.0, -1.0], [len(expected) // 16, len(found) // 16])
     balance = np.bincount(np.unique(keys, return_inverse=True)[1], weights=signs)

@@ -1,4 +1,4 @@
-"""Opening what may be damaged: a damaged file is one sentence, a store that does not answer another, never a traceback."""
+"""Reading of files that may be damaged: a damaged file or an unreachable store is reported as one sentence."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError, OverflowError, RecursionError)
-"""What pyarrow raises for damaged bytes; found by flipping each byte of a part. `OSError` is a failed checksum as well."""
+"""Exceptions that pyarrow raises for damaged bytes, found by flipping each byte of a part; includes failed checksums."""
 _LARGEST_WHOLE_BYTES = 256 * 2**20
 
 
 class DamagedFile(Exception):
-    """The file is not what its name says; the message is the rest of a sentence that begins with the name."""
+    """A damaged file; the message completes a sentence that begins with the file's key."""
 
 
 class MissingFile(DamagedFile):
-    """The file is not there, or not any more."""
+    """A file that does not exist, or no longer exists."""
 
 
 class _Watched:
-    """A file that remembers whether reading it failed, since Arrow and fsspec raise OSError for different things."""
+    """A file that records whether reading it failed, to tell errors of the store from Arrow's OSError for damaged data."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -63,11 +63,11 @@ class _Watched:
         return self.seek(0, os.SEEK_END)
 
     def whole(self) -> bytes:
-        """All of it, in one request."""
+        """Read the whole file in one request."""
         with self._watch() as file:
             size_bytes = self.size_bytes()
             self.seek(0)
-            # with its size: read() alone asks a raw file for 8 KiB at a time
+            # pass the size: a bare read() asks a raw file for 8 KiB at a time
             content = file.read(size_bytes)
             if len(content) != size_bytes:
                 raise OSError(errno.EIO, f"{len(content):,} of {size_bytes:,} bytes arrived")
@@ -75,10 +75,10 @@ class _Watched:
 
 
 class ParquetReader:
-    """A Parquet file whose pages are held against their checksums when they are read, all on the calling thread.
+    """A Parquet file whose page checksums are verified on reading. Reads only on the calling thread.
 
-    Threads of Arrow's that read a Python file may still be letting go of it when the interpreter ends, and abort the
-    process then: 8 of 360 short runs with them, 0 of 720 without (pyarrow 26.0.1, CPython 3.11).
+    Arrow's threads that read a Python file may still be releasing it when the interpreter exits, which aborts the process:
+    8 of 360 short runs with threads, 0 of 720 without (pyarrow 26.0.1, CPython 3.11).
     """
 
     def __init__(self, file: pq.ParquetFile) -> None:
@@ -88,11 +88,11 @@ class ParquetReader:
         self.num_row_groups: int = file.num_row_groups
 
     def row_group(self, number: int, columns: Sequence[str] | None) -> pa.Table:
-        """One row group, of all columns or some."""
+        """Read one row group; None reads all columns."""
         return self._file.read_row_group(number, columns=columns and list(columns), use_threads=False)
 
     def batches(self, rows: int, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        """The file in tables of at most so many rows."""
+        """Read the file in tables of at most `rows` rows."""
         for batch in self._file.iter_batches(rows, columns=columns and list(columns), use_threads=False):
             yield pa.table(batch)
 
@@ -102,9 +102,9 @@ def parquet(store: Store, key: str, *, whole: bool = True) -> Iterator[ParquetRe
     """Open a Parquet file.
 
     Args:
-        whole: fetch it in one request and hold it in memory, unless it is larger than any of ours; otherwise each column of
-            each row group is a request of its own.
-    Raises: DamagedFile, also for what reading it raises inside; ConfigError when the store does not answer.
+        whole: fetch the file in one request and keep it in memory, unless it is larger than any the pipeline writes;
+            otherwise each column of each row group is a separate request.
+    Raises: DamagedFile, also for errors while reading inside the block; ConfigError when the store does not answer.
     """
     watched = None
     try:
@@ -127,7 +127,7 @@ def parquet(store: Store, key: str, *, whole: bool = True) -> Iterator[ParquetRe
 
 
 def document(store: Store, key: str) -> dict[str, Any]:
-    """A JSON document that carries our format. Raises: DamagedFile; ConfigError when the store does not answer."""
+    """Read a JSON document and check its format version. Raises: DamagedFile; ConfigError when the store does not answer."""
     with reaching(store, key):
         try:
             return read_document(store, key)

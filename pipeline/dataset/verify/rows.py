@@ -1,4 +1,4 @@
-"""What the values of a part promise, row by row: scores, labels, embeddings, and the manifest's own columns."""
+"""Checks of the values of a part, row by row: scores, labels, embeddings and the manifest's columns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.redaction import without_query
 from pipeline.schema import ABSTAINED, CLEAR_PROB, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
 
 _NEAR = 1e-5
-"""How far a copy of a float32 score may be from it."""
+"""Tolerance between a float32 score and a copy of it."""
 _SUM_NEAR = 1e-3
-"""How far the scores of a row may add up from 1: seven float32 roundings, and room for a model in half precision."""
+"""Tolerance of the sum of a row's scores from 1: seven float32 roundings, and a margin for half-precision models."""
 _RESULTS = ("label", "emotion", "confidence", "margin", "scores", "model", *EMBEDDINGS)
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -38,11 +38,11 @@ _SENTENCES = {
 
 
 class RowFaults:
-    """Counts faulty rows, row group by row group. The tables must have the plan's schema.
+    """Counter of faulty rows, row group by row group. The tables must have the plan's schema.
 
     Args:
         plan: the plan of the part.
-        planned: the plan's rows of the shard, all columns.
+        planned: the plan's rows of the shard, with all columns.
     """
 
     def __init__(self, plan: Plan, planned: pa.Table) -> None:
@@ -53,7 +53,7 @@ class RowFaults:
         self._examples: dict[Promise, str] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """Look at one row group."""
+        """Check one row group."""
         rows = rows.combine_chunks()
         if not rows.num_rows:
             return
@@ -74,12 +74,12 @@ class RowFaults:
                 self._examples.setdefault(promise, rows["utterance_id"][int(mask.argmax())].as_py())
 
     def sentences(self) -> Iterator[tuple[Promise, str]]:
-        """One sentence for each promise that a row breaks."""
+        """Yield one sentence for each invariant that a row violates."""
         for promise, count in self._counts.items():
             yield promise, f"{count:,} {_SENTENCES[promise]}, such as {self._examples[promise]!r}"
 
     def _other_values(self, rows: pa.Table) -> Mask:
-        """Rows whose audio, channel or pass-through columns are not those of their plan row."""
+        """Return a mask of rows whose audio, channel or pass-through columns differ from their plan row."""
         positions = [self._positions.get(recording) for recording in rows["recording_id"].to_pylist()]
         theirs = self._planned.take(pa.array(positions, pa.int64()))  # an unknown recording takes nulls
         known = np.array([position is not None for position in positions])
@@ -90,13 +90,13 @@ class RowFaults:
             if name == "audio":
                 planned = _shown_audio(planned, mine)
             if not mine.equals(planned):
-                # as text: NaN is itself there
+                # compared as text, where NaN equals NaN
                 pairs = zip(plain_values(mine), plain_values(planned), strict=True)
                 differs |= np.array([repr(one) != repr(other) for one, other in pairs])
         return np.asarray(differs & known)
 
     def _bad_abstention(self, rows: pa.Table) -> Mask:
-        """Rows without an emotion, or with one, against what their confidence and the run's bound say."""
+        """Return a mask of rows whose emotion or abstention does not match their confidence and the run's minimum."""
         bound = np.float32(self._plan.settings.min_confidence or 0.0)
         expected = rows["confidence"].to_numpy() < bound
         bad = rows["abstained"].to_numpy(zero_copy_only=False) != expected
@@ -109,7 +109,7 @@ class RowFaults:
         return np.asarray(bad)
 
     def _bad_language(self, rows: pa.Table, labelled: Mask) -> Mask:
-        """Rows without results that should have some, rows with results that should have none, and odd probabilities."""
+        """Return a mask of rows with missing or unexpected results, or with an invalid language probability."""
         if "emotion_null_reason" not in rows.column_names:
             return np.zeros(rows.num_rows, dtype=bool)
         prob = rows["language_prob"].to_numpy()
@@ -138,14 +138,17 @@ def _null(rows: pa.Table, column: str) -> Mask:
 
 
 def _is_in_other_language(rows: pa.Table) -> Mask:
-    """Rows that have no results because no model covers their language, as they say themselves."""
+    """Return a mask of rows marked as having no results because no model covers their language."""
     if "emotion_null_reason" not in rows.column_names:
         return np.zeros(rows.num_rows, dtype=bool)
     return np.array([reason == OTHER_LANGUAGE for reason in rows["emotion_null_reason"].to_pylist()])
 
 
 def _shown_audio(planned: pa.Array, mine: pa.Array) -> pa.Array:
-    """Planned URIs as their utterances show them, which in outputs of earlier versions end at any `?`, also in object keys."""
+    """Return the planned URIs in the form that utterances have.
+
+    In outputs of earlier versions they end at any `?`, also in object keys.
+    """
 
     def shown(uri: str, value: str | None) -> str:
         before = uri.partition("?")[0] if "://" in uri else uri
@@ -156,7 +159,7 @@ def _shown_audio(planned: pa.Array, mine: pa.Array) -> pa.Array:
 
 
 def _scores(rows: pa.Table) -> tuple[Scores, Mask]:
-    """[rows, emotions] twice: the scores, -1 for an emotion that the model does not know, and which ones it knows."""
+    """Return the scores, -1 for an emotion unknown to the model, and a mask of known ones; both [rows, emotions]."""
     column = rows["scores"].combine_chunks()
     fields = [column.field(number) for number in range(len(EMOTIONS))]
     known = np.stack([np.asarray(field.is_valid()) for field in fields], axis=1)
@@ -175,7 +178,7 @@ def _bad_confidence(rows: pa.Table, scores: Scores) -> Mask:
     lead = ranked[:, -1] - np.maximum(ranked[:, -2], 0.0)
     off_best = np.abs(rows["confidence"].to_numpy().astype(np.float64) - ranked[:, -1])
     off_lead = np.abs(rows["margin"].to_numpy().astype(np.float64) - lead)
-    return np.asarray(~((off_best <= _NEAR) & (off_lead <= _NEAR)))  # so that NaN is bad
+    return np.asarray(~((off_best <= _NEAR) & (off_lead <= _NEAR)))  # negated so that NaN counts as bad
 
 
 def _bad_label(rows: pa.Table, scores: Scores) -> Mask:
