@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 EXACT = 2**53
-"""Largest bound up to which float64 holds every integer."""
+"""Bound up to which float64 represents every integer exactly."""
 
 MAX_STRUCT_FIELDS = 256
 """Most keys of an object in a chunk. An object with more is a map (`{"word": score}`); a struct would be mostly nulls."""
