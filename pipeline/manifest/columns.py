@@ -1,13 +1,13 @@
 """Types of pass-through manifest columns, inferred from values and merged over chunks and files without loss.
 
 JSON has types for values only, not for columns, and a manifest is read as a stream: chunk 1 may contain whole numbers
-where chunk 900 contains fractions or lists. `array_of` infers the type of one chunk's values, `unify` merges the chunks'
-schemas, and `pipeline.manifest.fit` converts a chunk to a schema. Where no single type holds every value exactly, the
-column becomes text: strings are unchanged, and other values become compact JSON. Numbers are never rounded: a column with
-integers beyond 2**53 beside fractions, or beyond int64, becomes text too.
+where chunk 900 contains fractions or lists. `array_of` infers the type of one chunk's values, `unify` merges the
+chunks' schemas, and `pipeline.manifest.fit` converts a chunk to a schema. Where no single type holds every value
+exactly, the column becomes text: strings are unchanged, and other values become compact JSON. Numbers are never
+rounded: a column with integers beyond 2**53 beside fractions, or beyond int64, becomes text too.
 
-Until then, a chunk with values of several kinds is a column of JSON documents, which distinguishes 7 from "7": the column
-type of an existing dataset may hold one and not the other. The field of such a column is marked `MIXED`.
+Until then, a chunk with values of several kinds is a column of JSON documents, which distinguishes 7 from "7": the
+column type of an existing dataset may hold one and not the other. The field of such a column is marked `MIXED`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ EXACT = 2**53
 """Bound up to which float64 represents every integer exactly."""
 
 MAX_STRUCT_FIELDS = 256
-"""Most keys of an object in a chunk. An object with more is a map (`{"word": score}`); a struct would be mostly nulls."""
+"""Most keys of an object in a chunk. With more it is a map (`{"word": score}`); a struct would be mostly nulls."""
 
 DOCUMENTS = pa.json_()
-"""Type returned by `array_of` for values without a common type: each value is a JSON document, so strings are quoted."""
+"""Type that `array_of` returns for values without a common type: JSON documents, in which strings are quoted."""
 
 _WIDE = {b"beyond_2_53": b"1"}  # on a field with integers that float64 would round: `unify` must not choose float64
 MIXED = {b"mixed": b"1"}
@@ -229,8 +229,8 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """Merge the schemas of chunks of one or many manifests: all their columns, in first-seen order.
 
     Columns whose names differ only in case become one, under the first name: DuckDB and Spark do not distinguish them.
-    null + T is T, whole numbers + fractions are float64, structs gain each other's fields, and incompatible types become
-    string (see `conform`). The result can be merged again. A column without any value stays null.
+    null + T is T, whole numbers + fractions are float64, structs gain each other's fields, and incompatible types
+    become string (see `conform`). The result can be merged again. A column without any value stays null.
     """
     fields: dict[str, pa.Field] = {}
     spelling: dict[str, str] = {}

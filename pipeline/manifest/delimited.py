@@ -1,15 +1,15 @@
 """Records of a CSV or TSV manifest with a header, delimited by comma, tab or semicolon, or as in a first line `sep=|`.
 
-Cells have no types: a pass-through column is text as written (`007`; an empty cell is an empty string), and an empty cell
-of a known column is absent. The line number of a record is that of its first line.
+Cells have no types: a pass-through column is text as written (`007`; an empty cell is an empty string), and an empty
+cell of a known column is absent. The line number of a record is that of its first line.
 
 Comma and semicolon follow RFC 4180: quoted cells may contain newlines. A record that does not parse, or that contains a
 line which is a row by itself (`pipeline.manifest.quotes`), has a stray quote. Its first line is rejected and reading
 continues with the next line, so an unclosed quote costs one line and not the file.
 
-In tab-separated files most quotes are plain characters, since most such files are written without quoting (Common Voice,
-for example). There a cell is unquoted only if its quotes close on its line, or over several lines none of which has the
-header's number of cells; all other quotes are text.
+In tab-separated files most quotes are plain characters, since most such files are written without quoting (Common
+Voice, for example). There a cell is unquoted only if its quotes close on its line, or over several lines none of which
+has the header's number of cells; all other quotes are text.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class CsvRecords:
 class _Feed:
     """Physical lines for `csv.reader`, kept for the current record so that they can be read again.
 
-    Raises `_TooLong` when a record exceeds `MAX_LINE_BYTES`. Bytes that are not UTF-8 become surrogates, which are neither
-    quotes nor delimiters.
+    Raises `_TooLong` when a record exceeds `MAX_LINE_BYTES`. Bytes that are not UTF-8 become surrogates, which are
+    neither quotes nor delimiters.
     """
 
     def __init__(self, blocks: Iterator[bytes]) -> None:

@@ -54,10 +54,10 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
     """Return the manifests named by files, globs and folders, without repeats, in the order given.
 
     A file is taken whatever its name, and so is every match of a glob. A folder stands for all files below it, sorted,
-    with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst). Names that
-    start with `.` or `_` are taken only when given. Symbolic links are followed. Local names are returned as absolute
-    paths, http(s) URLs unchanged, since they cannot be listed. Omissions that the user may not expect are logged as
-    warnings.
+    with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst). Names
+    that start with `.` or `_` are taken only when given. Symbolic links are followed. Local names are returned as
+    absolute paths, http(s) URLs unchanged, since they cannot be listed. Omissions that the user may not expect are
+    logged as warnings.
 
     Args:
         output: the output of the job; files below it that folders and globs match are omitted.
@@ -123,7 +123,7 @@ class _Search:
         return self._matches(filesystem, path) if is_glob(path) else []
 
     def _below(self, filesystem: AbstractFileSystem, folder: str) -> list[str]:
-        """Find manifests below a folder, one folder at a time, so that audio beside a manifest is never one long list."""
+        """Find manifests below a folder, one folder at a time, to avoid one long list of the audio beside them."""
         found: list[str] = []
         for contents in walk(filesystem, folder, left_out=self._left_out):
             self._visit(filesystem, contents)

@@ -1,7 +1,7 @@
 """Known manifest columns: their names, valid values, and derived ids for rows without one.
 
-Values are checked by column, not by row: a few passes at C speed accept a whole column of strings, and only a column that
-fails is checked value by value to find the bad rows.
+Values are checked by column, not by row: a few passes at C speed accept a whole column of strings, and only a column
+that fails is checked value by value to find the bad rows.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def derived_id(
 
 
 def version_id(audio: str, version: str) -> str:
-    """Return the id of one version of a file: the file's id, `-`, and 12 hex digits (48 bits) of the version's BLAKE2b."""
+    """Return the id of a file's version: the file's id, `-`, and 12 hex digits (48 bits) of the version's BLAKE2b."""
     return f"{derived_id(audio, None, None, None)}-{hashlib.blake2b(version.encode(), digest_size=6).hexdigest()}"
 
 
@@ -162,7 +162,7 @@ def _strings(
 
 
 def _plainly_right(strings: list[str], *, is_id: bool) -> bool:
-    """Return whether a whole column of audio references or ids is valid. Never true if `_audio` or `_id` would raise."""
+    """Return whether a quick check accepts all audio references or ids; False wherever `_audio` or `_id` would raise."""
     if not "".join(strings).isprintable():
         return False
     if is_id:  # a character has at most 4 bytes in UTF-8

@@ -152,7 +152,8 @@ def _only_adds(source: pa.DataType, target: pa.DataType) -> bool:
 def _bridge(source: pa.DataType, target: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line per kind
     """Return the type for converting a column to Python values.
 
-    Times are counts of their unit, since nanoseconds have no Python value without pandas, or text if the target is text.
+    Times are counts of their unit, since nanoseconds have no Python value without pandas, or text if the target is
+    text.
     """
     if pa.types.is_struct(source):
         there = {field.name.lower(): field.type for field in target} if pa.types.is_struct(target) else {}

@@ -19,7 +19,7 @@ _NOTED = np.dtype([("key", _KEY), ("position", "<i8")])
 _AT_ONCE = 65_536
 """Keys buffered in memory before a write: shards add a few at a time, and each write opens every bucket file."""
 _HEAPS = 64
-"""Number of buckets. Keys are hashes, so each holds a 64th: 375 MB of 10^9 keys, and a few times that while searched."""
+"""Number of buckets. Each holds a 64th of the keys: 375 MB of 10^9, and a few times that while it is searched."""
 
 
 def key_of(*parts: str) -> bytes:

@@ -1,7 +1,7 @@
 """Records of a JSON Lines manifest: each line is one record or one rejection, independent of other lines.
 
-Each line is one object (RFC 8259, no `NaN`, no repeated key). Blank lines are skipped and CRLF is allowed. `""` is an empty
-text; null is an absent value. Costs about 5 microseconds per line on one core, most of it in the C parser.
+Each line is one object (RFC 8259, no `NaN`, no repeated key). Blank lines are skipped and CRLF is allowed. `""` is an
+empty text; null is an absent value. Costs about 5 microseconds per line on one core, most of it in the C parser.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Columns in the names of a manifest's folders (Hive partitions): `language=es/speaker=007/part-0.parquet`.
 
-Spark, Hive, Athena and pandas (`partition_cols`) omit such columns from the file. Here they are text (`007` stays `007`),
-and null for `__HIVE_DEFAULT_PARTITION__`. A row with another value in such a column contradicts its folder and is
-rejected.
+Spark, Hive, Athena and pandas (`partition_cols`) omit such columns from the file. Here they are text (`007` stays
+`007`), and null for `__HIVE_DEFAULT_PARTITION__`. A row with another value in such a column contradicts its folder and
+is rejected.
 """
 
 from __future__ import annotations

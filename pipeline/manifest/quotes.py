@@ -1,8 +1,8 @@
 """Distinguish multi-line CSV cells from stray quotes that hide the lines after them.
 
-A quote that opens a cell and is not closed on its line may start a multi-line cell (RFC 4180), or be part of the text, such
-as direct speech in a file written without quoting. If such a character is read as an opening quote, the lines up to the
-next quote disappear into one cell. A line inside that is a whole record by itself is evidence of a stray quote.
+A quote that opens a cell and is not closed on its line may start a multi-line cell (RFC 4180), or be part of the text,
+such as direct speech in a file written without quoting. If such a character is read as an opening quote, the lines up
+to the next quote disappear into one cell. A line inside that is a whole record by itself is evidence of a stray quote.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class RowTest:
     def hidden(self, lines: Sequence[str], record: Sequence[str]) -> bool:
         """Return whether the lines of a record after the first include a row, hidden by a quote in the first.
 
-        Such a line must have the right number of cells, and its audio (or id) must look like that of the first line, since
-        a sentence in a transcript may contain any number of commas. If `record` has the right number of cells, the first
-        line must be a row by itself too; otherwise the lines belong together.
+        Such a line must have the right number of cells, and its audio (or id) must look like that of the first line,
+        since a sentence in a transcript may contain any number of commas. If `record` has the right number of cells,
+        the first line must be a row by itself too; otherwise the lines belong together.
         """
         own = self._as_text(lines[0])
         right_count, key = len(record) == self._width, self._key

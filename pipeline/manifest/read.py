@@ -1,9 +1,9 @@
 """Manifest reader: streams rows and rejects of JSON Lines, CSV and Parquet from any fsspec file system.
 
-The format is detected from the content. Known columns: audio (or audio_filepath, path, uri: the first that a row has), id,
-text, language, offset, duration, channel. Every other column, including `label`, passes through under `passthrough_name`
-with its type. Names are matched without case. An error in one line rejects that line; a file that is not a manifest as a
-whole raises ConfigError.
+The format is detected from the content. Known columns: audio (or audio_filepath, path, uri: the first that a row has),
+id, text, language, offset, duration, channel. Every other column, including `label`, passes through under
+`passthrough_name` with its type. Names are matched without case. An error in one line rejects that line; a file that is
+not a manifest as a whole raises ConfigError.
 
 Modules: formats in `jsonl`, `delimited` and `parquet`; folders and globs in `expand`; columns in folder names in
 `partitions`; known columns in `fields`; types of other columns in `columns`. Costs about 10 microseconds per row on one

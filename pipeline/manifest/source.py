@@ -1,7 +1,7 @@
 """Open a manifest and detect its format from its content.
 
-`open_manifest` decompresses gzip and zstd and detects JSON Lines, CSV or Parquet, whatever the file name. Memory holds one
-block and the current line, up to `MAX_LINE_BYTES`.
+`open_manifest` decompresses gzip and zstd and detects JSON Lines, CSV or Parquet, whatever the file name. Memory holds
+one block and the current line, up to `MAX_LINE_BYTES`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def open_manifest(uri: str) -> Iterator[Source]:
 
 
 def _open(filesystem: AbstractFileSystem, path: str) -> BinaryIO:
-    """Open a manifest's bytes. Over http they come from one response, so that all are of one version; it cannot seek."""
+    """Open a manifest's bytes. Over http, one response gives one version of all bytes, but cannot seek."""
     if isinstance(filesystem, HTTPFileSystem):
         return cast(BinaryIO, io.BufferedReader(HttpBody(filesystem, path), READ_BYTES))
     return cast(BinaryIO, filesystem.open(path, "rb"))

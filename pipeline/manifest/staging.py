@@ -1,7 +1,7 @@
 """Staging of manifests on the driver's disk in one streaming pass, with detection of duplicates.
 
-Costs four bytes of the driver's memory per row and 16 per reject; on disk one copy of the manifest, and 24 bytes for each
-id and each id of an earlier plan. Since a manifest is read only once, changes to it cannot cause contradictions.
+Costs four bytes of the driver's memory per row and 16 per reject; on disk one copy of the manifest, and 24 bytes for
+each id and each id of an earlier plan. Since a manifest is read only once, changes to it cannot cause contradictions.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Spool:
     def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
         """Select the new rows.
 
-        Excluded are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id with
-        different contents. Of equal rows, one is selected.
+        Excluded are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id
+        with different contents. Of equal rows, one is selected.
 
         Args:
             held_ids: keys of the ids in earlier plans, in batches.

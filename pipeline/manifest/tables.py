@@ -1,8 +1,8 @@
 """Detection of folders whose files are not plain manifests: outputs of ours, and Delta, Iceberg, Lance and Hudi tables.
 
 A table's log determines which of its files and rows are valid; read file by file, deleted and replaced rows would
-reappear. An output of `jobs.annotate` contains results under the names of manifest columns; read as a manifest, it would
-double every row. Neither is read; the error explains how to get a manifest of it.
+reappear. An output of `jobs.annotate` contains results under the names of manifest columns; read as a manifest, it
+would double every row. Neither is read; the error explains how to get a manifest of it.
 """
 
 from __future__ import annotations

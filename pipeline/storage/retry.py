@@ -75,8 +75,8 @@ def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) 
     Args:
         what: names the call in messages; without query strings and secrets.
         budget_s: time from the first attempt to the start of the last; `BUDGET_S` by default.
-    Raises: GaveUp at the end of the budget; JobError for invalid credentials; final errors at once: missing, not allowed,
-        already exists, disk full.
+    Raises: GaveUp at the end of the budget; JobError for invalid credentials; final errors at once: missing, not
+        allowed, already exists, disk full.
     """
     budget_s = BUDGET_S if budget_s is None else budget_s
     deadline = time.monotonic() + budget_s

@@ -76,8 +76,8 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
 def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = None) -> bytes:
     """Read one whole object, holding at most `max_bytes` in memory, whatever size the store reports.
 
-    5xx responses, resets, stalls and short bodies are retried (`pipeline.storage.retry`); 4xx responses are not. An http
-    transfer that is too slow is aborted (`pipeline.storage.http_body`).
+    5xx responses, resets, stalls and short bodies are retried (`pipeline.storage.retry`); 4xx responses are not. An
+    http transfer that is too slow is aborted (`pipeline.storage.http_body`).
 
     Args:
         allow: called with the real path of the opened local file; raises RejectedRow to refuse it. The target of a path

@@ -1,8 +1,8 @@
 """Import and export of other toolkits' manifests: NeMo's JSON Lines, and Lhotse's recordings and supervisions.
 
 Sources: "Preparing custom ASR data" in NVIDIA NeMo's documentation; `lhotse/audio/recording.py` and
-`lhotse/supervision.py`, Lhotse 1.33. In Lhotse, `channels` lists the channel numbers in a source; a number's position in
-that list is the channel in the file.
+`lhotse/supervision.py`, Lhotse 1.33. In Lhotse, `channels` lists the channel numbers in a source; a number's position
+in that list is the channel in the file.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def _supervision(row: Row, recording: Mapping[str, Any]) -> Row:
 def read_lhotse(files: Sequence[str]) -> Corpus:
     """Return rows of Lhotse's recordings and supervisions (`*recordings*.jsonl`, `*supervisions*.jsonl`, also .gz).
 
-    A recording without a supervision is one row. Omitted and reported: cuts (they refer to these two), recordings that are
-    transformed or come from a command or memory, and supervisions of several but not all channels of a file.
+    A recording without a supervision is one row. Omitted and reported: cuts (they refer to these two), recordings that
+    are transformed or come from a command or memory, and supervisions of several but not all channels of a file.
 
     Raises: ConfigError when there are no recordings, or two have the same id.
     """

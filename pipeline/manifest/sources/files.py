@@ -34,8 +34,8 @@ _DOT = "names that begin with a dot"
 def list_files(source: str, left_out: LeftOut) -> list[str]:
     """List every file below a folder, matching a glob or starting with a prefix, as sorted absolute paths or URIs.
 
-    Symbolic links are followed. Names that start with a dot (macOS creates one beside every file of an archive) and names
-    that are not UTF-8 are omitted and added to `left_out`.
+    Symbolic links are followed. Names that start with a dot (macOS creates one beside every file of an archive) and
+    names that are not UTF-8 are omitted and added to `left_out`.
 
     Raises: ConfigError for missing sources, for folders without permission, and for http, which cannot be listed.
     """
