@@ -101,7 +101,7 @@ class _Feed:
 
 
 class _TooLong(Exception):
-    """The record does not end within `MAX_LINE_BYTES`."""
+    """A record that does not end within `MAX_LINE_BYTES`."""
 
 
 def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[CsvRecords]:

@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
     """Return the manifests named by files, globs and folders, without repeats, in the order given.
 
-    A file is taken whatever its name, and so is every match of a glob. A folder stands for all files below it, sorted,
+    A file is taken whatever its name, and so is every match of a glob. A folder means all files below it, sorted,
     with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst). Names
     that start with `.` or `_` are taken only when given. Symbolic links are followed. Local names are returned as
     absolute paths, http(s) URLs unchanged, since they cannot be listed. Omissions that the user may not expect are

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class NoFitError(Exception):
-    """The type cannot hold the value."""
+    """A value that the type cannot hold exactly."""
 
 
 Holder = Callable[[object], object]

@@ -27,7 +27,7 @@ T = TypeVar("T")
 BUDGET_S = 60.0
 """Longest time to retry one call. pyarrow's client gives up after about 1.3 s of 503s; a brown-out lasts longer."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
-"""A request is retried when the server sends nothing for this long."""
+"""Seconds without a connection or without data after which a request is retried."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.2, 8.0
 _counting, _again = threading.Lock(), [0]  # shared by the threads that fetch ahead
 

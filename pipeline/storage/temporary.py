@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, JobError
 _PREFIX = "speech-emotion-"
 _LOCK = "lock"
 _UNLOCKED_FOR_S = 24 * 3600.0
-"""A folder without a lock (of an earlier version, or on a file system without locks) is removed at this age."""
+"""Age at which a folder without a lock (of an earlier version, or without file locks) is removed."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux (unix(7): sun_path is 108 bytes long, including the final zero)."""
