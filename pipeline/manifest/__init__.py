@@ -1,1 +1,1 @@
-"""Manifests in any form we read, as streams of rows and rejects."""
+"""Manifest reading: every supported format as a stream of rows and rejects."""

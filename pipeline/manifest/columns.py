@@ -1,13 +1,13 @@
-"""Types of the manifest columns we pass through: found in values, united over chunks and files, losing nothing.
+"""Types of pass-through manifest columns, inferred from values and merged over chunks and files without loss.
 
-JSON has no types for a column, only for each value, and a manifest is read as a stream: chunk 1 may hold whole numbers
-where chunk 900 holds fractions or lists. `array_of` types one chunk's values and `unify` the chunks' schemas;
-`manifest.fit` brings a chunk to a schema. Where no one type holds every value exactly, the column becomes text: strings
-stay as they are, everything else is its compact JSON. Numbers are never rounded to fit: beyond 2**53 beside fractions,
-or beyond int64, they become text too.
+JSON has types for values only, not for columns, and a manifest is read as a stream: chunk 1 may contain whole numbers
+where chunk 900 contains fractions or lists. `array_of` infers the type of one chunk's values, `unify` merges the
+chunks' schemas, and `pipeline.manifest.fit` converts a chunk to a schema. Where no single type holds every value
+exactly, the column becomes text: strings are unchanged, and other values become compact JSON. Numbers are never
+rounded: a column with integers beyond 2**53 beside fractions, or beyond int64, becomes text too.
 
-Until then a chunk of several kinds of values is a column of JSON documents, which still tells 7 from "7": a dataset may
-have a type for the column that holds one of them and not the other. Its field is marked `MIXED`.
+Until then, a chunk with values of several kinds is a column of JSON documents, which distinguishes 7 from "7": the
+column type of an existing dataset may hold one and not the other. The field of such a column is marked `MIXED`.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 EXACT = 2**53
-"""Every integer up to here is a float64."""
+"""Bound up to which float64 represents every integer exactly."""
 
 MAX_STRUCT_FIELDS = 256
-"""An object with more keys over a chunk is a map in disguise (`{"word": score}`); as a struct it would be all nulls."""
+"""Most keys of an object in a chunk. With more it is a map (`{"word": score}`); a struct would be mostly nulls."""
 
 DOCUMENTS = pa.json_()
-"""What `array_of` gives for values of no one type: each a JSON document, so that a string keeps its quotes."""
+"""Type that `array_of` returns for values without a common type: JSON documents, in which strings are quoted."""
 
-_WIDE = {b"beyond_2_53": b"1"}  # on a field: it holds integers that float64 would round, so `unify` must not offer it
+_WIDE = {b"beyond_2_53": b"1"}  # on a field with integers that float64 would round: `unify` must not choose float64
 MIXED = {b"mixed": b"1"}
-"""On a text field: it may hold JSON of any value, because the column had values of several kinds, or none yet.
-A chunk's column that is marked so holds documents, as `array_of` gives them."""
-_SCALARS = {b"scalars": b"1"}  # beside MIXED: some of its values were neither lists nor objects
-_NESTED = b"nested"  # beside MIXED: a schema whose one field has the type of those of its values that were
+"""Mark of a text field that may hold JSON of any value, because the column had values of several kinds, or none yet.
+
+A marked column of a chunk holds documents, as returned by `array_of`."""
+_SCALARS = {b"scalars": b"1"}  # with MIXED: some values were neither lists nor objects
+_NESTED = b"nested"  # with MIXED: a schema whose only field has the type of the lists and objects
 
 KEPT_MARKS = frozenset((*_WIDE, *MIXED))
-"""Marks that a plan keeps; the others are of what was found in its manifests."""
+"""Marks that a plan keeps; the others describe the values in its manifests."""
 
-_EMPTY = {b"no_values": b"1"}  # on a field: it has no value but null, so its type decides nothing
+_EMPTY = {b"no_values": b"1"}  # on a field with no value but null, so its type does not matter
 
 UNTYPED = {b"untyped": b"1"}
-"""On a text field of a chunk: it is text for want of types, as cells of CSV are, and values in names of folders."""
-_BLANK = {b"blank": b"1"}  # beside UNTYPED: every cell is empty
+"""Mark of a chunk's text field whose source has no types, such as CSV cells and values in folder names."""
+_BLANK = {b"blank": b"1"}  # with UNTYPED: every cell is empty
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
 
@@ -52,7 +53,7 @@ class _NoOneType(Exception):
 
 
 def array_of(values: Sequence[object]) -> pa.Array:
-    """The JSON values of one column as an Arrow array of the type that holds them all, or of `DOCUMENTS`."""
+    """Return the JSON values of one column as an Arrow array of a type that holds them all, or of `DOCUMENTS`."""
     kinds = set(map(type, values)) - {type(None)}
     if kinds == {str}:
         return pa.array(values, pa.string())
@@ -63,8 +64,8 @@ def array_of(values: Sequence[object]) -> pa.Array:
         return pa.ExtensionArray.from_storage(DOCUMENTS, pa.array(documents, pa.string()))
 
 
-def _type_of(values: Sequence[object]) -> pa.DataType:  # noqa: PLR0911 - one line a kind
-    """Raises: _NoOneType."""
+def _type_of(values: Sequence[object]) -> pa.DataType:  # noqa: PLR0911 - one line per kind
+    """Return the type that holds all values exactly. Raises: _NoOneType."""
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return pa.null()
@@ -73,7 +74,7 @@ def _type_of(values: Sequence[object]) -> pa.DataType:  # noqa: PLR0911 - one li
     if kinds == {bool}:
         return pa.bool_()
     if kinds == {int}:
-        return pa.int64()  # beyond it pyarrow raises OverflowError
+        return pa.int64()  # pyarrow raises OverflowError for larger integers
     if kinds <= {int, float}:
         if any(type(value) is int and abs(value) > EXACT for value in values):
             raise _NoOneType
@@ -89,10 +90,10 @@ def _struct_of(objects: Sequence[dict[str, object]]) -> pa.DataType:
     keys: dict[str, None] = {}
     for value in objects:
         if not value:
-            raise _NoOneType  # Parquet has no struct without fields, and null would be another value
+            raise _NoOneType  # Parquet has no struct without fields, and null would be a different value
         if not value.keys() <= keys.keys():
             keys.update(dict.fromkeys(value))
-    # DuckDB and Spark compare names without case, inside structs too
+    # DuckDB and Spark ignore the case of names, inside structs too
     if (
         len(keys) > MAX_STRUCT_FIELDS
         or not all(key.isprintable() and key for key in keys)
@@ -103,12 +104,12 @@ def _struct_of(objects: Sequence[dict[str, object]]) -> pa.DataType:
 
 
 def documents(column: pa.Array | pa.ChunkedArray) -> list[object]:
-    """The values of a column of JSON documents."""
+    """Parse the values of a column of JSON documents."""
     return [None if value is None else json.loads(value) for value in column.cast(pa.string()).to_pylist()]
 
 
 def field_of(name: str, array: pa.Array) -> pa.Field:
-    """The column's field, marked with what its type does not say and `unify` and `settle_types` need to know."""
+    """Return the column's field, with the marks that `unify` and `settle_types` need besides its type."""
     if array.type == DOCUMENTS:
         values = documents(array)
         nested = [value for value in values if isinstance(value, list | dict)]
@@ -120,7 +121,7 @@ def field_of(name: str, array: pa.Array) -> pa.Field:
 
 
 def untyped_field(name: str, cells: pa.Array) -> pa.Field:
-    """The field of a column whose format has no types."""
+    """Return the field of a column from a format without types."""
     blank = pa.types.is_null(cells.type) or pc.all(pc.equal(pc.utf8_length(cells), 0)).as_py() is not False
     return pa.field(name, cells.type, metadata={**UNTYPED, **(_BLANK if blank else {})})
 
@@ -131,7 +132,7 @@ def _mixed(nested: pa.DataType, *, scalars: bool) -> dict[bytes, bytes]:
 
 
 def nested_part(field: pa.Field) -> pa.DataType:
-    """The type of the lists and objects in a column, null when it has none; of differing ones as loose as needed."""
+    """Return the type of a column's lists and objects, loose enough for all of them; null if there are none."""
     marks = field.metadata or {}
     said = marks.get(_NESTED)
     if said is not None:
@@ -140,7 +141,7 @@ def nested_part(field: pa.Field) -> pa.DataType:
 
 
 def has_scalars(field: pa.Field) -> bool:
-    """Whether the column has values that are neither lists nor objects."""
+    """Return whether the column has values that are neither lists nor objects."""
     marks = field.metadata or {}
     if _EMPTY.keys() <= marks.keys() or _BLANK.keys() <= marks.keys():
         return False
@@ -150,8 +151,10 @@ def has_scalars(field: pa.Field) -> bool:
 
 
 def _loose_field(name: str, values: Sequence[object]) -> pa.Field:
-    """As `_type_of`, but no value costs the others theirs: all keys there are, text where single values differ. Where lists
-    or objects are among other values, it has their type and is marked `MIXED`.
+    """Return a field that keeps as much type as possible when the values have no common type.
+
+    Unlike with `_type_of`, one value does not make the whole column text: structs have all keys, and only parts whose
+    values differ are text. If lists or objects are among other values, the field has their type and is marked `MIXED`.
     """
     objects = [value for value in values if isinstance(value, dict)]
     lists = [value for value in values if isinstance(value, list)]
@@ -189,11 +192,11 @@ def _has_wide_integers(array: pa.Array | pa.ChunkedArray) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) and _has_wide_integers(array.flatten())
 
 
-def plain_type(kind: pa.DataType, *, readable: bool = False) -> pa.DataType:  # noqa: PLR0911 - one line a kind
-    """The type every Parquet reader knows for the same values: dictionaries decoded, `large_` and view types plain.
+def plain_type(kind: pa.DataType, *, readable: bool = False) -> pa.DataType:  # noqa: PLR0911 - one line per kind
+    """Return an equivalent type that every Parquet reader knows: no dictionary, `large_` or view types.
 
     Args:
-        readable: also turn times and decimals into text, for values on their way to JSON.
+        readable: also replace times and decimals by text, for conversion to JSON.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type, readable=readable)
@@ -218,16 +221,16 @@ def plain_type(kind: pa.DataType, *, readable: bool = False) -> pa.DataType:  # 
 
 
 def is_list_like(kind: pa.DataType) -> bool:
-    """Whether it is a list of any length."""
+    """Return whether a type is a list of variable length."""
     return any(is_one(kind) for is_one in _LISTS)
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """One schema for chunks of one or many manifests: every column any of them has, in first-seen order.
+    """Merge the schemas of chunks of one or many manifests: all their columns, in first-seen order.
 
-    Columns whose names differ only in case are one, under the first: DuckDB and Spark cannot tell them apart.
-    null + T is T, whole numbers + fractions are float64, structs take each other's fields, and what does not go
-    together is string (see `conform`). Can be fed its own result again. A column without any value stays null.
+    Columns whose names differ only in case become one, under the first name: DuckDB and Spark do not distinguish them.
+    null + T is T, whole numbers + fractions are float64, structs gain each other's fields, and incompatible types
+    become string (see `conform`). The result can be merged again. A column without any value stays null.
     """
     fields: dict[str, pa.Field] = {}
     spelling: dict[str, str] = {}
@@ -264,7 +267,7 @@ def _merge_fields(one: pa.Field, other: pa.Field) -> pa.Field:
 
 
 def _loose_merge(one: pa.Field, other: pa.Field) -> pa.Field:
-    """Of two fields of `_loose_field` the one that it makes of the values of both."""
+    """Merge two results of `_loose_field` to its result for the values of both."""
     if pa.types.is_null(one.type) or pa.types.is_null(other.type):
         return other.with_name(one.name) if pa.types.is_null(one.type) else one
     nested = [field for field in (one, other) if pa.types.is_nested(field.type)]
@@ -288,8 +291,8 @@ def _loose_merge(one: pa.Field, other: pa.Field) -> pa.Field:
     return pa.field(one.name, kind, metadata=MIXED if mixed else None)
 
 
-def _merge(one: pa.DataType, other: pa.DataType, *, wide: bool) -> pa.DataType:  # noqa: PLR0911 - one line a rule
-    """Raises: _NoOneType."""
+def _merge(one: pa.DataType, other: pa.DataType, *, wide: bool) -> pa.DataType:  # noqa: PLR0911 - one line per rule
+    """Return the type that holds all values of both types exactly. Raises: _NoOneType."""
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
@@ -322,12 +325,12 @@ def _merge_structs(one: pa.DataType, other: pa.DataType, *, wide: bool) -> pa.Da
 
 
 def json_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column as text: strings stay, null stays null, everything else is compact JSON (times, decimals: text)."""
+    """Convert a column to text: strings and nulls stay, times and decimals are text, other values compact JSON."""
     return pa.array([text_of(value) for value in to_python(column)], pa.string())
 
 
 def to_python(column: pa.Array | pa.ChunkedArray) -> list[object]:
-    """Python values, with times and decimals as text: without pandas, nanoseconds have no Python value."""
+    """Return Python values, with times and decimals as text: without pandas, nanoseconds have no Python value."""
     if column.type == DOCUMENTS:
         return documents(column)
     kind = plain_type(column.type, readable=True)
@@ -336,15 +339,15 @@ def to_python(column: pa.Array | pa.ChunkedArray) -> list[object]:
 
 
 def text_of(value: object) -> str | None:
-    """A value as it is written in a text column: a string as it is, null as null, anything else as `json_of`."""
+    """Return a value as written to a text column: strings and None unchanged, other values as `json_of`."""
     return value if value is None or isinstance(value, str) else json_of(value)
 
 
 def json_of(value: object) -> str:
-    """Compact JSON; bytes are base64, and what else JSON does not have is what Python writes for it."""
+    """Return a value as compact JSON, with bytes as base64 and other types without JSON form as `str`."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=no_json)
 
 
 def no_json(value: object) -> str:
-    """What is written for a value that JSON does not have, for `json.dumps`."""
+    """Return the text for a value without JSON form; the `default` of `json.dumps`."""
     return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)

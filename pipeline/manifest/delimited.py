@@ -1,15 +1,15 @@
-"""Records of a CSV or TSV manifest: with a header, delimited by comma, tab or semicolon, or as a line `sep=|` says.
+"""Records of a CSV or TSV manifest with a header, delimited by comma, tab or semicolon, or as in a first line `sep=|`.
 
-Cells have no types: a column we do not know is text as it is written (`007`, and an empty cell is an empty string), an empty
-cell of one we know is absent. A line number is where the record starts.
+Cells have no types: a pass-through column is text as written (`007`; an empty cell is an empty string), and an empty
+cell of a known column is absent. The line number of a record is that of its first line.
 
-Comma and semicolon follow RFC 4180: quoted cells may hold newlines. A record that does not parse, or that holds a line which
-is a row by itself (`pipeline.manifest.quotes`), has a stray quote: its first line is rejected and reading goes on with the
-next, so that an unclosed quote costs its own line and not the file.
+Comma and semicolon follow RFC 4180: quoted cells may contain newlines. A record that does not parse, or that contains a
+line which is a row by itself (`pipeline.manifest.quotes`), has a stray quote. Its first line is rejected and reading
+continues with the next line, so an unclosed quote costs one line and not the file.
 
-In tab-separated files quotes are mostly plain characters, since most are written without quoting (Common Voice's among
-them). There a cell is unquoted when its quotes close on its line, or over lines of which none has the header's number of
-cells; all other quotes are text.
+In tab-separated files most quotes are plain characters, since most such files are written without quoting (Common
+Voice, for example). There a cell is unquoted only if its quotes close on its line, or over several lines none of which
+has the header's number of cells; all other quotes are text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.manifest.records import CHUNK_BYTES, BadLine, BadName, Names, raw_
 from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
 
 _DECLARED = re.compile('"?sep=([,;|\t])"?', re.IGNORECASE)
-"""A first line in which Excel says what delimits cells."""
+"""First line in which Excel declares the delimiter."""
 
 
 class CsvRecords:
@@ -45,26 +45,26 @@ class CsvRecords:
         self._position = {name: position for position, name in enumerate(header)}
 
     def raw(self, position: int) -> str:
-        """The first line of a row."""
+        """Return the first line of a row."""
         return raw_text(self.texts[position])
 
     def values(self, name: str) -> list[object]:
-        """One column, as text."""
+        """Return one column, as text."""
         column = self._position[name]
         return [row[column] for row in self.rows]
 
     def array(self, name: str, kept: Sequence[int] | None) -> pa.Array:
-        """One pass-through column of the kept rows, as text."""
+        """Return one pass-through column of the kept rows, as text."""
         column = self._position[name]
         rows = self.rows if kept is None else [self.rows[position] for position in kept]
         return pa.array([row[column] for row in rows], pa.string())
 
 
 class _Feed:
-    """Physical lines for `csv.reader`, remembered per record so that they can be read again.
+    """Physical lines for `csv.reader`, kept for the current record so that they can be read again.
 
-    A record that outgrows `MAX_LINE_BYTES` ends with `_TooLong`. Bytes that are no UTF-8 travel as surrogates, since no
-    byte of theirs can be a quote or a delimiter.
+    Raises `_TooLong` when a record exceeds `MAX_LINE_BYTES`. Bytes that are not UTF-8 become surrogates, which are
+    neither quotes nor delimiters.
     """
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
@@ -90,26 +90,27 @@ class _Feed:
             return line.decode("utf-8", "surrogateescape") + "\n"
 
     def start_record(self) -> None:
-        """Forget the lines of the record before."""
+        """Discard the lines of the previous record."""
         self.taken.clear()
         self.size, self.clean = 0, True
 
     def give_back(self, kept: int) -> None:
-        """Read the record's lines again from its `kept`-th on."""
+        """Return the record's lines after the first `kept` to the feed, to be read again."""
         self._again += reversed(self.taken[kept:])
         del self.taken[kept:]
 
 
 class _TooLong(Exception):
-    """The record does not end within `MAX_LINE_BYTES`."""
+    """A record that does not end within `MAX_LINE_BYTES`."""
 
 
 def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[CsvRecords]:
-    """Records of a CSV stream, at most `chunk_rows` records and about `CHUNK_BYTES` at a time.
+    """Yield records of a CSV stream, at most `chunk_rows` records and about `CHUNK_BYTES` at a time.
 
-    Raises: ConfigError for a header that cannot be one.
+    Raises: ConfigError for an invalid header.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # of the process; 128 KiB would refuse 1 MB texts
+    # a setting of the whole process; the default of 128 KiB would refuse texts of 1 MB
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
     feed = _Feed(blocks)
     header, delimiter = _header(feed, shown)
     next_cells = _tab_cells(feed, len(header)) if delimiter == "\t" else _comma_cells(feed, header, delimiter)
@@ -137,11 +138,11 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
         if size >= CHUNK_BYTES or len(records.lines) + len(records.bad) >= chunk_rows:
             yield records
             records, size = CsvRecords(header), 0
-    yield records  # also when empty: a header alone shows whether this is a manifest
+    yield records  # also when empty, since the header alone shows whether the file is a manifest
 
 
 NextCells = Callable[[], list[str]]
-"""Reads one record from a feed. Raises: StopIteration at the end; csv.Error and _TooLong for a first line to reject."""
+"""Function that reads one record. Raises: StopIteration at the end; csv.Error or _TooLong to reject the first line."""
 
 
 def _comma_cells(feed: _Feed, header: Sequence[str], delimiter: str) -> NextCells:
@@ -178,9 +179,10 @@ def _tab_cells(feed: _Feed, width: int) -> NextCells:
 
 
 def _over_lines(feed: _Feed, line: str, width: int) -> list[str] | None:
-    """The cells of a record whose quotes close on a later line; None when a line on the way is a record by itself.
+    """Return the cells of a record whose quotes close on a later line; None if a line in between is a record itself.
 
-    Where the first line is none, the last, in which the quotes close, may have as many cells as one.
+    If the first line is not a record by itself, the last line, in which the quotes close, may have the header's number
+    of cells.
     """
     text, first_is_row = line, len(plain_cells(line, "\t")) == width
     while text.count('"') % 2:
@@ -219,7 +221,7 @@ def _header(feed: _Feed, shown: str) -> tuple[list[str], str]:
 
 
 def delimiter_of(header: str) -> str:
-    """Comma, tab or semicolon: the one that cuts the header into most names we know, then into most names."""
+    """Return the one of comma, tab and semicolon that splits the header into most known names, then most names."""
 
     def names(delimiter: str) -> tuple[int, int]:
         cells = next(csv.reader(io.StringIO(header), delimiter=delimiter), [])
@@ -234,7 +236,7 @@ def _reject(records: CsvRecords, feed: _Feed, detail: str) -> None:
 
 
 def _stray(feed: _Feed, error: csv.Error | _TooLong) -> BadLine:
-    """Reject the first line of a record that does not end as one, and read on after it."""
+    """Reject the first line of a record that does not parse, and return its other lines to the feed."""
     number, line = feed.taken[0]
     feed.give_back(1)
     if isinstance(error, _TooLong):

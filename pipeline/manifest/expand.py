@@ -1,4 +1,4 @@
-"""Find the manifests that files, globs and folders name."""
+"""Expand files, globs and folders to the manifests in them."""
 
 from __future__ import annotations
 
@@ -35,34 +35,35 @@ _COMPRESSED = (".gz", ".zst")
 _HIDDEN = re.compile(r"[._]")  # `.git`, `_SUCCESS`, and our own `_runs`
 _HIDDEN_INSIDE = re.compile(r"/[._]")
 _NEVER_READ = re.compile(r"\._|(_temporary|_spark_metadata|__pycache__|\.git|\.cache|\.ipynb_checkpoints)$")
-"""Hidden names that nobody expects to be read: no message is due."""
+"""Hidden names that are skipped without a message, since no user expects them to be read."""
 _OTHER_FORMS = re.compile(
     r"(part-[^.]*|\d[\d_-]*|.*\.(orc|avro|arrow|feather|xlsx|zip|bz2|xz|lz4|snappy|deflate|parquet\.(gz|zst)))$",
     re.IGNORECASE,
 )
-"""Names of table files that are not read: other formats, and Hive's parts without an ending."""
+"""Names of table files that are not read: other formats, and Hive's parts without an extension."""
 _HIDDEN_NAMES = "names that begin with '.' or '_' are read only when they are named"
 _OWN_OUTPUT = "the output of this job"
 _UNREAD = "not named like a manifest, though perhaps one"
-_SIBLINGS = 10_000  # names looked at for "did you mean"; a bucket may hold millions
+_SIBLINGS = 10_000  # names compared for "did you mean"; a bucket may hold millions
 _SHOWN = 3
 
 _log = logging.getLogger(__name__)
 
 
 def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
-    """The manifests that files, globs and folders name, without repeats, in the order given.
+    """Return the manifests named by files, globs and folders, without repeats, in the order given.
 
-    A file counts whatever its name; so does all that a glob matches. A folder counts for the files in it, at any depth,
-    sorted, whose names end like a manifest's (.jsonl .json .ndjson .csv .tsv .parquet, the text ones also .gz .zst).
-    What starts with `.` or `_` counts only when named. Symbolic links are followed. Local names come back absolute;
-    http(s) URLs as they are, since they cannot be listed. What is left out, and could be missed, is logged as a warning.
+    A file is taken whatever its name, and so is every match of a glob. A folder means all files below it, sorted,
+    with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst). Names
+    that start with `.` or `_` are taken only when given. Symbolic links are followed. Local names are returned as
+    absolute paths, http(s) URLs unchanged, since they cannot be listed. Omissions that the user may not expect are
+    logged as warnings.
 
     Args:
-        output: where the job writes: what folders and globs find below it is left out.
+        output: the output of the job; files below it that folders and globs match are omitted.
 
-    Raises: ConfigError for a name that leads to nothing, with the nearest name beside it; for a folder that may not be
-        listed; and for what belongs to an output or a table (`pipeline.manifest.tables`).
+    Raises: ConfigError for a name without a match, with the nearest existing name; for a folder without permission; and
+        for files of an output or a table (`pipeline.manifest.tables`).
     """
     if not uris:
         raise ConfigError("no manifest is given")
@@ -72,14 +73,14 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
 
 
 def uri_of(scheme: str, path: str) -> str:
-    """What names a path of a listing from outside its filesystem: an absolute local path, or a URI."""
+    """Return the absolute local path or URI of a path from a listing of its file system."""
     if scheme.lower() in ("file", "local"):
         return str(Path(path).absolute())
     return f"{scheme}://{path.lstrip('/')}"
 
 
 class _Search:
-    """What one name given by the user leads to."""
+    """Search for the manifests of one name given by the user."""
 
     def __init__(self, uri: str, guard: Guard) -> None:
         self._uri, self._guard, self._shown = uri, guard, printable(without_query(uri))
@@ -89,7 +90,7 @@ class _Search:
         self._hidden_too = False
 
     def run(self) -> list[str]:
-        """The manifests. Raises: ConfigError, as `expand`."""
+        """Return the manifests. Raises: ConfigError, see `expand`."""
         if "::" in self._uri:
             raise ConfigError(f"manifest {self._shown}: chained file systems ('::') are not read; unpack it first")
         if self._uri.lower().startswith(("http://", "https://")):
@@ -102,7 +103,7 @@ class _Search:
         for why, left in sorted(self._left_out.items()):
             more = ", ..." if len(left) > _SHOWN else ""
             shown = ", ".join(map(printable, left[:_SHOWN]))
-            level = logging.INFO if why == ALIASES else logging.WARNING  # they are read, under another name
+            level = logging.INFO if why == ALIASES else logging.WARNING  # aliases are read under another name
             _log.log(level, "manifest %s: left out: %s, %s: %s%s", self._shown, f"{len(left):,}", why, shown, more)
         scheme = self._uri.partition("://")[0] if "://" in self._uri else "file"
         for name in names:
@@ -122,7 +123,7 @@ class _Search:
         return self._matches(filesystem, path) if is_glob(path) else []
 
     def _below(self, filesystem: AbstractFileSystem, folder: str) -> list[str]:
-        """Walked folder by folder, so that the audio beside a manifest is never held as one list."""
+        """Find manifests below a folder, one folder at a time, to avoid one long list of the audio beside them."""
         found: list[str] = []
         for contents in walk(filesystem, folder, left_out=self._left_out):
             self._visit(filesystem, contents)
@@ -133,7 +134,7 @@ class _Search:
         return sorted(found)
 
     def _manifests(self, filesystem: AbstractFileSystem, contents: Contents) -> list[str]:
-        """The files of a folder that count: not what this job writes there, nor links into a table. Raises: ConfigError."""
+        """Return the manifests in one folder, without the job's output. Raises: ConfigError for links into a table."""
         taken = []
         for name in filter(_looks_like_manifest, contents.files):
             (path,) = contents.paths([name])
@@ -166,10 +167,10 @@ class _Search:
         return files
 
     def _visit(self, filesystem: AbstractFileSystem, contents: Contents) -> None:
-        """Remove what is not read from a listed folder. Raises: ConfigError for a table."""
+        """Remove names that are not read from a listed folder. Raises: ConfigError for a table."""
         if self._guard.is_output(filesystem, contents.path):
             self._left_out[_OWN_OUTPUT].append(contents.path)
-            named = contents.path == self._fixed  # then files there that are the user's own may be meant
+            named = contents.path == self._fixed  # then the user may mean their own files in it
             for name in FOLDERS if named else list(contents.folders):
                 contents.folders.pop(name, None)
             if not named:
@@ -194,7 +195,7 @@ class _Search:
             contents.files.pop(name, None)
 
     def _nothing(self, filesystem: AbstractFileSystem, path: str) -> str:
-        """Say why a name leads to nothing, and what to do."""
+        """Return a message why a name has no match and what to do."""
         reasons = [f"{len(names):,} left out, {why}" for why, names in sorted(self._left_out.items())]
         if self._audio:
             reasons.insert(0, f"but {self._audio:,} audio files: {make_one_of(self._uri)}")

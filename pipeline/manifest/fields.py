@@ -1,7 +1,7 @@
-"""The manifest columns we read: their names, what each may hold, and the id of a row that has none.
+"""Known manifest columns: their names, valid values, and derived ids for rows without one.
 
-Checked column by column, not row by row: a whole column of strings is accepted with a few C-speed passes, and only a
-column that fails is looked at value by value to find which rows to blame.
+Values are checked by column, not by row: a few passes at C speed accept a whole column of strings, and only a column
+that fails is checked value by value to find the bad rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALIASES = {
     "duration": ("duration",),
     "channel": ("channel",),
 }
-"""What we read -> the columns it may stand in, first choice first. Matched without case: `ID` is `id`."""
+"""Column names by meaning, first choice first. Matching ignores case: `ID` is `id`."""
 
 KNOWN = {alias: meaning for meaning, aliases in ALIASES.items() for alias in aliases}
 NUMBERS = ("offset", "duration", "channel")
@@ -32,7 +32,7 @@ NUMBERS = ("offset", "duration", "channel")
 _MAX_ID_BYTES = 4096
 _MAX_CHANNEL = 2**31 - 1
 _LANGUAGE = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
-_MAX_LANGUAGE = 35  # RFC 5646, section 4.4.1: room for every tag that occurs
+_MAX_LANGUAGE = 35  # RFC 5646, section 4.4.1: enough for every tag in use
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NUMBER_LETTERS = frozenset("0123456789.+-eE")
@@ -40,12 +40,12 @@ _SHOWN = 80
 
 
 class BadValue(Exception):
-    """A value its column cannot hold; the message says which is expected."""
+    """An invalid value for its column; the message names what is expected."""
 
 
 @dataclass
 class Fields:
-    """The known columns of some records, checked; `bad` says which positions are to be rejected, and why."""
+    """The checked known columns of some records; `bad` has the reject reason by position."""
 
     audio: list[str | None]
     recording_id: list[str | None]
@@ -63,9 +63,9 @@ def check_fields(
     """Check the known columns of some records.
 
     Args:
-        values_of: the values of one of `ALIASES`, None where a record has none.
-        from_csv: values are text: an empty one is absent and numbers are parsed.
-        manifest: the URI relative audio starts at.
+        values_of: returns the values for one key of `ALIASES`, None where a record has none.
+        from_csv: whether values are text, so that empty values are absent and numbers are parsed.
+        manifest: URI to which relative audio references are resolved.
         audio_optional: whether a row with text may lack audio.
     """
     bad: dict[int, tuple[Reason, str]] = {}
@@ -80,7 +80,7 @@ def check_fields(
     ids = _strings(column("id"), "id", _id, bad)
     text = _strings(column("text"), "text", _text, bad)
     language = _languages(column("language"), bad)
-    # tools write 0 for a duration they do not know; the audio itself will say
+    # tools write 0 for an unknown duration; the audio itself gives it later
     durations = [value or None for value in numbers("duration")]
     fields = Fields(audio, ids, text, language, numbers("offset"), durations, [], bad)
     fields.channel = _channels(numbers("channel"), bad)
@@ -94,11 +94,11 @@ def check_fields(
 def derived_id(
     audio: str | None, offset_s: float | None, duration_s: float | None, channel: int | None, text: str | None = None
 ) -> str:
-    """The id of a row that has none: `rec-` and 20 hex digits (80 bits) of BLAKE2b.
+    """Return the id for a row without one: `rec-` and 20 hex digits (80 bits) of BLAKE2b.
 
-    Over these lines, joined by a newline and in UTF-8: absolute audio URI, offset and duration as Python writes a
-    float (`1.0`), channel; an absent one is empty. For a row without audio also its text, as the fifth. Pre-signed
-    URLs change with every signing: give such rows ids.
+    The hash covers these UTF-8 lines, joined by newlines: absolute audio URI, offset and duration in Python's float
+    format (`1.0`), and channel; absent values are empty. A row without audio has its text as a fifth line. Pre-signed
+    URLs change with every signing, so rows with such URLs should have ids.
     """
     parts = [audio or "", *("" if value is None else repr(float(value)) for value in (offset_s, duration_s))]
     parts.append("" if channel is None else str(channel))
@@ -108,7 +108,7 @@ def derived_id(
 
 
 def version_id(audio: str, version: str) -> str:
-    """The id of one version of a file: that of the file, `-`, and 12 hex digits (48 bits) of BLAKE2b over the version."""
+    """Return the id of a file's version: the file's id, `-`, and 12 hex digits (48 bits) of the version's BLAKE2b."""
     return f"{derived_id(audio, None, None, None)}-{hashlib.blake2b(version.encode(), digest_size=6).hexdigest()}"
 
 
@@ -117,7 +117,7 @@ def _derived(fields: Fields, i: int) -> str:
 
 
 def _resolve(fields: Fields, manifest: str, *, audio_optional: bool) -> None:
-    """Make audio absolute in place, and reject what may never be opened or has none."""
+    """Make audio absolute in place; reject rows without audio and audio that may never be opened."""
     for position, audio in enumerate(fields.audio):
         if position in fields.bad:
             continue
@@ -162,10 +162,10 @@ def _strings(
 
 
 def _plainly_right(strings: list[str], *, is_id: bool) -> bool:
-    """Whether audio references or ids pass without a look at each: never true where `_audio` or `_id` would object."""
+    """Return whether a quick check accepts all audio references or ids; False wherever `_audio` or `_id` would raise."""
     if not "".join(strings).isprintable():
         return False
-    if is_id:  # the longest UTF-8 of a character is 4 bytes
+    if is_id:  # a character has at most 4 bytes in UTF-8
         return min(map(len, strings)) > 0 and max(map(len, strings)) <= _MAX_ID_BYTES // 4
     return min(map(len, map(str.strip, strings))) > 0
 
@@ -208,7 +208,7 @@ def _languages(values: Sequence[object], bad: dict[int, tuple[Reason, str]]) -> 
         try:
             if value.__class__ is not str or value not in known:
                 known_value = None if value is None else _language(value)
-                if len(known) < 10_000:  # a hostile manifest may name a million
+                if len(known) < 10_000:  # a hostile manifest may contain a million
                     known[value] = known_value
                 out.append(known_value)
             else:
@@ -248,7 +248,7 @@ def _numbers(
 
 
 def _quick_numbers(values: Sequence[object], given: list[object], *, from_csv: bool) -> list[float | None] | None:
-    """The column when every value is plainly right, None when each must be looked at."""
+    """Return the column if a quick check accepts every value, None if each must be checked."""
     if from_csv:
         if not frozenset("".join(map(str, given))) <= _NUMBER_LETTERS:
             return None
@@ -272,7 +272,7 @@ def _number(value: object, *, from_csv: bool) -> float:
         raise BadValue(f"is {_kind(value)}; {expected} is expected")
     shown = str(value)[:_SHOWN] if isinstance(value, str | float) or abs(value) < 2**64 else "a huge number"
     if isinstance(value, str):
-        value = value.strip()  # takes away more than float() does: the separators 0x1c to 0x1f
+        value = value.strip()  # unlike float(), also strips the separators 0x1c to 0x1f
         if not _NUMBER.fullmatch(value):
             raise BadValue(f"is {shown!r}; {expected} is expected")
     try:
@@ -285,7 +285,7 @@ def _number(value: object, *, from_csv: bool) -> float:
 
 
 def _channels(numbers: list[float | None], bad: dict[int, tuple[Reason, str]]) -> list[int | None]:
-    """pandas writes whole numbers beside missing ones as `1.0`."""
+    """Convert channels to integers; pandas writes whole numbers as `1.0` in a column with missing values."""
     out: list[int | None] = []
     for position, number in enumerate(numbers):
         if number is not None and (number != int(number) or number > _MAX_CHANNEL):
@@ -297,7 +297,7 @@ def _channels(numbers: list[float | None], bad: dict[int, tuple[Reason, str]]) -
 
 
 def _kind(value: object) -> str:
-    """What a JSON author would call the value's type, and the value where it is short and no text."""
+    """Return the JSON name of the value's type, with the value itself if it is a number and not huge."""
     names = {str: "a string", bool: "a boolean", dict: "an object", list: "a list", bytes: "bytes"}
     if type(value) is float or (type(value) is int and abs(value) < 2**64):
         return f"the number {value}"

@@ -1,6 +1,7 @@
-"""Bring the columns of a chunk to given types, and say which rows hold a value that cannot go there unchanged.
+"""Conversion of a chunk's columns to given types, with a report of the values that do not fit unchanged.
 
-What fits is in `values`. A type that a value does not fit is never changed for it: the row is rejected.
+`pipeline.manifest.values` decides which values fit. A type is never changed for a value that does not fit; the row is
+rejected.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Misfit:
     """A value that its column's type cannot hold.
 
     Attributes:
-        value: the whole of it.
-        sentence: names column, value and both types.
+        value: the whole value.
+        sentence: message that names the column, the value and both types.
     """
 
     column: str
@@ -33,9 +34,9 @@ class Misfit:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Bring a chunk to a schema that `unify` made of it and others: absent columns are null, values are cast exactly.
+    """Convert a chunk to a schema that `unify` made from it and others: absent columns are null, casts are exact.
 
-    Raises: ConfigError when the schema is not of this chunk: a column it lacks, or a type that cannot hold a value exactly.
+    Raises: ConfigError when the schema lacks a column of the chunk, or a type cannot hold a value exactly.
     """
     fitted, misfits = fit(table, schema)
     if misfits:
@@ -44,9 +45,9 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def fit(table: pa.Table, schema: pa.Schema) -> tuple[pa.Table, dict[int, list[Misfit]]]:
-    """Bring a chunk to a schema: absent columns are null, and so is a value that its column cannot hold.
+    """Convert a chunk to a schema; absent columns and values that do not fit become null.
 
-    Returns: the chunk, and what could not be held, by row.
+    Returns: the chunk, and the values that do not fit, by row.
     Raises: ConfigError for a column that the schema lacks.
     """
     spelling = {name.lower(): name for name in schema.names}
@@ -119,7 +120,7 @@ def _misfit(target: pa.Field, value: object, found: pa.DataType | None) -> Misfi
 
 
 def _cast_at_once(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
-    """The column, where one cast decides that every value fits; None when each must be looked at."""
+    """Return the cast column if one cast proves that every value fits; None if each value must be checked."""
     source = column.type
     whole, fractions = pa.types.is_integer, pa.types.is_floating
     safe = (
@@ -136,7 +137,7 @@ def _cast_at_once(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray
 
 
 def _only_adds(source: pa.DataType, target: pa.DataType) -> bool:
-    """Whether `target` is the same type with more fields in its structs: those values lack are null."""
+    """Return whether `target` is the same type with additional struct fields, which become null."""
     if pa.types.is_struct(source) and pa.types.is_struct(target):
         there = {field.name: field.type for field in target}
         order = [name for name in there if source.get_field_index(name) >= 0]
@@ -148,9 +149,11 @@ def _only_adds(source: pa.DataType, target: pa.DataType) -> bool:
     return bool(source == target or pa.types.is_null(source))
 
 
-def _bridge(source: pa.DataType, target: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line a kind
-    """The type in which a column is given to Python: moments as counts of their unit, since nanoseconds have no Python
-    value without pandas; as text where text is asked for.
+def _bridge(source: pa.DataType, target: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line per kind
+    """Return the type for converting a column to Python values.
+
+    Times are counts of their unit, since nanoseconds have no Python value without pandas, or text if the target is
+    text.
     """
     if pa.types.is_struct(source):
         there = {field.name.lower(): field.type for field in target} if pa.types.is_struct(target) else {}

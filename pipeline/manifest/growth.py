@@ -1,4 +1,4 @@
-"""How the type of a pass-through column may grow from run to run, and in which type readers ask for it."""
+"""Growth of pass-through column types from run to run, and the types in which readers request them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pyarrow as pa
 from pipeline.manifest.columns import MIXED
 
 MAX_WIDENED_FIELDS = 1024
-"""Keys of one struct over all plans. Rows with more are rejected: such an object is a map in disguise."""
+"""Most keys of one struct over all plans. Rows with more are rejected: such an object is really a map."""
 
 _DECIMAL128_DIGITS = 38
 
 
 def widened(kind: pa.DataType, found: pa.DataType) -> pa.DataType:
-    """The type with the keys that `found` has beside its own, wherever both are structs; other types stay."""
+    """Return the type with the additional keys of `found` wherever both are structs; other types are unchanged."""
     if pa.types.is_null(kind):
         return found
     if pa.types.is_struct(kind) and pa.types.is_struct(found):
@@ -53,11 +53,11 @@ def _settled_part(field: pa.Field) -> pa.DataType:
     return pa.string() if MIXED.items() <= (field.metadata or {}).items() else settled(field.type)
 
 
-def asked_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line a kind
-    """The type in which a pass-through column is asked for: its own, but for those that DuckDB or Parquet have no room for.
+def asked_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line per kind
+    """Return the type in which a pass-through column is requested, without types that DuckDB or Parquet lack.
 
-    float16 is float32, decimal256 a decimal128 of as many digits or else text, a duration the whole number of its unit, as
-    every reader but Arrow's finds it in the files.
+    float16 becomes float32, decimal256 a decimal128 of as many digits or else text, and a duration the integer count of
+    its unit, which is what every reader except Arrow's sees in the files.
     """
     if pa.types.is_float16(kind):
         return pa.float32()
@@ -77,7 +77,7 @@ def asked_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line a 
 
 
 def path_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which a partition column is read from its path: its own, or text where Arrow cannot parse what is there."""
+    """Return the type in which a partition column is read from its path: its own, or text if Arrow cannot parse it."""
     if pa.types.is_timestamp(kind):
         return pa.timestamp("ns" if kind.unit == "ns" else "us", kind.tz)  # Python writes six digits or none
     if pa.types.is_float16(kind):

@@ -1,4 +1,4 @@
-"""16 bytes that stand for an id, and as many of them as a disk holds, so that equal ones are found in little memory."""
+"""Hash buckets on disk: find duplicate ids in little memory, with 16 bytes per id."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ Positions = NDArray[np.int64]
 _KEY = np.dtype("S16")
 _NOTED = np.dtype([("key", _KEY), ("position", "<i8")])
 _AT_ONCE = 65_536
-"""Keys that wait in memory to be written together: shards bring a few at a time, and each writing opens every heap."""
+"""Keys buffered in memory before a write: shards add a few at a time, and each write opens every bucket file."""
 _HEAPS = 64
-"""Keys are hashes, so one heap holds a 64th: of 10^9 keys 375 MB, and some times that while equal ones are looked for."""
+"""Number of buckets. Each holds a 64th of the keys: 375 MB of 10^9, and a few times that while it is searched."""
 
 
 def key_of(*parts: str) -> bytes:
-    """The key of an id, or of a rejected line, in the sets of what earlier plans hold."""
+    """Return the key of an id or a rejected line, for comparison with those of earlier plans."""
     return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def as_keys(content: bytes | bytearray) -> Keys:
-    """Keys side by side, as an array."""
+    """Return concatenated keys as an array."""
     return np.frombuffer(content, dtype=_KEY)
 
 
 def id_keys(ids: Iterable[str]) -> Keys:
-    """One key per recording id."""
+    """Return one key per recording id."""
     return as_keys(b"".join(map(key_of, ids)))
 
 
 class KeyHeaps:
-    """Keys on disk in heaps by their first bits, each with its position in the order of `add`.
+    """Keys in hash buckets on disk, chosen by their first byte, each with its position in the order of `add`.
 
     Args:
-        folder: made here; 24 bytes a key are written to it.
+        folder: a new folder for the buckets, created here; it grows by 24 bytes per key.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class KeyHeaps:
         return self._count
 
     def add(self, keys: Keys) -> None:
-        """Note some more."""
+        """Add keys."""
         self._waiting.append(keys)
         self._count += len(keys)
         if self._count - self._written >= _AT_ONCE:
@@ -75,7 +75,7 @@ class KeyHeaps:
         self._waiting, self._written = [], self._count
 
     def heaps(self) -> Iterator[tuple[Keys, Positions]]:
-        """One heap after the other, always as many, in the order of their first bits; positions rise within each."""
+        """Yield every bucket in a fixed order, empty ones too; positions increase within each."""
         self._write()
         for file in self._files:
             noted = np.fromfile(file, dtype=_NOTED) if file.exists() else np.empty(0, dtype=_NOTED)
@@ -83,7 +83,7 @@ class KeyHeaps:
 
 
 def repeated(keys: Keys) -> NDArray[np.bool_]:
-    """Which keys stand there more than once."""
+    """Return a mask of the keys that occur more than once."""
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     same_as_previous = np.zeros(len(keys), dtype=bool)

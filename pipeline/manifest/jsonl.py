@@ -1,7 +1,7 @@
-"""Records of a JSON Lines manifest: each line one record or one rejection, whatever the lines around it hold.
+"""Records of a JSON Lines manifest: each line is one record or one rejection, independent of other lines.
 
-One object a line (RFC 8259, no `NaN`, no key twice); blank lines are skipped and CRLF is fine. `""` is an empty text,
-null is none. About 5 microseconds a line on one core, most of it the C parser.
+Each line is one object (RFC 8259, no `NaN`, no repeated key). Blank lines are skipped and CRLF is allowed. `""` is an
+empty text; null is an absent value. Costs about 5 microseconds per line on one core, most of it in the C parser.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.manifest.columns import array_of
 from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names, raw_text
 from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
 
-_MAX_DEPTH = 32  # of nested lists and objects; Parquet readers give up not far above
+_MAX_DEPTH = 32  # of nested lists and objects; Parquet readers fail at depths not much greater
 
 
 class JsonRecords:
@@ -33,25 +33,25 @@ class JsonRecords:
         self.texts: list[str] = []
 
     def raw(self, position: int) -> str:
-        """The line of a row."""
+        """Return the line of a row."""
         return self.texts[position][:RAW_CHARACTERS]
 
     def values(self, name: str) -> list[object]:
-        """One column, None where a row lacks it."""
+        """Return one column, None where a row lacks it."""
         return [row.get(name) for row in self.rows]
 
     def array(self, name: str, kept: Sequence[int] | None) -> pa.Array:
-        """One pass-through column of the kept rows."""
+        """Return one pass-through column of the kept rows."""
         rows = self.rows if kept is None else [self.rows[position] for position in kept]
         return array_of([row.get(name) for row in rows])
 
 
 class _BadJson(ValueError):
-    """The line is JSON we refuse; the message says why."""
+    """JSON that is refused; the message gives the reason."""
 
 
 def read_jsonl(blocks: Iterator[bytes], chunk_rows: int) -> Iterator[JsonRecords]:
-    """Records of a JSON Lines stream, at most `chunk_rows` lines and about `CHUNK_BYTES` at a time."""
+    """Yield records of a JSON Lines stream, at most `chunk_rows` lines and about `CHUNK_BYTES` at a time."""
     records, size, names = JsonRecords(), 0, Names()
     for first, lines in lines_of(blocks):
         for number, line in enumerate(lines, first):
@@ -79,16 +79,16 @@ def read_jsonl(blocks: Iterator[bytes], chunk_rows: int) -> Iterator[JsonRecords
 
 
 def _by_column(row: dict[str, object], records: JsonRecords, names: Names) -> dict[str, object]:
-    """The row under the names its columns have, which are noted. Raises: BadName."""
+    """Return the row with its keys replaced by column names, and record those names. Raises: BadName."""
     columns = names.add(list(row))
     records.names.update(dict.fromkeys(columns))
     return dict(zip(columns, row.values(), strict=True))
 
 
 def _row(line: bytes, over_long: bool) -> tuple[dict[str, object], str]:
-    """One line's object, and the line as text.
+    """Return one line's object, and the line as text.
 
-    Raises: ValueError (StopIteration, RecursionError from the C scanner) for what is not one JSON object (RFC 8259).
+    Raises: ValueError (or StopIteration, RecursionError from the C scanner) when the line is not one JSON object.
     """
     if over_long:
         raise _BadJson(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
@@ -150,7 +150,7 @@ def _depth(value: object) -> int:
 
 
 def _why(error: ValueError | RecursionError | StopIteration) -> str:
-    """The reason in words; `UnicodeDecodeError` and `JSONDecodeError` themselves would quote the whole line."""
+    """Return the reason for a message; `UnicodeDecodeError` and `JSONDecodeError` would quote the whole line."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at character {error.pos + 1}"
     if isinstance(error, UnicodeDecodeError):
@@ -161,4 +161,4 @@ def _why(error: ValueError | RecursionError | StopIteration) -> str:
         return f"not JSON: Expecting value at character {error.value + 1}"
     if isinstance(error, _BadJson):
         return str(error)
-    return "a whole number of more than 4,300 digits"  # the one ValueError of CPython's own: int() of a long string
+    return "a whole number of more than 4,300 digits"  # CPython's only own ValueError here: int() of a long string

@@ -1,7 +1,7 @@
-"""Records of a Parquet manifest, in batches bounded by bytes; columns keep their types.
+"""Records of a Parquet manifest, in batches of bounded size; columns keep their types.
 
-What cannot be told apart row by row is refused for the file: a known column of a type it cannot have, pages that do not
-decode. A row whose strings are not UTF-8 is rejected alone (Parquet readers do not look).
+Errors that concern no single row refuse the whole file: a known column of a wrong type, pages that do not decode. A row
+whose strings are not UTF-8 is rejected alone (Parquet readers do not check this).
 """
 
 from __future__ import annotations
@@ -44,34 +44,34 @@ class ParquetRecords:
         self._batch = batch if len(lines) == batch.num_rows else batch.take(pa.array([n - first for n in lines]))
 
     def raw(self, position: int) -> str:
-        """The row as JSON."""
+        """Return the row as JSON."""
         return _raw(self._batch, position)
 
     def values(self, name: str) -> list[object]:
-        """One known column; NaN, which is pandas' word for missing, and null are None."""
+        """Return one known column; null and NaN, which pandas writes for missing values, become None."""
         column = self._batch.column(name)
         if KNOWN[name.lower()] in ("offset", "duration", "channel"):
             values: list[object] = column.cast(pa.float64()).to_pylist()
-            return [None if value != value else value for value in values]  # noqa: PLR0124 - NaN alone differs from itself
+            return [None if value != value else value for value in values]  # noqa: PLR0124 - only NaN differs from itself
         strings: list[object] = column.cast(pa.string()).to_pylist()
         return strings
 
     def array(self, name: str, kept: Sequence[int] | None) -> pa.Array:
-        """One pass-through column of the kept rows, as it came."""
+        """Return one pass-through column of the kept rows, unchanged."""
         column = self._batch.column(name)
         return column if kept is None else column.take(pa.array(kept, pa.int64()))
 
 
 def read_parquet(raw: BinaryIO, chunk_rows: int, shown: str) -> Iterator[ParquetRecords]:
-    """Records of a Parquet file, at most `chunk_rows` rows and about `CHUNK_BYTES` at a time.
+    """Yield records of a Parquet file, at most `chunk_rows` rows and about `CHUNK_BYTES` at a time.
 
-    Raises: ConfigError for a file that does not decode, and for columns that cannot be read as what they are called.
+    Raises: ConfigError for a file that does not decode, and for known columns of a wrong type.
     """
     first = 1
     with store_errors(shown):
         try:
-            # buffered: otherwise a whole column of a row group is read at once
-            file = pq.ParquetFile(raw, buffer_size=READ_BYTES, pre_buffer=False)  # closed by whoever opened `raw`
+            # buffered, since otherwise a whole column of a row group is read at once
+            file = pq.ParquetFile(raw, buffer_size=READ_BYTES, pre_buffer=False)  # closed by the opener of `raw`
             wanted = _schema(file.schema_arrow, shown)
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             per_row = row_bytes // max(1, file.metadata.num_rows) + 1
@@ -82,14 +82,14 @@ def read_parquet(raw: BinaryIO, chunk_rows: int, shown: str) -> Iterator[Parquet
                 first += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the store's, not the file's: Arrow's own have no number
+                raise  # an error of the store, not of the file: Arrow's own have no errno
             raise ConfigError(
                 f"manifest {shown}: Parquet that does not decode after row {first - 1:,}: {error}"
             ) from None
 
 
 def _schema(schema: pa.Schema, shown: str) -> pa.Schema:
-    """The schema with every type as `plain_type` has it. Raises: ConfigError."""
+    """Return the schema with `plain_type` applied to every type. Raises: ConfigError for invalid column names."""
     try:
         Names().add(schema.names)
     except BadName as error:
@@ -98,9 +98,9 @@ def _schema(schema: pa.Schema, shown: str) -> pa.Schema:
 
 
 def _known(column: pa.Array, name: str, shown: str) -> pa.Array:
-    """A column that we read, or nulls for one without a value: pandas gives such a column any type, mostly of numbers.
+    """Return a column, or nulls for a known one without values, which pandas writes with any type, mostly numbers.
 
-    Raises: ConfigError for values of a type that the column cannot have.
+    Raises: ConfigError for a known column with values of a wrong type.
     """
     expected, tests = _EXPECTED.get(KNOWN.get(name.lower(), ""), ("", ()))
     if not expected or any(test(column.type) for test in tests):
@@ -130,7 +130,7 @@ def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int, shown: str) -
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """The column, a list instead of a view of one: Arrow's own cast of these loses the last offset (pyarrow 26)."""
+    """Convert a list view column to a list column; Arrow's own cast loses the last offset (pyarrow 26)."""
     if not (pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type)):
         return column
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
@@ -149,7 +149,7 @@ def _valid(column: pa.Array) -> bool:
 def _readable(value: pa.Array) -> object:
     try:
         return to_python(value)[0]
-    except pa.ArrowInvalid:  # a time in a zone that nobody here knows
+    except pa.ArrowInvalid:  # a time in an unknown time zone
         return plain_values(value)[0]
 
 

@@ -1,8 +1,8 @@
-"""Columns that a manifest's folders state, as Hive names them: `language=es/speaker=007/part-0.parquet`.
+"""Columns in the names of a manifest's folders (Hive partitions): `language=es/speaker=007/part-0.parquet`.
 
-Spark, Hive, Athena and pandas (`partition_cols`) leave such columns out of the file. They are text here (`007` stays `007`),
-and null where the folder says `__HIVE_DEFAULT_PARTITION__`. A row that holds another value in a column of that name
-contradicts its folder and is rejected.
+Spark, Hive, Athena and pandas (`partition_cols`) omit such columns from the file. Here they are text (`007` stays
+`007`), and null for `__HIVE_DEFAULT_PARTITION__`. A row with another value in such a column contradicts its folder and
+is rejected.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SHOWN = 80
 
 
 def partition_columns(uri: str) -> dict[str, str | None]:
-    """The columns that the folders of a manifest state, outermost first.
+    """Return the columns in the folder names of a manifest's path, outermost first.
 
-    Raises: ConfigError for a name that no column may have, and for two folders that state one column differently.
+    Raises: ConfigError for an invalid column name, and for two folders with different values of one column.
     """
     shown = without_query(uri)
     found: dict[str, str | None] = {}
@@ -51,7 +51,7 @@ def partition_columns(uri: str) -> dict[str, str | None]:
 
 
 class Partitioned:
-    """Records of a file with the columns of its folders."""
+    """Records of a file, extended by the columns of its folders."""
 
     def __init__(self, records: Records, stated: Mapping[str, str | None]) -> None:
         self._records = records
@@ -62,15 +62,15 @@ class Partitioned:
         self._stated = own
 
     def untyped(self, name: str) -> bool:
-        """Whether a column is text only because cells of CSV and names of folders have no types."""
+        """Return whether a column is text only because CSV cells and folder names have no types."""
         return self.from_csv or (name in self._stated and name not in self._records.names)
 
     def raw(self, position: int) -> str:
-        """The row as it stands in the file."""
+        """Return the row as written in the file."""
         return self._records.raw(position)
 
     def values(self, name: str) -> Sequence[object]:
-        """One column; rows whose file does not say take the folder's value."""
+        """Return one column; rows without a value in the file get the folder's value."""
         if name not in self._stated:
             return self._records.values(name)
         stated = _known_value(name, self._stated[name], from_csv=self.from_csv)
@@ -79,7 +79,7 @@ class Partitioned:
         return [stated if _absent(value) else value for value in self._records.values(name)]
 
     def array(self, name: str, kept: Sequence[int] | None) -> pa.Array:
-        """One pass-through column; rows whose file does not say take the folder's value."""
+        """Return one pass-through column; rows without a value in the file get the folder's value."""
         count = len(self.lines) if kept is None else len(kept)
         if name not in self._stated:
             return self._records.array(name, kept)
@@ -91,7 +91,7 @@ class Partitioned:
         return array_of([self._stated[name] if value is None else value for value in to_python(array)])
 
     def contradictions(self) -> dict[int, str]:
-        """Rows, by position, that hold another value than their folder states, and a sentence on each."""
+        """Return a message for each row, by position, whose value differs from that of its folder."""
         found: dict[int, str] = {}
         for name, stated in self._stated.items():
             if name not in self._records.names:
@@ -114,7 +114,7 @@ def _absent(value: object) -> bool:
 
 
 def _known_value(name: str, stated: str | None, *, from_csv: bool) -> object:
-    """A folder's value of a column that we read, as the file's format would hold it."""
+    """Return a folder's value of a known column, with the type that the file's format would give it."""
     if not stated:
         return None
     if KNOWN.get(name.lower()) in NUMBERS and not from_csv and _NUMBER.fullmatch(stated):
@@ -123,7 +123,7 @@ def _known_value(name: str, stated: str | None, *, from_csv: bool) -> object:
 
 
 def _same(value: object, stated: str) -> bool:
-    """Whether a file's value is the one that its folder states; numbers and booleans are compared as such."""
+    """Return whether a file's value equals that of its folder; numbers and booleans are compared as such."""
     if isinstance(value, bool):
         return stated.lower() == str(value).lower()
     if isinstance(value, int | float):

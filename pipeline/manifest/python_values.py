@@ -1,4 +1,4 @@
-"""Python values of Arrow columns, also where Python has none: its years end with 9999, and it knows few time zones."""
+"""Python values of Arrow columns, even where Python lacks them: its years end at 9999, and it knows few time zones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LISTS = (pa.types.is_list, pa.types.is_large_list)
 
 
 def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
-    """The values of a column; where one of them has no Python value, times are the integers that Arrow keeps."""
+    """Return the values of a column; if one of them has no Python value, times are returned as Arrow's integers."""
     try:
         values: list[object] = column.to_pylist()
     except (OverflowError, ValueError):
@@ -22,12 +22,12 @@ def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
 
 
 def plain_row(table: pa.Table, row: int) -> dict[str, object]:
-    """One row of a table, as `plain_values` has it."""
+    """Return one row of a table, with values as in `plain_values`."""
     return {name: plain_values(table[name].slice(row, 1))[0] for name in table.schema.names}
 
 
 def _counted(kind: pa.DataType) -> pa.DataType:
-    """The type with integers for times, at any depth."""
+    """Return the type with integers in place of times, at any depth."""
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_counted(field.type)) for field in kind])
     if pa.types.is_map(kind):
@@ -43,7 +43,7 @@ def _counted(kind: pa.DataType) -> pa.DataType:
 
 def groups(rows: pa.Table, names: tuple[str, ...]) -> Iterator[tuple[tuple[object, ...], pa.Table]]:
     """Split rows by the values of `names`, keeping their order inside a group."""
-    # NaN is not equal to itself: one stands for all
+    # NaN is not equal to itself, so one NaN replaces all others
     keys = [
         tuple(_NAN if isinstance(value, float) and math.isnan(value) else value for value in values)
         for values in zip(*(plain_values(rows[name]) for name in names), strict=True)

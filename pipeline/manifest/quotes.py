@@ -1,8 +1,8 @@
-"""Tell a cell of several lines from a stray quote that swallows the lines after it.
+"""Distinguish multi-line CSV cells from stray quotes that hide the lines after them.
 
-A quote that opens a cell and is not closed on its line may begin a cell of several lines (RFC 4180), or be a character of
-the text: somebody speaks, and the file was written without quoting. Read the first way, the lines up to the next quote
-disappear into one cell. The evidence for the second is a line inside that is a whole record on its own.
+A quote that opens a cell and is not closed on its line may start a multi-line cell (RFC 4180), or be part of the text,
+such as direct speech in a file written without quoting. If such a character is read as an opening quote, the lines up
+to the next quote disappear into one cell. A line inside that is a whole record by itself is evidence of a stray quote.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ENDING = re.compile(r"\.\w{1,5}$")
 
 
 def split_line(line: str, delimiter: str) -> list[str] | None:
-    """The cells of one line by itself, or None when its quotes do not close on it or are not quoting at all."""
+    """Split one line into cells; return None if its quotes do not close on it or do not quote cells."""
     try:
         return next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error:
@@ -25,12 +25,12 @@ def split_line(line: str, delimiter: str) -> list[str] | None:
 
 
 def plain_cells(line: str, delimiter: str) -> list[str]:
-    """The cells of one line where quotes are characters like others."""
+    """Split one line into cells, with quotes as ordinary characters."""
     return line.rstrip("\r\n").split(delimiter)
 
 
 class RowTest:
-    """Decides whether a line, read by itself, is a row of the manifest with this header."""
+    """Test whether a line, read by itself, is a row of the manifest with this header."""
 
     def __init__(self, header: Sequence[str], delimiter: str) -> None:
         self._width, self._delimiter = len(header), delimiter
@@ -39,11 +39,11 @@ class RowTest:
         self._key = keys[0] if keys else None
 
     def hidden(self, lines: Sequence[str], record: Sequence[str]) -> bool:
-        """Whether the lines of a record, after its first, include a row, which a quote in the first would swallow.
+        """Return whether the lines of a record after the first include a row, hidden by a quote in the first.
 
-        The count of cells must be right, and the audio (or id) must look like that of the first line: a sentence of a
-        transcript may hold any number of commas. In a `record` with the right number of cells the first line must be a row
-        by itself too: where it is not, the lines belong together.
+        Such a line must have the right number of cells, and its audio (or id) must look like that of the first line,
+        since a sentence in a transcript may contain any number of commas. If `record` has the right number of cells,
+        the first line must be a row by itself too; otherwise the lines belong together.
         """
         own = self._as_text(lines[0])
         right_count, key = len(record) == self._width, self._key
@@ -52,7 +52,7 @@ class RowTest:
         return any(self._is_row(line, own) for line in lines[1:])
 
     def _as_text(self, line: str) -> list[str]:
-        """The cells of a line whose last quote opens a cell and does not close, with that quote as text."""
+        """Split a line whose last quote opens a cell and does not close, with that quote as text."""
         cells = split_line(line.rstrip("\r\n") + '"', self._delimiter)
         if not cells:
             return plain_cells(line, self._delimiter)
@@ -69,7 +69,7 @@ class RowTest:
 
 
 def _alike(own: str, other: str) -> bool:
-    """Whether two cells may be of the same column of file names or ids, judged by how they are written."""
+    """Return whether two cells look like values of the same column of file names or ids."""
     own, other = own.strip().strip('"'), other.strip().strip('"')
     if not other or not own:
         return bool(other)

@@ -1,12 +1,13 @@
-"""Manifests in, rows and rejects out, as a stream: JSON Lines, CSV and Parquet, told by content, anywhere fsspec goes.
+"""Manifest reader: streams rows and rejects of JSON Lines, CSV and Parquet from any fsspec file system.
 
-Columns read: audio (or audio_filepath, path, uri: the first of them a row has), id, text, language, offset, duration,
-channel; every other one, `label` too, passes through under `passthrough_name` with its type. Names are matched without
-case. What is wrong with one line rejects that line; what makes the file as a whole no manifest is a ConfigError.
+The format is detected from the content. Known columns: audio (or audio_filepath, path, uri: the first that a row has),
+id, text, language, offset, duration, channel. Every other column, including `label`, passes through under
+`passthrough_name` with its type. Names are matched without case. An error in one line rejects that line; a file that is
+not a manifest as a whole raises ConfigError.
 
-The formats are in `jsonl`, `delimited` and `parquet`, what folders and globs give in `expand`, columns in folder names in
-`partitions`, the columns read in `fields`, the types of the others in `columns`. Costs about 10 microseconds a row on one core;
-memory is one chunk (at most 32 MiB of text and its parsed form), however long the manifest.
+Modules: formats in `jsonl`, `delimited` and `parquet`; folders and globs in `expand`; columns in folder names in
+`partitions`; known columns in `fields`; types of other columns in `columns`. Costs about 10 microseconds per row on one
+core, and memory for one chunk (at most 32 MiB of text and its parsed form), however long the manifest.
 """
 
 from __future__ import annotations
@@ -33,19 +34,21 @@ __all__ = ["ManifestChunk", "ManifestReject", "conform", "derived_id", "expand",
 
 CHUNK_ROWS = 20_000
 
-_PATIENCE_ROWS = 10_000  # rows read before a file without an audio column is given up; it may be the next line's
+_PATIENCE_ROWS = (
+    10_000  # rows to read before a file without an audio column is refused, since a later line may have one
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestReject:
-    """A manifest line that gives no row.
+    """A manifest line that was rejected.
 
     Attributes:
-        manifest: its URI without the query.
-        line: 1-based; of a text form the line where the record starts, of Parquet the row.
-        recording_id: the id the row gave, where it could be read.
-        audio: its audio, absolute where it could be made so.
-        raw: the line as it came (Parquet: as JSON), at most 2,048 characters.
+        manifest: the manifest's URI without the query.
+        line: 1-based; the first line of the record in text formats, the row in Parquet.
+        recording_id: the row's id, if it could be read.
+        audio: the row's audio reference, absolute if it could be resolved.
+        raw: the original line (Parquet: as JSON), at most 2,048 characters.
     """
 
     manifest: str
@@ -62,8 +65,8 @@ class ManifestChunk:
     """Some consecutive lines of a manifest.
 
     Attributes:
-        rows: `ROW_SCHEMA`, then the pass-through columns these lines have, typed by these lines' values (see `unify`).
-        rejects: the lines that gave no row, in order.
+        rows: `ROW_SCHEMA`, then the pass-through columns of these lines, with types from their values (see `unify`).
+        rejects: the rejected lines, in order.
     """
 
     rows: pa.Table
@@ -72,7 +75,7 @@ class ManifestChunk:
 
 @dataclass
 class _Seen:
-    """Whether a file has shown a column that makes it a manifest."""
+    """Columns seen so far in a file, to check that it is a manifest."""
 
     manifest: str
     audio_optional: bool
@@ -84,7 +87,7 @@ class _Seen:
         self.names |= records.names
 
     def verify(self) -> None:
-        """Raises: ConfigError when no row so far had audio (or text, where that is enough)."""
+        """Raise ConfigError when no row so far has an audio column (or text, where that suffices)."""
         meanings = {KNOWN.get(name.lower()) for name in self.names}
         if not self.names or "audio" in meanings or (self.audio_optional and "text" in meanings):
             return
@@ -96,15 +99,15 @@ class _Seen:
 
 
 def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: bool = False) -> Iterator[ManifestChunk]:
-    """Read one manifest file as a stream of chunks of at most `chunk_rows` lines. An empty one gives none.
+    """Read one manifest file as a stream of chunks of at most `chunk_rows` lines. An empty file yields no chunk.
 
     Args:
-        uri: a file, as `expand` names it.
-        audio_optional: a row with a text that is not empty may lack audio.
+        uri: a file, as returned by `expand`.
+        audio_optional: whether a row with a non-empty text may lack audio.
 
-    Raises: ConfigError for a file that is not there or no manifest (binary, HTML, a JSON array, UTF-16, no audio
-        column, a header or schema that cannot be read), or that breaks off inside its compression or Parquet pages;
-        JobError when the store fails. What was read before stands in the chunks given out.
+    Raises: ConfigError for a missing file, a file that is not a manifest (binary, HTML, a JSON array, UTF-16, no audio
+        column, an unreadable header or schema) and truncated compression or Parquet pages; JobError when the store
+        fails. Chunks yielded before remain valid.
     """
     with open_manifest(uri) as source:
         seen = _Seen(source.shown, audio_optional)
@@ -164,9 +167,9 @@ def _as_given(audio: object) -> str | None:
 
 
 def _known_columns(records: Records) -> tuple[dict[str, Sequence[object]], dict[str, list[object]]]:
-    """What we read, by meaning; and of aliases that some row does not use, the values that pass through.
+    """Return the known columns by meaning, and pass-through columns of the aliases that some rows do not use.
 
-    Each row takes the first alias it has a value in.
+    Each row uses the first alias in which it has a value.
     """
     found: dict[str, Sequence[object]] = {}
     leftover: dict[str, list[object]] = {}

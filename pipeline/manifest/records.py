@@ -1,4 +1,4 @@
-"""Records of a manifest on their way from a format to a table: what the three formats have in common."""
+"""Records of a manifest between its format and a table: types and limits shared by the three formats."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.errors import Reason
 from pipeline.schema import passthrough_name
 
 CHUNK_BYTES = 32 << 20
-"""A chunk closes early at this much text, so that a million 1 MB transcripts are as flat in memory as short ones."""
+"""Text size at which a chunk ends early, so that 1 MB transcripts need no more memory than short ones."""
 
 MAX_COLUMNS = 1024
-"""Of a manifest. A row that would add more is rejected: names that vary by row make every chunk a sparse table."""
+"""Most columns of a manifest. Rows that would add more are rejected, since varying names make every chunk sparse."""
 
 _MAX_NAME_BYTES = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 RAW_CHARACTERS = 2048
-"""How much of a rejected line is kept."""
+"""Characters kept of a rejected line."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no record, or a record that may not stay: where, why, and how it read."""
+    """A line that is not a valid record: its number, the reason and the text."""
 
     line: int
     reason: Reason
@@ -36,22 +36,25 @@ class BadLine:
 
 
 class BadName(Exception):
-    """A column may not be called so; the message says why."""
+    """An invalid column name; the message gives the reason."""
 
 
 @dataclass
 class Names:
     """The columns of one manifest, in first-seen order.
 
-    Names that would be one column in the output are one here, under the name seen first: DuckDB and Spark do not tell
-    them apart, and if a row that spells one otherwise made the others wrong, one odd line would cost a manifest.
+    Names that would be one column in the output are one column here, under the first name seen. DuckDB and Spark do not
+    distinguish them, and one line with another spelling must not invalidate the manifest.
     """
 
     spelling: dict[str, str] = field(default_factory=dict)  # output name in lower case -> column
     columns: set[str] = field(default_factory=set)
 
     def add(self, names: Sequence[str]) -> list[str]:
-        """Take the names of one record, all or none. Returns: the column of each. Raises: BadName; two of one column."""
+        """Add the names of one record, all or none, and return the column of each.
+
+        Raises: BadName, also when two names are one column.
+        """
         added: dict[str, str] = {}
         taken: dict[str, str] = {}
         for name in names:
@@ -75,23 +78,23 @@ class Names:
 
 
 class Records(Protocol):
-    """Some rows of a manifest, and the lines among them that are none."""
+    """Some rows of a manifest, and the bad lines among them."""
 
     from_csv: bool
-    lines: list[int]  # 1-based, of each row
+    lines: list[int]  # 1-based line number of each row
     bad: list[BadLine]
-    names: dict[str, None]  # the columns these rows have, in first-seen order
+    names: dict[str, None]  # columns of these rows, in first-seen order
 
     def raw(self, position: int) -> str:
-        """A row as it came, at most `RAW_CHARACTERS` of it."""
+        """Return a row's original text, at most `RAW_CHARACTERS`."""
 
     def values(self, name: str) -> Sequence[object]:
-        """One column as Python values, None where a row lacks it."""
+        """Return one column as Python values, None where a row lacks it."""
 
     def array(self, name: str, kept: Sequence[int] | None) -> pa.Array:
-        """One pass-through column, of the rows at the `kept` positions (None: all)."""
+        """Return one pass-through column of the rows at the `kept` positions (None: all rows)."""
 
 
 def raw_text(line: bytes) -> str:
-    """A line as it goes into a reject: readable whatever its bytes, and short."""
+    """Return a line as shortened text for a reject; bytes that are not UTF-8 are replaced."""
     return line[:RAW_CHARACTERS].decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Open a manifest and judge its format by its content.
+"""Open a manifest and detect its format from its content.
 
-`open_manifest` sees through gzip and zstd, and says whether the bytes are JSON Lines, CSV or Parquet, whatever the file is
-called. One block is held, and the line being read, up to `MAX_LINE_BYTES`.
+`open_manifest` decompresses gzip and zstd and detects JSON Lines, CSV or Parquet, whatever the file name. Memory holds
+one block and the current line, up to `MAX_LINE_BYTES`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.storage.listing import is_audio_name, printable
 from pipeline.storage.store import resolve
 
 MAX_LINE_BYTES = 4 << 20
-"""A longer line, or CSV record, is rejected unread. Far above any transcript (1 MB must pass), far below the memory."""
+"""Longest line or CSV record; longer ones are rejected unread. Far above any transcript (1 MB must be accepted)."""
 
 READ_BYTES = 1 << 20
 _HEAD_BYTES = 64 << 10
@@ -51,7 +51,7 @@ _ACCEPTED = "JSON Lines, CSV with a header (UTF-8; also .gz, .zst) and Parquet a
 
 
 class Form(StrEnum):
-    """What a manifest's bytes are."""
+    """Format of a manifest's content."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -60,14 +60,14 @@ class Form(StrEnum):
 
 
 class ByteReader(Protocol):
-    """The part of a binary file we read text manifests through."""
+    """The part of the binary file interface used to read text manifests."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes; empty at the end."""
+        """Read at most `size` bytes; empty at the end."""
 
 
 class OverLong(bytes):
-    """The start of a line longer than `MAX_LINE_BYTES`; the rest was skipped."""
+    """The start of a line longer than `MAX_LINE_BYTES`; the rest is skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Source:
     """An open manifest.
 
     Attributes:
-        shown: its URI without the query, as outputs and messages have it.
-        form: what it is.
+        shown: the URI without the query, for outputs and messages.
+        form: the detected format.
         raw: the seekable file, for Parquet.
-        blocks: decompressed bytes without the byte-order mark, for the text forms.
+        blocks: decompressed bytes without the byte-order mark, for text formats.
     """
 
     shown: str
@@ -92,11 +92,11 @@ class Source:
 
 @contextmanager
 def open_manifest(uri: str) -> Iterator[Source]:
-    """Open a manifest and find out what it is.
+    """Open a manifest and detect its format.
 
-    Raises: ConfigError for what is not there, not allowed or no manifest, with what it looks like; JobError when the
-    store fails, or when the manifest is another file at the end than it was at the start. Both can also come while the
-    blocks are read: a stream that breaks off is not the whole manifest.
+    Raises: ConfigError for files that are missing, forbidden or not manifests, with what they look like; JobError when
+        the store fails or the manifest changes while it is read. Both can also be raised while the blocks are read: a
+        truncated stream is not the whole manifest.
     """
     shown = without_query(uri)
     with store_errors(shown):
@@ -128,14 +128,14 @@ def open_manifest(uri: str) -> Iterator[Source]:
 
 
 def _open(filesystem: AbstractFileSystem, path: str) -> BinaryIO:
-    """A manifest's bytes. Over http in one answer, so that all of them are of one version; it cannot be read from elsewhere."""
+    """Open a manifest's bytes. Over http, one response gives one version of all bytes, but cannot seek."""
     if isinstance(filesystem, HTTPFileSystem):
         return cast(BinaryIO, io.BufferedReader(HttpBody(filesystem, path), READ_BYTES))
     return cast(BinaryIO, filesystem.open(path, "rb"))
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream with the bytes that were taken to look at put back: an http stream cannot seek."""
+    """A stream with the first bytes, which were read to detect the format, put back: an http stream cannot seek."""
 
     def __init__(self, start: bytes, rest: BinaryIO) -> None:
         self._start = start
@@ -152,7 +152,7 @@ class _Rejoined(io.RawIOBase):
 
 
 def _zstd(raw: io.BufferedIOBase) -> AbstractContextManager[ByteReader]:
-    """Arrow's reader, not zstandard's, whose stream ends without a word where a file was cut."""
+    """Open a zstd stream with Arrow's reader; zstandard's ends without an error where a file is truncated."""
     return contextlib.closing(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
 
 
@@ -166,7 +166,7 @@ def _blocks(reader: ByteReader, shown: str) -> Iterator[bytes]:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ConfigError(_broken(shown, done, str(error))) from None
         except OSError as error:
-            if "ZSTD" in str(error) or "Truncated compressed" in str(error):  # Arrow says both as a plain OSError
+            if "ZSTD" in str(error) or "Truncated compressed" in str(error):  # Arrow raises both as a plain OSError
                 raise ConfigError(_broken(shown, done, str(error))) from None
             raise
 
@@ -176,9 +176,9 @@ def _broken(shown: str, done: int, why: str) -> str:
 
 
 def lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """The lines of a stream, many at a time: the 1-based number of the first, and the lines without their newline.
+    """Yield the lines of a stream, many at a time: the 1-based number of the first, and the lines without newlines.
 
-    A line longer than `MAX_LINE_BYTES` comes as an `OverLong`; not more of it than that is held.
+    A line longer than `MAX_LINE_BYTES` is yielded as an `OverLong`; no more of it is kept in memory.
     """
     number, pending = 1, b""
     over: OverLong | None = None
@@ -202,18 +202,18 @@ def lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def make_one_of(uri: str) -> str:
-    """How to get a manifest of audio, as the end of a sentence."""
+    """Return the end of a message that explains how to make a manifest of audio."""
     source = shlex.quote(printable(without_query(uri)))
     return f"make a manifest with `python -m jobs.make_manifest {source} --output manifest.jsonl` and give that"
 
 
 def _form(head: bytes, shown: str) -> Form:
-    """Judge by the first 64 KiB. Raises: ConfigError that says what it looks like instead."""
+    """Detect the format from the first 64 KiB. Raises: ConfigError with what the content looks like instead."""
     if is_audio_name(shown) and head and not _is_text(head[:256]):
         raise ConfigError(f"manifest {shown} is an audio file, not a manifest of audio: {make_one_of(shown)}")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:2] == b"{\0" or head[:2] == b"\0{":
         raise ConfigError(f"manifest {shown} is UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    for magic, what in _MAGIC.items():  # a header may read `PARENT,audio`: magic that is letters counts before binary
+    for magic, what in _MAGIC.items():  # a header may start like `PARENT,audio`: skip text
         if head.startswith(magic) and not _is_text(head[:256]):
             advice = make_one_of(shown) if magic in _AUDIO_MAGIC else _ACCEPTED
             raise ConfigError(f"manifest {shown} is {what}; {advice}")
@@ -229,7 +229,7 @@ def _form(head: bytes, shown: str) -> Form:
         return Form.JSONL
     if text[:1] == b"[" and not (objects and whole[0].endswith(b"]")):
         raise ConfigError(f"manifest {shown} is a JSON array; write one object a line (jq -c '.[]'). {_ACCEPTED}")
-    if objects * 2 > len(whole):  # the first line is a damaged one
+    if objects * 2 > len(whole):  # the first line is damaged
         return Form.JSONL
     if text[:1] == b"<":
         raise ConfigError(f"manifest {shown} is an HTML or XML page, perhaps a log-in or error page; {_ACCEPTED}")
@@ -244,5 +244,5 @@ def _is_text(line: bytes) -> bool:
     try:
         line.decode()
     except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"  # cut at the end of the head
+        return error.reason == "unexpected end of data"  # truncated at the end of the head
     return True

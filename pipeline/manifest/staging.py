@@ -1,7 +1,7 @@
-"""Manifests read once, as a stream, onto the driver's disk, with duplicates found on the way.
+"""Staging of manifests on the driver's disk in one streaming pass, with detection of duplicates.
 
-Costs the driver four bytes of memory a row, and 16 a reject; the disk one copy of the manifest, and 24 bytes for each id
-and each id of an earlier plan. Reading once means that a manifest which changes meanwhile cannot contradict itself.
+Costs four bytes of the driver's memory per row and 16 per reject; on disk one copy of the manifest, and 24 bytes for
+each id and each id of an earlier plan. Since a manifest is read only once, changes to it cannot cause contradictions.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
 from pipeline.storage.temporary import naming_full_disk
 
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
-"""Columns of a row that its reject carries besides those of `REJECT_SCHEMA`."""
+"""Columns of a row that its reject has in addition to those of `REJECT_SCHEMA`."""
 
 Mask = NDArray[np.bool_]
 
 Check = Callable[[pa.Table], tuple[pa.Table, dict[int, RejectedRow]]]
-"""Looks at one chunk of rows; gives them back, perhaps completed, and the rejects by position."""
+"""Function that checks one chunk of rows and returns them, possibly completed, with the rejects by position."""
 
 
 def reject_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
-    """The rejects table: why and where, the row's own columns, the line as it came when it could not be read."""
+    """Return the schema of rejects: reason and position, the row's own columns, and the raw line if unreadable."""
     carried = [ROW_SCHEMA.field(name) for name in _CARRIED]
     return pa.schema([*REJECT_SCHEMA, *carried, pa.field("raw", pa.string()), *extra])
 
 
 @dataclass
 class Spool:
-    """What the manifests hold: accepted rows in chunk files below `folder`, rejects beside them.
+    """Content of the manifests: accepted rows and rejects in chunk files below `folder`.
 
     Attributes:
-        rows: accepted rows, duplicates included until `select`.
-        found: the pass-through columns as the manifests have them, one type each, as `unify` makes it.
-        extra: the same as the plan is to have them; set it to what `settle_types` makes of `found`, then `select`.
+        rows: number of accepted rows, including duplicates until `select`.
+        found: pass-through columns of the manifests, with the types merged by `unify`.
+        extra: pass-through columns of the plan; set it to the result of `settle_types` for `found` before `select`.
     """
 
     folder: Path
@@ -68,11 +68,11 @@ class Spool:
         self._ids, self._refused_ids = KeyHeaps(own / "ids"), KeyHeaps(own / "refused")
 
     def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
-        """Stream the manifests onto disk."""
+        """Stream the manifests to disk."""
         for manifest in manifests:
             for chunk in read_manifest(manifest, audio_optional=audio_optional):
                 rows, refused = check(chunk.rows)
-                # of refused rows too: their rejects carry these columns
+                # includes refused rows, since their rejects have these columns
                 self._find(rows.schema)
                 kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
                 self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
@@ -99,12 +99,14 @@ class Spool:
                 )
 
     def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
-        """Decide which rows are new: not held by an earlier plan, one of each set of equal rows, none of unequal ones, and
-        none with a value that the type of its column cannot hold.
+        """Select the new rows.
+
+        Excluded are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id
+        with different contents. Of equal rows, one is selected.
 
         Args:
-            held_ids: keys of the ids that earlier plans hold, some at a time.
-            held_rejects: as `reject_keys` gives them.
+            held_ids: keys of the ids in earlier plans, in batches.
+            held_rejects: keys of rejects in earlier plans, see `reject_keys`.
         """
         new = np.ones(self.rows, dtype=bool)
         doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
@@ -122,7 +124,7 @@ class Spool:
         misfit &= new
         new &= ~misfit
         clashing = self._settle(doubtful & new, new)
-        # another row of the id was read and refused: whatever the order, neither may stand for it
+        # another row with this id was refused: whatever the order, neither may represent the id
         beside_refused &= new
         clashing |= beside_refused
         new &= ~beside_refused
@@ -130,16 +132,16 @@ class Spool:
         return Selection(self, new, clashing, misfit, held_rows, ~np.isin(reject_keys, held_rejects), held_rejects)
 
     def _misfit_rows(self) -> Mask:
-        """Rows with a value that the settled type of its column cannot hold."""
+        """Return a mask of the rows with a value that the settled type of its column cannot hold."""
         mask = np.zeros(self.rows, dtype=bool)
         if self.extra.equals(self.found):
-            return mask  # types found in the values themselves
+            return mask  # the types come from the values themselves
         for start, _, misfits in self._tables():
             mask[[start + row for row in misfits]] = True
         return mask
 
     def _settle(self, doubtful: Mask, new: Mask) -> Mask:
-        """Among repeated ids: drop equal repeats from `new`, and return the mask of those whose contents differ."""
+        """Drop equal rows of repeated ids from `new`, and return the mask of rows whose contents differ."""
         clashing = np.zeros(self.rows, dtype=bool)
         if not doubtful.any():
             return clashing
@@ -159,7 +161,7 @@ class Spool:
         return clashing
 
     def _tables(self) -> Iterator[tuple[int, pa.Table, dict[int, list[Misfit]]]]:
-        """The chunks with one schema: position of the first row, rows, and by row what its columns cannot hold."""
+        """Yield the chunks with one schema: position of the first row, rows, and misfits by row."""
         start = 0
         schema = pa.schema([*ROW_SCHEMA, *self.extra])
         for path in self.chunks:
@@ -170,7 +172,7 @@ class Spool:
 
 @dataclass
 class Selection:
-    """The rows and rejects of a spool that a new plan shall hold."""
+    """Rows and rejects of a spool selected for a new plan."""
 
     spool: Spool
     new: Mask
@@ -181,16 +183,16 @@ class Selection:
     held_rejects: Keys
 
     def __bool__(self) -> bool:
-        """Whether there is anything to plan."""
+        """Return whether there are rows or rejects to plan."""
         return bool(self.new.any()) or any(True for _ in self.rejects())
 
     @property
     def rows(self) -> int:
-        """How many rows are new."""
+        """Number of new rows."""
         return int(self.new.sum())
 
     def tables(self) -> Iterator[pa.Table]:
-        """The new rows, chunk by chunk, with one schema."""
+        """Yield the new rows, chunk by chunk, with one schema."""
         for start, table, _ in self.spool._tables():
             mask = self.new[start : start + table.num_rows]
             if mask.any():
@@ -215,7 +217,7 @@ class Selection:
     def _later_rejects(
         self, start: int, table: pa.Table, misfits: dict[int, list[Misfit]], schema: pa.Schema
     ) -> Iterator[pa.Table]:
-        """The rows of one chunk that could be read, and not be taken."""
+        """Yield the rejects of one chunk's rows that were accepted when read but not selected."""
         refused: dict[int, RejectedRow] = {}
         raw: dict[int, str] = {}
         for row in np.flatnonzero(self.clashing[start : start + table.num_rows]).tolist():
@@ -236,13 +238,13 @@ class Selection:
 
 
 def _read(path: Path) -> pa.Table:
-    """A chunk, and nothing but its own columns: `pq.read_table` adds those that folders above it seem to name."""
+    """Read a chunk with only its own columns; `pq.read_table` adds columns from the names of folders above it."""
     with pq.ParquetFile(path) as file:
         return file.read()
 
 
 def _with_misfits(rejects: pa.Table, misfits: dict[int, list[Misfit]]) -> pa.Table:
-    """Rejects that say of which of their values there is no room in their columns."""
+    """Return rejects with their misfit values added to `detail`."""
     if not misfits:
         return rejects
     said = [
@@ -258,14 +260,14 @@ def _extra_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _refused_table(rows: pa.Table, refused: dict[int, RejectedRow]) -> pa.Table:
-    """The reject rows of rows that were read but may not enter a plan."""
+    """Return rejects for rows that were read but may not be planned."""
     positions = sorted(refused)
     causes = [refused[p] for p in positions]
     return rejects_table(rows.take(pa.array(positions, pa.int64())), causes)
 
 
 def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str = "") -> pa.Table:
-    """Reject rows for plan rows, each with its cause; pass-through columns stay as they are."""
+    """Return rejects for plan rows, each with its cause; pass-through columns are unchanged."""
     columns = {
         "recording_id": rows["recording_id"],
         "audio": pa.array([uri and without_query(uri) for uri in rows["audio"].to_pylist()], pa.string()),
@@ -284,7 +286,7 @@ def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str 
 
 
 def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
-    """Reject rows of the lines that could not be read."""
+    """Return rejects for lines that could not be read."""
     records = [
         {
             "recording_id": r.recording_id,
@@ -304,7 +306,7 @@ def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
 
 
 def without_secrets(rejects: pa.Table) -> pa.Table:
-    """Redact the URLs in what rejects quote: their audio, their detail, and the line as it came."""
+    """Redact the URLs that rejects quote in their audio, detail and raw line."""
     quoted = [rejects[name].to_pylist() for name in ("manifest", "audio", "detail", "raw")]
     redactions = [
         (audio and redacted_audio(audio, manifest), redacted(detail), raw and redacted_line(raw, manifest))
@@ -318,7 +320,7 @@ def without_secrets(rejects: pa.Table) -> pa.Table:
 
 
 def _content_key(row: dict[str, object]) -> bytes:
-    """What two rows of one id must share to be one row: everything but where they stood."""
+    """Return a key of a row's content without its manifest and line: rows of one id with equal keys are one row."""
     content = {name: value for name, value in row.items() if name not in ("manifest", "line")}
     return key_of(json.dumps(content, sort_keys=True, default=repr))
 
@@ -344,5 +346,5 @@ def _write(table: pa.Table, path: Path) -> Path:
 
 
 def reject_keys(rejects: pa.Table) -> Keys:
-    """The keys of rejects a plan holds, for `Spool.select` of a later run."""
+    """Return the keys of a plan's rejects, for `Spool.select` in a later run."""
     return as_keys(_joined_keys(rejects))

@@ -1,4 +1,4 @@
-"""What reading a manifest needs of its store: errors in our own words, and one version of the file from start to end."""
+"""Store access for manifests: errors translated to ours, and a check that the file does not change while read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.storage.store import object_info
 
 @contextmanager
 def store_errors(shown: str) -> Iterator[None]:
-    """Turn what stores raise into our own errors.
+    """Convert errors of stores to our own.
 
-    Raises: ConfigError for what is not there or not allowed; JobError for a store that failed and may not fail again.
+    Raises: ConfigError for missing or forbidden manifests; JobError for store failures that may be temporary.
     """
     try:
         yield
@@ -42,9 +42,9 @@ def store_errors(shown: str) -> Iterator[None]:
 
 @contextmanager
 def unchanged(filesystem: AbstractFileSystem, path: str, shown: str) -> Iterator[None]:
-    """Refuse what was read from a file that is not the same afterwards: it may be part of one version and part of another.
+    """Refuse a file that changes while it is read, since the content may mix two versions.
 
-    Raises: JobError, also in place of an error about a file that looked damaged for this reason.
+    Raises: JobError, which also replaces the error of a file that looks damaged for this reason.
     """
     with store_errors(shown):
         before = _state(filesystem, path)
@@ -71,7 +71,7 @@ def _require_state(filesystem: AbstractFileSystem, path: str, shown: str, before
 
 
 def _state(filesystem: AbstractFileSystem, path: str) -> dict[str, str]:
-    """By what a file of another content is told from this one: the store's own mark for it, or when it was written."""
+    """Return values that differ if the file's content changes: the store's version mark, or the modification time."""
     if isinstance(filesystem, LocalFileSystem):
         status = Path(path).stat()
         return {

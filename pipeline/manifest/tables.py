@@ -1,8 +1,8 @@
-"""Recognise folders whose files are not all rows: outputs of ours, and Delta, Iceberg, Lance and Hudi tables.
+"""Detection of folders whose files are not plain manifests: outputs of ours, and Delta, Iceberg, Lance and Hudi tables.
 
-A table's log says which of its files, and which of their rows, count; read file by file, deleted and replaced rows come
-back. An output of `jobs.annotate` holds results under the names of manifest columns; read as a manifest, it doubles every
-row. Neither is read: the caller is told how to get a manifest of it.
+A table's log determines which of its files and rows are valid; read file by file, deleted and replaced rows would
+reappear. An output of `jobs.annotate` contains results under the names of manifest columns; read as a manifest, it
+would double every row. Neither is read; the error explains how to get a manifest of it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pipeline.storage.retry import ABSENT, DENIED
 from pipeline.storage.store import resolve
 
 _LOGS = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
-"""Folder that a table's format puts beside its data -> the format."""
+"""Table format by the name of the folder that it creates beside its data."""
 
 _EXPORTS = {
     "Delta": "import deltalake; table = deltalake.DeltaTable({uri!r}).to_pyarrow_table()",
     "Iceberg": "import pyiceberg.catalog as c; table = c.load_catalog().load_table('NAMESPACE.NAME').scan().to_arrow()",
     "Lance": "import lance; table = lance.dataset({uri!r}).to_table()",
 }
-"""Python that reads the rows which count, by format."""
+"""Python code that reads the valid rows, by format."""
 
 
 class Guard:
-    """Refuses files that are no manifest though their folder is named as one, or lies below one.
+    """A check that refuses files of outputs and tables, given directly or found below a folder.
 
     Args:
-        output: where the job writes, if that is known: a folder, or a file that the job replaces.
+        output: the job's output, if known: a folder, or a file that the job replaces.
     """
 
     def __init__(self, output: str | None) -> None:
@@ -43,7 +43,7 @@ class Guard:
         self._allowed: set[str] = set()
 
     def is_output(self, filesystem: AbstractFileSystem, path: str) -> bool:
-        """Whether a path is the output itself, under whatever name."""
+        """Return whether a path is the output itself, under any name."""
         if self._output is None:
             return False
         other, output = self._output
@@ -54,7 +54,7 @@ class Guard:
         return type(filesystem) is type(other) and path.strip("/") == output.strip("/")
 
     def check(self, filesystem: AbstractFileSystem, contents: Contents, shown: str) -> None:
-        """Refuse a listed folder that is a table. Raises: ConfigError."""
+        """Refuse a listed folder that is a table or an output. Raises: ConfigError."""
         if DATASET in contents.files:
             raise _of_output(shown, contents.path)
         for name, form in _LOGS.items():
@@ -64,7 +64,7 @@ class Guard:
             raise _of_table(shown, contents.path, "Iceberg")
 
     def check_above(self, filesystem: AbstractFileSystem, path: str, shown: str, *, is_file: bool = False) -> None:
-        """Refuse a file or folder that belongs to a table or an output. Costs some requests for each folder above it.
+        """Refuse a file or folder of a table or an output. Costs several requests for each folder above it.
 
         Raises: ConfigError.
         """
@@ -80,7 +80,7 @@ class Guard:
                 below = last
 
     def _check_one(self, filesystem: AbstractFileSystem, folder: str, below: str, shown: str) -> None:
-        """Check one folder; `below` is the name in it that leads to what was asked for, empty for the folder itself."""
+        """Check one folder; `below` is the name in it on the requested path, empty for the folder itself."""
         if (not below or below in FOLDERS) and (
             self.is_output(filesystem, folder) or _exists(filesystem, f"{folder}/{DATASET}")
         ):
@@ -93,7 +93,7 @@ class Guard:
 
 
 def _exists(filesystem: AbstractFileSystem, path: str) -> bool:
-    """Whether something is there; a role that may read below a prefix need not be allowed to look above it."""
+    """Return whether a path exists; False if access is denied, since a role may be limited to a prefix below."""
     try:
         return bool(filesystem.exists(path))
     except (*ABSENT, *DENIED):

@@ -1,10 +1,10 @@
-"""One value as another type has it, if that type holds it exactly.
+"""Exact conversion of single values to another type.
 
-30 and 30.0 fit int64 and float64; 30.5 fits float64 alone, and 0.1 no float32. Text takes any value but bytes, as JSON, and
-nothing else takes text, so "007" never becomes 7. A timestamp keeps its zone, a boolean is no number, and an object fits a
-struct that has all its keys, whatever their case.
+30 and 30.0 fit int64 and float64; 30.5 fits only float64, and 0.1 does not fit float32. Text accepts any value except
+bytes, as JSON, but no other type accepts text, so "007" never becomes 7. A timestamp keeps its zone, a boolean is not a
+number, and an object fits a struct that has all its keys in any case.
 
-Cells of CSV are text for want of types. They fit a number or a boolean that is written just so, and an empty one is null.
+CSV cells have no types. They fit a number or boolean type if written like one; an empty cell is null.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ T = TypeVar("T")
 
 
 class NoFitError(Exception):
-    """The type cannot hold the value."""
+    """A value that the type cannot hold exactly."""
 
 
 Holder = Callable[[object], object]
-"""A value as its type has it, for `pa.array`. Raises: NoFitError."""
+"""Function that converts a value for `pa.array` with its type. Raises: NoFitError."""
 
 
-def holder(target: pa.DataType, source: pa.DataType | None = None) -> Holder:  # noqa: PLR0911 - one line a kind
-    """What brings values to `target`: those of an Arrow type, moments as counts of their unit, or those of JSON."""
+def holder(target: pa.DataType, source: pa.DataType | None = None) -> Holder:  # noqa: PLR0911 - one line per kind
+    """Return the conversion to `target` of JSON values, or of an Arrow type's, with times as counts of their unit."""
     if pa.types.is_struct(target):
         return _struct_holder(target, source)
     if is_list_like(target) or pa.types.is_fixed_size_list(target):
@@ -75,7 +75,7 @@ def _struct_holder(target: pa.DataType, source: pa.DataType | None) -> Holder:
         held: dict[str, object] = {}
         for key, item in _of_type(value, dict).items():
             if item is None:
-                continue  # as if it were absent: a struct cannot tell
+                continue  # a struct does not distinguish null from absent
             if key not in holders:
                 holders[key] = of(key)
             name, holds = holders[key]
@@ -114,7 +114,7 @@ def _map_holder(target: pa.DataType, source: pa.DataType | None) -> Holder:
 
 
 def _moment_holder(target: pa.DataType, source: pa.DataType) -> Holder:
-    """Dates, timestamps, times and durations in other units; a date is the midnight that opens it."""
+    """Return the conversion of dates, timestamps, times and durations to other units; a date is its first midnight."""
     ours, theirs = _per_second(source), _per_second(target)
     same = [
         is_one
@@ -137,7 +137,7 @@ def _moment_holder(target: pa.DataType, source: pa.DataType) -> Holder:
 
 
 def _per_second(kind: pa.DataType) -> tuple[int, int] | None:
-    """Units in a second, as a fraction."""
+    """Return the number of units per second, as a fraction."""
     if pa.types.is_date32(kind):
         return 1, _DAY_S
     if pa.types.is_date64(kind):
@@ -147,7 +147,7 @@ def _per_second(kind: pa.DataType) -> tuple[int, int] | None:
 
 
 def same_zone(one: str | None, other: str | None) -> bool:
-    """Whether two time zones are one, or two names of UTC."""
+    """Return whether two time zones are equal, or both are names of UTC."""
     return one == other or (one in _UTC and other in _UTC)
 
 
@@ -158,7 +158,7 @@ def _hold_text(value: object) -> object:
 
 
 def _number(value: object, target: pa.DataType) -> object:
-    """Raises: NoFitError when the type would round the number, or it is none."""
+    """Convert a number. Raises: NoFitError when the type would round it, or the value is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise NoFitError
     if isinstance(value, float) and not math.isfinite(value):
@@ -212,7 +212,7 @@ def _never(value: object) -> object:
 
 
 def cell_holder(target: pa.DataType) -> Holder:
-    """Cells of CSV: a number as JSON writes it, true or false in any case; an empty one is null."""
+    """Return the conversion of CSV cells: numbers as in JSON, true or false in any case; an empty cell is null."""
     number = pa.types.is_integer(target) or pa.types.is_floating(target) or pa.types.is_decimal(target)
 
     def hold(value: object) -> object:
@@ -228,12 +228,12 @@ def cell_holder(target: pa.DataType) -> Holder:
         if not (number and isinstance(read, Decimal)):
             raise NoFitError
         if pa.types.is_floating(target) and Decimal(repr(float(read))) == read:
-            return _number(float(read), target)  # the shortest digits of a float64 stand for it
+            return _number(float(read), target)  # the cell has the shortest digits that identify this float64
         return _number(read, target)
 
     return hold
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether values are bytes rather than text."""
+    """Return whether values are bytes rather than text."""
     return bool(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind))

@@ -1,1 +1,1 @@
-"""Bytes in and out: URIs, retries, object stores and local disk. Imports nothing of the pipeline but errors."""
+"""Read and write bytes: URIs, retries, object stores and local disk. Imports only the pipeline's errors."""

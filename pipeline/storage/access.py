@@ -1,13 +1,14 @@
-"""Which audio may be opened: what a manifest's audio reference means, and whether it lies under an allowed root.
+"""Access policy for audio references: resolve them and check them against the allowed roots.
 
-A manifest is input from somebody else, so a line in it must not make a worker read `/etc/passwd` or ask the cloud's
-metadata service for credentials. Two steps: `resolve_audio` makes a reference absolute, `AudioRoots.check` allows or
-refuses it. What passes is a plain local path, an object of a known store, or an http(s) URL under a named prefix; never
-another scheme, an FFmpeg pseudo-protocol (`concat:`) or an fsspec chain (`zip://x::s3://`).
+A manifest is untrusted input: a line in it must not make a worker read `/etc/passwd` or request credentials from the
+cloud's metadata service. `resolve_audio` makes a reference absolute; `AudioRoots.check` allows or refuses it. Allowed
+are plain local paths, objects of a known store, and http(s) URLs under a named prefix; never another scheme, an FFmpeg
+pseudo-protocol (`concat:`) or an fsspec chain (`zip://x::s3://`).
 
-Costs 1 to 7 microseconds a row each; a local file under a root costs one lstat, which a network disk may make slow.
-A link changed between the check and the opening is caught by `AudioRoots.check_opened`, which the reader asks. Redirects
-are refused by the reader (`pipeline.storage.http_body`). Not covered: an allowed http host whose name is rebound, and hard links.
+Each step costs 1 to 7 microseconds per row. A local file under a root costs one lstat, which may be slow on a network
+disk. `AudioRoots.check_opened`, which the reader calls, catches a link that changes between the check and the opening.
+The reader (`pipeline.storage.http_body`) refuses redirects. Not covered: DNS rebinding of an allowed host and hard
+links.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["AudioRoots", "resolve_audio", "without_query"]
 _LOCAL = "local"
 _HTTP = ("http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
-# FFmpeg protocols and URL schemes that work without `//`; a file name such as `12:30.wav` or `spk1:2.wav` stays a name.
+# FFmpeg protocols and URL schemes that work without `//`. File names such as `12:30.wav` or `spk1:2.wav` do not match.
 _TRICK = re.compile(
     r"subfile,|(?:async|bluray|cache|concatf?|crypto|data|fd|file|ftps?|gopher|hls|https?|ipfs|mmst?|pipe|rtmp\w*|rtp|"
     r"rtsp|sftp|smb|subfile|tcp|tee|tls|udp|unix|javascript|jar|local|reference):",
@@ -41,24 +42,24 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DOTS = re.compile(r"(?:^|/)\.{1,2}(?=/|$)")
 _DOTS_OR_EMPTY = re.compile(r"^\.{1,2}(?=/|$)|/\.{0,2}(?=/|$)")
 _BRACKETED_HOST = re.compile(r"^[^/\[]*\[[^\]/]*\]")
-_DECODING_ROUNDS = 4  # `%25252e` and deeper is nobody's file name
+_DECODING_ROUNDS = 4  # no real file name is encoded as deeply as `%25252e`
 
 
 def common_folder(uris: Sequence[str]) -> str:
-    """The folder that holds all of these, without queries."""
+    """Return the deepest folder that contains all the URIs, ignoring queries."""
     return commonprefix([without_query(uri) for uri in uris]).rpartition("/")[0]  # noqa: RUF071 - cut at the last slash
 
 
 def resolve_audio(audio: str, manifest: str) -> str:
-    """The absolute URI of an audio reference as it stands in a manifest.
+    """Return the absolute URI of an audio reference in a manifest.
 
-    A relative reference starts at the manifest's folder. Local files come out as plain absolute paths, also from
-    `file://` (whose `%` is literal, as fsspec has it); `.` and `..` are resolved; `~`, `\\` and, outside http, `%` and
-    `?` are ordinary characters. An absolute path is a local file, except in an http manifest, where it starts at the
-    host's root (RFC 3986).
+    A relative reference starts at the manifest's folder. Local files become plain absolute paths, also from `file://`
+    (where `%` is literal, as in fsspec). `.` and `..` are resolved; `~`, `\\` and, outside http, `%` and `?` are
+    ordinary characters. An absolute path is a local file, except in an http manifest, where it starts at the host's
+    root (RFC 3986).
 
-    Raises: RejectedRow(NOT_ALLOWED) for what is never opened whatever the roots: other schemes, pseudo-protocols,
-    fsspec chains, and `..` that leaves the bucket or host.
+    Raises: RejectedRow(NOT_ALLOWED) for references that are never opened, whatever the roots: other schemes,
+        pseudo-protocols, fsspec chains, and `..` that leaves the bucket or host.
     """
     scheme = _SCHEME.match(audio)
     if scheme is not None:
@@ -84,19 +85,19 @@ def resolve_audio(audio: str, manifest: str) -> str:
 class _Folder:
     scheme: str
     host: str
-    folder: str  # without the slashes around it; an absolute path for a local one ("" is the root)
+    folder: str  # without leading and trailing slashes; for a local folder the absolute path ("" is the root)
 
 
 @lru_cache(maxsize=256)
 def _folder(manifest: str) -> _Folder:
-    """Where a manifest's relative references start."""
+    """Return the folder where a manifest's relative references start."""
     scheme = _SCHEME.match(manifest)
     if scheme is None or scheme[1].lower() in ("file", "local"):
         return _Folder(_LOCAL, "", _local(manifest[scheme.end() :] if scheme else manifest).rpartition("/")[0])
     name = scheme[1].lower()
     rest = manifest[scheme.end() :]
     rest = re.split(r"[?#]", rest, maxsplit=1)[0] if name in _HTTP else rest
-    if name == "memory":  # has no bucket
+    if name == "memory":  # this scheme has no bucket
         return _Folder(name, "", rest.lstrip("/").rpartition("/")[0])
     host, _, path = rest.partition("/")
     return _Folder(name, host, path.rpartition("/")[0])
@@ -124,7 +125,7 @@ def _resolve_uri(scheme: str, rest: str, audio: str) -> str:
 
 
 def _without_dots(path: str, audio: str, scheme: str) -> str:
-    """Resolve `.` and `..` in a path below a bucket or host; empty segments stay, since `a//b` is a key of its own."""
+    """Resolve `.` and `..` below a bucket or host. Keep empty segments: `a//b` and `a/b` are different keys."""
     query = ""
     if scheme in _HTTP and (cut := re.search(r"[?#]", path)):
         path, query = path[: cut.start()], path[cut.start() :]
@@ -143,7 +144,7 @@ def _without_dots(path: str, audio: str, scheme: str) -> str:
 
 
 def _hides_dots(path: str) -> bool:
-    """Whether a server could read a URL path (`%2e%2e`, `%252f`, `..;x`, a backslash) as another than we compare."""
+    """Return whether a server could resolve a URL path (`%2e%2e`, `%252f`, `..;x`, a backslash) differently from us."""
     for _ in range(_DECODING_ROUNDS):
         if "\\" in path or _CONTROL.search(path) or _DOTS.search(re.sub(r";[^/]*", "", path) if ";" in path else path):
             return True
@@ -154,18 +155,18 @@ def _hides_dots(path: str) -> bool:
 
 
 def _local(path: str) -> str:
-    """An absolute local path without `.`, `..` and doubled slashes (POSIX would keep two leading ones)."""
-    return "/" + os.path.normpath(os.path.abspath(path)).lstrip("/")  # noqa: PTH100 - text, not the disk
+    """Return an absolute local path without `.`, `..` and double slashes (POSIX would keep two leading slashes)."""
+    return "/" + os.path.normpath(os.path.abspath(path)).lstrip("/")  # noqa: PTH100 - text only; the disk is not read
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     store: str  # "local", "http", "https" or the object store
-    host: str  # bucket or container; for http host:port in lower case
+    host: str  # bucket or container; for http, host:port in lower case
     path: str  # without a leading slash, except for a local file
 
     def holds(self, other: _Place) -> bool:
-        """Whether `other` is this place or lies below it, by whole path segments."""
+        """Return whether `other` is this place or below it, compared by whole path segments."""
         if self.store != other.store or self.host != other.host:
             return False
         top = self.path.rstrip("/")
@@ -173,7 +174,7 @@ class _Place:
 
 
 def _place(uri: str) -> _Place:
-    """Take an absolute URI apart. Raises: RejectedRow(NOT_ALLOWED) when it is of a kind that is never opened."""
+    """Split an absolute URI. Raises: RejectedRow(NOT_ALLOWED) for kinds of URI that are never opened."""
     if uri[:1] == "/" and "::" not in uri and not _CONTROL.search(uri):
         return _Place(_LOCAL, "", uri)
     scheme = _SCHEME.match(uri)
@@ -194,7 +195,7 @@ def _place(uri: str) -> _Place:
 
 
 def _http_place(scheme: str, uri: str) -> _Place:
-    """Host and path as the client will use them: the host after any `user@`, lower case, with its port."""
+    """Return host and path as the client will use them: the host after any `user@`, in lower case, with its port."""
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
@@ -208,11 +209,12 @@ def _http_place(scheme: str, uri: str) -> _Place:
 
 @dataclass(frozen=True, slots=True)
 class AudioRoots:
-    """The places audio may be opened from.
+    """Locations from which audio may be opened.
 
-    With prefixes: only under one of them, by whole path segments (`s3://b/audio` does not allow `s3://b/audio-2/`),
-    with symbolic links of local files followed before comparing. Without: the store the manifests lie in, that is any
-    local file for local manifests, any bucket of the same scheme for an object store's, and nothing for http.
+    With prefixes: only below one of them, compared by whole path segments (`s3://b/audio` does not allow
+    `s3://b/audio-2/`) after following symbolic links of local files. Without prefixes: the store that contains the
+    manifests, which means any local file for local manifests, any bucket of the same scheme for manifests in an object
+    store, and nothing for http.
     """
 
     prefixes: tuple[str, ...]
@@ -221,10 +223,10 @@ class AudioRoots:
 
     @classmethod
     def parse(cls, prefixes: Sequence[str], manifests: Sequence[str]) -> AudioRoots:
-        """Read `--audio-root` values.
+        """Parse `--audio-root` values.
 
-        Raises: ConfigError for a prefix that can match nothing (another scheme, no bucket, a query), and for manifests
-        of several stores without a prefix, where one manifest could otherwise name files of the other's store.
+        Raises: ConfigError for a prefix that cannot match (another scheme, no bucket, a query), and for manifests in
+            several stores without a prefix, since one manifest could then name files in another manifest's store.
         """
         if prefixes:
             return cls(tuple(map(without_query, prefixes)), tuple(map(_root, prefixes)), None)
@@ -237,10 +239,10 @@ class AudioRoots:
         return cls((), (), stores.pop() if stores else None)
 
     def absolute(self) -> tuple[str, ...]:
-        """Prefixes that mean the same in another working directory and on another day, for `parse`.
+        """Return prefixes for `parse` that do not depend on the working directory or on links that change later.
 
-        A local root that is a symbolic link gives two: its own path, and the folder that it leads to now. The link may lead
-        elsewhere when a plan is finished.
+        A local root that is a symbolic link gives two prefixes: its own path and its present target. The link may have
+        another target when a plan is finished.
         """
         both = [
             [root.path, os.path.realpath(root.path)] if root.store == _LOCAL else [prefix]
@@ -249,11 +251,11 @@ class AudioRoots:
         return tuple(dict.fromkeys(path for paths in both for path in paths))
 
     def check(self, uri: str) -> None:
-        """Allow an absolute URI, as `resolve_audio` gives it, or refuse it.
+        """Check an absolute URI as returned by `resolve_audio`.
 
-        Nothing is remembered: a link that leads elsewhere by the next call is followed there.
+        Nothing is cached: if a link changes, the next call follows its new target.
 
-        Raises: RejectedRow(NOT_ALLOWED) that names the URI without its query and the root that would allow it.
+        Raises: RejectedRow(NOT_ALLOWED) naming the URI without its query and the root that would allow it.
         """
         place = _place(uri)
         if not self._roots:
@@ -266,9 +268,9 @@ class AudioRoots:
             self._refuse_outside(uri, place)
 
     def check_opened(self, path: str) -> None:
-        """Allow or refuse a local file by its real path, as the system gives it for a file that is open.
+        """Check an open local file by its real path, as the system reports it for the file descriptor.
 
-        Whatever was turned between `check` and the opening, this is the file whose bytes are read.
+        The bytes are read from exactly this file, even if links changed between `check` and the opening.
 
         Raises: RejectedRow(NOT_ALLOWED).
         """
@@ -288,7 +290,7 @@ class AudioRoots:
 
 
 def _real_file(path: str) -> str:
-    """The file a local path leads to."""
+    """Return the local path with symbolic links resolved."""
     folder, name = os.path.split(path)
     if name in ("", ".", ".."):
         return os.path.realpath(path)
@@ -297,10 +299,10 @@ def _real_file(path: str) -> str:
 
 
 def _real_folder(folder: str) -> str:
-    """`realpath`, by the system's own walk: 5 microseconds, where Python's takes as many a level."""
+    """Return `realpath(folder)` as resolved by the kernel: 5 microseconds in all; Python's takes as long per level."""
     try:
         descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # not there, or a loop of links
+    except OSError:  # missing, or a loop of links
         return os.path.realpath(folder)
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - a hot path
@@ -337,14 +339,14 @@ def _hint(uri: str, place: _Place) -> str:
 
 
 def _internal(host: str) -> bool:
-    """Whether a host is loopback, link-local or private, also when written `2130706433`, `0x7f.1` or as mapped IPv6."""
+    """Return whether a host is loopback, link-local or private, also as `2130706433`, `0x7f.1` or mapped IPv6."""
     if host in ("localhost", "metadata") or host.endswith((".localhost", ".internal", ".local")):
         return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         try:
-            address = ipaddress.ip_address(socket.inet_aton(host))  # the legacy forms; asks no name server
+            address = ipaddress.ip_address(socket.inet_aton(host))  # legacy forms; makes no DNS query
         except OSError:
             return False
     return not address.is_global
@@ -355,7 +357,7 @@ def _schemes() -> str:
 
 
 def _refuse(uri: str, why: str) -> NoReturn:
-    # cut there also where `?` is part of a name: the reference may be one of an http manifest, and secrets weigh more
+    # cut at `?` even where it may be part of a file name: in an http manifest it starts a query, which may hold secrets
     bare = without_query(uri).partition("?")[0]
     shown = _CONTROL.sub("?", bare)[:500]
     raise RejectedRow(Reason.NOT_ALLOWED, f"{shown} {why}", Stage.MANIFEST)

@@ -1,7 +1,7 @@
-"""What lies in an output besides what its listing shows: hidden files, ages, unfinished uploads; and deletion.
+"""Inspection and deletion of everything in an output: hidden files, file ages and unfinished uploads.
 
-`Store` knows neither ages nor deletion on purpose, since nothing a job does needs them. This is for the audit, which looks
-at everything, and for `prune`, the one place that deletes.
+`Store` deliberately has neither ages nor deletion, since jobs need neither. This module serves the audit, which reads
+everything, and `prune`, the only code that deletes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.storage.retry import TRANSIENT, retried
 from pipeline.storage.store import LocalStore, Store, resolve
 
 STORE_ERRORS = (*TRANSIENT, JobError)
-"""What a store raises when it is not there, does not answer, does not allow, or does not know us."""
+"""Errors of a store that is missing, does not respond, denies access or rejects the credentials."""
 _LONGEST_CAUSE = 200
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One file or object, hidden or not: its key below the root, its size, and when it was written (seconds since 1970)."""
+    """One file or object, hidden or not: its key below the root, size and modification time (seconds since 1970)."""
 
     key: str
     size_bytes: int
@@ -38,10 +38,10 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A multipart upload that was begun and neither completed nor aborted; its parts cost storage and no listing shows it.
+    """A multipart upload that is neither completed nor aborted; its parts use storage but are not listed.
 
     Attributes:
-        size_bytes: of the parts sent so far; None where the server does not say.
+        size_bytes: size of the parts sent so far; None if the server does not report it.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Upload:
 
 @contextmanager
 def reaching(store: Store, what: str = "") -> Iterator[None]:
-    """Turn what the store raises inside into one sentence. Raises: ConfigError; FileNotFoundError as it came."""
+    """Convert store errors raised in the block to one sentence. Raises: ConfigError; FileNotFoundError unchanged."""
     try:
         yield
     except FileNotFoundError:
@@ -63,16 +63,16 @@ def reaching(store: Store, what: str = "") -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """An error as the end of a sentence: its type, unless it is a sentence of ours, and the first line of what it says."""
+    """Return an error as the end of a sentence: its type (omitted for a JobError) and the first line of its message."""
     lines = str(error).strip().splitlines() or [""]
     name = "" if isinstance(error, JobError) else f"{type(error).__name__}: "
     return f"{name}{lines[0][:_LONGEST_CAUSE]}"
 
 
 def walk(store: Store, prefix: str = "") -> Iterator[StoredFile]:
-    """Every file under the folder `prefix`, hidden ones too, in no order; a folder that is not there holds none.
+    """Yield every file under the folder `prefix`, including hidden files, in no order; none if the folder is missing.
 
-    Files that vanish meanwhile are left out. Raises: ConfigError when something there cannot be listed.
+    Files deleted during the walk are omitted. Raises: ConfigError when a folder cannot be listed.
     """
     with reaching(store, prefix), suppress(FileNotFoundError):
         yield from (
@@ -82,13 +82,13 @@ def walk(store: Store, prefix: str = "") -> Iterator[StoredFile]:
 
 def _walk_disk(root: Path, prefix: str) -> Iterator[StoredFile]:
     def stop(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # else a folder that cannot be read would look empty
+        if not isinstance(error, FileNotFoundError):  # by default, os.walk treats an unreadable folder as empty
             raise error
 
     for folder, _, names in os.walk(root / prefix, onerror=stop):
         for name in names:
             path = Path(folder) / name
-            with suppress(FileNotFoundError):  # a temporary that became a part
+            with suppress(FileNotFoundError):  # a temporary file that was renamed to a part
                 status = path.stat()
                 yield StoredFile(path.relative_to(root).as_posix(), status.st_size, status.st_mtime)
 
@@ -98,16 +98,16 @@ def _walk_bucket(store: Store, prefix: str) -> Iterator[StoredFile]:
     try:
         place = f"{root}/{prefix}".rstrip("/")
         found: dict[str, dict[str, Any]] = retried(lambda: filesystem.find(place, detail=True), what=f"listing {place}")
-    except ValueError as error:  # s3fs: no bucket is named
+    except ValueError as error:  # s3fs: the URI names no bucket
         raise ConfigError(f"cannot list {without_query(store.root)!r}: {error}") from error
     for path, info in found.items():
-        # consoles of object stores make empty objects named like folders
+        # the consoles of object stores create empty objects named like folders
         if info["type"] == "file" and not path.endswith("/") and path.startswith(f"{root}/"):
             yield StoredFile(path[len(root) + 1 :], info["size"] or 0, modified_s(info))
 
 
 def modified_s(info: Mapping[str, Any]) -> float:
-    """When an object was written, under the names that s3fs, gcsfs, adlfs and the local file system give it."""
+    """Return the modification time from the details of s3fs, gcsfs, adlfs or the local file system."""
     for name in ("LastModified", "mtime", "last_modified", "updated"):
         value = info.get(name)
         if isinstance(value, datetime):
@@ -120,9 +120,9 @@ def modified_s(info: Mapping[str, Any]) -> float:
 
 
 def uploads(store: Store) -> Iterator[Upload]:
-    """Multipart uploads under way or abandoned below the root; none on stores that know no such thing.
+    """Yield active and abandoned multipart uploads below the root; none on stores without multipart uploads.
 
-    Costs one request a thousand uploads, and one for the size of each.
+    Costs one request per thousand uploads, and one for the size of each.
     """
     if isinstance(store, LocalStore):
         return
@@ -147,7 +147,7 @@ def uploads(store: Store) -> Iterator[Upload]:
 
 
 def _sent_bytes(filesystem: AbstractFileSystem, bucket: str, upload: dict[str, Any]) -> int | None:
-    """Of the first thousand parts, which is 5 GB at least."""
+    """Return the total size of the first thousand parts (at least 5 GB if there are more), or None if unknown."""
     ask = partial(filesystem.call_s3, "list_parts", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
     try:
         page = retried(ask, what=f"listing parts of {upload['Key']}")
@@ -157,7 +157,7 @@ def _sent_bytes(filesystem: AbstractFileSystem, bucket: str, upload: dict[str, A
 
 
 def remove(store: Store, key: str) -> None:
-    """Delete one file for good. One that is gone already is no error. Raises: ConfigError when the store refuses."""
+    """Delete one file permanently; a missing file is not an error. Raises: ConfigError when the store refuses."""
     with reaching(store, key), suppress(FileNotFoundError):
         if isinstance(store, LocalStore):
             (Path(store.root) / key).unlink()
@@ -167,7 +167,7 @@ def remove(store: Store, key: str) -> None:
 
 
 def abort(store: Store, upload: Upload) -> None:
-    """Give up a multipart upload and free its parts. One that is gone already is no error. Raises: ConfigError."""
+    """Abort a multipart upload and free its parts; a missing upload is not an error. Raises: ConfigError."""
     filesystem, root = resolve(store.root)
     bucket, key, _ = filesystem.split_path(f"{root}/{upload.key}")
     ask = partial(filesystem.call_s3, "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.upload_id)

@@ -10,13 +10,13 @@ from pipeline.errors import ConfigError
 from pipeline.storage.store import Store
 
 FORMAT = 1
-"""Format of every document this version writes and reads."""
+"""Format number of every document that this version reads and writes."""
 
 
 def read_document(store: Store, key: str) -> dict[str, Any]:
-    """Read one of our JSON documents.
+    """Read a JSON document written by the pipeline.
 
-    Raises: FileNotFoundError; ConfigError naming a document that is damaged or of another format.
+    Raises: FileNotFoundError; ConfigError naming a document that is damaged or has another format.
     """
     content = store.read(key)
     try:
@@ -31,10 +31,12 @@ def read_document(store: Store, key: str) -> dict[str, Any]:
 
 
 def create_json(store: Store, key: str, content: Mapping[str, Any], *, mine: tuple[str, str]) -> bool:
-    """Put a JSON document if it is absent. Return whether the stored document is ours, even if the PUT's answer was lost.
+    """Put a JSON document if it is absent, and return whether the stored document is this writer's.
+
+    The result is right even if the response to the PUT was lost.
 
     Args:
-        mine: a field of `content` and its value, by which this writer recognises its own document.
+        mine: name and value of a field of `content` that identifies this writer's document.
     """
     if store.put_if_absent(key, json.dumps(content, indent=1, ensure_ascii=False).encode()):
         return True

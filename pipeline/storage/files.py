@@ -1,4 +1,4 @@
-"""Files that a command writes where its user says: new ones, or with leave in place of old ones."""
+"""Output files at a path chosen by the user, created or, with `overwrite`, replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.storage.store import resolve
 
 
 def require_absent(uri: str, *, overwrite: bool) -> None:
-    """Say before any work that a file is in the way. Raises: ConfigError."""
+    """Check, before any work, that a file may be written. Raises: ConfigError when it exists or is a folder."""
     filesystem, path = resolve(uri)
     shown = without_query(uri)
     try:
@@ -27,7 +27,7 @@ def require_absent(uri: str, *, overwrite: bool) -> None:
 
 
 def write_file(uri: str, content: bytes) -> None:
-    """Write a file whole, in place of one that is there; a reader never sees half of it.
+    """Write a whole file, replacing an existing one; readers never see a partial file.
 
     Raises: JobError when it cannot be written.
     """

@@ -1,8 +1,8 @@
-"""The body of one HTTP response, read in bounded memory and bounded time.
+"""HTTP response bodies, read in bounded memory and bounded time.
 
-fsspec's own client reads a body whole whatever its length turns out to be, follows a server that sends a byte now and then
-for hours, and takes the page that comes with a redirect for the content. Here the reader says how much it wants, a body
-that drips is broken off, and a redirect is an error of its own: the address it leads to may be outside the audio roots.
+fsspec's own client reads a body of any length into memory, waits for hours on a server that sends an occasional byte,
+and returns the page of a redirect as the content. Here the reader limits the size, a transfer that is too slow is
+aborted, and a redirect is a separate error, since its target may be outside the audio roots.
 """
 
 from __future__ import annotations
@@ -25,43 +25,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 SLOWEST_BYTES_PER_S = 256 * 1024
-"""Bytes that earn a transfer one more second of waiting; see `GRACE_S`."""
+"""Lowest sustained rate of a transfer; see `GRACE_S`."""
 GRACE_S = 60.0
-"""Seconds a transfer may fall behind `SLOWEST_BYTES_PER_S`, from its start or at any time later, before it is broken off."""
+"""Seconds a transfer may fall behind `SLOWEST_BYTES_PER_S`, at its start or later, before it is aborted."""
 _PARTIAL = 206
 _RANGE = re.compile(r"bytes 0-(\d+)/(\d+)")
 _PIECE_BYTES = 1 << 20
 
 
 async def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
-    """Raises: Redirected."""
+    """Raise Redirected when the response is a redirect."""
     if 300 <= response.status < 400:
         response.close()
         target = response.headers.get("Location", "")
-        with contextlib.suppress(ValueError):  # else it is shown as it came
+        with contextlib.suppress(ValueError):  # an invalid target is reported unchanged
             target = str(response.url.join(yarl.URL(target))) if target else ""
         raise Redirected(response.status, target)
 
 
 def http_options(read_timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
-    """Options of fsspec's HTTP file system under which no request follows a redirect or takes its page for content."""
+    """Return options for fsspec's HTTP file system that make every redirect an error, neither followed nor read."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s)
     return {"allow_redirects": False, "client_kwargs": {"timeout": timeout, "raise_for_status": _refuse_redirect}}
 
 
 def _is_whole(headers: Mapping[str, str]) -> bool:
-    """Whether a partial answer is all there is, as far as it says."""
+    """Return whether a partial response contains the whole object, according to its headers."""
     said = headers.get("Content-Range", "bytes 0-0/1")
     found = _RANGE.fullmatch(said)
     return found is not None and int(found[1]) + 1 == int(found[2])
 
 
 class HttpBody(io.RawIOBase):
-    """One GET as a file that is read from start to end.
+    """The body of one GET request as a file that is read from start to end.
 
-    Bytes arrive decompressed where the server compresses although it is asked not to; no more than asked for is held.
+    Bytes are decompressed if the server compresses although the request forbids it. At most the requested number of
+    bytes is held in memory.
+
     Raises, while opening and reading: FileNotFoundError, PermissionError, Redirected or another aiohttp.ClientError;
-        TimeoutError when the body drips.
+        TimeoutError when the transfer is too slow.
     """
 
     def __init__(self, filesystem: HTTPFileSystem, url: str) -> None:
@@ -71,7 +73,7 @@ class HttpBody(io.RawIOBase):
         self._at = 0
         self._response: aiohttp.ClientResponse = self._timed(self._get)
 
-    def readable(self) -> bool:  # noqa: D102 - as io.RawIOBase has it, like the next two
+    def readable(self) -> bool:  # noqa: D102 - documented by io.RawIOBase, like the next two
         return True
 
     def tell(self) -> int:  # noqa: D102
@@ -84,20 +86,20 @@ class HttpBody(io.RawIOBase):
         return len(content)
 
     def read_at_most(self, max_bytes: int) -> bytes:
-        """Read to the end, or `max_bytes` where there is more."""
+        """Read to the end, but no more than `max_bytes`."""
         content = bytearray()
         while len(content) < max_bytes and (more := self._timed(self._next, max_bytes - len(content))):
             content += more
         return bytes(content)
 
     def close(self) -> None:
-        """Drop the connection: what was not read is not waited for."""
+        """Close the connection without reading the rest of the body."""
         if not self.closed and hasattr(self, "_response"):
             self._filesystem.loop.call_soon_threadsafe(self._response.close)
         super().close()
 
-    def _timed(self, call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - whatever the call gives
-        """Await a call for as long as there is credit, which waiting uses up and bytes earn."""
+    def _timed(self, call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - the result of any call
+        """Await a call within the time credit, which waiting spends and received bytes earn back."""
         started = time.monotonic()
         try:
             with plain_http_errors():

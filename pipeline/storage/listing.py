@@ -1,8 +1,8 @@
-"""List folders, globs and what symbolic links lead to, on any file system, without leaving out what cannot be listed.
+"""List folders, globs and the targets of symbolic links on any file system, without silent omissions.
 
-fsspec's own `walk` and `glob` skip a folder that they may not list, and do not follow symbolic links to folders; both lose
-rows without a message. Here such a folder is an error, and links are followed. A folder with several names is listed once,
-under its real name where that is below the top.
+fsspec's own `walk` and `glob` skip folders without permission and do not follow symbolic links to folders; both lose
+rows without a message. Here such a folder is an error, and links are followed. A folder with several names is listed
+once, under its real name if that is below the top folder.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _AUDIO_NAME = re.compile(
     r"rf64|snd|sph|spx|tak|tta|w64|wav|wave|webm|wma|wmv|wv)",
     re.IGNORECASE | re.DOTALL,
 )
-"""Names that count as audio when a folder is listed; their content decides later."""
+"""File names that count as audio when a folder is listed. The content is checked later."""
 
 LeftOut = defaultdict[str, list[str]]
-"""Names that were not taken from a listing, by the reason. Start one with `LeftOut(list)`."""
+"""Names omitted from a listing, by reason. Create one with `LeftOut(list)`."""
 
 ALIASES = "folders with a second name, by a symbolic link"
 NOT_LISTED = "hidden or lost+found, and may not be listed"
 _MAGIC = re.compile(r"[*?\[]")
 _MAY_BE_CLOSED = re.compile(r"\.|lost\+found$")
-"""Folders of the system that a disk may hold beside a corpus, such as `.Trashes`, and that only root can list."""
+"""System folders beside a corpus on a disk, such as `.Trashes`, that only root can list."""
 
 
 @dataclass
 class Contents:
-    """One folder's own names. `walk` does not enter folders that its caller removes from `folders`.
+    """The names in one folder. `walk` does not enter folders that its caller removes from `folders`.
 
     Attributes:
-        folders: name -> whether it is a symbolic link.
-        files: name -> fsspec's details of it; on a local disk without `detail`, whether it is a link (`islink`).
+        folders: maps a name to whether it is a symbolic link.
+        files: maps a name to fsspec's details; on a local disk without `detail`, only whether it is a link (`islink`).
     """
 
     path: str
@@ -54,22 +54,22 @@ class Contents:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def paths(self, names: Iterable[str]) -> list[str]:
-        """The full paths of some names, sorted."""
+        """Return the full paths of the given names, sorted."""
         return [f"{self.path.rstrip('/')}/{name}" for name in sorted(names)]
 
 
 def is_glob(path: str) -> bool:
-    """Whether a path has wildcards (a file that is really named so is looked for first)."""
+    """Return whether a path has wildcards (callers first look for a file with exactly this name)."""
     return _MAGIC.search(path) is not None
 
 
 def is_audio_name(name: str) -> bool:
-    """Whether a file name ends as audio files do."""
+    """Return whether a file name has an extension of audio files."""
     return _AUDIO_NAME.fullmatch(name) is not None
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name can be written into a manifest; on Linux a file name may be any bytes."""
+    """Return whether a name can be written to a manifest; on Linux a file name may contain any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -78,14 +78,14 @@ def is_utf8(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    r"""A file name for messages; bytes that are not UTF-8 are written as `\xe9`."""
+    r"""Return a file name for messages; bytes that are not UTF-8 are written like `\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace") if not is_utf8(name) else name
 
 
 def list_folder(filesystem: AbstractFileSystem, folder: str, *, detail: bool = False) -> Contents:
-    """Read one folder.
+    """List one folder.
 
-    Raises: ConfigError naming a folder that may not be listed; FileNotFoundError; OSError when the disk fails.
+    Raises: ConfigError naming a folder without permission; FileNotFoundError; OSError when the disk fails.
     """
     try:
         if isinstance(filesystem, LocalFileSystem):
@@ -120,7 +120,7 @@ def _remote(filesystem: AbstractFileSystem, folder: str) -> Contents:
     contents, own = Contents(folder), folder.rstrip("/")
     for info in filesystem.ls(folder, detail=True):
         path = info["name"].rstrip("/")
-        if path == own:  # the empty object that stands for the folder in some stores
+        if path == own:  # the empty object that represents the folder in some stores
             continue
         name = path.rpartition("/")[2]
         if info["type"] == "directory":
@@ -131,9 +131,9 @@ def _remote(filesystem: AbstractFileSystem, folder: str) -> Contents:
 
 
 def walk(filesystem: AbstractFileSystem, top: str, *, left_out: LeftOut, detail: bool = False) -> Iterator[Contents]:
-    """Read a folder and all folders below it, one by one: real folders first, then those behind symbolic links.
+    """List a folder and all folders below it, one by one: real folders first, then targets of symbolic links.
 
-    A folder is read once however many links lead to it, so a link to a folder above ends. Raises: as `list_folder`.
+    A folder is listed once however many links refer to it, so cycles of links end. Raises: see `list_folder`.
     """
     local = isinstance(filesystem, LocalFileSystem)
     seen: set[tuple[int, int]] = set()
@@ -151,7 +151,7 @@ def walk(filesystem: AbstractFileSystem, top: str, *, left_out: LeftOut, detail:
         except ABSENT:
             if here == top:
                 raise
-            continue  # removed since its name was read
+            continue  # removed after its name was read
         except ConfigError:
             if here == top or not _MAY_BE_CLOSED.match(here.rpartition("/")[2]):
                 raise
@@ -163,15 +163,17 @@ def walk(filesystem: AbstractFileSystem, top: str, *, left_out: LeftOut, detail:
 
 
 Visit = Callable[[Contents], None]
-"""Looks at each folder before its names are matched; may remove names, or raise."""
+"""Callback that receives each folder before its names are matched; it may remove names or raise."""
 
 
 def glob(
     filesystem: AbstractFileSystem, pattern: str, visit: Visit, *, left_out: LeftOut, detail: bool = False
 ) -> dict[str, dict[str, Any] | None]:
-    """What matches a pattern of `*`, `?`, `[...]` and, as a whole path segment, `**` (any folders, or none).
+    """Find matches of a pattern of `*`, `?`, `[...]` and, as a whole path segment, `**` (any folders, or none).
 
-    Only folders that can hold a match are listed. Returns: path -> details of a file, None for a folder; in no order.
+    Only folders that can contain a match are listed.
+
+    Returns: a dict from path to the details of a file, or None for a folder; in no order.
     """
     segments = re.sub(r"(\*\*/)+", "**/", pattern.rstrip("/")).split("/")
     fixed = next(i for i, segment in enumerate(segments) if is_glob(segment))
@@ -209,10 +211,10 @@ def glob(
 
 
 def without_aliases(paths: Iterable[str], left_out: LeftOut) -> list[str]:
-    """Drop second names of local files, which links to folders give them.
+    """Drop additional names that local files have through links to folders.
 
-    Of several names the real one is kept where it is given, else the one with the fewest folders. In the order given; URIs
-    stay. Links to single files count as files of their own.
+    Of several names, the real one is kept if it is given, else the one with the fewest folders. The order is kept, and
+    so are all URIs. Links to single files count as separate files.
     """
     real_folder = cache(os.path.realpath)
     kept: dict[str, str] = {}

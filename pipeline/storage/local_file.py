@@ -1,4 +1,4 @@
-"""Open a local file for reading and know which file it is."""
+"""Open a local file for reading and identify the file that was opened."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.errors import Reason, RejectedRow, Stage
 
 @contextmanager
 def open_regular(path: str, shown: str, allow: Callable[[str], None] | None = None) -> Iterator[BinaryIO]:
-    """Open a local file that is one, and ask whether it may be read by what was opened, not by its name.
+    """Open a regular local file, and check the real path of the opened file, not its name, with `allow`.
 
-    Raises: RejectedRow(NOT_ALLOWED) for pipes and devices, which are not opened, and for what `allow` refuses.
+    Raises: RejectedRow(NOT_ALLOWED) for pipes and devices, which are not opened, and for paths that `allow` refuses.
     """
     irregular = RejectedRow(Reason.NOT_ALLOWED, f"{shown} is not a regular file", Stage.FETCH)
     if not _is_regular(Path(path).stat()):
         raise irregular
-    # it may have become a pipe since: opening one must not wait for a writer
+    # the file may have been replaced by a pipe, and opening must not wait for a writer
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         if not _is_regular(os.fstat(descriptor)):
@@ -34,7 +34,7 @@ def open_regular(path: str, shown: str, allow: Callable[[str], None] | None = No
 
 
 def _is_regular(status: os.stat_result) -> bool:
-    """Raises: IsADirectoryError."""
+    """Return whether a file is regular. Raises: IsADirectoryError."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     return stat.S_ISREG(status.st_mode)

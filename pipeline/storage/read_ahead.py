@@ -1,4 +1,4 @@
-"""Reading ahead: while one recording is decoded, the next are on their way, so that a store's latency is paid once."""
+"""Read-ahead: fetch the next recordings while one is decoded, so that a store's latency is paid once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ R = TypeVar("R")
 
 MOST_AHEAD = 16
 SMALL_BYTES = 16 * 2**20
-"""What may be fetched ahead: with it all that is on its way fits into 256 MiB."""
+"""Largest object to fetch ahead; `MOST_AHEAD` of them fit into 256 MiB."""
 
 
 def read_ahead(fetch: Callable[[T], R], items: Sequence[T]) -> Iterator[Callable[[], R]]:
-    """For each item in turn, a call that returns what `fetch` returned or raises what it raised.
+    """Yield, for each item in order, a callable that returns the result of `fetch` or raises its error.
 
-    `MOST_AHEAD` are fetched at once, by threads. How large each may be is for `fetch` to see to.
+    Threads fetch `MOST_AHEAD` items at once. `fetch` must limit the size of each.
     """
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(MOST_AHEAD, thread_name_prefix="fetch")

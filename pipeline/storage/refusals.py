@@ -1,4 +1,4 @@
-"""What a store's error means for the row that asked for an object."""
+"""Translation of store errors to the reject of the row that requested the object."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _BAD_REQUEST = 400
 _ERROR_BODY_BYTES = 4096
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 _SHOWN_CHARACTERS = 300
-"""Of a name in a sentence: one that is too long for its store is too long for a table."""
+"""Longest name in a message: a name that is too long for its store is also too long for a table."""
 
 
 def rejected(error: Exception, filesystem: AbstractFileSystem, path: str, shown: str) -> RejectedRow:
-    """What an error of the store means for the row that asked. Raises: JobError when it is the credentials."""
+    """Return the reject of the row for a store error. Raises: JobError when the credentials are at fault."""
     if isinstance(error, ABSENT):
         return RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH)
     if isinstance(error, Redirected):
@@ -42,11 +42,11 @@ def rejected(error: Exception, filesystem: AbstractFileSystem, path: str, shown:
     if isinstance(error, GaveUp):
         said = str(error).removeprefix("[Errno 5] ")
         return RejectedRow(Reason.FETCH_FAILED, said, Stage.FETCH, attempts=error.attempts)
-    if error_code(error) == "400":  # S3 answers a HEAD with no more than that
+    if error_code(error) == "400":  # S3 reports no more than this for a HEAD request
         error = look_closer(filesystem, path, shown) or error
     status = getattr(error, "status", None)
     if status == _BAD_REQUEST and (code := _code_in_body(filesystem, path)) and is_credential_code(code):
-        # of a pre-signed URL: Google answers an expired one so, and S3 one whose session has expired
+        # a pre-signed URL: Google returns this when it has expired, S3 when its session has expired
         return RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown} ({code})", Stage.FETCH)
     why = f"HTTP {status}" if status else type(error).__name__
     if isinstance(error, OSError) and error.errno and error.strerror:
@@ -56,9 +56,10 @@ def rejected(error: Exception, filesystem: AbstractFileSystem, path: str, shown:
 
 
 def look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> Exception | None:
-    """Ask with a GET, which says why it is refused where a HEAD does not. Returns: what the store says then.
+    """Repeat a refused request as a GET, whose response gives a reason, unlike that of a HEAD.
 
-    Raises: JobError when it is the credentials.
+    Returns: the error of the GET, or None.
+    Raises: JobError when the credentials are at fault.
     """
     if isinstance(filesystem, LocalFileSystem):
         return None
@@ -71,7 +72,7 @@ def look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> Except
 
 
 def _code_in_body(filesystem: AbstractFileSystem, path: str) -> str | None:
-    """The S3 error code in the body of a refused HTTP GET, or None."""
+    """Return the S3 error code in the body of a refused HTTP GET, or None."""
     if not isinstance(filesystem, HTTPFileSystem):
         return None
 

@@ -1,9 +1,9 @@
-"""Trying again what a store refused for the moment, and knowing what it refused for good.
+"""Retries of store requests that fail temporarily, and classification of final errors.
 
-One budget of time and full jitter (Brooker, AWS Architecture Blog 2015) for 5xx answers, resets, stalls and short bodies. The
-client libraries below are told not to retry themselves: five tries of theirs inside each of ours would turn one stalled
-object into minutes. Credentials that no longer count stop the job, which can then be resumed with better ones, instead of
-turning every row that is left into a reject.
+5xx responses, resets, stalls and short bodies are retried within one time budget, with full jitter (Brooker, AWS
+Architecture Blog 2015). The client libraries are configured not to retry: five of their attempts within each of ours
+would spend minutes on one stalled object. Credentials that are no longer valid stop the job, which can then be resumed
+with valid ones; otherwise every remaining row would become a reject.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pipeline.redaction import without_query
 T = TypeVar("T")
 
 BUDGET_S = 60.0
-"""Longest time one call is tried for: pyarrow's client gives up after about 1.3 s of 503s, a brown-out lasts longer."""
+"""Longest time to retry one call. pyarrow's client gives up after about 1.3 s of 503s; a brown-out lasts longer."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
-"""A server that says nothing for this long is asked again."""
+"""Seconds without a connection or without data after which a request is retried."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.2, 8.0
-_counting, _again = threading.Lock(), [0]  # threads of one process fetch ahead
+_counting, _again = threading.Lock(), [0]  # shared by the threads that fetch ahead
 
 TRANSIENT = (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -37,22 +37,22 @@ DENIED = (PermissionError, botocore.exceptions.NoCredentialsError)
 _FINAL = (*ABSENT, FileExistsError)
 _LONGEST_TARGET = 500
 _REFUSED_ERRNO = {errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EOVERFLOW, errno.ENXIO, errno.ENODEV}
-"""What a file system says of one name or file: too long, a circle of links, bytes it cannot have in a name, a device."""
+"""File system errors about one name or file: name too long, cycle of links, invalid bytes in the name, a device."""
 _FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EFBIG, *_REFUSED_ERRNO}
-"""No waiting helps against a full or read-only disk."""
+"""Errors that waiting does not fix, such as a full or read-only disk."""
 _FINAL_CODES = {"PreconditionFailed", "412", "NotImplemented", "InvalidRange", "416", "InvalidBucketName", "301", "400"}
 _HTTP_ABSENT, _HTTP_DENIED, _HTTP_LATER = (404, 410), (401, 403, 407), (408, 425, 429)
 _CREDENTIAL_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"),
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"),
 }
-"""S3's error codes that speak of who asks, not of what is asked for."""
+"""S3 error codes about the requester's credentials, not about the requested object."""
 _REFUSED_CODES = {"KeyTooLongError", "InvalidURI", "InvalidBucketName", "InvalidObjectName", "XMinioInvalidObjectName"}
-"""S3's error codes that speak of one object's name."""
+"""S3 error codes about the name of one object."""
 
 
 class Redirected(OSError):
-    """An http server answers with a redirect, which is not followed: it could lead past the audio roots."""
+    """A redirect from an http server. It is not followed, since its target may be outside the audio roots."""
 
     def __init__(self, status: int, target: str) -> None:
         where = f" to {without_query(target)[:_LONGEST_TARGET]}" if target else ""
@@ -62,7 +62,7 @@ class Redirected(OSError):
 
 
 class GaveUp(OSError):
-    """A call kept failing past its budget: `attempts` tries, the last with `cause`."""
+    """A call that still failed at the end of its budget, after `attempts` attempts, the last with `cause`."""
 
     def __init__(self, what: str, attempts: int, budget_s: float, cause: BaseException) -> None:
         super().__init__(errno.EIO, f"{what} failed {attempts} times in {budget_s:.0f} s, last with {_named(cause)}")
@@ -70,13 +70,13 @@ class GaveUp(OSError):
 
 
 def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) -> T:
-    """The result of `call`, tried again while it fails in a way that may pass.
+    """Return the result of `call`, retrying temporary errors.
 
     Args:
-        what: names the call in messages; no query string, no secret.
-        budget_s: from the first try to the beginning of the last; `BUDGET_S` by default.
-    Raises: GaveUp past the budget; JobError for credentials that do not count; at once, whatever is final: not there, not
-        allowed, there already, disk full.
+        what: names the call in messages; without query strings and secrets.
+        budget_s: time from the first attempt to the start of the last; `BUDGET_S` by default.
+    Raises: GaveUp at the end of the budget; JobError for invalid credentials; final errors at once: missing, not
+        allowed, already exists, disk full.
     """
     budget_s = BUDGET_S if budget_s is None else budget_s
     deadline = time.monotonic() + budget_s
@@ -101,12 +101,12 @@ def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) 
 
 
 def tried_again() -> int:
-    """How many tries of this process were not the first of their call."""
+    """Return the number of attempts in this process that were retries."""
     return _again[0]
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether trying again cannot help."""
+    """Return whether a retry cannot help."""
     if isinstance(error, (*_FINAL, Redirected)) or error_code(error) in _FINAL_CODES | _REFUSED_CODES:
         return True
     if isinstance(error, aiohttp.ClientResponseError):
@@ -115,9 +115,9 @@ def is_final(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the store refuses one object whoever asks and however often: by its name, or with an HTTP 4xx.
+    """Return whether the store refuses one object for any requester at any time: by its name, or with an HTTP 4xx.
 
-    What speaks of access (401, 403, 407), absence (404, 410) or of another time (408, 425, 429) is no refusal.
+    Errors of access (401, 403, 407), absence (404, 410) and timing (408, 425, 429) are not refusals.
     """
     if (code := error_code(error)) is not None:
         return code in _REFUSED_CODES
@@ -127,13 +127,13 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def is_credential_code(code: str) -> bool:
-    """Whether an S3 error code says that the credentials, or the signature of a URL, count no longer."""
+    """Return whether an S3 error code means that the credentials, or the signature of a URL, are no longer valid."""
     return code in _CREDENTIAL_CODES
 
 
 @contextmanager
 def plain_http_errors() -> Iterator[None]:
-    """Call HTTP failures what they are; fsspec calls whatever keeps it from learning a size FileNotFoundError.
+    """Raise the actual HTTP error; fsspec raises FileNotFoundError for any failure to determine a size.
 
     Raises: FileNotFoundError for 404 and 410, PermissionError for 401 and 403, Redirected, else the client's own error.
     """
@@ -152,7 +152,7 @@ def plain_http_errors() -> Iterator[None]:
 
 
 def refuse_credentials(error: BaseException, what: str) -> None:
-    """Raises: JobError when the store said that the credentials, or the clock they are signed with, are wrong."""
+    """Raise JobError when the store reports invalid credentials or a wrong clock."""
     code = error_code(error)
     if code in _CREDENTIAL_CODES:
         hint = (
@@ -168,7 +168,7 @@ def refuse_credentials(error: BaseException, what: str) -> None:
 
 
 def error_code(error: BaseException) -> str | None:
-    """The S3 error code behind an exception of s3fs, which keeps it as the cause."""
+    """Return the S3 error code of an exception of s3fs, which keeps it in the cause, or None."""
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)
@@ -179,7 +179,7 @@ def error_code(error: BaseException) -> str | None:
 
 
 def principal() -> str:
-    """Who asks, by the end of the access key id; never the whole of it, and nothing of the secret."""
+    """Return the requester for messages: the end of the access key id and its origin, and nothing of the secret."""
     from botocore.session import get_session
 
     found = get_session().get_credentials()

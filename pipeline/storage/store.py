@@ -1,7 +1,8 @@
-"""Where bytes live: one way in and out of local disk and object stores, through fsspec.
+"""Access to local disk and object stores through fsspec.
 
-`fetch` reads one audio object with its own retries. `Store` is the output side; it knows one write, put-if-absent:
-`If-None-Match: *` on S3 and its kin, and on disk a hidden temporary, fsync and link(2), which fails if the name is taken.
+`fetch` reads one audio object with its own retries. `Store` is the output side. Its only write is put-if-absent:
+`If-None-Match: *` on S3 and compatible stores; on disk a hidden temporary file, fsync and link(2), which fails if the
+name exists.
 """
 
 from __future__ import annotations
@@ -41,18 +42,19 @@ from pipeline.storage.retry import (
 T = TypeVar("T")
 
 _LIBRARY_TRIES = 3
-"""Of s3fs itself, for what reads a file bit by bit; five of 20 s each would let one stalled object take minutes."""
+"""Attempts by s3fs itself, for code that reads a file in pieces; five of 20 s each would spend minutes on a stall."""
 _ROOM_FOR_FOOTER = 64 * 1024
 _ONE_GET_BYTES = 50 << 20
 _MAX_TEXT_BYTES = 64 << 20
-"""A longer config or calibration file is none."""
+"""Largest config or calibration file."""
 
 
 def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Split a URI or local path into its filesystem and the path inside it.
+    """Split a URI or local path into its file system and the path inside it.
 
-    Credentials and endpoint come from the usual environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
-    Raises: ConfigError for a scheme fsspec does not know or whose package is not installed.
+    Credentials and endpoint come from the usual environment variables (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
+
+    Raises: ConfigError for a scheme that fsspec does not know or whose package is not installed.
     """
     scheme = uri.partition("://")[0].lower()
     options: dict[str, Any] = {}
@@ -62,7 +64,7 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         options = {"config_kwargs": {**timeouts, "retries": {"max_attempts": 0}}}
     try:
-        # a listing remembered from before would hide what another process has committed since
+        # a cached listing would hide commits by other processes
         filesystem, path = fsspec.url_to_fs(uri, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot open {without_query(uri)!r}: {error}") from error
@@ -72,16 +74,16 @@ def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
 
 
 def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = None) -> bytes:
-    """Read one object whole: at most `max_bytes` of it into memory, whatever its size is said to be.
+    """Read one whole object, holding at most `max_bytes` in memory, whatever size the store reports.
 
-    5xx answers, resets, stalls and short bodies are tried again (`pipeline.storage.retry`); 4xx answers are not. A transfer over
-    http is broken off when it falls behind (`pipeline.storage.http_body`).
+    5xx responses, resets, stalls and short bodies are retried (`pipeline.storage.retry`); 4xx responses are not. An
+    http transfer that is too slow is aborted (`pipeline.storage.http_body`).
 
     Args:
-        allow: is given the real path of the local file that was opened, and raises RejectedRow to refuse it. A path that
-            was checked before may lead elsewhere by now.
-    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | REFUSED | TOO_LARGE | NOT_ALLOWED | FETCH_FAILED); JobError for credentials
-        that do not count.
+        allow: called with the real path of the opened local file; raises RejectedRow to refuse it. The target of a path
+            may have changed since it was checked.
+    Raises: RejectedRow(NOT_FOUND | FORBIDDEN | REFUSED | TOO_LARGE | NOT_ALLOWED | FETCH_FAILED); JobError for invalid
+        credentials.
     """
     shown = without_query(uri)
     filesystem, path = resolve(uri)
@@ -94,7 +96,7 @@ def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = Non
 def _read_bounded(
     filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str, allow: Callable[[str], None] | None = None
 ) -> bytes:
-    """One try at a whole object. Raises: RejectedRow; OSError and its kin, to be tried again."""
+    """Read a whole object in one attempt. Raises: RejectedRow; OSError and similar errors, which are retried."""
     if isinstance(filesystem, LocalFileSystem):
         with open_regular(path, shown, allow) as file:
             size: int | None = os.fstat(file.fileno()).st_size
@@ -117,7 +119,10 @@ def _refuse_large(size: int | None, max_bytes: int, shown: str) -> None:
 
 
 def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """What the store says about an object, within `GRACE_S`: headers can drip too. Raises: what `plain_http_errors` does."""
+    """Return fsspec's details of an object within `GRACE_S`, since headers can be slow too.
+
+    Raises: see `plain_http_errors`.
+    """
     with plain_http_errors():
         if isinstance(filesystem, AsyncFileSystem):
             found: dict[str, Any] = sync(filesystem.loop, filesystem._info, path, timeout=GRACE_S)
@@ -127,12 +132,12 @@ def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
 
 
 def _transfer(filesystem: AbstractFileSystem, path: str, size: int | None, max_bytes: int) -> bytes:
-    """The object, or of a larger one as much as shows that. Raises: TimeoutError when it drips."""
+    """Read the object, or enough of it to show that it is too large. Raises: TimeoutError when it is too slow."""
     content: bytes
     if isinstance(filesystem, HTTPFileSystem):
         with HttpBody(filesystem, path) as body:
             return body.read_at_most(max_bytes + 1)
-    # one byte more shows that it has grown; larger ones s3fs reads in parallel
+    # one more byte shows that the object has grown; s3fs reads larger objects in parallel
     part = {"start": 0, "end": size + 1} if size and size <= _ONE_GET_BYTES else {}
     if isinstance(filesystem, AsyncFileSystem):
         limit_s = GRACE_S + (size or 0) / SLOWEST_BYTES_PER_S
@@ -144,33 +149,34 @@ def _transfer(filesystem: AbstractFileSystem, path: str, size: int | None, max_b
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object of a listing: its key below the store's root, and its size."""
+    """One object in a listing: its key below the store's root and its size."""
 
     key: str
     size_bytes: int
 
 
 class Store(Protocol):
-    """The output of a job: a root below which objects appear whole, once, and stay."""
+    """The output of a job: a root below which objects are created whole and once, and are never changed."""
 
     root: str
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """Create `key` with `content`; True if this call did, False if the key was there before (or a lost answer hid
-        that this very call created it: compare what is there).
+        """Create `key` with `content`, and return whether this call created it.
+
+        False can also mean that this call created the object but the response was lost; compare the stored content.
         """
 
     def read(self, key: str) -> bytes:
-        """The whole object. Raises: FileNotFoundError."""
+        """Return the whole object. Raises: FileNotFoundError."""
 
     def open(self, key: str) -> BinaryIO:
-        """A seekable file on the object, for readers that want parts of it. Raises: FileNotFoundError."""
+        """Open the object as a seekable file, for reading parts of it. Raises: FileNotFoundError."""
 
     def read_tail(self, key: str, size_bytes: int = _ROOM_FOR_FOOTER) -> bytes:
-        """The last `size_bytes` of the object, or all of it when it is smaller."""
+        """Return the last `size_bytes` of the object, or all of it if it is smaller."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object under the folder `prefix`, in no order. A folder that is not there holds none."""
+        """Yield every object under the folder `prefix`, in no order; none if the folder is missing."""
 
 
 class LocalStore:
@@ -181,7 +187,7 @@ class LocalStore:
         self._root = root
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """See `Store`. The content is on disk before the name exists, and the name before this returns."""
+        """See `Store`. The content is on disk before the name exists, and the name is on disk before this returns."""
         final = self._root / key
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / f".{final.name}.{uuid.uuid4().hex}.tmp"
@@ -194,7 +200,7 @@ class LocalStore:
         except FileExistsError:
             return False
         except OSError as error:
-            error.filename = error.filename or str(final)  # a write that finds no room does not say where
+            error.filename = error.filename or str(final)  # the error of a full disk names no file
             raise
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -225,7 +231,7 @@ class LocalStore:
             return file.read()
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """See `Store`. Hidden files are temporaries and are left out."""
+        """See `Store`. Hidden files are temporary files and are omitted."""
         for folder, _, names in os.walk(self._root / prefix):
             for name in names:
                 if not name.startswith("."):
@@ -234,7 +240,7 @@ class LocalStore:
 
 
 def _asked(filesystem: AbstractFileSystem, path: str, call: Callable[[], T], *, what: str) -> T:
-    """What the store answers, after retries. Raises: JobError naming who is not allowed to do this."""
+    """Return the result of `call`, with retries. Raises: JobError naming the principal when access is denied."""
     try:
         return retried(call, what=what)
     except DENIED as error:
@@ -243,7 +249,7 @@ def _asked(filesystem: AbstractFileSystem, path: str, call: Callable[[], T], *, 
 
 
 class _RangedFile(io.RawIOBase):
-    """An object as a seekable file: each read is one ranged GET with retries of ours, and nothing is read ahead."""
+    """An object as a seekable file. Each read is one ranged GET with our own retries; nothing is read ahead."""
 
     def __init__(self, filesystem: AbstractFileSystem, path: str, *, what: str) -> None:
         self._filesystem, self._path, self._what = filesystem, path, what
@@ -263,7 +269,7 @@ class _RangedFile(io.RawIOBase):
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - as io.RawIOBase has it
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - the signature of io.RawIOBase
         start, end = self._at, min(self._at + len(buffer), self._size)
         if end <= start:
             return 0
@@ -279,7 +285,7 @@ class _RangedFile(io.RawIOBase):
 
 
 class ObjectStore:
-    """A `Store` in a bucket, through fsspec. Needs conditional writes; `open_store` makes sure of them."""
+    """A `Store` in a bucket, through fsspec. Needs conditional writes; see `require_conditional_writes`."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
@@ -293,7 +299,7 @@ class ObjectStore:
         except FileExistsError:
             return False
         except OSError as error:
-            # SeaweedFS through s3fs answers an existing key with EINVAL (412), AWS with FileExistsError
+            # for an existing key, SeaweedFS through s3fs raises EINVAL (412), AWS raises FileExistsError
             if self._asked("looking for", key, lambda: self._filesystem.exists(path)):
                 return False
             raise error
@@ -329,19 +335,19 @@ class ObjectStore:
 
 
 def open_store(uri: str) -> Store:
-    """The store at `uri`; nothing is written."""
+    """Return the store at `uri` without writing anything."""
     filesystem, path = resolve(uri)
     return LocalStore(Path(path)) if isinstance(filesystem, LocalFileSystem) else ObjectStore(uri)
 
 
 def open_folder_of(uri: str) -> tuple[Store, str]:
-    """The store that a file of somebody's lies in, and its key there; nothing is read or written."""
+    """Return the store that contains a file, and the file's key in it, without reading or writing anything."""
     folder, slash, name = uri.rpartition("/")
     return open_store(folder or slash or "."), name
 
 
 def read_text(uri: str) -> str:
-    """A small file that a user named, on disk or in a store, whole. Raises: ConfigError saying why it cannot be read."""
+    """Read a small text file named by the user, on disk or in a store. Raises: ConfigError with the cause."""
     shown = without_query(uri)
     filesystem, path = resolve(uri)
     try:
@@ -357,9 +363,9 @@ def read_text(uri: str) -> str:
 
 
 def require_conditional_writes(store: Store, probe: str) -> None:
-    """Refuse a store on which two attempts at one shard could both win.
+    """Refuse a store on which two attempts at one shard could both commit.
 
-    Leaves one empty object at `probe`. Raises: ConfigError naming what the store did.
+    Leaves one empty object at `probe`. Raises: ConfigError describing the store's behaviour.
     """
     try:
         store.put_if_absent(probe, b"")

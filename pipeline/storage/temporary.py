@@ -1,7 +1,7 @@
-"""Temporary folders that the next process removes when this one is killed, and messages for TMPDIRs that cannot be used.
+"""Temporary folders that the next process removes if this one is killed, and messages for unusable TMPDIRs.
 
-Every folder holds a lock file, locked with flock(2) for as long as its process lives: the kernel releases it however the
-process ends, and a process id that is used again misleads nobody.
+Every folder contains a lock file that its process holds with flock(2). The kernel releases the lock however the process
+ends, and a reused process id causes no confusion.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pipeline.errors import ConfigError, JobError
 _PREFIX = "speech-emotion-"
 _LOCK = "lock"
 _UNLOCKED_FOR_S = 24 * 3600.0
-"""A folder without a lock (of an earlier version, or on a file system without locks) is removed when unchanged for so long."""
+"""Age at which a folder without a lock (of an earlier version, or without file locks) is removed."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_SOCKET_BYTES = 107
-"""Of the path of a Unix socket on Linux (unix(7): sun_path holds 108 bytes, the last of them zero)."""
+"""Longest path of a Unix socket on Linux (unix(7): sun_path is 108 bytes long, including the final zero)."""
 _SOCKET_IN_RAY = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
-"""The longest of Ray's sockets below its TMPDIR (Ray 2.60, node.py); `pid` is the driver's."""
+"""The longest socket path of Ray below its TMPDIR (Ray 2.60, node.py); `pid` is the driver's."""
 _LARGEST_PID = 4_194_304
 _LITTLE_BYTES = 100_000_000
 
 
 @contextmanager
 def temporary_folder(purpose: str = "") -> Iterator[Path]:
-    """A folder below TMPDIR, removed at the end; folders of the kind whose process is gone are removed first.
+    """Create a folder below TMPDIR and remove it at the end. Folders of ended processes are removed first.
 
     Args:
-        purpose: becomes part of the name.
+        purpose: part of the name.
     """
     remove_abandoned()
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{purpose}") as name:
@@ -48,10 +48,10 @@ def temporary_folder(purpose: str = "") -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. The file gets its name once it is locked, so that nobody else can lock it first."""
+    """Hold the folder's lock. The file is renamed once it is locked, so no other process can lock it first."""
     hidden = folder / f".{_LOCK}"
     with hidden.open("w") as lock:
-        with suppress(OSError):  # a file system without locks: the folder goes by its age
+        with suppress(OSError):  # a file system without locks: the folder is removed by age
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.write(socket.gethostname())
             lock.flush()
@@ -60,9 +60,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def remove_abandoned(parent: Path | None = None) -> list[Path]:
-    """Remove this user's folders below `parent` (default: TMPDIR) whose process is gone. Returns: what was removed."""
+    """Remove this user's folders below `parent` (default: TMPDIR) whose process has ended. Returns: their paths."""
     removed = []
-    with suppress(OSError):  # a TMPDIR that cannot be listed is still one to write to
+    with suppress(OSError):  # a TMPDIR that cannot be listed may still be writable
         for entry in os.scandir(parent or tempfile.gettempdir()):
             with suppress(OSError):
                 ours = entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
@@ -82,16 +82,16 @@ def _remove(folder: Path) -> bool:
     with lock:
         if lock.read() != socket.gethostname():  # on a shared file system flock may not reach other machines
             return False
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process runs
         shutil.rmtree(folder)
         return True
 
 
 @contextmanager
 def naming_full_disk(file: Path) -> Iterator[None]:
-    """Name the file, its folder and a remedy when a write inside the block finds no room; numpy and Arrow name neither.
+    """Raise JobError naming the file, its folder and a remedy when a write in the block fills the disk.
 
-    Raises: JobError.
+    The errors of numpy and Arrow name none of these.
     """
     try:
         yield
@@ -102,7 +102,7 @@ def naming_full_disk(file: Path) -> Iterator[None]:
 
 
 def full_disk(error: BaseException | None, file: Path) -> str | None:
-    """The sentence for an error that means "no room" in writing `file`; None for any other error."""
+    """Return the message for an error that means a full disk while writing `file`; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in _FULL:
         return None
     return (
@@ -129,12 +129,12 @@ def _usage(folder: Path) -> shutil._ntuple_diskusage:
 
 
 def ray_folder() -> Path:
-    """The folder in which a Ray that this process starts keeps its sessions: logs, sockets and spilled objects."""
+    """Return the folder for the sessions of a Ray started by this process: logs, sockets and spilled objects."""
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
 
 
 def require_short_tmpdir() -> None:
-    """Refuse a TMPDIR so long that Ray cannot create its sockets below it. Raises: ConfigError saying what to set."""
+    """Refuse a TMPDIR too long for Ray's sockets below it. Raises: ConfigError saying what to set."""
     parent = str(ray_folder().parent)
     if len(os.fsencode(parent + _SOCKET_IN_RAY.format(pid=os.getpid()))) > _LONGEST_SOCKET_BYTES:
         name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"

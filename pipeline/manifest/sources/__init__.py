@@ -1,1 +1,1 @@
-"""Manifests out of what lies in a folder or bucket: plain audio, known corpora, other toolkits' manifests."""
+"""Sources of new manifests in a folder or bucket: plain audio, known corpora, manifests of other toolkits."""

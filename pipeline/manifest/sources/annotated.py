@@ -1,4 +1,4 @@
-"""Corpora whose labels stand in CSV tables beside the audio: MELD and Spanish MEACorpus 2023."""
+"""Corpora with labels in CSV tables beside the audio: MELD and Spanish MEACorpus 2023."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _MELD_FOLDER = re.compile(
     r"(?:^|[^a-z])(train|dev|test)(?:[^a-z]|$)"
 )  # train_splits, dev_splits_complete, output_..._test
 _WINDOWS = {code: bytes([code]).decode("cp1252") for code in (0x85, 0x91, 0x92, 0x93, 0x94, 0x96, 0x97)}
-"""MELD's UTF-8 holds the quotes, dashes and dots of Windows-1252 as control characters."""
+"""Characters to restore: MELD's UTF-8 contains the quotes, dashes and dots of Windows-1252 as control characters."""
 
 _MEA_TABLE = "spanish-meacorpus-2023-dataset.csv"
 
 
 def read_meld(files: Sequence[str], audio: Sequence[str]) -> Corpus:
-    """Rows of MELD. Source: Poria et al. 2019, doi 10.18653/v1/P19-1050, and the README of declare-lab/MELD.
+    """Return the rows of MELD.
 
-    The numbers of dialogues begin anew in each split, so a clip is known by its split, which its folder names.
+    Dialogue numbers restart in each split, so a clip is identified by its split too, which is in its folder's name.
 
-    Raises: ConfigError when no table of it is there.
+    Raises: ConfigError when none of its tables exists.
+    Source: Poria et al. 2019, doi 10.18653/v1/P19-1050, and the README of declare-lab/MELD.
     """
     corpus = Corpus()
     clips: dict[tuple[str, int, int], str] = {}
@@ -63,7 +64,7 @@ def read_meld(files: Sequence[str], audio: Sequence[str]) -> Corpus:
 
 
 def _split_of_folder(uri: str) -> str | None:
-    """The split that the nearest folder names."""
+    """Return the split in the name of the nearest folder, or None."""
     for folder in reversed(uri.split("/")[:-1]):
         found = _MELD_FOLDER.search(folder.lower())
         if found:
@@ -72,12 +73,13 @@ def _split_of_folder(uri: str) -> str | None:
 
 
 def read_meacorpus(files: Sequence[str], audio: Sequence[str]) -> Corpus:
-    """Rows of Spanish MEACorpus 2023, whose users cut the audio themselves from the videos the corpus names.
+    """Return the rows of Spanish MEACorpus 2023, whose users cut the audio themselves from the listed videos.
 
-    Source: Pan et al. 2024, doi 10.1016/j.csi.2024.103856, and the table of NLP-UMUTeam/Spanish-MEACorpus-2023 (`filename`,
-    `label`, `transcription`, `split`; its README also names `gender` and `youtube_key`). It names no speakers.
+    The corpus does not identify speakers.
 
-    Raises: ConfigError when its table is not there.
+    Raises: ConfigError when its table is missing.
+    Source: Pan et al. 2024, doi 10.1016/j.csi.2024.103856, and the table of NLP-UMUTeam/Spanish-MEACorpus-2023
+        (`filename`, `label`, `transcription`, `split`; its README also names `gender` and `youtube_key`).
     """
     table = table_of(files, _MEA_TABLE, ("filename", "label"))
     if table is None:
@@ -85,7 +87,7 @@ def read_meacorpus(files: Sequence[str], audio: Sequence[str]) -> Corpus:
     corpus = Corpus()
     stems = {
         _stem(file_name(uri)): uri for uri in audio
-    }  # the table says .mp3; whoever cut the videos may have kept wav
+    }  # the table has .mp3 names, but users may have cut the videos to .wav
     for line in table:
         uri = stems.pop(_stem(line["filename"]), "")
         if uri:

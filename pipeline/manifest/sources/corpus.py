@@ -1,4 +1,4 @@
-"""What every layout gives: manifest rows, and what was left out and why."""
+"""Result of every corpus layout: manifest rows, and the omitted names with reasons."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _MAX_TABLE_BYTES = 256 * 2**20
 
 @dataclass
 class Corpus:
-    """Rows of a manifest to be, and names of what gave none, by the reason."""
+    """Rows of a new manifest, and the omitted names by reason."""
 
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, why: str, name: str) -> None:
-        """Remember that `name` gave no row."""
+        """Record that `name` is omitted."""
         self.left_out.setdefault(why, []).append(name)
 
 
 def card_label(emotion: str, language: str) -> str:
-    """An emotion as the published models of a language name it: seven English words, for Spanish six of our vocabulary.
+    """Return the label of an emotion in a language's published models: seven English words; six of ours for Spanish.
 
-    Source: `id2label` of the published models. Corpora in a third language take the English words.
+    Source: `id2label` of the published models. Corpora in other languages use the English words.
     """
     return emotion if language == "es" else _CARD_WORDS.get(emotion, emotion)
 
 
 def file_name(uri: str) -> str:
-    """The last part of a path or URI."""
+    """Return the last part of a path or URI."""
     return PurePosixPath(without_query(uri)).name
 
 
 def table_of(files: Sequence[str], name: str, needed: Sequence[str]) -> list[dict[str, str]] | None:
-    """The rows of the CSV file called `name` among a corpus' files, or None where there is none.
+    """Read the CSV file called `name` among a corpus' files; return None if it is missing.
 
-    Raises: ConfigError when it cannot be read, lacks a column, or is there twice.
+    Raises: ConfigError when the file cannot be read, lacks a column or exists more than once.
     """
     found = [file for file in files if file_name(file).lower() == name.lower()]
     if not found:

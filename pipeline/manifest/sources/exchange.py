@@ -1,7 +1,8 @@
-"""Manifests of other toolkits: NeMo's JSON Lines, and Lhotse's recordings and supervisions. In and out.
+"""Import and export of other toolkits' manifests: NeMo's JSON Lines, and Lhotse's recordings and supervisions.
 
-Sources: "Preparing custom ASR data" in NVIDIA NeMo's documentation; `lhotse/audio/recording.py` and `lhotse/supervision.py`,
-Lhotse 1.33. In Lhotse `channels` numbers what a source holds; the place in that list is the channel of the file.
+Sources: "Preparing custom ASR data" in NVIDIA NeMo's documentation; `lhotse/audio/recording.py` and
+`lhotse/supervision.py`, Lhotse 1.33. In Lhotse, `channels` lists the channel numbers in a source; a number's position
+in that list is the channel in the file.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from pipeline.storage.store import fetch
 
 _MAX_BYTES = 2 * 2**30
 _WHOLE_SLACK_S = 0.02
-"""A supervision this close to the whole recording is the whole recording: Lhotse rounds durations."""
+"""Tolerance for a supervision of the whole recording, since Lhotse rounds durations."""
 _LANGUAGES = {"english": "en", "spanish": "es", "german": "de", "french": "fr", "italian": "it", "portuguese": "pt"}
-"""Lhotse's recipes write names where we take codes."""
+"""Language codes by the names that Lhotse's recipes write."""
 _OURS = {"recording_id": "id", "offset_s": "offset", "duration_s": "duration"}
 _OUTPUT_COLUMNS = {"manifest_utterance_id", "manifest_segment_index"}
-"""As a manifest's columns of these names are called: an output has them."""
+"""Names that two columns of an output get when it is read as a manifest."""
 _PLACE = ("manifest", "line")
 
 
 def read_rows(source: str, *, output: str | None = None) -> Corpus:
-    """The rows of manifests as `jobs.annotate` reads them, NeMo's included (its `lang` becomes `language`).
+    """Read the rows of manifests as `jobs.annotate` does, including NeMo's (its `lang` becomes `language`).
 
     Args:
-        output: what the rows are written to: not read, though it may be in the folder that `source` names.
+        output: the file to which the rows will be written; it is not read even if it is in the folder `source`.
     """
     corpus = Corpus()
     for uri in expand([source], output=output):
@@ -57,13 +58,13 @@ def read_rows(source: str, *, output: str | None = None) -> Corpus:
 
 
 def _written(name: str) -> str:
-    """The column's name as it stood in the manifest."""
+    """Return the column's original name in the manifest."""
     bare = name.removeprefix("manifest_")
     return bare if passthrough_name(bare) == name else _OURS.get(name, name)
 
 
 def nemo_lines(corpus: Corpus) -> list[Row]:
-    """Rows as NeMo names them. Durations, which NeMo needs, are read from the headers where a row has none."""
+    """Return rows with NeMo's names. Missing durations, which NeMo requires, are read from the audio headers."""
     _leave_out_texts(corpus)
     complete(corpus, need_length=True)
     renamed = {"audio": "audio_filepath", "language": "lang"}
@@ -71,10 +72,10 @@ def nemo_lines(corpus: Corpus) -> list[Row]:
 
 
 def complete(corpus: Corpus, *, need_length: bool) -> None:
-    """Give rows that have none their duration, as the header of their audio says.
+    """Add missing durations from the headers of the audio.
 
     Args:
-        need_length: leave out rows whose audio states no length or cannot be read; otherwise they go on without.
+        need_length: whether to omit rows whose audio has no length or cannot be read; otherwise they stay without.
     """
     lacking = [row for row in corpus.rows if row.get("duration") is None and "audio" in row]
     kept = []
@@ -90,7 +91,7 @@ def complete(corpus: Corpus, *, need_length: bool) -> None:
 
 
 def require_unique_ids(corpus: Corpus) -> None:
-    """Refuse rows of one id, which two outputs may have. Raises: ConfigError naming the id."""
+    """Refuse repeated ids, which rows of two outputs may have. Raises: ConfigError naming the id."""
     seen: set[object] = set()
     for row in corpus.rows:
         if row["id"] in seen:
@@ -99,7 +100,7 @@ def require_unique_ids(corpus: Corpus) -> None:
 
 
 def _leave_out_texts(corpus: Corpus) -> None:
-    """Leave out rows that are a text without audio, which other toolkits have no place for."""
+    """Omit rows with text but without audio, which other toolkits cannot represent."""
     for row in corpus.rows:
         if "audio" not in row:
             corpus.leave_out("a text without audio", str(row["id"]))
@@ -110,10 +111,10 @@ def _leave_out_texts(corpus: Corpus) -> None:
 
 
 def lhotse_lines(corpus: Corpus) -> tuple[list[Row], list[Row]]:
-    """Recordings and supervisions of rows; every header is read, since Lhotse needs sampling rates and samples."""
+    """Return recordings and supervisions of rows. Reads every header: Lhotse needs sampling rates and sample counts."""
     _leave_out_texts(corpus)
     uris = list(dict.fromkeys(str(row["audio"]) for row in corpus.rows))
-    names = {str(row["audio"]): str(row["id"]) for row in reversed(corpus.rows)}  # the first row of an audio names it
+    names = {str(row["audio"]): str(row["id"]) for row in reversed(corpus.rows)}  # the id of an audio's first row
     recordings: dict[str, Row] = {}
     for uri, header in zip(uris, read_headers(uris), strict=True):
         if isinstance(header, Unreadable) or header.num_frames is None:
@@ -162,12 +163,12 @@ def _supervision(row: Row, recording: Mapping[str, Any]) -> Row:
 
 
 def read_lhotse(files: Sequence[str]) -> Corpus:
-    """Rows of the recordings and supervisions below a folder (`*recordings*.jsonl`, `*supervisions*.jsonl`, also .gz).
+    """Return rows of Lhotse's recordings and supervisions (`*recordings*.jsonl`, `*supervisions*.jsonl`, also .gz).
 
-    A recording without a supervision is one row. Left out, and said: cuts (they refer to these two), recordings that are
-    transformed, or come from a command or memory, and supervisions of several channels of a file with more.
+    A recording without a supervision is one row. Omitted and reported: cuts (they refer to these two), recordings that
+    are transformed or come from a command or memory, and supervisions of several but not all channels of a file.
 
-    Raises: ConfigError when there are no recordings, or two of one id.
+    Raises: ConfigError when there are no recordings, or two have the same id.
     """
     corpus = Corpus()
     recordings: dict[str, tuple[dict[str, Any], str]] = {}
@@ -221,7 +222,7 @@ def _add(corpus: Corpus, recording: Mapping[str, Any], place: str, supervision: 
 
 
 def _source(recording: Mapping[str, Any], channel: int | list[int] | None) -> tuple[str, int | None]:
-    """Where a supervision's audio lies and which channel of that file it is; None for all. Raises: ValueError."""
+    """Return a supervision's audio file and its channel in that file, None for all. Raises: ValueError."""
     if recording.get("transforms"):
         raise ValueError("its recording is transformed, which only Lhotse can do")
     sources = [source for source in recording["sources"] if source["type"] in ("file", "url")]
@@ -253,6 +254,6 @@ def _lines(uri: str) -> list[dict[str, Any]]:
 
 
 def json_lines(rows: Iterable[Mapping[str, object]], *, compressed: bool = False) -> bytes:
-    """Rows as JSON Lines; the same rows give the same bytes."""
+    """Return rows as JSON Lines; equal rows give equal bytes."""
     content = "".join(json.dumps(row, ensure_ascii=False, default=no_json) + "\n" for row in rows).encode()
     return gzip.compress(content, mtime=0) if compressed else content

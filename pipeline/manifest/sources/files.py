@@ -24,29 +24,31 @@ from pipeline.storage.retry import ABSENT, DENIED, TRANSIENT, principal, retried
 from pipeline.storage.store import fetch, resolve
 
 Details = dict[str, dict[str, Any]]
-"""What fsspec says of each file, by its name."""
+"""fsspec's details of each file, by name."""
 
-_MAX_BYTES = 2 * 2**30  # as the job's own --max-bytes
+_MAX_BYTES = 2 * 2**30  # like the job's --max-bytes
 _NOT_UTF8 = "names that are not UTF-8, which no manifest can hold: rename the files"
 _DOT = "names that begin with a dot"
 
 
 def list_files(source: str, left_out: LeftOut) -> list[str]:
-    """Every file below a folder, under a glob, or whose name begins with a prefix, as absolute paths or URIs, sorted.
+    """List every file below a folder, matching a glob or starting with a prefix, as sorted absolute paths or URIs.
 
-    Symbolic links are followed. Names that start with a dot are left out (macOS leaves one beside every file of an archive),
-    and names that are not UTF-8; both are added to `left_out`.
+    Symbolic links are followed. Names that start with a dot (macOS creates one beside every file of an archive) and
+    names that are not UTF-8 are omitted and added to `left_out`.
 
-    Raises: ConfigError for what is not there, holds a folder that may not be listed, or is http, which cannot be listed.
+    Raises: ConfigError for missing sources, for folders without permission, and for http, which cannot be listed.
     """
     return sorted(_found(source, left_out))
 
 
 def list_versions(source: str, left_out: LeftOut) -> dict[str, str]:
-    """The same files in the same order, each with its version: an object store's ETag, elsewhere size and time of change.
+    """List the same files in the same order, each with its version: the ETag, or else size and modification time.
 
-    It changes with every replacement by other content. Where the same bytes are written again an ETag stays as a rule (one
-    of a multipart upload may not), a time does not. Raises: ConfigError as `list_files`.
+    The version changes when the content is replaced by other content. When the same bytes are written again, an ETag
+    usually stays (one of a multipart upload may not), while a time changes.
+
+    Raises: ConfigError, see `list_files`.
     """
     return {uri: _version(info) for uri, info in sorted(_found(source, left_out).items())}
 
@@ -58,7 +60,7 @@ def _found(source: str, left_out: LeftOut) -> Details:
     filesystem, path = resolve(source)
     scheme = source.partition("://")[0] if "://" in source else "file"
     local = isinstance(filesystem, LocalFileSystem)
-    seen = LeftOut(list)  # of the last try alone
+    seen = LeftOut(list)  # of the last attempt only
     try:
         listed = retried(
             lambda: _on_disk(filesystem, path, seen) if local else _in_store(filesystem, path), what=f"listing {shown}"
@@ -105,12 +107,12 @@ def _below(filesystem: AbstractFileSystem, folder: str, left_out: LeftOut) -> De
 
 
 def _in_store(filesystem: AbstractFileSystem, path: str) -> Details:
-    # an object store lists all depths at once; the other file systems leave out what they cannot list unless told to raise
+    # an object store lists all depths at once; other file systems skip what they cannot list unless set to raise
     options = {} if isinstance(filesystem, AsyncFileSystem) else {"on_error": "raise"}
     try:
         if filesystem.isdir(
             path
-        ):  # asked first: a role that may list below a prefix may not be allowed to read its name
+        ):  # checked first: a role that may list below a prefix may not be allowed to read its name
             return dict(filesystem.find(path, detail=True, **options))
         if filesystem.isfile(path):
             return {path: filesystem.info(path)}
@@ -129,9 +131,9 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def audio_of(files: Sequence[str], source: str) -> list[str]:
-    """Those that are named like audio; one file alone is taken whatever its name.
+    """Return the files with audio names; a single file is returned whatever its name.
 
-    Raises: ConfigError when none is.
+    Raises: ConfigError when no file has an audio name.
     """
     audio = [file for file in files if is_audio_name(file)]
     if not audio and len(files) > 1:
@@ -141,13 +143,13 @@ def audio_of(files: Sequence[str], source: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An audio file whose header cannot be read; `why` is the reason its row would be rejected for."""
+    """An audio file with an unreadable header; `why` is the reason for which its row would be rejected."""
 
     why: str
 
 
 def read_headers(uris: Sequence[str]) -> Iterator[AudioHeader | Unreadable]:
-    """The header of each file in turn. Costs one read of the whole file: several formats keep their length at the end."""
+    """Yield the header of each file in order. Reads whole files, since several formats have their length at the end."""
     for answer in read_ahead(partial(fetch, max_bytes=_MAX_BYTES), list(uris)):
         try:
             yield probe(answer())

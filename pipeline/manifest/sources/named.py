@@ -1,7 +1,7 @@
-"""Corpora whose file names say everything: RAVDESS, TESS, SAVEE, CREMA-D, EMO-DB.
+"""Corpora with labels in their file names: RAVDESS, TESS, SAVEE, CREMA-D, EMO-DB.
 
-A word for an emotion that has no place among the seven classes (RAVDESS' calm, EMO-DB's boredom) gives no row: the model card
-does not say which class it would be.
+Files of emotions outside the seven classes (RAVDESS' calm, EMO-DB's boredom) are omitted, since the model card does not
+assign them to a class.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _NOT_NAMED_SO = "not named as the corpus names its files"
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How one corpus names its files.
+    """The file naming scheme of one corpus.
 
     Attributes:
-        pattern: matched against the path from its end; its group `emotion` is a key of `words`.
-        words: the corpus' code -> its own word, and the emotion of our vocabulary or None.
-        describe: what else the name says. Columns of value None are left out.
+        pattern: matches the end of the path; its group `emotion` is a key of `words`.
+        words: maps the corpus' code to its own word and the emotion of our vocabulary, or None.
+        describe: returns other columns from the name. Columns with value None are omitted.
     """
 
     dataset: str
@@ -34,7 +34,7 @@ class Naming:
     describe: Callable[[re.Match[str]], Row]
 
     def read(self, audio: Sequence[str], sexes: Mapping[str, str]) -> Corpus:
-        """A row for each file named so. `sexes`: of speakers, where a table beside the audio says it."""
+        """Return a row for each file with a matching name. `sexes` has the sex by speaker, from a table if any."""
         corpus = Corpus()
         for uri in audio:
             match = self.pattern.search(without_query(uri))
@@ -169,9 +169,9 @@ EMO_DB = Naming(
 
 
 def read_named(naming: Naming, files: Sequence[str], audio: Sequence[str]) -> Corpus:
-    """Rows of a corpus that names its files so.
+    """Return the rows of a corpus with the naming scheme `naming`.
 
-    Raises: ConfigError when no file is.
+    Raises: ConfigError when no file name matches.
     """
     demographics = table_of(files, "VideoDemographics.csv", ("ActorID", "Sex")) if naming is CREMA_D else None
     sexes = {row["ActorID"]: row["Sex"].strip().lower() for row in demographics or ()}
