@@ -35,7 +35,7 @@ def widened(kind: pa.DataType, found: pa.DataType) -> pa.DataType:
 
 
 def settled(kind: pa.DataType) -> pa.DataType:
-    """The type with text for Arrow's null type, a struct without fields, and a part that is marked `MIXED`."""
+    """Return the type with text for Arrow's null type, a struct without fields and a part marked `MIXED`."""
     if pa.types.is_null(kind) or (pa.types.is_struct(kind) and not kind.num_fields):
         return pa.string()
     if pa.types.is_struct(kind):

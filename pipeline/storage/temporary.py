@@ -112,7 +112,7 @@ def full_disk(error: BaseException | None, file: Path) -> str | None:
 
 
 def low_disk(folder: Path) -> str:
-    """The end of a sentence on a failure in which little free space may be the cause; empty where there is enough."""
+    """Return the end of a message about a failure that low disk space may have caused; empty if space is sufficient."""
     usage = _usage(folder)  # of a file system without blocks, such as /proc, the total is 0
     return f"; only {_free(folder)} are free in {folder}" if usage.total and usage.free < _LITTLE_BYTES else ""
 
