@@ -2,8 +2,8 @@
 
 Writes to OUT/compacted/ and changes no existing file. Each call takes the finished runs that no earlier call took.
 
-Exit status: 0 done, or nothing new; 1 a file cannot be read or written; 2 the command line is wrong, there is no output,
-or a package is not installed; 130 interrupted. The same command resumes after 1 and 130.
+Exit status: 0 done, or nothing new; 1 a file cannot be read or written; 2 the command line is wrong, there is no
+output, or a package is not installed; 130 interrupted. The same command resumes after 1 and 130.
 """
 
 from __future__ import annotations

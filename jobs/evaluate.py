@@ -1,8 +1,8 @@
 """Evaluate the models of an output against the labels and texts of its manifest.
 
 Exit status: 0 evaluated; 1 a store failed, or the results cannot be written; 2 usage, or nothing to compare; 3
-evaluated, but --fit-calibration found no temperature that fits the rows; 130 interrupted. The evaluation is printed and written
-before any error of the calibration is reported.
+evaluated, but --fit-calibration found no temperature that fits the rows; 130 interrupted. The evaluation is printed and
+written before any error of the calibration is reported.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def fit_temperature(scores: Floats, truth: NDArray[np.int64]) -> float:
 def _lead_of_truth(scores: Floats, truth: NDArray[np.int64]) -> float:
     """Return the mean logit of the true class minus the mean logit of all classes the model knows.
 
-    This is the negated derivative of the log loss with respect to 1/T at infinite T. The loss is convex in 1/T, so if the
-    result is not positive, no temperature is better than equal scores for all classes.
+    This is the negated derivative of the log loss with respect to 1/T at infinite T. The loss is convex in 1/T, so if
+    the result is not positive, no temperature is better than equal scores for all classes.
     """
     classes = np.asarray((scores > 0).any(axis=0))
     logits = np.log(np.maximum(scores, _LEAST_SCORE))

@@ -19,10 +19,10 @@ def compare(
     """Compare two outputs, paired by utterance id; differences are second minus first.
 
     Only shared utterances with the same true label in both outputs count. The test is McNemar's exact test: the
-    probability of so uneven a split of the utterances that only one output labels correctly, if both are equally good. It
-    assumes independent utterances. Where recordings are cut into many utterances, use the intervals instead: differences
-    have bootstrap intervals over the same draws for both outputs, grouped by `resample_by`. All results are None when the
-    outputs share nothing.
+    probability of so uneven a split of the utterances that only one output labels correctly, if both are equally good.
+    It assumes independent utterances. Where recordings are cut into many utterances, use the intervals instead:
+    differences have bootstrap intervals over the same draws for both outputs, grouped by `resample_by`. Without such
+    utterances all results but the counts and `words` are None.
 
     Args:
         errors: word errors by recording, of the first output and of the second; compared whatever the labels are.

@@ -21,8 +21,8 @@ CALIBRATED = "/T="
 def fit_outputs(outputs: Sequence[Labelled]) -> dict[str, Any]:
     """Fit each model of some outputs on its labelled rows.
 
-    Raises: NoTemperatureError naming every model that no temperature fits, with the reason; ConfigError for a model that
-        two outputs share, or whose scores are already calibrated.
+    Raises: NoTemperatureError naming every model that no temperature fits, with the reason; ConfigError for a model
+        that two outputs share, or whose scores are already calibrated.
     """
     models: dict[str, Any] = {}
     unfitted: list[str] = []

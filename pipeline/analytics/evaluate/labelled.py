@@ -43,7 +43,8 @@ class Labelled:
         output: its URI without the query.
         settings: those of the dataset: mode, precision and the rest.
         table: the requested columns of the output, N rows.
-        truth, predicted: int64 [N], indices into `EMOTIONS`; the prediction is the model's label, even where it abstained.
+        truth, predicted: int64 [N], indices into `EMOTIONS`; the prediction is the model's label, even where it
+            abstained.
         confidence: float64 [N].
         scores: float64 [N, 7]; 0 for an emotion that the model does not know.
         abstained: bool [N].

@@ -1,7 +1,7 @@
 """Accuracy, precision, F1 and recall of labels, by class and overall, with bootstrap intervals.
 
-Reported values come from scikit-learn. Resamples are thousands of small confusion matrices, for which scikit-learn takes
-3 ms each; `scores_of` computes all of them at once, and a test compares both implementations.
+Reported values come from scikit-learn. Resamples are thousands of small confusion matrices, for which scikit-learn
+takes 3 ms each; `scores_of` computes all of them at once, and a test compares both implementations.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def per_class(truth: Counts, predicted: Counts) -> list[dict[str, Any]]:
 
 
 def confusion(truth: Counts, predicted: Counts) -> dict[str, Any]:
-    """Return the confusion matrix as counts and as shares of each row: rows are true classes, columns predicted ones."""
+    """Return the confusion matrix as counts and as row shares: rows are true classes, columns predicted ones."""
     classes = np.union1d(truth, predicted)
     counts = confusion_matrix(truth, predicted, labels=np.arange(CLASSES))[np.ix_(classes, classes)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

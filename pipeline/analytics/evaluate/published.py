@@ -1,7 +1,7 @@
 """Published results, and checks whether an evaluation is comparable with them.
 
-The list of the authors' test clips is not public, so the user must declare that a test set is theirs. The number of clips
-of each class can be checked: it follows from the published confusion shares and tables.
+The list of the authors' test clips is not public, so the user must declare that a test set is theirs. The number of
+clips of each class can be checked: it follows from the published confusion shares and tables.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PUBLISHED = {
 }
 """Published percentages, in the order of `CARD_METRICS`.
 
-Source: the card of UMUTeam/w2v-bert-beto-mean-emotion-en; for Spanish the readme of NLP-UMUTeam/umuteam-speech-emotion at
-3859029. The published accuracy of concat in English is an error: 435 of 453 is 96.0265, and 96.0462 is its macro F1
+Source: the card of UMUTeam/w2v-bert-beto-mean-emotion-en; for Spanish the readme of NLP-UMUTeam/umuteam-speech-emotion
+at 3859029. The published accuracy of concat in English is an error: 435 of 453 is 96.0265, and 96.0462 is its macro F1
 (tests/analytics/test_evaluate_metrics.py)."""
 
 _ENGLISH_SPEECH = {"anger": 65, "disgust": 65, "fear": 66, "joy": 65, "neutral": 62, "sadness": 65, "surprise": 65}
@@ -41,8 +41,8 @@ TEST_SETS = {
 }
 """Number of test clips of each class.
 
-Source: for English the shares in analysis/figures/confusion_matrices.png of the same repository, which determine the counts
-of the 453 clips; for Spanish the table of NLP-UMUTeam/Spanish-MEACorpus-2023. Not published for English texts."""
+Source: for English the shares in analysis/figures/confusion_matrices.png of the same repository, which determine the
+counts of the 453 clips; for Spanish the table of NLP-UMUTeam/Spanish-MEACorpus-2023. Not published for English texts."""
 
 _SPEECH_CORPORA = {"ravdess", "tess", "savee"}
 _ENGLISH_TEXTS = 11_691

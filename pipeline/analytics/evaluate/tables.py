@@ -48,8 +48,8 @@ SCHEMAS = {
 }  # fmt: skip
 """Schemas of the tables.
 
-The slice `all` is the whole output. `class` is null for metrics over all classes. `ours` is null when the test set is not
-the published one. The columns from `test` on are null except for accuracy, the only metric that is tested."""
+The slice `all` is the whole output. `class` is null for metrics over all classes. `ours` is null when the test set is
+not the published one. The columns from `test` on are null except for accuracy, the only metric that is tested."""
 _TESTED = ("only_first_right", "only_second_right", "p_value")
 
 

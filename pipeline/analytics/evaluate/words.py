@@ -68,7 +68,8 @@ def error_rate(
 
     Args:
         recordings: the recording of each utterance.
-        groups: int64 [N] from 0 up, the resampling group of each utterance; a recording has that of its first utterance.
+        groups: int64 [N] from 0 up, the resampling group of each utterance; a recording has that of its first
+            utterance.
     Returns: None when no recording can be counted.
     """
     counted = _whole(errors, recordings)
