@@ -55,7 +55,7 @@ class Generation:
 
     @property
     def success_key(self) -> str:
-        """Key of the generation's success marker."""
+        """Return the key of the generation's success marker."""
         return generation_key(self.name, SUCCESS)
 
 

@@ -26,8 +26,8 @@ from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS
 
 LIMITS = {"psi": 0.25, "js": 0.2, "shift": 0.25}
-"""Limits by measure. Practice acts at an index of 0.25, and a distance of 0.2 is about the same change. The limit of the
-shift is a free choice."""
+"""Limits by measure. Practice acts at an index of 0.25, and a distance of 0.2 is about the same change. The
+limit of the shift is a free choice."""
 _CHANCE = 0.001
 _BINS = 10
 _EXACT = 0.5
@@ -54,7 +54,7 @@ class Window:
     where: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the JSON form."""
         return {"runs": [plan.plan for plan in self.rows.plans], "where": self.where}
 
 
@@ -79,16 +79,16 @@ class Measure:
 
     @property
     def drifted(self) -> bool:
-        """Whether the value exceeds its limit and the noise floor."""
+        """Return whether the value exceeds both its limit and the noise floor."""
         return self.value > max(self.limit, self.noise)
 
     @property
     def verdict(self) -> str:
-        """`drift`, `ok`, or `too few` when there are too few rows to detect a change as large as the limit."""
+        """Return `drift`, `ok`, or `too few` when there are too few rows to detect a change as large as the limit."""
         return "drift" if self.drifted else "too few" if self.noise > self.limit else "ok"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the JSON form."""
         return {**asdict(self), "verdict": self.verdict}
 
 
@@ -107,7 +107,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """`drift` if any measure drifted, else `too few` if any has too few rows to detect drift, else `ok`."""
+        """Return `drift` if any measure drifted, else `too few` if any has too few rows to detect drift, else `ok`."""
         found = {measure.verdict for measure in self.measures}
         return next((verdict for verdict in ("drift", "too few") if verdict in found), "ok")
 
@@ -224,7 +224,7 @@ class _Cloud:
 
     @property
     def spread(self) -> float:
-        """Root mean square distance from the centroid."""
+        """Return the root mean square distance from the centroid."""
         return math.sqrt(max(0.0, self.squares / self.count - float(self.centroid @ self.centroid)))
 
 

@@ -2,8 +2,8 @@
 
 Runs that the table already has are skipped, so the next publisher completes the work of a killed one. Delta: the commit
 carries a transaction identifier of the run, which delta-rs refuses to commit twice, so concurrent publishers are safe.
-Lance and Iceberg: one publisher at a time. Appends to Lance never conflict, and pyiceberg retries those that do, so two
-concurrent publishers can write a run twice.
+Lance and Iceberg: one publisher at a time. Appends to Lance never conflict, and pyiceberg retries conflicting ones:
+two concurrent publishers wrote a run twice.
 
 Each library finds credentials in its own way, and all of them read `AWS_ACCESS_KEY_ID` and similar variables. They
 differ in how an endpoint other than Amazon's is set, so the value of `AWS_ENDPOINT_URL` is passed to each, as to our

@@ -44,7 +44,7 @@ class Groups:
 
     @property
     def folder(self) -> str:
-        """Folder of the summaries."""
+        """Return the folder of the summaries."""
         return summary_folder(tuple(self.by))
 
 

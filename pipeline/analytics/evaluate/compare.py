@@ -21,8 +21,8 @@ def compare(
     Only shared utterances with the same true label in both outputs count. The test is McNemar's exact test: the
     probability of so uneven a split of the utterances that only one output labels correctly, if both are equally good.
     It assumes independent utterances. Where recordings are cut into many utterances, use the intervals instead:
-    differences have bootstrap intervals over the same draws for both outputs, grouped by `resample_by`. Without such
-    utterances all results but the counts and `words` are None.
+    differences have bootstrap intervals over the same draws for both outputs, grouped by `resample_by`. If no utterance
+    counts, all results but the counts and `words` are None.
 
     Args:
         errors: word errors by recording, of the first output and of the second; compared whatever the labels are.

@@ -60,7 +60,7 @@ def confusion(truth: Counts, predicted: Counts) -> dict[str, Any]:
 
 
 def resample(cells: Counts, groups: Counts, num_cells: int, *, resamples: int, seed: int) -> Counts:
-    """Bootstrap: draw as many groups as there are, with replacement, and count the cells of their rows.
+    """Draw bootstrap resamples: as many groups as there are, with replacement, and count the cells of their rows.
 
     Args:
         cells: int64 [N], the cell of each row, below `num_cells`.

@@ -42,7 +42,8 @@ TEST_SETS = {
 """Number of test clips of each class.
 
 Source: for English the shares in analysis/figures/confusion_matrices.png of the same repository, which determine the
-counts of the 453 clips; for Spanish the table of NLP-UMUTeam/Spanish-MEACorpus-2023. Not published for English texts."""
+counts of the 453 clips; for Spanish the table of NLP-UMUTeam/Spanish-MEACorpus-2023. Not published for
+English texts."""
 
 _SPEECH_CORPORA = {"ravdess", "tess", "savee"}
 _ENGLISH_TEXTS = 11_691

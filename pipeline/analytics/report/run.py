@@ -144,7 +144,7 @@ class Speed:
 
     @property
     def times_real_time(self) -> float:
-        """Seconds of audio per second of wall time."""
+        """Return the seconds of audio per second of wall time."""
         return self.audio_s / self.wall_s
 
 
