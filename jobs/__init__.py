@@ -1,1 +1,1 @@
-"""Entry points: one small file per job, each run as ``python -m jobs.<name>``."""
+"""Entry points: one module per job, each run as ``python -m jobs.<name>``."""

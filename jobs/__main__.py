@@ -1,4 +1,4 @@
-"""One command for all jobs: `speech-emotion COMMAND`, or `python -m jobs COMMAND`.
+"""Single command for all jobs: `speech-emotion COMMAND`, or `python -m jobs COMMAND`.
 
 `speech-emotion` alone lists the commands; `speech-emotion completion bash` prints a completion script for the shell.
 """
@@ -33,7 +33,7 @@ _SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Return its exit status; 2 for an unknown command."""
+    """Run a command and return its exit status; 2 for an unknown command."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0].replace("-", "_") if words else "help"
     if name in ("help", "_h", "__help"):
@@ -64,7 +64,7 @@ def _overview() -> str:
 
 
 def command_lines() -> argparse.ArgumentParser:
-    """Return a parser that holds the command line of every job, for shell completion and the command reference."""
+    """Return a parser with the command lines of all jobs, for shell completion and the command reference."""
     whole = argparse.ArgumentParser(prog=CONSOLE_SCRIPT)
     commands = whole.add_subparsers()
     for name, about in COMMANDS.items():

@@ -1,7 +1,7 @@
 """Annotate a corpus: manifest in, partitioned Parquet of transcripts, emotions, scores and embeddings out.
 
-Exit status: 0 every manifest row is an utterance or a counted reject; 1 the job failed, what was committed stays and the
-same command goes on; 2 the command line, the config or a model cannot be used as asked; 130 interrupted.
+Exit status: 0 every manifest row is annotated or a counted reject; 1 the job failed, committed shards are kept and the
+same command resumes; 2 the command line, the config or a model cannot be used as requested; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pipeline.engine.run import Driver
 
 _MOST_PAGES = 20
-"""Of earlier runs that one job draws, the newest; the next job draws more."""
+"""Maximum number of earlier runs whose pages one job draws, newest runs first; the next job draws more."""
 
 
 def command_line() -> Parser:
     """Return the command line of this job."""
-    # imported late: a typing error is answered, and Ctrl-C obeyed, before pydantic is loaded
+    # imported late: typing errors and Ctrl-C are handled before pydantic is loaded
     from jobs.options import add_options
     from pipeline.config import JobConfig
 
@@ -51,7 +51,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job; returns its exit status."""
+    """Run the job and return its exit status."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(read_config(arguments))
@@ -74,7 +74,7 @@ def read_config(arguments: Sequence[str] | None) -> JobConfig:
 
     Raises: ConfigError; SystemExit with status 2 for an unknown option.
     """
-    # imported late: the help does not need it, and Ctrl-C meanwhile ends as Ctrl-C later does
+    # imported late: --help does not need it, and Ctrl-C during the import has the same effect as later
     from pipeline.config import load_config
 
     flags = vars(command_line().parse_all(arguments))
@@ -88,11 +88,11 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _run(config: JobConfig) -> int:
-    # imported late: a typing error is answered before torch and ray are loaded
+    # imported late: typing errors are reported before torch and ray are loaded
     from pipeline.engine.run import Driver
     from pipeline.engine.shard_log import logging_to
 
-    # a stream of its own: Ray's writing to file descriptor 2 is kept back while the job runs
+    # a separate stream: Ray's output on file descriptor 2 is withheld while the job runs
     with os.fdopen(os.dup(2), "w", buffering=1) as terminal, logging_to(terminal):
         return _report(config, Driver(config, terminal))
 
@@ -116,7 +116,7 @@ def _report(config: JobConfig, driver: Driver) -> int:
 
 
 def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]]) -> None:
-    """Print what became of each run, and draw the pages that are missing."""
+    """Print the result of each run, and draw the missing pages."""
     output = without_query(config.output)
     for report in reports:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["rejects_by_reason"].items())

@@ -1,8 +1,9 @@
-"""Merge the small files of finished runs into few large ones, in a folder of their own; or publish the runs as a table.
+"""Merge the small files of finished runs into few large ones, in a separate folder; or publish the runs as a table.
 
-Writes OUT/compacted/, and changes nothing that is there. Each run of this command takes the finished runs that no earlier one
-took. Exit status: 0 done, or nothing new; 1 a file cannot be read or written; 2 the command line is wrong, there is no output,
-or a package is not installed; 130 interrupted. The same command goes on after 1 and 130.
+Writes to OUT/compacted/ and changes no existing file. Each call takes the finished runs that no earlier call took.
+
+Exit status: 0 done, or nothing new; 1 a file cannot be read or written; 2 the command line is wrong, there is no
+output, or a package is not installed; 130 interrupted. The same command resumes after 1 and 130.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compact; returns the exit status."""
+    """Compact or publish the runs and return the exit status."""
     flags = command_line().parse_all(arguments)
     return run_guarded("compact", lambda: _compact(flags))
 

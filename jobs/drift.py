@@ -1,7 +1,7 @@
-"""Has what comes in changed? Compares the last finished run with those before it, or any two windows; reads only.
+"""Detect drift: compare the last finished run with the runs before it, or any two windows. Reads only.
 
-Exit status: 0 within the limits, or nothing to compare yet; 1 a file cannot be read; 2 the command line is wrong, there is no
-output, or a window is empty; 3 drift; 130 interrupted.
+Exit status: 0 within the limits, or nothing to compare yet; 1 a file cannot be read; 2 the command line is wrong, there
+is no output, or a window is empty; 3 drift; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare; returns the exit status."""
+    """Compare two windows and return the exit status."""
     flags = command_line().parse_all(arguments)
     return run_guarded("drift", lambda: _drift(flags))
 
@@ -81,7 +81,7 @@ def _drift(flags: argparse.Namespace) -> int:
 
 
 def _windows(flags: argparse.Namespace) -> tuple[Window, Window] | None:
-    """Reference and current; None when neither is named and there are not two runs."""
+    """Return the reference and the current window, or None when neither is given and there are too few runs."""
     rows = finished_rows(open_store(flags.output))
     elsewhere = finished_rows(open_store(flags.reference_output)) if flags.reference_output else None
     if not flags.current and not flags.reference and len(rows.plans) < (1 if elsewhere else 2):

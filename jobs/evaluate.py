@@ -1,8 +1,8 @@
-"""Evaluate an output against the labels and texts of its manifest: how good are the models on this data?
+"""Evaluate the models of an output against the labels and texts of its manifest.
 
-Exit status: 0 evaluated; 1 a store failed, or the results cannot be written; 2 usage, or nothing there to compare; 3 evaluated,
-but no temperature fits the rows that --fit-calibration was given; 130 interrupted. Whatever is wrong with a calibration, the
-evaluation is printed and written first.
+Exit status: 0 evaluated; 1 a store failed, or the results cannot be written; 2 usage, or nothing to compare; 3
+evaluated, but --fit-calibration found no temperature that fits the rows; 130 interrupted. The evaluation is printed and
+written before any error of the calibration is reported.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate; returns the exit status."""
+    """Evaluate the outputs and return the exit status."""
     flags = command_line().parse_all(arguments)
     return run_guarded("evaluate", lambda: _evaluate(flags))
 
 
 def _evaluate(flags: argparse.Namespace) -> int:
-    # imported late: a typing error is answered before scikit-learn is loaded
+    # imported late: typing errors are reported before scikit-learn is loaded
     try:
         from pipeline.analytics.evaluate.evaluation import Options, evaluate, read
     except ModuleNotFoundError as error:
@@ -90,7 +90,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
     failure: ConfigError | None = None
     try:
         fitted = fit_outputs(outputs) if flags.fit_calibration else None
-    except ConfigError as error:  # reported once the evaluation, which needs no calibration, is printed and written
+    except ConfigError as error:  # reported after the evaluation is printed and written
         failure = error
     evaluation = {
         **evaluate(outputs, options),
@@ -102,7 +102,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
     if folder:
         for name, content in tables_of(evaluation, outputs).items():
             write_file(f"{folder}/{name}", content)
-        write_file(f"{folder}/metrics.json", document.encode())  # last: where it is, the tables are
+        write_file(f"{folder}/metrics.json", document.encode())  # last: its presence means that the tables exist
         print(f"written to {without_query(folder)}", file=sys.stderr)
     if failure is not None:
         kept = "The evaluation is complete; no calibration is written"

@@ -1,7 +1,7 @@
 """Make a manifest of audio files, of a known corpus, or of another toolkit's manifests.
 
-Exit status: 0 the manifest is written; 1 it cannot be written, or the source's store failed; 2 usage, or nothing there to
-make one of; 130 interrupted.
+Exit status: 0 the manifest is written; 1 it cannot be written, or the source's store failed; 2 usage, or a source
+without usable rows; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the manifest; returns the exit status."""
+    """Make the manifest and return the exit status."""
     parser = command_line()
     flags = parser.parse_all(arguments)
     if flags.versions and flags.layout != "files":
@@ -105,7 +105,7 @@ def _make(flags: argparse.Namespace) -> int:
 
 
 def _read_output(source: str) -> Corpus:
-    # imported late: it brings what analyses are made with
+    # imported late: it imports the packages of the analyses
     from pipeline.analytics.export import read_output
 
     return read_output(source)

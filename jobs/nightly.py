@@ -1,9 +1,9 @@
-"""One night: list a corpus, annotate what is new or changed in it, add the run to the summaries. docs/nightly.md says more.
+"""Nightly job: list a corpus, annotate new and changed files, and add the run to the summaries. See docs/nightly.md.
 
     python -m jobs.nightly s3://b/corpus --manifest tonight.jsonl --by language -- --output s3://b/emotions
 
-What stands after `--` are options of `jobs.annotate`. Exit status: that of the first of jobs.make_manifest, jobs.annotate and
-jobs.summarize that did not end with 0; the same command goes on.
+Options of `jobs.annotate` follow `--`. Exit status: the first nonzero status of jobs.make_manifest, jobs.annotate and
+jobs.summarize, else 0; the same command resumes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Work through one night; returns the exit status."""
+    """Run the steps of one night and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     flags = command_line().parse_all(words[:split])

@@ -1,4 +1,4 @@
-"""Command-line options generated from the fields of a configuration model, so that each is defined once."""
+"""Command-line options generated from the fields of a configuration model, so that each is defined only once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_options(
 
 
 def _arguments(field: FieldInfo, option: Option) -> dict[str, Any]:
-    """Return how argparse reads the field: text is left to the model's own validators."""
+    """Return the arguments of `add_argument` for a field. The model's own validators parse texts."""
     kind = _without_none(field.annotation)
     if kind is bool:
         return {"action": "store_true", "help": option.help}
@@ -64,7 +64,7 @@ def _without_none(annotation: object) -> object:
 
 
 def _choices(kind: object) -> list[str]:
-    """Return the texts that a `Literal`, or a union of some, allows; `auto` first."""
+    """Return the values that a `Literal` or a union of literals allows, `auto` first."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):

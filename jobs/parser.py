@@ -1,4 +1,4 @@
-"""What the command lines of all jobs share."""
+"""Argument parser and error handling shared by all jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONSOLE_SCRIPT = "speech-emotion"
 
 
 def program(command: str) -> str:
-    """Return how the user started a command, for help texts and messages."""
+    """Return a command as the user started it, for help texts and messages."""
     installed = Path(sys.argv[0]).name == CONSOLE_SCRIPT
     return f"{CONSOLE_SCRIPT} {command.replace('_', '-')}" if installed else f"python -m jobs.{command}"
 
@@ -26,7 +26,7 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 
 class Parser(argparse.ArgumentParser):
-    """The command line of one job. It names the nearest known option for an unknown one.
+    """Argument parser of one job. For an unknown option it suggests the nearest known one.
 
     Args:
         command: the job's name, as in `speech-emotion annotate` and `python -m jobs.annotate`.
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=__version__)
 
     def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Parse, or end with status 2."""
+        """Parse the arguments, or exit with status 2."""
         parsed, unknown = self.parse_known_args(arguments)
         for word in unknown:
             options = [option for action in self._actions for option in action.option_strings]
@@ -52,16 +52,16 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """One clear line instead of the whole usage."""
+        """Print a one-line message instead of the whole usage, and exit with status 2."""
         self.exit(2, f"{self.prog}: {redacted(message)}\nSee {self.prog} --help.\n")
 
 
 def run_guarded(job: str, command: Callable[[], int], *, afterwards: str = "") -> int:
-    """Run a command that can simply be started again; says in one line what was in its way.
+    """Run a command that can be repeated safely, and print a one-line message for each known error.
 
     Args:
-        afterwards: a sentence on how things stand once it has failed or was interrupted.
-    Returns: its status; 2 for what the caller has to mend, 1 for what failed, 130 when interrupted.
+        afterwards: a sentence about the state after a failure or an interrupt.
+    Returns: its status; 2 for an error of the caller, 1 for other failures, 130 when interrupted.
     """
     try:
         return command()

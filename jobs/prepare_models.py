@@ -1,8 +1,9 @@
-"""Bring the models of a job into a folder on disk or in an object store, once, so that jobs need no hub: `annotate --models`.
+"""Store the models of a job in a folder on disk or in an object store, so that jobs need no hub: `annotate --models`.
 
-Run it where there is a network; run it again after an interruption, to add modes or languages, or to check that all is
-there. What the folder's lock holds stays at its commit until --update. Exit status: 0 the folder holds what was asked for;
-1 storing failed, or --verify found a broken file; 2 the command line or a model cannot be used as asked; 130 interrupted.
+Run it on a machine with network access. Run it again after an interruption, to add modes or languages, or to check that
+all files are present. Models in the folder's lock keep their commit until --update. Exit status: 0 the folder holds the
+requested models; 1 storing failed, or --verify found a broken file; 2 the command line or a model cannot be used as
+requested; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare or verify; returns the exit status."""
+    """Prepare or verify the models and return the exit status."""
     flags = vars(command_line().parse_all(arguments))
     output, update, verify = flags.pop("output"), flags.pop("update", False), flags.pop("verify", False)
     return run_guarded(
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[Role, str]], list[str]]:
-    """Mode -> role -> spec, and the options a job needs besides --models. Raises: ConfigError."""
+    """Return mode -> role -> model id, and the modes that were chosen. Raises: ConfigError."""
     from pipeline.models import roles
 
     modes = dict.fromkeys(flags.pop("mode", ["mean"]))
@@ -76,14 +77,14 @@ def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[Role, str]], list[str
     chosen: dict[str, dict[Role, str]] = {}
     for mode in modes:
         choice = validated(ModelChoice, {**named, "mode": mode})
-        # the voice alone needs no words, unless they shall tell the language
+        # mode audio needs no transcripts, except to detect the language
         needs_asr = not without_asr and (mode != "audio" or bool(choice.asr_model))
         chosen[mode] = roles.choose(choice, languages or roles.known_languages(choice), needs_asr=needs_asr)
     return chosen, list(modes)
 
 
 def _prepare(output: str, chosen: Mapping[str, Mapping[Role, str]], modes: Sequence[str], *, update: bool) -> int:
-    # imported late: a typing error is answered before torch is loaded
+    # imported late: typing errors are reported before torch is loaded
     from pipeline.models.checkpoints.prepare import prepare
 
     there, new = prepare(output, chosen, update=update, tell=_tell)

@@ -1,7 +1,8 @@
-"""Remove what killed and beaten writers left in an output and no plan names. Without --delete it only says what would go.
+"""Remove leftovers of killed or superseded writers that no plan refers to. Without --delete it only lists them.
 
-Safe beside a running job as long as no writer of it pauses for longer than --older-than. Exit status: 0 done, or nothing
-to do; 1 the store failed; 2 the command line is wrong, or the output cannot be read or deleted from; 130 interrupted.
+Safe while a job is running, as long as no writer of that job pauses for longer than --older-than. Exit status: 0 done,
+or nothing to do; 1 the store failed; 2 the command line is wrong, or the output cannot be read or deleted from; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prune; returns the exit status."""
+    """Remove or list the leftovers and return the exit status."""
     flags = command_line().parse_all(arguments)
     return run_guarded(
         "prune",

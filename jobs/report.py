@@ -1,7 +1,7 @@
-"""A page on a finished run, on what jobs.evaluate wrote, or on a table of jobs.summarize: one HTML file that needs no network.
+"""Write a report on a finished run, an evaluation or a summary table, as one HTML file that needs no network.
 
-Exit status: 0 written, or it was there already; 1 a file cannot be read or written; 2 the command line is wrong, or there is
-nothing to report on; 130 interrupted.
+Exit status: 0 written, or it existed already; 1 a file cannot be read or written; 2 the command line is wrong, or there
+is nothing to report on; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _DRAWN_WITHIN_S = 600.0
 
 
 def can_draw() -> bool:
-    """Whether the packages that draw pages are installed."""
+    """Return whether the packages that draw pages are installed."""
     return all(map(find_spec, _PACKAGES))
 
 
 def draw(output: str, run: str) -> str:
-    """Draw the page of a finished run in a process of its own, so that a crash there cannot fail the run.
+    """Draw the page of a finished run in a separate process, so that a crash there cannot fail the run.
 
-    Whether there is a page is decided by looking for it: a process can also crash, or hang, after it wrote the page.
+    If that process fails, the store is checked for the page: a process can crash or hang after it wrote the page.
 
-    Returns: a line that says where the page is, or why there is none and what to do about it.
-    Costs about three seconds of a CPU for a small run, of which half are imports.
+    Returns: a line with the location of the page, or the reason why there is none and the command that draws it.
+    Costs about three CPU seconds for a small run, half of them for imports.
     """
     again = f"python -m jobs.report {output} {run}"
     if not can_draw():
@@ -65,12 +65,12 @@ def _is_there(output: str, key: str) -> bool:
 
     try:
         return is_committed(open_store(output), key)
-    except (ConfigError, *STORE_ERRORS):  # the store is out of reach: nobody knows, and drawing again does no harm
+    except (ConfigError, *STORE_ERRORS):  # the store is out of reach; drawing again does no harm
         return False
 
 
 def page_key(run: str) -> str:
-    """Where the page of a run lies."""
+    """Return the key of the page of a run."""
     return run_key(run, PAGE)
 
 
@@ -93,7 +93,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a report; returns the exit status."""
+    """Write a report and return the exit status."""
     parser = command_line()
     flags = parser.parse_all(arguments)
     if sum(map(bool, (flags.output, flags.evaluation, flags.summary))) != 1:
@@ -147,7 +147,7 @@ def _rows(flags: argparse.Namespace) -> Rows:
 
 
 def _into_output(flags: argparse.Namespace) -> int:
-    """Beside the run's report.json; the page that is there first stays."""
+    """Write the page next to the run's report.json. An existing page is kept."""
     from pipeline.analytics.report.page import render
     from pipeline.analytics.report.run import run_page
     from pipeline.dataset.parts import is_committed

@@ -1,7 +1,7 @@
-"""Find the utterances of an output that are nearest to one of them, to a recording or to a sentence; reads only.
+"""Find the utterances of an output nearest to an utterance, a recording or a sentence. Reads only.
 
-Exit status: 0 done, also when nothing is near; 1 a file cannot be read; 2 the command line is wrong, there is no output, or it
-has no such embedding; 130 interrupted.
+Exit status: 0 done, also when there is no match; 1 a file cannot be read; 2 the command line is wrong, there is no
+output, or it has no such embedding; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search; returns the exit status."""
+    """Search an output and return the exit status."""
     flags = command_line().parse_all(arguments)
     return run_guarded("search", lambda: _search(flags))
 

@@ -1,13 +1,14 @@
-"""Hand a job to a cluster's job API, follow it, submit it again where that helps, and end with its own exit status.
+"""Submit a job to a cluster's job API, follow it, retry it if that can help, and exit with the job's status.
 
     python -m jobs.submit --address http://HEAD:8265 --run-id nightly -- --manifest s3://b/m.jsonl --output s3://b/out
 
-After `--` comes a command, or options of `jobs.annotate`. A submission id cannot be used twice, so the n-th submission of a
-run is `<run id>-<n>`; progress is in the output, and each submission goes on from there. Ctrl-C ends the following, not the
-job: the same command follows it again while it runs. Another command under the same run id is refused while it runs.
+A command, or options of `jobs.annotate`, follow `--`. A submission id cannot be used twice, so the n-th submission of a
+run is `<run id>-<n>`. Progress is stored in the output, and each submission resumes there. Ctrl-C stops following the
+job but not the job: the same command follows it again while it runs. Another command with the same run id is refused
+while the job runs.
 
-Exit status: the job's own; 1 also when no head answers or the cluster lost the job; 2 also for a token that is refused and
-for a command line that cannot be used; 130 when the job, or the following of it, was interrupted.
+Exit status: the job's own; 1 also when no head answers or the cluster lost the job; 2 also for a rejected token or an
+invalid command line; 130 when the job, or following it, was interrupted.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _EXCLUDED = [".git", ".venv", "build"]
-"""Of the working directory, beside what its .gitignore names, which Ray leaves out."""
+"""Paths of the working directory that are not uploaded, in addition to those in .gitignore, which Ray skips."""
 _LOST_FOR_S = 300.0
-"""A head may be away for so long, as when its pod moves, before a followed job counts as lost."""
+"""Seconds a head may be unreachable, as when its pod moves, before a followed job counts as lost."""
 _POLL_S = 2.0
 _INTERRUPTED = 130
 _SIGNALLED = 128
-"""A driver that signal n ended has status 128 + n: 137 when it was killed, as for lack of memory."""
+"""Offset of the exit status of a driver ended by a signal: 137 when it was killed, as for lack of memory."""
 
 
 def command_line() -> Parser:
@@ -65,7 +66,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Submit; returns the exit status."""
+    """Submit a job and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     options = command_line().parse_all(words[:split])
@@ -120,7 +121,7 @@ def _is_retried(status: int) -> bool:
 def _connect(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
-    # these would win over the address that was asked for
+    # these variables would override the requested address
     os.environ.pop("RAY_ADDRESS", None)
     os.environ[_ADDRESS] = address
     with _clear(address):
@@ -129,7 +130,7 @@ def _connect(address: str) -> JobSubmissionClient:
 
 @contextmanager
 def _clear(address: str) -> Iterator[None]:
-    """Say in a sentence what Ray says in a page."""
+    """Replace the long errors of Ray with one-sentence messages. Raises: ConfigError or JobError."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -150,18 +151,18 @@ def _clear(address: str) -> Iterator[None]:
 
 
 def _submissions(client: JobSubmissionClient, run_id: str) -> dict[int, JobDetails]:
-    """The submissions of a run that the cluster remembers, by number."""
+    """Return the submissions of a run that the cluster remembers, by number."""
     ours = re.compile(re.escape(run_id) + r"-(\d+)")
     found = ((ours.fullmatch(job.submission_id or ""), job) for job in client.list_jobs())
     return {int(match[1]): job for match, job in found if match}
 
 
 def _running(client: JobSubmissionClient, run_id: str, command: str) -> str | None:
-    """The submission of this run that has not ended, or None. Raises: ConfigError when it runs another command."""
+    """Return the active submission of this run, or None. Raises: ConfigError when it runs another command."""
     for job in _submissions(client, run_id).values():
         if not job.status.is_terminal():
             if job.entrypoint != command:
-                # neither command is printed: their URIs may hold tokens
+                # neither command is printed: their URIs may contain tokens
                 raise ConfigError(
                     f"--run-id {run_id} is in use: submission {job.submission_id} runs another command, and nothing was "
                     f"submitted. Give another --run-id, wait for it, or end it with: ray job stop {job.submission_id}"
@@ -175,7 +176,7 @@ def _next_id(client: JobSubmissionClient, run_id: str) -> str:
 
 
 def _follow(client: JobSubmissionClient, submission: str, address: str) -> int:
-    """Print the job's log as it grows. Returns: its exit status."""
+    """Print the job's log as it grows, and return the job's exit status."""
     shown, answered = 0, time.monotonic()
     while True:
         try:
@@ -194,7 +195,7 @@ def _follow(client: JobSubmissionClient, submission: str, address: str) -> int:
 
 
 async def _tail(client: JobSubmissionClient, submission: str, shown: int) -> int:
-    """Print what of the log is new, until it ends or the line breaks. Returns: characters printed so far."""
+    """Print new log text until the log ends or the connection breaks. Returns: number of characters printed so far."""
     import aiohttp
 
     seen = 0
@@ -202,7 +203,7 @@ async def _tail(client: JobSubmissionClient, submission: str, shown: int) -> int
         async for text in client.tail_job_logs(submission):
             print(text[max(0, shown - seen) :], end="", flush=True)
             seen += len(text)
-    except (aiohttp.ClientError, OSError, RuntimeError):  # it is asked for again
+    except (aiohttp.ClientError, OSError, RuntimeError):  # the caller tries again
         pass
     return max(shown, seen)
 
@@ -214,7 +215,7 @@ def _status_of(details: JobDetails) -> int:
         print("the job was stopped", file=sys.stderr)
         return _INTERRUPTED
     if details.driver_exit_code:
-        # of a process that signal n ended, a shell reports 128 + n and Ray -n
+        # for a process ended by signal n, a shell reports 128 + n and Ray -n
         code = int(details.driver_exit_code)
         return code if code > 0 else _SIGNALLED - code
     print(

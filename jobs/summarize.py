@@ -1,8 +1,8 @@
-"""Sum up an output by speaker, day or any column; each run adds the finished runs that are not yet summed up.
+"""Summarize an output by speaker, day or any column. Each call adds the finished runs not yet summarized.
 
-Writes OUT/summaries/<columns>/<run>.parquet, one file a run, and prints the groups of all of them together: all groups, or on a
-terminal the first 50. docs/summaries.md describes the columns. Exit status: 0 done, or nothing new; 1 a file cannot be read or
-written; 2 the command line is wrong, or there is no output; 130 interrupted.
+Writes OUT/summaries/<columns>/<run>.parquet, one file per run, and prints the groups over all runs: all groups, or the
+first 50 on a terminal. docs/summaries.md describes the columns. Exit status: 0 done, or nothing new; 1 a file cannot be
+read or written; 2 the command line is wrong, or there is no output; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN = (
     + "round(confidence, 2) AS confidence, round(changes, 2) AS changes, opens_with, closes_with FROM groups"
 )
 _ON_A_TERMINAL = 50
-"""Groups printed there unless --rows asks for more."""
+"""Number of groups printed on a terminal without --rows."""
 
 
 def _count(text: str) -> int:
@@ -56,7 +56,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Summarise; returns the exit status."""
+    """Summarize an output and return the exit status."""
     flags = command_line().parse_all(arguments)
     return run_guarded("summarize", lambda: _summarize(flags))
 
@@ -84,7 +84,7 @@ def _summarize(flags: argparse.Namespace) -> int:
 
 
 def _print(table: pa.Table, groups: Groups, rows: int | None) -> None:
-    """Print the groups: every column, also where a terminal is narrower than the table."""
+    """Print the groups with all columns, even when the terminal is narrower than the table."""
     width = terminal_width()
     if rows is None:
         rows = table.num_rows if width is None else _ON_A_TERMINAL

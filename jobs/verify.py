@@ -1,7 +1,7 @@
-"""Audit an output: does every row of every plan stand once among the utterances or the rejects, and is every file whole?
+"""Audit an output: every row of every plan is annotated or rejected exactly once, and every file is intact.
 
-Reads only, also beside a running job. Exit status: 0 complete and sound; 1 a promise is broken; 2 the command line is
-wrong, or there is no output, or it cannot be read; 3 sound so far, but unfinished; 130 interrupted.
+Reads only, and can run while a job is running. Exit status: 0 complete and sound; 1 an invariant is violated; 2 the
+command line is wrong, or there is no output, or it cannot be read; 3 sound so far, but unfinished; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def command_line() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the audit; returns its exit status."""
+    """Run the audit and return its exit status."""
     flags = command_line().parse_all(arguments)
     try:
         found = audit(open_store(flags.output), deep=flags.deep, tell=_quiet if flags.json else _tell)

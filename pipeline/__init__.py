@@ -1,6 +1,6 @@
-"""Turn corpora of speech into tables of emotion: readers, models, plan, commit and the Ray engine."""
+"""Speech emotion recognition for corpora: manifests, audio, models, datasets and the Ray engine."""
 
 __version__ = "0.1.0"
 
 SAMPLING_RATE = 16_000
-"""Hz. What Whisper, Wav2Vec2-BERT and Silero VAD were trained on. Here, where reading it costs no import of Arrow."""
+"""Sampling rate in Hz on which Whisper, Wav2Vec2-BERT and Silero VAD were trained. Importing it here needs no Arrow."""

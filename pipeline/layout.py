@@ -1,14 +1,14 @@
-"""Paths of an output: every key below it that is written or read, and the patterns that recognise them.
+"""Paths of an output: every key that jobs write or read below it, and patterns that match these keys.
 
-utterances/<partition>/<plan>-<shard>.parquet       one part a shard
+utterances/<partition>/<plan>-<shard>.parquet       one part per shard
 rejects/<plan>.parquet                              rows of a plan that have no utterance
 _dataset.json                                       settings that all plans share
 _runs/<plan>/plan.json                              the plan; it exists once this file does
-_runs/<plan>/shards/<token>-<number>.parquet        its rows, one row group a shard
-_runs/<plan>/shards/<token>-rejects.parquet         rows that were rejected while planning
-_runs/<plan>/attempts/<number>.json                 failed tries at the plan
+_runs/<plan>/shards/<token>-<number>.parquet        its rows, one row group per shard
+_runs/<plan>/shards/<token>-rejects.parquet         rows rejected during planning
+_runs/<plan>/attempts/<number>.json                 failed attempts to run the plan
 _runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
-summaries/<columns>/...                             sums by group, one file a plan
+summaries/<columns>/...                             sums by group, one file per plan
 compacted/...                                       a second copy of the utterances in few files
 """
 
@@ -43,11 +43,11 @@ PART = re.compile(rf"{UTTERANCES}/(?:.+/)?{_NUMBER}-{_NUMBER}\.parquet", re.DOTA
 TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 """Hidden file that a local store writes before it links it to its final name."""
 OURS = (*(f"{folder}/" for folder in FOLDERS), f".{DATASET}.")
-"""Prefixes below which our temporaries occur; an output may share its folder with other files."""
+"""Prefixes under which temporary files are created; an output may share its folder with other files."""
 
 
 def plan_name(number: int) -> str:
-    """Return a plan's number as it is written in names: `000001`."""
+    """Return a plan's number in the form used in names: `000001`."""
     return f"{number:06d}"
 
 
@@ -62,17 +62,17 @@ def plan_key(plan: str) -> str:
 
 
 def shards_folder(plan: str) -> str:
-    """Return the folder of a plan's rows."""
+    """Return the folder of a plan's shard files."""
     return run_key(plan, SHARDS)
 
 
 def shard_file(plan: str, token: str, number: int) -> str:
-    """Return the key of one of a plan's files of rows."""
+    """Return the key of one of a plan's shard files."""
     return f"{shards_folder(plan)}/{token}-{number:05d}.parquet"
 
 
 def planning_rejects_key(plan: str, token: str) -> str:
-    """Return the key of the rows that were rejected while planning."""
+    """Return the key of the rows rejected during planning."""
     return f"{shards_folder(plan)}/{token}-rejects.parquet"
 
 
@@ -82,12 +82,12 @@ def rejects_key(plan: str) -> str:
 
 
 def attempts_folder(plan: str) -> str:
-    """Return the folder of a plan's failed tries."""
+    """Return the folder of a plan's failed attempts."""
     return run_key(plan, ATTEMPTS)
 
 
 def attempt_key(plan: str, number: int) -> str:
-    """Return the key of one failed try."""
+    """Return the key of one failed attempt."""
     return f"{attempts_folder(plan)}/{number:06d}.json"
 
 
@@ -97,7 +97,7 @@ def part_key(shard_name: str, partition: str) -> str:
 
 
 def summary_folder(names: tuple[str, ...]) -> str:
-    """Return the folder of summaries by these group names."""
+    """Return the folder of the summaries with these group names."""
     return f"{SUMMARIES}/{'+'.join(quote(name, safe='') for name in names)}"
 
 

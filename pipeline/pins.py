@@ -1,4 +1,4 @@
-"""Which model fills which role, and the exact files that were used.
+"""Model roles and pins: the model of each role, and the exact files that were used.
 
 A plan records a `ModelPin` for each `Role`. Their JSON forms are part of `plan.json`, receipts and reports.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Task(StrEnum):
-    """What a model does. The values are those of `plan.json`."""
+    """Task of a model. The values are those used in `plan.json`."""
 
     EMOTION = "fusion"
     SENTENCE_ENCODER = "sentence_encoder"
@@ -32,7 +32,7 @@ class Role:
 
     @classmethod
     def parse(cls, text: str) -> Role:
-        """Read the form that `str` gives. Raises: ValueError for anything else."""
+        """Parse the form returned by `str`. Raises: ValueError for any other text."""
         task, slash, language = text.partition("/")
         if not slash or not language:
             raise ValueError(f"{text!r} is not a role such as fusion/en")
@@ -44,7 +44,7 @@ class ModelPin:
     """The exact files of one model.
 
     Attributes:
-        spec: the name the model was given by: a hub id, a directory or an object-store URI.
+        spec: model id: a hub id, a directory or an object-store URI.
         revision: the commit that a hub id resolved to; None for other models.
         sha256: hash of the model's files.
         size_bytes: total size of those files.
@@ -64,7 +64,10 @@ class ModelPin:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> ModelPin:
-        """Read the JSON form. Raises: KeyError, TypeError or ValueError when a field is missing, unknown or of another type."""
+        """Read the JSON form.
+
+        Raises: KeyError, TypeError or ValueError when a field is missing, unknown or of the wrong type.
+        """
         fields = dict(document)
         pin = cls(fields.pop("spec"), fields.pop("revision"), fields.pop("sha256"), fields.pop("bytes"))
         location = fields.pop("location", None)

@@ -11,17 +11,17 @@ from pathlib import Path
 
 
 def search_path() -> str:
-    """A PYTHONPATH by which a child finds the modules that this process finds, wherever either was started."""
+    """Return a PYTHONPATH with which a child process finds the same modules, whatever its working directory."""
     root = Path(__file__).parents[1]
     return os.pathsep.join(dict.fromkeys([str(root), *(str(Path(entry).absolute()) for entry in sys.path)]))
 
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Start children inside the block that Ctrl-C does not reach, although they are in the terminal's process group.
+    """Block SIGINT, so that Ctrl-C does not reach children started in the block.
 
-    A child inherits the signal mask, so not even its first imports print a KeyboardInterrupt. A signal that arrives
-    meanwhile is delivered to this process when the block ends.
+    Such children share the terminal's process group, but inherit the signal mask; not even their first imports can
+    raise a KeyboardInterrupt. A signal that arrives meanwhile is delivered to this process when the block ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,11 +1,11 @@
-"""Remove secrets from what people read: queries, fragments and user names of URLs.
+"""Redaction of secrets in URLs: queries, fragments and user names.
 
-A pre-signed URL, or one with a token, opens what it names for whoever reads it. Nothing of it may reach a message, a log, a
-report or an output table. `without_query` shortens one URI, `redacted` finds URLs inside any text, `redacted_line` does so
-for a line of a manifest. All three leave their own results as they are. Errors redact their messages when they are made
-(`pipeline.errors`), rejects when they become rows (`pipeline.manifest.staging`).
+A pre-signed URL, or one with a token, gives access to every reader, so these parts must not reach a message, a log, a
+report or an output table. `without_query` shortens one URI, `redacted` redacts every URL in a text, and `redacted_line`
+does the same for a line of a manifest. All three are idempotent. Exceptions redact their messages on construction
+(`pipeline.errors`), and rejects are redacted when their rows are written (`pipeline.manifest.staging`).
 
-Not covered: tokens in the path of a URL, and the values of the user's own columns, which pass through as they came.
+Not covered: tokens in the path of a URL, and the values of the user's own columns, which pass through unchanged.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ OBJECT_STORES = {
     **{"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "oss": "oss", "oci": "oci", "tos": "tos", "hf": "hf"},
     **{"az": "az", "abfs": "az", "abfss": "az", "memory": "memory"},
 }
-"""fsspec scheme -> the store it means. `memory` is fsspec's in-process store, which reaches nothing outside."""
+"""fsspec scheme -> object store. `memory` is fsspec's in-process store, which makes no external requests."""
 
 _LITERAL = {*OBJECT_STORES, "file", "local"}
-"""Schemes whose paths may hold `?` and `#` like any other character."""
+"""Schemes in whose paths `?` and `#` are ordinary characters."""
 _CUT = "?…"
 _SLASHES = r"(?:\\?/){2}"  # JSON may write `\/`
 _SCHEME = re.compile(rf"\s*([A-Za-z][A-Za-z0-9+.\-]*):{_SLASHES}")
@@ -44,32 +44,32 @@ _IN_TEXT = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _RELATIVE_QUERY = re.compile(r"(?<=[^\s\"'<>])(?:[?#]|\\u003[fF]|\\u0023)[^\s\"'<>]+")
-# a line may be kept to just before the `@`
+# a truncated line may end just before the `@`
 _OPEN_AUTHORITY = re.compile(rf"(?:(?<=:)|(?<![\w:/])(?=[\\/]+[^/\s]*:)){_SLASHES}[^/\s\"'<>]+$")
 
 
 def without_query(uri: str) -> str:
-    """Return a URI as it may appear in outputs and messages: without query, fragment and user name.
+    """Return a URI without query, fragment and user name, for outputs and messages.
 
-    Where `?` and `#` are ordinary characters of a name, in object stores and on disk, they stay, so that each object keeps
-    a name of its own; only the value of a parameter called like a credential becomes `~` and 8 hex digits of its hash.
+    In object stores and on disk `?` and `#` are ordinary characters. They are kept there, so that each object keeps a
+    distinct name; only the value of a parameter named like a credential becomes `~` and 8 hex digits of its hash.
     """
     return _shortened(uri, "")
 
 
 def redacted(text: str) -> str:
-    """Return a text with every URL in it as `without_query` has it, and `?…` where a query was cut."""
+    """Return a text with `without_query` applied to every URL, and `?…` in place of each removed query."""
     return _IN_TEXT.sub(_replacement, text)
 
 
 def redacted_line(text: str, manifest: str) -> str:
-    """Redact a line, or the start of one, of a manifest. In an http manifest relative references are URLs too."""
+    """Redact a line of a manifest, or the start of one. In an http manifest, relative references are also URLs."""
     text = _OPEN_AUTHORITY.sub("//…", redacted(text))
     return _RELATIVE_QUERY.sub(_CUT, text) if _HTTP_LIKE.match(manifest) else text
 
 
 def redacted_audio(audio: str, manifest: str) -> str:
-    """Return an audio reference of a rejected row, which may still be relative to its manifest, without its query."""
+    """Return the audio reference of a rejected row without its query. It may be relative to its manifest."""
     if _HTTP_LIKE.match(manifest) and not _SCHEME.match(audio):
         path = audio[: cut.start()] if (cut := _QUERY.search(audio)) else audio
         return re.sub(r"^(//)[^/]*@", r"\1", path)
@@ -80,7 +80,7 @@ def _replacement(found: re.Match[str]) -> str:
     if found["quoted"] is not None:
         return found["quote"] + _shortened(found["quoted"], _CUT)
     if found["bare"] is not None:
-        url = found["bare"].rstrip(":.,;!)")  # of the sentence around it
+        url = found["bare"].rstrip(":.,;!)")  # punctuation of the sentence
         return _shortened(url, _CUT) + found["bare"][len(url) :]
     return "//" if found["user"] is not None else _CUT
 
@@ -88,7 +88,7 @@ def _replacement(found: re.Match[str]) -> str:
 def _shortened(uri: str, mark: str) -> str:
     scheme = _SCHEME.match(uri)
     names = {scheme[1].lower()} if scheme else {"http"} if _HTTP_LIKE.match(uri) else set()
-    if "::" in uri:  # a chain of file systems; never opened, but named in messages
+    if "::" in uri:  # a chained fsspec URL; never opened, but named in messages
         names |= {name.lower() for name in _ANY_SCHEME.findall(uri)}
     if not names:
         return _hide_credentials(uri)
@@ -110,5 +110,5 @@ def _without_user(found: re.Match[str]) -> str:
     user, at, host = found[2].rpartition("@")
     if at and ":" not in user and found[1].strip().lower().startswith(("abfs", "az")):
         return found[0]  # `abfss://container@account`
-    # `user:pa?ss@host` was cut at its `?`: what looks like a port is a password
+    # `user:pa?ss@host` was cut at its `?`: the apparent port is the start of a password
     return found[1] + (host if _PORT.fullmatch(host) else "…")

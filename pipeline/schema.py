@@ -1,7 +1,7 @@
-"""Columns of everything we read and write, and the one emotion vocabulary.
+"""Arrow schemas of all tables, and the emotion vocabulary.
 
-Three tables: `ROW_SCHEMA` (a manifest row once it is read, the unit of the plan), `utterance_schema()` (the output)
-and `REJECT_SCHEMA` (the log of what could not be annotated). Manifest columns we do not know pass through all of them.
+Three tables: `ROW_SCHEMA` (manifest rows after reading, the unit of the plan), `utterance_schema()` (the output) and
+`REJECT_SCHEMA` (rows that could not be annotated). Unknown manifest columns pass through all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError
 
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-"""One vocabulary for both languages; Spanish models have no surprise, whose score is then null."""
+"""Emotion vocabulary of both languages. Spanish models have no surprise; its score is then null."""
 
 _EMOTION_OF_LABEL = {
     **{emotion: emotion for emotion in EMOTIONS},
@@ -28,7 +28,7 @@ _EMOTION_OF_LABEL = {
 OTHER_LANGUAGE = "language"
 """`emotion_null_reason` of an utterance in a language that no model of the run covers."""
 CLEAR_PROB = 0.9
-"""Probability from which a segment's own language counts more than its recording's."""
+"""Probability from which a segment's detected language takes precedence over its recording's."""
 ABSTAINED = "abstained"
 """`emotion_null_reason` of an utterance whose confidence is below `min_confidence`."""
 
@@ -47,7 +47,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("line", pa.int64(), nullable=False),
     ]
 )
-"""A manifest row after reading: absolute audio URI, id given or derived, and where it stood (1-based line or row)."""
+"""Manifest row after reading: absolute audio URI, given or derived id, and its position (1-based line or row)."""
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -90,17 +90,17 @@ _SINCE_2 = {
     "language": pa.field("language_prob", pa.float32()),
     "emotion": pa.field("emotion_null_reason", pa.string()),
 }
-"""Columns that schema version 2 adds, each after the column it explains."""
+"""Columns added by schema version 2, keyed by the column they follow."""
 _NULLABLE_SINCE_2 = ("label", "confidence", "margin", "scores", "model")
-"""Columns that are null in version 2 where `emotion_null_reason` is `language`."""
+"""Columns that are null in version 2 when `emotion_null_reason` is `language`."""
 _LINEAGE_FIELDS = (pa.field("model", pa.string(), nullable=False), pa.field("run_id", pa.string(), nullable=False))
 
 
 def emotion_of(label: str) -> str:
     """Map a checkpoint's own label to the shared vocabulary.
 
-    Raises: ConfigError when the label is in no vocabulary we know, so that a model with other classes is refused
-    before the job starts instead of writing nulls.
+    Raises: ConfigError for an unknown label, so that a model with other classes is rejected before the job starts
+    instead of producing nulls.
     """
     emotion = _EMOTION_OF_LABEL.get(label.strip().lower())
     if emotion is None:
@@ -111,13 +111,13 @@ def emotion_of(label: str) -> str:
 def utterance_schema(
     embedding_widths: Mapping[str, int], embedding_dtype: str, extra_fields: Iterable[pa.Field] = (), *, version: int
 ) -> pa.Schema:
-    """The output table.
+    """Return the schema of the output table.
 
     Args:
-        embedding_widths: the embedding columns to write, each with its width; in `EMBEDDINGS` order.
+        embedding_widths: width of each embedding column to write; the columns come in `EMBEDDINGS` order.
         embedding_dtype: float32 or float16.
-        extra_fields: manifest columns passed through, as named by `passthrough_name`.
-        version: of the columns, see `schema_version`.
+        extra_fields: pass-through manifest columns, named by `passthrough_name`.
+        version: `schema_version` of the dataset.
     """
     item = pa.field("item", {"float32": pa.float32(), "float16": pa.float16()}[embedding_dtype], nullable=version > 1)
     kept = [name for name in EMBEDDINGS if name in embedding_widths]
@@ -131,25 +131,25 @@ def utterance_schema(
 
 _OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA)
 _SCANNED = ("__filename", "__fragment_index", "__batch_index", "__last_in_fragment")
-"""Columns that Arrow's scanner adds; a file that has one by itself cannot be read by pandas or `pyarrow.dataset`."""
+"""Columns added by Arrow's scanner; pandas and `pyarrow.dataset` cannot read a file that contains one."""
 _TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS, "raw", *_SCANNED)}
 _TAKEN_SINCE_2 = {field.name for field in _SINCE_2.values()}
 
 
 def passthrough_name(column: str, version: int = 1) -> str:
-    """The output name of a manifest column we do not read: its own, or `manifest_<name>` where ours has that name.
+    """Return the output name of a pass-through column: its own, or `manifest_<name>` if that name is reserved.
 
-    Names are compared without case because Spark and DuckDB do. Names that Arrow gives to columns of its own count as ours.
-    Manifests are read under the names of version 1; `rename_passthrough` does the rest for a dataset of a later one.
+    The names of output columns and of Arrow's scanner columns are reserved. The comparison ignores case, as Spark and
+    DuckDB do. Manifests are read with the names of version 1; `rename_passthrough` converts them to a later version.
     """
     taken = column.lower() in _TAKEN or (version > 1 and column.lower() in _TAKEN_SINCE_2)
     return f"manifest_{column}" if taken else column
 
 
 def rename_passthrough(rows: pa.Table, version: int) -> pa.Table:
-    """Rename the pass-through columns of manifest rows that have a name which a version's own columns have.
+    """Rename pass-through columns whose names a schema version reserves.
 
-    Raises: ConfigError when two columns then have one name.
+    Raises: ConfigError when two columns would get the same name.
     """
     names = [name if name in ROW_SCHEMA.names else passthrough_name(name, version) for name in rows.schema.names]
     lower = [name.lower() for name in names]
@@ -162,5 +162,5 @@ def rename_passthrough(rows: pa.Table, version: int) -> pa.Table:
 
 
 def utterance_id(recording_id: str, segment_index: int) -> str:
-    """Unique over a dataset, since recording ids are; the part after the last ``#`` is the segment index."""
+    """Return an id that is unique in a dataset, as recording ids are. The segment index follows the last ``#``."""
     return f"{recording_id}#{segment_index:04d}"

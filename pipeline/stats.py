@@ -1,15 +1,15 @@
-"""What the stages count, shard by shard: the same names in receipts, in `report.json`, in log lines and as metrics.
+"""Counters of the stages, per shard: the same names in receipts, `report.json`, log lines and metrics.
 
-waited_s       seconds since the stage before sent the shard on
-model_s        seconds in which models had a batch, results fetched from the device included
-batches        batches put through a model: of audio, or of texts in mode text
-batched        utterances in them
-room           utterances that would have fitted into them
+waited_s       seconds since the previous stage passed the shard on
+model_s        seconds in which models ran a batch, including the transfer of results from the device
+batches        batches run by a model: of audio, or of texts in mode text
+batched        utterances in these batches
+room           utterances that would have fitted into these batches
 real, padded   length of those utterances, before and after padding: seconds of audio, in mode text tokens
-halved         batches that found no memory and were halved
-store_retries  calls to a store that were tried again
-restarts       1 where the process that had the shard before had died
-gpu_bytes      memory in use on the card after the shard, by whatever process
+halved         batches that ran out of memory and were halved
+store_retries  retried calls to a store
+restarts       1 when the previous process of the shard had died
+gpu_bytes      GPU memory in use after the shard, by all processes
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 PEAKS = ("gpu_bytes",)
-"""Of these the largest counts; all others add up."""
+"""Counters of which `total` keeps the maximum; it adds up all others."""
 
 Figures = Mapping[str, Mapping[str, float]]
-"""Stage to name to number."""
+"""Stage -> counter -> value."""
 
 
 @dataclass(slots=True)
 class BatchFigures:
-    """What one model counted since it was last asked."""
+    """Counters of one model since they were last read."""
 
     model_s: float = 0.0
     batches: int = 0
@@ -38,7 +38,7 @@ class BatchFigures:
 
 
 def total(many: Iterable[Figures]) -> dict[str, dict[str, float]]:
-    """Over many shards: sums, and the largest of `PEAKS`."""
+    """Combine the counters of many shards: sums, and maxima for `PEAKS`."""
     totals: dict[str, dict[str, float]] = {}
     for figures in many:
         for stage, numbers in figures.items():

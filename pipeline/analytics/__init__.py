@@ -1,1 +1,1 @@
-"""From an output to answers: summaries, drift, search, and copies of its rows in other shapes. No Ray, no models."""
+"""Analyses of outputs: summaries, drift, evaluation, reports, search and copies in other formats. Ray is not needed."""

@@ -1,13 +1,13 @@
-"""A second copy of finished runs in few large files, beside the small ones, under the same protocol.
+"""Compaction: a second copy of finished runs in few large files, with the same commit protocol.
 
-    compacted/_generations/<n>/plan.json     which parts become which files; the generation exists once this does
+    compacted/_generations/<n>/plan.json     parts of each file; the generation exists once this file does
     compacted/<partition>/<n>-<file>.parquet
-    compacted/_generations/<n>/_SUCCESS      all files are there, and hold the rows of their parts
+    compacted/_generations/<n>/_SUCCESS      all files exist, and contain the rows of their parts
 
-The small files stay where they are. Replacing them would need a delete, and between the large file's arrival and the last
-delete a reader of `utterances/` would see rows twice, or after it not at all; so readers choose a folder. In each of the two
-every row stands once at most at any moment. A finished run is in one generation, generations are numbered by put-if-absent,
-and their files have fixed names: a killed compaction is finished by the next, and two at once make the same files.
+The small files are kept. Replacing them would need deletes, and readers of `utterances/` would see rows twice before
+the last delete, or not at all after it. So readers choose a folder; in either, every row occurs at most once at any
+time. A finished run belongs to one generation, generations are numbered with put-if-absent, and their files have fixed
+names: the next compaction completes a killed one, and concurrent compactions write the same files.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 
 _ROW_GROUP_BYTES = 32 * 2**20
-"""Of values as they are in memory: what a reader holds of one column scan, and large enough for object stores."""
+"""Size of a row group in memory: a reader's memory during a scan, and large enough for object stores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """One file to be, and the parts it is made of, in their order."""
+    """One large file and its parts, in order."""
 
     key: str
     parts: tuple[str, ...]
@@ -45,7 +45,7 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What one compaction does: which finished plans, into which files."""
+    """Plan of one compaction: the finished plans it merges, and the files it writes."""
 
     name: str
     token: str
@@ -55,13 +55,13 @@ class Generation:
 
     @property
     def success_key(self) -> str:
-        """Where it says that it is done."""
+        """Return the key of the generation's success marker."""
         return generation_key(self.name, SUCCESS)
 
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What became of one generation."""
+    """Result of one generation: numbers of rows and of merged parts."""
 
     generation: Generation
     rows: int
@@ -69,10 +69,10 @@ class Compacted:
 
 
 def compact(rows: Rows, *, target_bytes: int) -> Iterator[Compacted]:
-    """Finish the generations that were begun, then make one of the finished plans that are in none.
+    """Complete unfinished generations, then create one from the finished plans that are in none.
 
-    Memory: one file of about `target_bytes`, twice, and one part.
-    Raises: JobError when a part is damaged, or does not hold the rows that its receipt counts.
+    Memory: twice a file of about `target_bytes`, and one part.
+    Raises: JobError when a part is damaged, or its number of rows differs from its receipt.
     """
     store, sizes = rows.store, {entry.key: entry.size_bytes for entry in rows.store.list(UTTERANCES)}
     while True:
@@ -89,7 +89,7 @@ def compact(rows: Rows, *, target_bytes: int) -> Iterator[Compacted]:
 
 
 def load_generations(store: Store) -> list[Generation]:
-    """All there are, done or not, oldest first."""
+    """Return all generations, finished or not, oldest first."""
     found: list[Generation] = []
     while True:
         try:
@@ -101,7 +101,7 @@ def load_generations(store: Store) -> list[Generation]:
 
 
 def is_done(store: Store, generation: Generation) -> bool:
-    """Whether all its files are there."""
+    """Return whether a generation is finished, that is, whether all its files exist."""
     try:
         store.read(generation.success_key)
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def is_done(store: Store, generation: Generation) -> bool:
 
 
 def _plan(rows: Rows, name: str, sizes: Mapping[str, int], target_bytes: int) -> Generation:
-    """Parts of a partition, in the order of plans and shards, until a file is full."""
+    """Assign the parts of each partition to files of the target size, in the order of plans and shards."""
     together: dict[str, list[list[str]]] = defaultdict(lambda: [[]])
     filled: dict[str, int] = defaultdict(int)
     for key in rows.part_keys():
@@ -144,7 +144,7 @@ def _execute(rows: Rows, generation: Generation) -> Compacted:
 
 
 def _schema(rows: Rows) -> pa.Schema:
-    """Of the large files: what the plans' parts have, which is one kind of rows, and every pass-through column of any."""
+    """Return the schema of the large files: the columns shared by all plans, and all their pass-through columns."""
     first = rows.plans[0]
     extra = read_columns(plan.extra for plan in rows.plans)
     version = first.settings.schema_version
@@ -153,10 +153,10 @@ def _schema(rows: Rows) -> pa.Schema:
 
 
 def _merged(store: Store, merge: Merge, schema: pa.Schema) -> bytes:
-    """The rows of the parts, in their order, as one file."""
+    """Return the rows of the parts, in order, as one file."""
     sink = pa.BufferOutputStream()
     waiting: list[pa.Table] = []
-    waiting_bytes = 0  # a running sum: adding up all waiting tables at each part is quadratic in small parts
+    waiting_bytes = 0  # a running sum: summing all tables again for each part would be quadratic
     with pq.ParquetWriter(sink, schema, **encodings(schema)) as writer:
         for key in merge.parts:
             table = _read_part(store, key, schema)
@@ -180,12 +180,12 @@ def _write_group(writer: pq.ParquetWriter, waiting: list[pa.Table]) -> None:
 
 
 def _read_part(store: Store, key: str, schema: pa.Schema) -> pa.Table:
-    """One part, every page held against its checksum, with the columns of the large file; those it lacks are null."""
+    """Read one part, verifying page checksums, with the columns of the large file; missing ones are null."""
     try:
         with pq.ParquetFile(pa.BufferReader(store.read(key)), page_checksum_verification=True) as file:
             part, receipt = file.read(), receipt_of(file.metadata.metadata)
         columns = [
-            part[field.name].cast(field.type)  # another version may have written it, with texts as a dictionary
+            part[field.name].cast(field.type)  # other versions wrote texts as dictionaries
             if field.name in part.column_names
             else pa.nulls(part.num_rows, field.type)
             for field in schema

@@ -1,13 +1,14 @@
-"""Has what comes in changed? Two windows of rows compared, column by column.
+"""Drift between two windows of rows, column by column.
 
 Distributions of emotion, language, reject reasons, confidence and duration: population stability index (the symmetric
 Kullback-Leibler divergence, in nats) and Jensen-Shannon distance (base 2, 0 to 1). Embeddings: the distance between the
 centroids, in units of the root mean square distance of the reference from its own.
 
-Small windows differ by chance. Under no drift the index is about chi-square(bins - 1) times 1/n + 1/m (Yurdakul 2018,
-"Statistical Properties of Population Stability Index"), a Jensen-Shannon divergence an eighth of it, and the squared shift of
-centroids on average 1/n + 1/m. What chance gives once in a thousand times is the noise floor; n counts recordings, since the
-utterances of one are alike. Drift is what passes both its limit and the floor.
+Small windows differ by chance. Without drift the index is about chi-square(bins - 1) times 1/n + 1/m (Yurdakul 2018,
+"Statistical Properties of Population Stability Index"), a Jensen-Shannon divergence an eighth of it, and the squared
+shift of centroids on average 1/n + 1/m. The noise floor is the value that chance exceeds once in a thousand times; n
+and m count recordings, because the utterances of a recording are alike. Drift is a value above both its limit and the
+floor.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS
 
 LIMITS = {"psi": 0.25, "js": 0.2, "shift": 0.25}
-"""0.25 is the index at which practice acts; a distance of 0.2 is about the same change. The shift is a matter of taste."""
+"""Limits by measure. Practice acts at an index of 0.25, and a distance of 0.2 is about the same change. The
+limit of the shift is a free choice."""
 _CHANCE = 0.001
 _BINS = 10
 _EXACT = 0.5
-"""Added to every count, so that an empty bin is unlikely rather than impossible."""
+"""Pseudocount added to every bin, so that an empty bin is unlikely instead of impossible."""
 _COLUMNS = {
     "emotion": "emotion",
     "language": "language",
-    # fine steps first, which reference deciles are made of: one pass, the same on every machine. DuckDB's `least` and
-    # `greatest` pass over nulls, which are a bin of their own
+    # fine steps, from which the reference deciles are computed: one pass, deterministic on every machine. DuckDB's
+    # `least` and `greatest` ignore nulls, which form a separate bin
     "confidence": "CASE WHEN confidence IS NOT NULL THEN least(floor(confidence * 1000), 999)::INT END",
     "duration_s": "CASE WHEN duration_s IS NOT NULL THEN floor(64 * log2(greatest(duration_s, 0.01)))::INT END",
 }
@@ -46,25 +48,25 @@ _EDGES: dict[str, Callable[[int], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some rows of an output: of all its finished plans that `rows` has, those for which `where` (SQL) holds."""
+    """Rows of an output: those of the finished plans in `rows` for which the SQL condition `where` holds."""
 
     rows: Rows
     where: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the JSON form."""
         return {"runs": [plan.plan for plan in self.rows.plans], "where": self.where}
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One number about one column.
+    """One measure of one column.
 
     Attributes:
-        part: the model whose embeddings these are.
         measure: psi, js or shift.
-        noise: what chance alone passes once in a thousand times.
-        change: what changed most, for a person.
+        noise: noise floor, which chance alone exceeds once in a thousand times.
+        change: the largest change, in words.
+        part: the model of the embeddings; None for other columns.
     """
 
     column: str
@@ -77,26 +79,26 @@ class Measure:
 
     @property
     def drifted(self) -> bool:
-        """Past its limit, and not by chance."""
+        """Return whether the value exceeds both its limit and the noise floor."""
         return self.value > max(self.limit, self.noise)
 
     @property
     def verdict(self) -> str:
-        """`drift`, `ok`, or `too few` rows to see a change as large as the limit."""
+        """Return `drift`, `ok`, or `too few` when there are too few rows to detect a change as large as the limit."""
         return "drift" if self.drifted else "too few" if self.noise > self.limit else "ok"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the JSON form."""
         return {**asdict(self), "verdict": self.verdict}
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What two windows have in common.
+    """Result of comparing two windows.
 
     Attributes:
-        recordings: with an utterance, in the reference and in the current window.
-        left_out: comparisons that could not be made, and why.
+        recordings: number of recordings with an utterance, in the reference and in the current window.
+        left_out: comparisons that were not possible, with the reason.
     """
 
     recordings: tuple[int, int]
@@ -105,7 +107,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """`drift` where any measure drifted, else `too few` where any could not have been seen to, else `ok`."""
+        """Return `drift` if any measure drifted, else `too few` if any has too few rows to detect drift, else `ok`."""
         found = {measure.verdict for measure in self.measures}
         return next((verdict for verdict in ("drift", "too few") if verdict in found), "ok")
 
@@ -115,9 +117,9 @@ def compare(
 ) -> Compared:
     """Measure how far `current` is from `reference`.
 
-    Costs one pass over four columns of each window, and with `embeddings` one over all of theirs. Memory: the histograms, and
-    DuckDB's set of recording ids, which spills.
-    Raises: ConfigError when a window is empty, or its condition cannot be run.
+    Costs one pass over four columns of each window, and with `embeddings` one over all embedding columns. Memory: the
+    histograms, and DuckDB's set of recording ids, which spills to disk.
+    Raises: ConfigError when a window is empty, or its condition is not valid.
     """
     measures: list[Measure] = []
     left_out: list[str] = []
@@ -188,7 +190,7 @@ def _distribution(
 
 
 def _bins(column: str, reference: dict[Any, int], current: dict[Any, int]) -> tuple[list[str], NDArray[np.float64]]:
-    """Names of the bins, and counts [2, bins]: categories as they are, numbers by tenths of the reference."""
+    """Return the names of the bins and counts [2, bins]: one bin per category, or per decile of the reference."""
     known = sorted({*reference, *current} - {None})
     table = np.array([[window.get(key, 0) for key in known] for window in (reference, current)], np.float64)
     names = [str(key) for key in known]
@@ -222,7 +224,7 @@ class _Cloud:
 
     @property
     def spread(self) -> float:
-        """Root mean square distance from the centroid."""
+        """Return the root mean square distance from the centroid."""
         return math.sqrt(max(0.0, self.squares / self.count - float(self.centroid @ self.centroid)))
 
 
@@ -237,7 +239,7 @@ def _shifts(reference: Window, current: Window, share: float, limits: Mapping[st
             distance = float(np.linalg.norm(one.centroid - other.centroid))
             change = f"cosine distance of the centroids {cosine(one.centroid, other.centroid):.3g}"
             shift = distance / one.spread if one.spread else math.inf if distance else 0.0
-            # the widest it can be: all variance along one direction
+            # upper bound: all variance along one direction
             noise = float(norm.ppf(1 - _CHANCE / 2)) * math.sqrt(share)
             yield Measure(name, "shift", shift, limits["shift"], noise, change, part=model)
 

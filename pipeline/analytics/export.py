@@ -1,4 +1,4 @@
-"""Rows of a manifest out of what `jobs.annotate` wrote: one for each utterance, with its span."""
+"""Export of an output of `jobs.annotate` as manifest rows: one per utterance, with its span."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.storage.store import open_store
 _READ = ("utterance_id", "audio", "start_s", "end_s", "channel", "text", "label", "language")
 _TAKEN = {*KNOWN, "label"}
 _DECIMALS = 7
-"""Of a duration: a sample at 16 kHz is 0.0000625 s."""
+"""Decimal places of durations in seconds: a sample at 16 kHz is 0.0000625 s."""
 
 
 def read_output(output: str) -> Corpus:
-    """One row for each utterance of the finished runs of an output, in the order of runs and shards.
+    """Read one row for each utterance of the finished runs of an output, in the order of runs and shards.
 
-    `label` is the model's. A column of the manifest has its own name again, or `original_<name>` where a row has that
-    column already: the manifest's own `label` becomes `original_label`.
+    `label` is the model's. Columns of the manifest get their own names back, or `original_<name>` if that name is
+    taken: the manifest's own `label` becomes `original_label`.
 
     Raises: ConfigError when there is no output, JobError when its files cannot be read.
     """
@@ -45,7 +45,7 @@ def read_output(output: str) -> Corpus:
 
 
 def _span(start_s: object, end_s: object) -> Row:
-    """Where an utterance lies in its audio. The end is unknown where a text was read and the audio was not."""
+    """Return the offset and duration of an utterance. The end is unknown when the audio was not decoded."""
     start = float(str(start_s or 0.0))
     return (
         {"offset": start}
@@ -55,7 +55,7 @@ def _span(start_s: object, end_s: object) -> Row:
 
 
 def _own_names(columns: list[str]) -> dict[str, str]:
-    """What each pass-through column was called in the manifest, as far as that name is free."""
+    """Return the manifest name of each pass-through column, prefixed with `original_` if that name is taken."""
     taken, names = set(_TAKEN), {}
     for column in columns:
         bare = column.removeprefix("manifest_")
@@ -68,7 +68,7 @@ def _own_names(columns: list[str]) -> dict[str, str]:
 
 
 def _finite(value: object) -> object:
-    """A value without what JSON has no word for: numbers that are none become null."""
+    """Return a value with NaN and infinities, which JSON cannot express, replaced by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

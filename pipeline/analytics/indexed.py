@@ -1,8 +1,8 @@
-"""A Lance table's own vector index: made, brought up to date, and asked. Its answers are approximate.
+"""Vector index of a Lance table: creation, update and search. Its results are approximate.
 
-The index is of inverted lists with product quantisation (IVF_PQ): an embedding becomes a byte for every 8 of its numbers. The
-best of the bytes are looked at once more as they are, so that what is told is a true cosine, and what is missed is missed
-because its list was not opened. Rows that came after the index are looked at one by one, until it is brought up to date.
+The index uses inverted lists with product quantisation (IVF_PQ): one byte for every 8 numbers of an embedding. The best
+candidates are compared again with their full embeddings, so the reported cosine is exact, and a row is missed mainly
+because its list was not searched. Rows added after the last update of the index are compared one by one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause
 
 LEAST_ROWS = 256
-"""What a codebook of one byte is made of. Below that every row is looked at in no time."""
+"""Minimum number of rows for a one-byte codebook. With fewer rows a full scan is fast."""
 _NUMBERS_A_BYTE = 8
 _ROWS_A_LIST = 4096
 _LISTS_OPENED = 32
 _LOOKED_AT_AGAIN = 20
-"""Times as many as are asked for."""
+"""Factor of candidates compared again, relative to the requested number of results."""
 
 
 def bring_up_to_date(table: str) -> Iterator[str]:
-    """Make an index for each embedding column that has none, and take new rows into those that are there.
+    """Create an index for each embedding column without one, and add new rows to existing indexes.
 
-    Yields: a sentence on each column. Costs minutes a million rows, and of memory a sample of 256 embeddings a list.
-    Raises: ConfigError when there is no such table, or Lance is not installed.
+    Yields: a sentence about each column. Costs minutes per million rows. Memory: a sample of 256 embeddings per list.
+    Raises: ConfigError when the table does not exist, or Lance is not installed.
     """
     lance = optional("lance", extra="lance")
     try:
@@ -61,16 +61,16 @@ def bring_up_to_date(table: str) -> Iterator[str]:
 
 
 def _sub_vectors(width: int) -> int:
-    """A byte for each 8 numbers, or for fewer where they do not come out even."""
+    """Return the number of bytes of an embedding: one per 8 numbers, or per fewer if 8 does not divide the width."""
     return next(parts for parts in range(max(1, width // _NUMBERS_A_BYTE), width + 1) if not width % parts)
 
 
 def nearest_in_lance(
     table: str, query: Query, *, top: int, where: str | None = None, columns: Sequence[str] = SHOWN
 ) -> pa.Table:
-    """As `nearest.nearest`, from a Lance table, by its index where the column has one.
+    """Search a Lance table like `nearest.nearest`, with the index of the column if it has one.
 
-    Raises: ConfigError when there is no such table, Lance is not installed, or the condition is none of Lance's SQL.
+    Raises: ConfigError when the table does not exist, Lance is not installed, or the condition is not valid Lance SQL.
     """
     lance = optional("lance", extra="lance")
     wanted: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""The best of all rows by the cosine of an embedding: exact, in one pass over the files, keeping nothing but the best.
+"""Exact nearest neighbours by the cosine of an embedding, in one pass over the files that keeps only the best rows.
 
-Decoding Parquet is what takes the time, so nothing else is read for the rows that do not make it: without a condition Arrow's
-batches are numpy matrices as they come, and the columns to show are read of the files of the best alone. A condition is DuckDB's
-to answer, which passes over partitions and row groups that cannot meet it.
+Decoding Parquet takes most of the time, so only the necessary columns are read. Without a condition, Arrow's batches
+are used as numpy matrices without a copy, and the columns to show are read only from the files of the best rows.
+Conditions are evaluated by DuckDB, which skips partitions and row groups that cannot match.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SIMILARITY = "similarity"
 def nearest(
     rows: Rows, query: Query, *, top: int, where: str | None = None, columns: Sequence[str] = SHOWN
 ) -> pa.Table:
-    """The `top` nearest utterances, nearest first, with their `similarity` (cosine, -1 to 1).
+    """Return the `top` nearest utterances, nearest first, with their `similarity` (cosine, -1 to 1).
 
-    Costs one pass over the embedding column. Memory: what Arrow reads ahead, whatever the number of rows.
-    Raises: ConfigError for a column or condition that the rows do not have.
+    Costs one pass over the embedding column. Memory: Arrow's read-ahead, independent of the number of rows.
+    Raises: ConfigError for a missing column or an invalid condition.
     """
     for name in columns:
         if name not in rows.schema().names:
@@ -43,7 +43,7 @@ def nearest(
 
 
 def condition(query: Query, where: str | None) -> str:
-    """Which rows can be answers, in SQL."""
+    """Return the SQL condition for the rows that can be results."""
     parts = [
         f"model = {_literal(query.model)}",
         f"utterance_id <> {_literal(query.itself)}",
@@ -68,7 +68,7 @@ def _asked(rows: Rows, query: Query, top: int, where: str, columns: Sequence[str
 
 
 Found = list[tuple[float, str, str]]
-"""Similarity, negated so that the nearest sorts first; utterance id; the file it lies in."""
+"""Results as (similarity, negated so that the nearest sorts first; utterance id; file)."""
 
 
 def _streamed(rows: Rows, query: Query, top: int) -> Found:
@@ -77,7 +77,7 @@ def _streamed(rows: Rows, query: Query, top: int) -> Found:
         for plan in rows.plans
         for language in languages(plan.models)
     }
-    # of one model alone nothing is to be filtered, which would copy every embedding
+    # with a single model no filter is needed, and a filter would copy every embedding
     only = None if models == {query.model} else ds.field("model") == query.model
     direction = query.vector / max(np.linalg.norm(query.vector), np.finfo(np.float32).tiny)
     best: Found = []
@@ -87,8 +87,8 @@ def _streamed(rows: Rows, query: Query, top: int) -> Found:
         if not there.num_rows:
             continue
         similarity = _cosines(there.column(0), direction)
-        better = np.flatnonzero(similarity > (-best[-1][0] if len(best) == top else -np.inf))  # NaN is not
-        if len(better) > top + 1:  # one more, since the utterance itself may be among them
+        better = np.flatnonzero(similarity > (-best[-1][0] if len(best) == top else -np.inf))  # false for NaN
+        if len(better) > top + 1:  # one more, because the query utterance may be included
             better = better[np.argpartition(-similarity[better], top)[: top + 1]]
         names, files = (there.column(place).take(pa.array(better)).to_pylist() for place in (1, 2))
         found = zip((-similarity[better]).tolist(), names, files, strict=True)
@@ -97,14 +97,14 @@ def _streamed(rows: Rows, query: Query, top: int) -> Found:
 
 
 def _cosines(embeddings: pa.FixedSizeListArray, direction: NDArray[np.float32]) -> NDArray[np.float32]:
-    """With a vector of length 1; NaN for embeddings without a direction. Returns: float32 [N]."""
+    """Return the cosines with a unit vector: float32 [N], NaN for zero embeddings."""
     matrix = embeddings.flatten().to_numpy(zero_copy_only=False).reshape(len(embeddings), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(matrix @ direction / np.sqrt(np.einsum("ij,ij->i", matrix, matrix)))
 
 
 def _shown(rows: Rows, found: Found, columns: Sequence[str]) -> pa.Table:
-    """The columns of what was found, in its order, read of the files that hold it."""
+    """Read the requested columns of the results, in their order, from the files that contain them."""
     wanted = defaultdict(list)
     for _, name, file in found:
         wanted[file].append(name)

@@ -1,4 +1,4 @@
-"""Tables as lines of text, with every row and every column: DuckDB's own `show` leaves out what does not fit."""
+"""Tables as lines of text, with all rows and columns; DuckDB's `show` omits those that do not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GAP = "  "
 
 
 def terminal_width(out: TextIO | None = None) -> int | None:
-    """Characters in a line of the terminal that `out` (default: standard output) writes to; None for a file or pipe."""
+    """Return the width of the terminal of `out` (default: standard output), or None for a file or pipe."""
     return shutil.get_terminal_size().columns if (out or sys.stdout).isatty() else None
 
 
@@ -24,9 +24,9 @@ def table_lines(table: pa.Table, *, width: int | None = None, keys: int = 1) -> 
     """Yield the header and the rows of a table.
 
     Args:
-        width: of a terminal. A wider table is printed as several blocks one below the other, and a longer cell is cut. None
-            for one block of whole cells.
-        keys: how many columns, from the left, each block begins with.
+        width: width of the terminal. A wider table is split into blocks, one below the other, and longer cells are cut.
+            None for one block of uncut cells.
+        keys: number of leading columns that each block repeats.
     """
     columns = [_cells(table.field(number), table.column(number), width) for number in range(table.num_columns)]
     for number, block in enumerate(_blocks([len(cells[0]) for cells in columns], width, keys)):
@@ -37,7 +37,7 @@ def table_lines(table: pa.Table, *, width: int | None = None, keys: int = 1) -> 
 
 
 def _cells(field: pa.Field, column: pa.ChunkedArray, width: int | None) -> list[str]:
-    """The header and the values of a column, padded to one width; numbers to the right."""
+    """Return the header and the values of a column, padded to one width; numbers are right-aligned."""
     texts = [printable(field.name), *(_text(value) for value in column.to_pylist())]
     if width is not None:
         texts = [text if len(text) <= width else f"{text[: max(width - 1, 0)]}…" for text in texts]
@@ -57,7 +57,7 @@ def _text(value: object) -> str:
 
 
 def _blocks(widths: Sequence[int], width: int | None, keys: int) -> Iterator[list[int]]:
-    """Which columns are printed side by side."""
+    """Yield the columns of each block."""
     key_columns = list(range(min(keys, len(widths))))
     block = list(key_columns)
     for column in range(len(key_columns), len(widths)):

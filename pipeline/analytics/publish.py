@@ -1,11 +1,13 @@
-"""Finished runs as a table of a lakehouse format, each run one commit, through the format's own library.
+"""Publishing of finished runs to a lakehouse table, one commit per run, with the library of the table's format.
 
-A run that a table has is left out, so a killed publisher is finished by the next. Delta: the commit carries a transaction
-identifier for the run, which delta-rs refuses to commit twice, so two publishers at once are safe. Lance and Iceberg: one
-publisher at a time. An append to Lance never conflicts, and pyiceberg repeats one that did; two at once doubled a run.
+Runs that the table already has are skipped, so the next publisher completes the work of a killed one. Delta: the commit
+carries a transaction identifier of the run, which delta-rs refuses to commit twice, so concurrent publishers are safe.
+Lance and Iceberg: one publisher at a time. Appends to Lance never conflict, and pyiceberg retries conflicting ones:
+two concurrent publishers wrote a run twice.
 
-Each library finds credentials in its own way, and all of them in `AWS_ACCESS_KEY_ID` and the like. What they do not agree on is
-another endpoint than Amazon's: they are told what `AWS_ENDPOINT_URL` says, as our own store is.
+Each library finds credentials in its own way, and all of them read `AWS_ACCESS_KEY_ID` and similar variables. They
+differ in how an endpoint other than Amazon's is set, so the value of `AWS_ENDPOINT_URL` is passed to each, as to our
+own store.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ _APPLICATION = "speech-emotion-pipeline"
 
 
 def publish(rows: Rows, form: str, table: str) -> Iterator[Plan]:
-    """Commit every finished run that the table lacks; makes the table at the first.
+    """Commit every finished run that the table lacks, and create the table if necessary.
 
     Args:
         form: delta, iceberg or lance.
         table: a folder or URI; for Iceberg namespace.name in the catalog that pyiceberg is configured for.
-    Yields: each run once it is committed. Embeddings are float32 there, and partition columns are columns.
-    Memory: batches as they stream; for Iceberg one run.
+    Yields: each run after its commit. In the table, embeddings are float32 and partition columns are ordinary columns.
+    Memory: streamed batches; for Iceberg one run.
     Raises: ConfigError when the package is not installed, or the table cannot be used; JobError when a commit fails.
     """
     commit = _FORMATS[form](rows, table)
@@ -42,11 +44,11 @@ def publish(rows: Rows, form: str, table: str) -> Iterator[Plan]:
 
 
 Commit = Callable[[Plan], bool]
-"""Commits one run; False when the table has it."""
+"""Function that commits one run. Returns False when the table already has it."""
 
 
 def storage_options(table: str) -> dict[str, str]:
-    """What delta-rs and Lance are told of the store: an S3 endpoint of one's own; for other tables nothing."""
+    """Return the storage options of delta-rs and Lance: a custom S3 endpoint; empty for other tables."""
     endpoint = _endpoint()
     if not endpoint or not table.startswith(("s3://", "s3a://")):
         return {}
@@ -62,7 +64,7 @@ def _stream(rows: Rows, plan: Plan) -> pa.RecordBatchReader:
 
 
 def _runs(batches: Iterable[pa.RecordBatch]) -> set[str]:
-    """The runs that a table holds, from one pass over `run_id`: asking for each run would read the column once a run."""
+    """Return the runs in a table, from one pass over `run_id` instead of one pass per run."""
     return {run for batch in batches for run in pc.unique(batch.column("run_id")).to_pylist()}
 
 
@@ -70,7 +72,7 @@ def _delta(rows: Rows, table: str) -> Commit:
     delta = optional("deltalake", extra="delta")
     partitions = [field.name for field in rows.partition_fields]
     stored = storage_options(table)
-    try:  # the log once, not once for each run
+    try:  # read the log once, not once per run
         known = (
             delta.DeltaTable(table, storage_options=stored)
             if delta.DeltaTable.is_deltatable(table, storage_options=stored)
@@ -112,7 +114,7 @@ def _lance(rows: Rows, table: str) -> Commit:
     def existing() -> Any:  # noqa: ANN401 - a LanceDataset, or None
         try:
             return lance.dataset(table, storage_options=stored)
-        except ValueError:  # there is none
+        except ValueError:  # the table does not exist
             return None
 
     try:
@@ -163,9 +165,9 @@ def _iceberg(rows: Rows, table: str) -> Commit:
 
 
 def _catalog_properties() -> dict[str, str]:
-    """What the environment says of S3 and the catalog's own configuration does not.
+    """Return the S3 properties that the environment sets and the catalog's own configuration does not.
 
-    Without a region pyiceberg would ask Amazon for it, wherever the endpoint is.
+    Without a region, pyiceberg would request it from Amazon, even for another endpoint.
     """
     from pyiceberg.utils.config import Config
 

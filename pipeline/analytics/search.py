@@ -1,4 +1,4 @@
-"""What to look for: the embedding of an utterance, of a recording or of a sentence, by the model that made the rows."""
+"""Search queries: the embedding of an utterance, a recording or a sentence, by the model that made the rows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline.storage.store import fetch
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for.
+    """Embedding to search for.
 
     Attributes:
-        column: of `schema.EMBEDDINGS`.
+        column: one of `schema.EMBEDDINGS`.
         vector: float32 [D].
-        model: the `model` of the rows that can be compared with it: embeddings of two models, or languages, share no space.
-        itself: the utterance it is, which is no answer.
+        model: `model` of the comparable rows; embeddings of different models or languages share no space.
+        itself: id of the query utterance, which is excluded from the results; empty for other queries.
     """
 
     column: str
@@ -38,7 +38,7 @@ class Query:
 
 
 def like(rows: Rows, utterance_id: str, column: str | None) -> Query:
-    """By the embedding of an utterance; by default that of its voice, else of its words.
+    """Return a query for the embedding of an utterance; by default the first of `EMBEDDINGS` in the output.
 
     Raises: ConfigError when no finished run has the utterance, or it has no such embedding.
     """
@@ -47,7 +47,7 @@ def like(rows: Rows, utterance_id: str, column: str | None) -> Query:
     _require_column(rows, column)
     with reading():
         dataset, itself = rows.utterances(), ds.field("utterance_id") == utterance_id
-        # the ids first: a scan for the embedding would decode all of them
+        # ids first: a scan with the embedding column would decode every embedding
         places = dataset.scanner(columns=["__filename"], filter=itself).to_table()["__filename"].to_pylist()
         files = [file for file in dataset.get_fragments() if file.path in places]
         tables = [file.to_table(schema=dataset.schema, columns=[column, "model"], filter=itself) for file in files]
@@ -63,9 +63,9 @@ def like(rows: Rows, utterance_id: str, column: str | None) -> Query:
 
 
 def heard(rows: Rows, audio: str, language: str | None, column: str | None) -> Query:
-    """By the voice in a file, embedded by the very model that made the rows. Costs loading that model.
+    """Return a query for the voice in an audio file, embedded by the model that made the rows. Loads that model.
 
-    Raises: ConfigError for a file that cannot be used, or an embedding other than of the voice.
+    Raises: ConfigError for a file that cannot be used, or an embedding other than `audio_embedding`.
     """
     plan, language = _embedder(rows, language, column, option="--audio", makes="audio_embedding")
     limits = AudioLimits(max_bytes=plan.settings.max_bytes, max_duration_s=plan.settings.max_duration_s)
@@ -81,9 +81,9 @@ def heard(rows: Rows, audio: str, language: str | None, column: str | None) -> Q
 
 
 def read(rows: Rows, text: str, language: str | None, column: str | None) -> Query:
-    """By a sentence, embedded by the very model that made the rows. Costs loading that model.
+    """Return a query for a sentence, embedded by the model that made the rows. Loads that model.
 
-    Raises: ConfigError for an embedding other than of the words, or where no model read any.
+    Raises: ConfigError for an embedding other than `text_embedding`, or when the output has none.
     """
     plan, language = _embedder(rows, language, column, option="--text", makes="text_embedding")
     import torch
@@ -99,7 +99,7 @@ def read(rows: Rows, text: str, language: str | None, column: str | None) -> Que
 
 
 def _embedder(rows: Rows, language: str | None, column: str | None, *, option: str, makes: str) -> tuple[Plan, str]:
-    """The plan whose record names the model, and the language."""
+    """Return a plan that records the model, and the language."""
     if column not in (None, makes):
         raise ConfigError(
             f"{option} can be compared with the {makes} alone; for {column} ask with --like and an utterance"

@@ -1,11 +1,11 @@
-"""Sums of a finished run by speaker, day or any column, in files that add up.
+"""Sums of finished runs by speaker, day or any column, in files that can be added up.
 
-    summaries/<names>/_summary.json     what the groups are
-    summaries/<names>/<plan>.parquet    one row a group: sums over the utterances of that plan
+    summaries/<names>/_summary.json     definition of the groups
+    summaries/<names>/<plan>.parquet    one row per group: sums over the utterances of that plan
 
-A plan is summarised once, when it is finished, into one file whose name it fixes, by put-if-absent: whoever is second finds
-it there. Every utterance is counted in one file, so a reader adds up the rows of a group over whatever files there are,
-and never counts one twice. `merged` does that, and makes shares and means of the sums.
+Each finished plan is summarized once, into one file named after it, with put-if-absent: a second writer finds the file
+of the first. Every utterance is counted in one file only, so a reader can add up the rows of a group over all files
+without counting any twice. `merged` does so, and computes shares and means from the sums.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from pipeline.storage.store import Store
 SUMS = ("recordings", "utterances", "speech_s", "length_s", "by_emotion", "speech_s_by_emotion", "transitions",
         "first_emotion", "last_emotion", "confidence_sum", "confidence_min", "confidence_max")  # fmt: skip
 TIMED = ("timed_speech_s", "timed_length_s")
-"""Sums over the recordings alone whose duration the manifest gives; files of earlier versions lack them."""
+"""Sums over only those recordings whose duration the manifest gives; files of earlier versions lack them."""
 COUNTED = "confidence_count"
-"""Utterances that have a confidence; in files of earlier versions, which lack it, all have one."""
+"""Number of utterances with a confidence; in files of earlier versions, which lack it, all have one."""
 _EXPRESSION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(?!=)(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """What to group by: a name and the SQL expression over `utterances` for each column."""
+    """Grouping: the name of each group column, and its SQL expression over `utterances`."""
 
     by: Mapping[str, str]
 
     @property
     def folder(self) -> str:
-        """Where their summaries lie."""
+        """Return the folder of the summaries."""
         return summary_folder(tuple(self.by))
 
 
 def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
-    """`speaker,channel` or `day=strftime(recorded_at, '%Y-%m-%d')`.
+    """Parse groups such as `speaker,channel` or `day=strftime(recorded_at, '%Y-%m-%d')`.
 
-    Raises: ConfigError for a column that is not there, a name twice, or one that the sums have.
+    Raises: ConfigError for a missing column, a repeated name, or a name that the sums use.
     """
     by: dict[str, str] = {}
     known = list(columns)
@@ -69,9 +69,10 @@ def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
 
 
 def undivided(table: pa.Table, groups: Groups) -> list[str]:
-    """Groups whose expression has `//` and whose values are not whole numbers.
+    """Return the groups whose expression has `//` and whose values are not whole numbers.
 
-    DuckDB rounds the result of `//` for integers only: `start_s // 60` is 1.025 at 61.5 s, nearly one group an utterance.
+    DuckDB rounds the result of `//` for integers only: `start_s // 60` is 1.025 at 61.5 s, which gives nearly one group
+    per utterance.
     """
     return [
         name
@@ -83,10 +84,11 @@ def undivided(table: pa.Table, groups: Groups) -> list[str]:
 
 
 def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
-    """Write the summaries that are missing. Yields: each plan now summarised, and its number of groups.
+    """Write the missing summaries. Yields: each newly summarized plan, and its number of groups.
 
-    Costs one pass over the columns it needs of each new plan. Memory: DuckDB's, which spills; and one plan's groups.
-    Raises: ConfigError when the folder holds summaries by other expressions, or an expression cannot be run.
+    Costs one pass over the necessary columns of each new plan. Memory: DuckDB, which spills to disk, and one plan's
+    groups.
+    Raises: ConfigError when the folder has summaries by other expressions, or an expression is not valid.
     """
     store = rows.store
     _refuse_others(store, groups)
@@ -98,7 +100,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
         of_plan = rows.of([plan.plan])
         with asking(utterances=of_plan.utterances(), planned=of_plan.planned()) as connection:
             found = connection.sql(_sums(groups, plan.plan)).to_arrow_table()
-        # claimed by groups that could be made: a slip of the pen takes no name
+        # after the query, so that an invalid expression does not claim the name
         claim = {"format": FORMAT, "by": dict(groups.by)}
         if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
             _refuse_others(store, groups)
@@ -107,7 +109,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
 
 
 def _refuse_others(store: Store, groups: Groups) -> None:
-    """Raises: ConfigError when the folder holds groups made by other expressions."""
+    """Check the definition of existing summaries. Raises: ConfigError when they use other expressions."""
     try:
         there = read_document(store, f"{groups.folder}/{SUMMARY}")["by"]
     except FileNotFoundError:
@@ -117,12 +119,15 @@ def _refuse_others(store: Store, groups: Groups) -> None:
 
 
 def _per_emotion(expression: str) -> str:
-    """A struct over the vocabulary; `expression` says `$` where the emotion stands."""
+    """Return an SQL struct over the vocabulary; `$` in `expression` is replaced by the emotion."""
     return "{" + ", ".join(f"{emotion}: {expression.replace('$', emotion)}" for emotion in EMOTIONS) + "}"
 
 
 def _sums(groups: Groups, plan: str) -> str:
-    """One row a group. Inside, by recording first: a recording never spans plans, so its length counts once in a group."""
+    """Return the query for one row per group.
+
+    It aggregates by recording first, so that a recording's length counts once per group; no recording spans two plans.
+    """
     keys = [f"k{number}" for number in range(len(groups.by))]
     given = ", ".join(f"({sql}) AS {key}" for key, sql in zip(keys, groups.by.values(), strict=True))
     named = ", ".join(f"said.{key} AS {quoted(name)}" for key, name in zip(keys, groups.by, strict=True))
@@ -164,13 +169,13 @@ def _sums(groups: Groups, plan: str) -> str:
 
 
 def merged(store: Store, groups: Groups) -> pa.Table:
-    """One row a group over every summary there is: counts, shares and means.
+    """Combine all summaries into one row per group: counts, shares and means.
 
-    Returns: the group columns and `recordings`, `utterances`, `speech_s`; `length_s` of the whole recordings, each by the
-        manifest's duration or, where that gives none, by the end of its last utterance; `speech_share`, see docs/summaries.md;
-        `share` of the utterances and `share_s` of their seconds per emotion; `confidence` (mean), its minimum and maximum;
-        `transitions` (from, to), `changes`, the share of neighbouring utterances that differ; `opens_with` and
-        `closes_with`, the emotion with which recordings most often begin and end.
+    Returns: the group columns and `recordings`, `utterances`, `speech_s`; `length_s`, the length of the whole
+        recordings, by the manifest's duration or else the end of the last utterance; `speech_share`, see
+        docs/summaries.md; `share` of the utterances and `share_s` of their seconds per emotion; `confidence` (mean),
+        its minimum and maximum; `transitions` (from, to); `changes`, the share of neighbouring utterances that differ;
+        `opens_with` and `closes_with`, the emotions with which recordings most often begin and end.
     """
     keys = sorted(entry.key for entry in store.list(groups.folder) if entry.key.endswith(".parquet"))
     schema = read_columns(_schema(store, key) for key in keys)

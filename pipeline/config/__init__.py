@@ -1,4 +1,4 @@
-"""What the user asked for: one frozen, validated configuration, from command-line options and a file."""
+"""Job configuration: one frozen, validated model filled from command-line options and a file."""
 
 from pipeline.config.file import load_config, read_temperatures
 from pipeline.config.job import (

@@ -1,4 +1,4 @@
-"""Configuration from files: YAML or TOML with the options of a job, and calibration files."""
+"""Configuration files: job options in YAML or TOML, and calibration files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.errors import ConfigError, did_you_mean
 
 
 def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
-    """Merge a YAML or TOML file with flags, which win, and validate both.
+    """Merge a YAML or TOML file with command-line flags and validate the result. Flags override the file.
 
-    Raises: ConfigError naming the key, the fault and the nearest known key.
+    Raises: ConfigError naming the key, the problem and the nearest known key.
     """
     merged = {**(_flatten(_read_file(file), file) if file else {}), **flags}
     if isinstance(calibration := merged.get("calibration"), str):
@@ -32,8 +32,8 @@ def _temperatures(file: str) -> dict[str, float]:
 
 
 def read_temperatures(file: str) -> dict[str, float]:
-    """Temperatures by model fingerprint, from a calibration file. Raises: ValueError saying what is wrong with it."""
-    # imported late: few jobs need it, and it costs half a second
+    """Read the temperature of each model fingerprint from a calibration file. Raises: ValueError for a bad file."""
+    # imported late: few jobs need it, and the import takes half a second
     from pipeline.storage.store import read_text
 
     try:
@@ -71,7 +71,10 @@ def _read_file(file: str) -> Mapping[str, object]:
 
 
 def _flatten(tree: Mapping[str, object], file: str | None, prefix: str = "") -> dict[str, object]:
-    """Nested keys join with `_`: `asr: {model: X}` is `asr_model: X`. Languages below a model option stay a mapping."""
+    """Join nested keys with `_`: `asr: {model: X}` becomes `asr_model: X`.
+
+    The languages below a model option remain a mapping.
+    """
     flat: dict[str, object] = {}
     for key, value in tree.items():
         name = prefix + str(key).replace("-", "_")

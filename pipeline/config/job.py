@@ -1,6 +1,6 @@
-"""One frozen, validated description of a job, from flags and a file.
+"""Configuration models of jobs: `JobConfig` for `annotate`, and `ModelChoice`, its part about models.
 
-`JobConfig` is what the user asked for. `settings` returns the part of it that decides the rows of a dataset.
+`JobConfig.settings` returns the options that determine the rows of a dataset.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 AUTO_LANGUAGE = "auto"
-"""`--language` that leaves rows without a language to Whisper."""
+"""Value of `--language` with which Whisper detects the language of rows that have none."""
 ANY_LANGUAGE = "*"
-"""Key of a model that was named without a language."""
+"""Key of a model that was given without a language."""
 
 
 _Choice = TypeVar("_Choice", bound="ModelChoice")
@@ -33,7 +33,7 @@ RENAMED = {"fusion_model": "emotion_model"}
 
 
 class ModelChoice(BaseModel):
-    """Which models somebody asked for; `pipeline.models.roles` settles the rest."""
+    """Options that select models; `pipeline.models.roles` adds the defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,10 +101,10 @@ class ModelChoice(BaseModel):
         return self
 
     def model_for(self, option: str, language: str) -> str | None:
-        """The model named for `language` under one of `MODEL_OPTIONS`, or None for the published one.
+        """Return the model given for `language` under one of `MODEL_OPTIONS`, or None for the published model.
 
-        A fusion model or sentence encoder named without a language is for `--language` (or en); an ASR model named
-        so is for every language, since Whisper is multilingual.
+        An emotion model or sentence encoder given without a language applies to `--language` (or en). An ASR model
+        given without a language applies to every language, because Whisper is multilingual.
         """
         named: Mapping[str, str] = getattr(self, option)
         if language in named:
@@ -115,7 +115,7 @@ class ModelChoice(BaseModel):
 
 
 class JobConfig(ModelChoice):
-    """What one `annotate` job shall do. Every field is a flag of the same name and a key of the config file."""
+    """Options of one `annotate` job. Every field is a flag of the same name and a key of the config file."""
 
     manifest: Annotated[
         tuple[str, ...], Option(DATA, "JSONL, CSV or Parquet: files, globs or folders", metavar="URI")
@@ -276,7 +276,7 @@ class JobConfig(ModelChoice):
     @classmethod
     def _no_model_outputs(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
         columns = tuple(name.strip() for column in columns for name in column.split(",") if name.strip())
-        # names of version 1: a dataset of a later version has others besides, which the driver refuses
+        # column names of version 1; the driver rejects the names that later versions add
         ours = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32", version=1).names) - {"language"}
         for column in columns:
             if not _FOLDER_NAME.fullmatch(column):
@@ -318,10 +318,10 @@ class JobConfig(ModelChoice):
         return self
 
     def settings(self, *, precision: Precision, asr_compute_type: str, version: int = SCHEMA_VERSION) -> Settings:
-        """Return what decides the rows of a dataset, apart from its models and manifests, with `auto` resolved.
+        """Return the options that determine the rows of a dataset, except models and manifests, with `auto` resolved.
 
         Args:
-            version: of the columns: that of an existing dataset, else the newest.
+            version: schema version: that of an existing dataset, else the newest.
         """
         return Settings(
             mode=self.mode,
@@ -343,7 +343,7 @@ class JobConfig(ModelChoice):
 
 
 def require_precision(precision: str, *, mode: str, device: str) -> None:
-    """Raises: ConfigError for a precision that is none, or that this mode or device has not."""
+    """Check a precision. Raises: ConfigError if it is unknown, or not available for this mode or device."""
     if precision not in get_args(Precision):
         raise ConfigError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
     if precision == "int8" and (mode == "text" or device != "cpu"):
@@ -353,12 +353,12 @@ def require_precision(precision: str, *, mode: str, device: str) -> None:
 
 
 def primary_language(tag: str) -> str:
-    """The language of a BCP-47 tag, which picks the model: en-GB -> en."""
+    """Return the primary language of a BCP-47 tag, which selects the model: en-GB -> en."""
     return tag.split("-", maxsplit=1)[0].lower()
 
 
 def validated(kind: type[_Choice], options: Mapping[str, object]) -> _Choice:
-    """A `JobConfig` or `ModelChoice` of these options. Raises: ConfigError naming every option that is wrong, and how."""
+    """Return a validated `JobConfig` or `ModelChoice`. Raises: ConfigError describing every invalid option."""
     try:
         return kind.model_validate(dict(options))
     except ValidationError as error:
@@ -378,7 +378,7 @@ def _sentences(error: ValidationError) -> Iterable[str]:
 
 
 def _named_model(text: str) -> tuple[str, str]:
-    """`lang=X` or `X`, which may hold an equals sign of its own."""
+    """Split `lang=X` or `X`, where X itself may contain an equals sign."""
     language, equals, model = text.partition("=")
     if equals and _LANGUAGE_TAG.fullmatch(language.strip()):
         return primary_language(language.strip()), model

@@ -1,4 +1,4 @@
-"""How a field of a configuration appears on a command line."""
+"""Command-line metadata of configuration fields."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ DATA, MODELS, MACHINE, RUN = "data", "models", "machine", "run"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a field appears on a command line, in `--help` and in docs/commands.md.
+    """Presentation of a field on the command line, in `--help` and in docs/commands.md.
 
     Attributes:
         group: heading in the help text.
-        help: what it does; the default is appended unless the text names it.
-        metavar: placeholder for the value, where the choices or the type do not say enough.
+        help: description; the default value is appended unless the text states it.
+        metavar: placeholder for the value; None where the choices or the type suffice.
     """
 
     group: str

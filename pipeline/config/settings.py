@@ -1,7 +1,7 @@
-"""The settings that decide the rows of a dataset; every plan of a dataset has the same.
+"""Settings that determine the rows of a dataset. All plans of a dataset share them.
 
-Their JSON form is part of `_dataset.json`, `plan.json` and the configuration hash in every receipt, so an optional setting
-that was not given is left out of it: a dataset made before the setting existed is one without it.
+Their JSON form is part of `_dataset.json`, `plan.json` and the configuration hash in every receipt. Optional settings
+are omitted from it unless they are set, so the JSON of datasets made before a setting existed stays the same.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ Segmentation = Literal["auto", "none", "vad"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 EmbeddingDtype = Literal["float32", "float16"]
 SCHEMA_VERSION = 2
-"""Columns of new datasets."""
+"""Schema version of new datasets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a user chose, with every `auto` resolved, apart from models and manifests.
+    """Options chosen by the user, except models and manifests, with every `auto` resolved.
 
     Attributes:
         calibration: temperature by model fingerprint; None without a calibration.
-        min_confidence: below it an utterance's emotion is null; None for no limit.
-        allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all that have a model.
-        schema_version: columns of the dataset; 1 are those of the datasets made before this setting existed.
+        min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
+        allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
+            languages that have a model.
+        schema_version: version of the dataset's columns; 1 for datasets made before this setting existed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -52,7 +53,7 @@ class Settings:
     asr_compute_type: str
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON form: optional settings only where they are set."""
+        """Return the JSON form, with optional settings only where they are set."""
         document: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -62,7 +63,7 @@ class Settings:
 
     @classmethod
     def of(cls, document: object) -> Settings:
-        """Read the JSON form. Raises: ValueError naming a setting that is missing, unknown or of another type."""
+        """Read the JSON form. Raises: ValueError naming a setting that is missing, unknown or of the wrong type."""
         settings = _ADAPTER.validate_python(document)
         if settings.schema_version not in range(1, SCHEMA_VERSION + 1):
             raise ValueError(
@@ -75,5 +76,5 @@ _ADAPTER = TypeAdapter(Settings)
 
 
 def canonical_hash(value: object) -> str:
-    """Return the sha256 of the canonical JSON of a value."""
+    """Return the SHA-256 of the canonical JSON of a value, as hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""How good an output is: its labels and words against those its manifest brought."""
+"""Evaluation of an output against the labels and reference texts of its manifest."""

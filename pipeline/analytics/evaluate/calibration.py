@@ -1,8 +1,9 @@
-"""Whether a confidence of 0.8 is right eight times in ten, and the temperature that makes it more nearly so.
+"""Calibration error of confidences, and temperature scaling.
 
-Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", sections 2 (expected calibration error, 15 bins of equal
-width) and 4.2 (temperature scaling). Scores are softmax outputs, so their logarithms are the logits up to a constant that
-softmax takes out again: dividing by a temperature needs no logits. The order of a row's scores stays, and so its label.
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", sections 2 (expected calibration error, 15 bins of
+equal width) and 4.2 (temperature scaling). Scores are softmax outputs, so their logarithms are the logits up to a
+constant, which softmax cancels: scaling by a temperature needs no logits. It preserves the order of a row's scores, and
+so its label.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from pipeline.errors import ConfigError
 
 BINS = 15
 LEAST_ROWS = 50
-"""Fewer labelled rows fix no temperature worth applying."""
+"""Minimum number of labelled rows for a useful temperature."""
 _FOLDS = 5
 _BOUNDS = (0.05, 20.0)
-_LEAST_SCORE = 1e-38  # float32 has no smaller number with all its digits
+_LEAST_SCORE = 1e-38  # about the smallest normal float32
 Floats = NDArray[np.float64]
 
 
 def reliability(confidence: Floats, right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Calibration error and the points of a reliability diagram.
+    """Compute the calibration error and the points of a reliability diagram.
 
     Args:
-        confidence: [N], of the label.
-        right: [N], whether the label is true.
+        confidence: [N], confidence of the predicted label.
+        right: [N], whether the predicted label is correct.
     """
     bounded = np.clip(confidence, 0.0, 1.0)
     accuracy, mean = calibration_curve(right, bounded, n_bins=BINS, strategy="uniform")
     edges = np.linspace(0.0, 1.0, BINS + 1)
-    counts = np.bincount(np.searchsorted(edges[1:-1], bounded), minlength=BINS)  # calibration_curve's own bins
+    counts = np.bincount(np.searchsorted(edges[1:-1], bounded), minlength=BINS)  # the same bins as calibration_curve
     filled = np.flatnonzero(counts)
     bins = [
         {"low": float(edges[number]), "high": float(edges[number + 1]), "rows": int(counts[number]),
@@ -49,28 +50,29 @@ def reliability(confidence: Floats, right: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def log_loss(scores: Floats, truth: NDArray[np.int64]) -> float:
-    """Mean negative logarithm of the score of the true class, in nats; a class the model does not know costs 87."""
+    """Return the mean negative log score of the true class, in nats. A class unknown to the model costs 87."""
     return float(-np.log(np.maximum(scores[np.arange(len(truth)), truth], _LEAST_SCORE)).mean())
 
 
 def tempered(scores: Floats, temperature: float) -> Floats:
-    """Scores [N, classes] as softmax(logits / temperature) gives them; a score of 0 stays 0 in effect."""
+    """Return scores [N, classes] scaled to softmax(logits / temperature); a score of 0 stays 0."""
     logits = np.log(np.maximum(scores, _LEAST_SCORE)) / temperature
     powers = np.where(scores > 0, np.exp(logits - logits.max(axis=1, keepdims=True)), 0.0)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 class NoTemperatureError(ConfigError):
-    """No temperature fits these rows; the message says why, and whether more rows would help."""
+    """No temperature fits these rows. The message states the reason, and whether more rows would help."""
 
 
 def fit_temperature(scores: Floats, truth: NDArray[np.int64]) -> float:
     """Find the temperature with the least log loss, between 0.05 and 20.
 
-    Rows whose true class the model does not know (its score is 0 in every row) say nothing about a temperature and are left
-    out.
+    Rows whose true class the model does not know (its score is 0 in every row) carry no information about a temperature
+    and are ignored.
 
-    Raises: NoTemperatureError when there are too few rows, or the best temperature is at a bound.
+    Raises: NoTemperatureError when there are too few rows, the scores are worse than chance, or the best temperature is
+        at a bound.
     """
     known = np.asarray((scores > 0).any(axis=0))[truth]
     if known.sum() < LEAST_ROWS:
@@ -100,10 +102,10 @@ def fit_temperature(scores: Floats, truth: NDArray[np.int64]) -> float:
 
 
 def _lead_of_truth(scores: Floats, truth: NDArray[np.int64]) -> float:
-    """Mean logit of the true class, above the mean logit of all classes the model knows.
+    """Return the mean logit of the true class minus the mean logit of all classes the model knows.
 
-    The derivative of the log loss with respect to 1/T, negated, where T is infinite. The loss is convex in 1/T, so without a
-    lead no temperature is better than equal scores for all classes.
+    This is the negated derivative of the log loss with respect to 1/T at infinite T. The loss is convex in 1/T, so if
+    the result is not positive, no temperature is better than equal scores for all classes.
     """
     classes = np.asarray((scores > 0).any(axis=0))
     logits = np.log(np.maximum(scores, _LEAST_SCORE))
@@ -147,13 +149,13 @@ def _quality(scores: Floats, truth: NDArray[np.int64]) -> str:
 def fit(
     scores: Floats, truth: NDArray[np.int64], predicted: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """A temperature, and what it gives on the rows it was fitted on and, by cross-validation, on rows it was not.
+    """Fit a temperature, and evaluate it on the same rows and, by cross-validation, on held-out rows.
 
-    `cross_validated` is None where a fold is too small to fit one.
+    `cross_validated` is None when a fold is too small for a fit.
 
     Args:
-        groups: [N], the recording of each row, which no fold cuts in two.
-    Raises: NoTemperatureError as `fit_temperature` does.
+        groups: [N], the recording of each row; no fold splits a recording.
+    Raises: NoTemperatureError, like `fit_temperature`.
     """
     temperature = fit_temperature(scores, truth)
     right = truth == predicted
@@ -173,7 +175,7 @@ def fit(
 
 
 def _cross_fitted(scores: Floats, truth: NDArray[np.int64], groups: NDArray[np.int64]) -> Floats | None:
-    """Scores that were each calibrated by the rows of the other folds."""
+    """Return the scores of each fold calibrated on the other folds, or None when a fit is impossible."""
     if len(np.unique(groups)) < _FOLDS:
         return None
     unseen = np.empty_like(scores)

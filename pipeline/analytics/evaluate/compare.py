@@ -1,4 +1,4 @@
-"""Two outputs on the utterances they share: is one better, or is it chance?"""
+"""Paired comparison of two outputs on the utterances they share, with a significance test."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from pipeline.analytics.evaluate.words import Errors, compare_rates
 def compare(
     first: Labelled, second: Labelled, errors: Sequence[Errors], *, resample_by: str, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The second output less the first, paired by utterance id.
+    """Compare two outputs, paired by utterance id; differences are second minus first.
 
-    Only utterances of both count whose true label is the same in both. The test is McNemar's, exact: how likely so uneven a
-    split of the utterances that one alone got right would be, were both equally good. It takes utterances as independent;
-    where recordings are cut into many, look at the intervals: differences have bootstrap intervals over the same draws, which
-    `resample_by` groups. `p_value` and the rest are None when they share nothing.
+    Only shared utterances with the same true label in both outputs count. The test is McNemar's exact test: the
+    probability of so uneven a split of the utterances that only one output labels correctly, if both are equally good.
+    It assumes independent utterances. Where recordings are cut into many utterances, use the intervals instead:
+    differences have bootstrap intervals over the same draws for both outputs, grouped by `resample_by`. If no utterance
+    counts, all results but the counts and `words` are None.
 
     Args:
-        errors: in the words of the first output and of the second, by recording; compared whatever the labels are.
+        errors: word errors by recording, of the first output and of the second; compared whatever the labels are.
     """
     rows = _shared(first, second)
     same = np.array([first.truth[i] == second.truth[j] for i, j in rows], dtype=bool)
@@ -85,6 +86,6 @@ def _differences(
 
 
 def groups_of(labelled: Labelled, column: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The rows' groups, numbered from 0, by the values of a column; null is a group too."""
+    """Return each row's group, numbered from 0, by the values of a column. Nulls form one group."""
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(str(value), len(numbers)) for value in labelled.column(column)], np.int64)

@@ -1,6 +1,6 @@
-"""An evaluation from start to end: outputs in, one plain structure out that a terminal, a table or a page can show.
+"""Evaluation of outputs, as one plain structure for a terminal, tables or a page.
 
-The structure holds numbers, strings, lists and mappings only, and is what `metrics.json` is.
+The structure consists of numbers, strings, lists and mappings only. `metrics.json` is its JSON form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.schema import EMOTIONS, passthrough_name
 
 FORMAT = 1
 SLICES = ("dataset", "language", "speaker", "sex", "duration", "text_source")
-"""What is looked at apart where an output has it; `duration` is `duration_s` in steps."""
+"""Columns evaluated by value if the output has them; `duration` is `duration_s` in steps."""
 _MOST_VALUES = 50
 _DURATIONS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _ABSTENTION = (*(round(0.05 * step, 2) for step in range(6, 20)), 0.98, 0.99, 0.999)
@@ -35,15 +35,16 @@ _ABSTENTION = (*(round(0.05 * step, 2) for step in range(6, 20)), 0.98, 0.99, 0.
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to compute.
+    """Options of an evaluation.
 
     Attributes:
         labels: the manifest column with the true labels.
-        references: the manifest column with what was said, or None for `reference` where there is one.
-        slices: columns to look at apart, or None for those of `SLICES` that are there.
-        resamples: of the bootstrap; 0 for no intervals.
-        resample_by: the column whose values are drawn: rows of one value are not independent.
-        published_test_set: whether the user says that this is the test set of the published figures.
+        references: the manifest column with the reference texts, or None for `reference` if it exists.
+        slices: columns to evaluate by value, or None for the existing ones of `SLICES`.
+        resamples: number of bootstrap resamples; 0 for no intervals.
+        resample_by: the column whose values are drawn, because rows with the same value are not independent.
+        seed: of the bootstrap.
+        published_test_set: whether the user declares that this is the test set of the published results.
     """
 
     labels: str
@@ -56,7 +57,10 @@ class Options:
 
 
 def read(outputs: Sequence[str], options: Options) -> list[Labelled]:
-    """The labelled rows of each output, with the columns that the options need. Raises: ConfigError for one that is not there."""
+    """Read the labelled rows of each output, with the columns that the options need.
+
+    Raises: ConfigError for a missing column.
+    """
     named = [
         passthrough_name(options.references or REFERENCE),
         passthrough_name(options.resample_by),
@@ -75,7 +79,7 @@ def read(outputs: Sequence[str], options: Options) -> list[Labelled]:
 
 
 def evaluate(outputs: Sequence[Labelled], options: Options) -> dict[str, Any]:
-    """Everything about some outputs, and of each but the first how it compares with the first."""
+    """Evaluate each output, and compare each but the first with the first."""
     drawing: dict[str, Any] = {"resample_by": options.resample_by, "resamples": options.resamples, "seed": options.seed}
     references = passthrough_name(options.references or REFERENCE)
     errors = [
@@ -131,7 +135,7 @@ def _of_output(labelled: Labelled, options: Options, errors: Errors) -> dict[str
 
 
 def _measure(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
-    """The figures of some rows."""
+    """Compute the metrics of the given rows."""
     truth, predicted = labelled.truth, labelled.predicted
     groups = groups_of(labelled, options.resample_by)
     calibration = reliability(labelled.confidence, truth == predicted)
@@ -147,7 +151,7 @@ def _measure(labelled: Labelled, options: Options, errors: Errors) -> dict[str, 
 
 
 def _values(labelled: Labelled, options: Options) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """Of each column to look at apart, the rows of each of its values; the commonest value first."""
+    """Return the rows of each value, for each column to evaluate by value; the most frequent value comes first."""
     found = {}
     for name in options.slices or SLICES:
         if name == "duration":
@@ -182,7 +186,7 @@ def _duration_step(duration_s: float | None) -> str | None:
 
 
 def _abstention(labelled: Labelled) -> dict[str, Any]:
-    """What abstaining costs and gives: as it was done in this output, and as it would be from other confidences on."""
+    """Compute coverage and accuracy with abstention: as done in this output, and for a range of thresholds."""
     right = labelled.truth == labelled.predicted
 
     def kept(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The calibration file: a temperature for each model, and so for each language, and what it was fitted on."""
+"""Contents of a calibration file: the temperature of each model, and so of each language, and the fit behind it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.errors import ConfigError
 
 FORMAT = 1
 CALIBRATED = "/T="
-"""What the fingerprint of a model whose scores are calibrated holds (`slots.fingerprint`)."""
+"""Marker in the fingerprint of a model whose scores are calibrated (`pipeline.models.roles.fingerprint`)."""
 
 
 def fit_outputs(outputs: Sequence[Labelled]) -> dict[str, Any]:
     """Fit each model of some outputs on its labelled rows.
 
-    Raises: NoTemperatureError naming every model that no temperature fits, and why; ConfigError for a model that two outputs
-        share, or whose scores are calibrated already.
+    Raises: NoTemperatureError naming every model that no temperature fits, with the reason; ConfigError for a model
+        that two outputs share, or whose scores are already calibrated.
     """
     models: dict[str, Any] = {}
     unfitted: list[str] = []

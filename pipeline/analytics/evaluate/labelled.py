@@ -1,6 +1,6 @@
-"""The labelled utterances of an output, in columns, and what of it could not be compared.
+"""Labelled utterances of an output, in columns, and counts of those that cannot be compared.
 
-Costs about 150 bytes of memory an utterance, and one read of the columns that are needed.
+Costs about 150 bytes of memory per utterance, and one read of the columns that are needed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pipeline.storage.access import without_query
 from pipeline.storage.store import open_store, resolve
 
 REFERENCE = "reference"
-"""The manifest column that holds what was said, where nobody names another."""
+"""Default manifest column of the reference texts."""
 SMALL = 30
-"""Rows below which figures are mostly chance: at 30 an accuracy of 0.8 is known to within 0.14."""
+"""Number of rows below which results are mostly chance: with 30 rows an accuracy of 0.8 is known to within 0.14."""
 _NEEDED = ("utterance_id", "recording_id", "segment_index", "language", "duration_s", "text", "text_source", "label",
            "confidence", "scores", "abstained", "model")  # fmt: skip
 
@@ -42,14 +42,15 @@ class Labelled:
     Attributes:
         output: its URI without the query.
         settings: those of the dataset: mode, precision and the rest.
-        table: the columns of the output that were asked for, N rows.
-        truth, predicted: int64 [N], numbers of `EMOTIONS`; the prediction is the model's label, also of rows it abstained from.
+        table: the requested columns of the output, N rows.
+        truth, predicted: int64 [N], indices into `EMOTIONS`; the prediction is the model's label, even where it
+            abstained.
         confidence: float64 [N].
         scores: float64 [N, 7]; 0 for an emotion that the model does not know.
         abstained: bool [N].
-        counts: utterances, and those without a label, of other words, without a prediction, rejected, by which recordings
-            were cut.
-        warnings: sentences on what makes the figures mean less.
+        counts: numbers of utterances, of those compared, without a label, with other labels, without a prediction, of
+            labelled rejects, and of recordings.
+        warnings: sentences on what limits the results.
     """
 
     output: str
@@ -64,29 +65,29 @@ class Labelled:
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         return len(self.truth)
 
     def take(self, rows: NDArray[np.int64]) -> Labelled:
-        """Some of the rows, in the order given."""
+        """Return the given rows, in the given order."""
         return Labelled(
             self.output, self.settings, self.table.take(pa.array(rows)), self.truth[rows], self.predicted[rows],
             self.confidence[rows], self.scores[rows], self.abstained[rows], self.counts, self.warnings,
         )  # fmt: skip
 
     def column(self, name: str) -> list[Any]:
-        """A column's values."""
+        """Return the values of a column."""
         values: list[Any] = self.table[name].to_pylist()
         return values
 
 
 def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labelled:
-    """Read the utterances of an output that have a label of our vocabulary.
+    """Read the utterances of an output whose true label is in the emotion vocabulary.
 
     Args:
-        output: what `--output` of the job was.
+        output: value of the job's `--output`.
         labels: the manifest column that holds the true label.
-        columns: further columns to keep, as the output names them; those it lacks are left out.
+        columns: further columns to keep, by their names in the output; missing ones are ignored.
     Raises: ConfigError when there is no output, no such column, or no row to compare.
     """
     store = open_store(output)
@@ -126,7 +127,7 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
 
 
 def _schema_of(plans: Sequence[Plan], settings: Settings) -> tuple[pa.Schema, pa.Schema]:
-    """What the files of all plans hold, and the columns that stand in their paths, with the types the plans have."""
+    """Return the schema of the files of all plans, and the schema of the partition columns in their paths."""
     extra = read_columns(plan.extra for plan in plans)
     whole = utterance_schema({}, "float32", extra, version=settings.schema_version)
     fields = [whole.field(name) for name in settings.partition_by]
@@ -142,7 +143,7 @@ def _dataset(output: str, folder: str, schema: pa.Schema, partitions: pa.Schema)
 
 
 def _column_of(labels: str, names: Sequence[str], shown: str) -> str:
-    """The output's name of a manifest column: `label` is written as `manifest_label`, since ours has that name."""
+    """Return the output name of a manifest column: `label` becomes `manifest_label`, because `label` is reserved."""
     column = passthrough_name(labels)
     if column in names:
         return column
@@ -152,7 +153,7 @@ def _column_of(labels: str, names: Sequence[str], shown: str) -> str:
 
 
 def _truth(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """The number of each row's emotion, -1 where it has none, and the words that are none of ours."""
+    """Return the emotion index of each row, -1 without one, and counts of the labels outside the vocabulary."""
     texts = column.cast(pa.string())
     numbers: dict[str, int] = {}
     for word in texts.unique().drop_null().to_pylist():
@@ -177,7 +178,7 @@ def _scores(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def _rejected_with_label(output: str, column: str, schema: pa.Schema, partitions: pa.Schema) -> int:
-    """Labelled recordings of finished runs that were rejected: a model is also judged by what it could not be asked."""
+    """Count the labelled recordings of finished runs that were rejected, since they are missing from the results."""
     field = pa.schema([*schema, *partitions]).field(column)
     try:
         dataset = _dataset(output, "rejects", pa.schema([field]), pa.schema([]))

@@ -1,4 +1,4 @@
-"""An evaluation as lines for a terminal."""
+"""Text output of an evaluation, for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN_BOUNDS = (0.5, 0.7, 0.9)
 
 
 def lines_of(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    """What a person wants to see first; `metrics.json` has everything."""
+    """Yield the most important results as lines; `metrics.json` has all of them."""
     for output in evaluation["outputs"]:
         yield from _output(output)
     for comparison in evaluation["comparisons"]:

@@ -1,7 +1,7 @@
-"""Accuracy, precision, F1 and recall of labels, by class and over all, with bootstrap intervals.
+"""Accuracy, precision, F1 and recall of labels, by class and overall, with bootstrap intervals.
 
-What is reported is scikit-learn's. Resamples are thousands of small confusion matrices, for which scikit-learn takes 3 ms
-each; they are counted in one stroke by `scores_of`, and a test holds both against each other.
+Reported values come from scikit-learn. Resamples are thousands of small confusion matrices, for which scikit-learn
+takes 3 ms each; `scores_of` computes all of them at once, and a test compares both implementations.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 from pipeline.schema import EMOTIONS
 
 METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar")
-"""The columns of the model card, and the unweighted average recall over the classes that occur."""
+"""Metrics of the model card, and the unweighted average recall over the classes that occur."""
 CLASSES = len(EMOTIONS)
 INTERVAL = 0.95
 Counts = NDArray[np.int64]
 
 
 def summary(truth: Counts, predicted: Counts) -> dict[str, float]:
-    """The figures of `METRICS`, as shares. Classes count that occur in either, as scikit-learn has it.
+    """Compute `METRICS`, as fractions, over the classes that occur in either array, like scikit-learn.
 
     Args:
-        truth, predicted: numbers of `EMOTIONS`, at least one.
+        truth, predicted: indices into `EMOTIONS`, at least one.
     """
     weighted = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)
     macro = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
@@ -38,7 +38,7 @@ def summary(truth: Counts, predicted: Counts) -> dict[str, float]:
 
 
 def per_class(truth: Counts, predicted: Counts) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and support of each class that occurs, in the order of `EMOTIONS`."""
+    """Return precision, recall, F1 and support of each class that occurs, in the order of `EMOTIONS`."""
     classes = np.union1d(truth, predicted)
     columns = precision_recall_fscore_support(truth, predicted, labels=classes, average=None, zero_division=0)
     return [
@@ -48,7 +48,7 @@ def per_class(truth: Counts, predicted: Counts) -> list[dict[str, Any]]:
 
 
 def confusion(truth: Counts, predicted: Counts) -> dict[str, Any]:
-    """Counts and shares of a class, a row for each true class, a column for each predicted one."""
+    """Return the confusion matrix as counts and as row shares: rows are true classes, columns predicted ones."""
     classes = np.union1d(truth, predicted)
     counts = confusion_matrix(truth, predicted, labels=np.arange(CLASSES))[np.ix_(classes, classes)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -60,15 +60,15 @@ def confusion(truth: Counts, predicted: Counts) -> dict[str, Any]:
 
 
 def resample(cells: Counts, groups: Counts, num_cells: int, *, resamples: int, seed: int) -> Counts:
-    """Bootstrap: draw groups with replacement, as many as there are, and count the cells of their rows.
+    """Draw bootstrap resamples: as many groups as there are, with replacement, and count the cells of their rows.
 
     Args:
-        cells: int64 [N], which of `num_cells` a row falls into.
-        groups: int64 [N] from 0 up without gaps: rows of one group are drawn together, since they are not independent.
+        cells: int64 [N], the cell of each row, below `num_cells`.
+        groups: int64 [N] from 0 up without gaps; rows of a group are drawn together, because they are not independent.
     Returns: int64 [resamples, num_cells].
     """
     num_groups = int(groups.max()) + 1
-    if num_groups == len(groups):  # a row a group: the same in one draw
+    if num_groups == len(groups):  # one row per group: one multinomial draw is equivalent
         shares = np.bincount(cells, minlength=num_cells) / len(cells)
         return np.random.default_rng(seed).multinomial(len(cells), shares, size=resamples).astype(np.int64)
     drawn = np.empty((resamples, num_cells), np.int64)
@@ -78,14 +78,14 @@ def resample(cells: Counts, groups: Counts, num_cells: int, *, resamples: int, s
 
 
 def draws(num_groups: int, *, resamples: int, seed: int) -> Iterator[Counts]:
-    """How often each group is drawn, once a resample: int64 [num_groups], as many in all as there are groups."""
+    """Yield, for each resample, how often each group is drawn: int64 [num_groups] with sum num_groups."""
     random = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(random.integers(0, num_groups, num_groups), minlength=num_groups)
 
 
 def scores_of(matrices: Counts) -> NDArray[np.float64]:
-    """`METRICS` of many confusion matrices [B, classes, classes]. Returns: float64 [B, metrics]."""
+    """Compute `METRICS` of many confusion matrices [B, classes, classes]. Returns: float64 [B, metrics]."""
     hits = np.einsum("bii->bi", matrices).astype(np.float64)
     there, said = matrices.sum(axis=2), matrices.sum(axis=1)
     precision = hits / np.maximum(said, 1)
@@ -99,13 +99,13 @@ def scores_of(matrices: Counts) -> NDArray[np.float64]:
 
 
 def interval(figures: NDArray[np.float64]) -> tuple[float, float]:
-    """The percentile interval of resampled figures."""
+    """Return the percentile interval of resampled values."""
     low, high = np.quantile(figures, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return float(low), float(high)
 
 
 def with_intervals(truth: Counts, predicted: Counts, groups: Counts, *, resamples: int, seed: int) -> dict[str, Any]:
-    """`summary` with the bootstrap interval of each figure; without resamples, bounds of None."""
+    """Compute `summary` with a bootstrap interval of each metric; the bounds are None without resamples."""
     figures = summary(truth, predicted)
     bounds: list[tuple[float | None, float | None]] = [(None, None)] * len(METRICS)
     if resamples:

@@ -1,7 +1,7 @@
-"""The published figures, and whether an evaluation may stand beside them.
+"""Published results, and checks whether an evaluation is comparable with them.
 
-Nobody but the authors has the list of their test clips, so the user must say that a test set is theirs; what can be checked is
-the number of clips of each class, which their published confusion shares and tables give.
+The list of the authors' test clips is not public, so the user must declare that a test set is theirs. The number of
+clips of each class can be checked: it follows from the published confusion shares and tables.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ PUBLISHED = {
     ("es", "mean"): (88.51, 88.61, 88.50, 84.16),
     ("es", "multihead"): (82.66, 82.38, 82.46, 75.56),
 }
-"""Percent, in the order of `CARD_METRICS`. Source: the card of UMUTeam/w2v-bert-beto-mean-emotion-en; for Spanish the readme of
-NLP-UMUTeam/umuteam-speech-emotion at 3859029. The accuracy of concat in English is a slip there: 435 of 453 are 96.0265, and
-96.0462 is its macro F1 (tests/analytics/test_evaluate_metrics.py)."""
+"""Published percentages, in the order of `CARD_METRICS`.
+
+Source: the card of UMUTeam/w2v-bert-beto-mean-emotion-en; for Spanish the readme of NLP-UMUTeam/umuteam-speech-emotion
+at 3859029. The published accuracy of concat in English is an error: 435 of 453 is 96.0265, and 96.0462 is its macro F1
+(tests/analytics/test_evaluate_metrics.py)."""
 
 _ENGLISH_SPEECH = {"anger": 65, "disgust": 65, "fear": 66, "joy": 65, "neutral": 62, "sadness": 65, "surprise": 65}
 _SPANISH = {"anger": 134, "disgust": 240, "fear": 8, "joy": 129, "neutral": 399, "sadness": 117}
@@ -37,8 +39,11 @@ TEST_SETS = {
     **{("en", mode): _ENGLISH_SPEECH for mode in ("audio", "mean", "concat", "multihead")},
     **{("es", mode): _SPANISH for mode in ("audio", "text", "mean", "concat", "multihead")},
 }
-"""Clips of each class. Source: for English the shares of analysis/figures/confusion_matrices.png of the same repository, which
-one set of 453 clips alone gives; for Spanish the table of NLP-UMUTeam/Spanish-MEACorpus-2023. English texts: not published."""
+"""Number of test clips of each class.
+
+Source: for English the shares in analysis/figures/confusion_matrices.png of the same repository, which determine the
+counts of the 453 clips; for Spanish the table of NLP-UMUTeam/Spanish-MEACorpus-2023. Not published for
+English texts."""
 
 _SPEECH_CORPORA = {"ravdess", "tess", "savee"}
 _ENGLISH_TEXTS = 11_691
@@ -47,13 +52,14 @@ _ENGLISH_TEXTS = 11_691
 def beside_published(
     language: str, mode: str, truth: NDArray[np.int64], ours: dict[str, float], datasets: set[str], *, declared: bool
 ) -> dict[str, Any] | None:
-    """The card's row for a language and mode, and ours if the test set may be the same; None where none is published.
+    """Return the published results for a language and mode, with ours if the test set may be the same.
 
     Args:
-        truth: numbers of `EMOTIONS` of the rows in this language.
-        ours: `metrics.summary` over them.
-        datasets: what their column `dataset` says, empty without one.
-        declared: whether the user says that this is the published test set.
+        truth: indices into `EMOTIONS` of the rows in this language.
+        ours: result of `metrics.summary` for these rows.
+        datasets: values of their column `dataset`, empty without one.
+        declared: whether the user declares that this is the published test set.
+    Returns: None when nothing is published.
     """
     row = PUBLISHED.get((language, mode))
     if row is None:

@@ -1,4 +1,4 @@
-"""An evaluation as tables: long, so that a query or a plot needs no nested JSON."""
+"""Tables of an evaluation in long format, so that queries and plots need no nested JSON."""
 
 from __future__ import annotations
 
@@ -46,13 +46,15 @@ SCHEMAS = {
         pa.field("abstained", pa.bool_()),
     ]),
 }  # fmt: skip
-"""The whole output is the slice `all`; `class` is null for figures over all classes; `ours` is null where the test set is not the
-published one; the columns from `test` on are null but for accuracy, which alone is tested, and stands for being right."""
+"""Schemas of the tables.
+
+The slice `all` is the whole output. `class` is null for metrics over all classes. `ours` is null when the test set is
+not the published one. The columns from `test` on are null except for accuracy, the only metric that is tested."""
 _TESTED = ("only_first_right", "only_second_right", "p_value")
 
 
 def tables_of(evaluation: Mapping[str, Any], outputs: Sequence[Labelled]) -> dict[str, bytes]:
-    """Parquet files by name."""
+    """Return the tables as Parquet files, by file name."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS if name != "predictions"}
     for output in evaluation["outputs"]:
         whole = {"column": "all", "value": None, **output["overall"]}

@@ -1,4 +1,4 @@
-"""Word error rates of what Whisper wrote, by jiwer, against the manifest's reference texts."""
+"""Word error rates of Whisper's transcripts against the manifest's reference texts, computed with jiwer."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipeline.analytics.evaluate.metrics import draws, interval
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 ERRORS = ("substitutions", "deletions", "insertions")
 Errors = Mapping[str, Mapping[str, int]]
-"""Of recordings: words, the errors in them, and how many utterances they were cut into."""
+"""Recording -> number of words, of each kind of error, and of its utterances."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are counted: lower case, no punctuation; accents and apostrophes inside words stay.
+    """Split a text into normalized words: lower case, no punctuation; accents and inner apostrophes are kept.
 
-    Numbers are compared as they are written: `20` is not `twenty`.
+    Numbers are not normalized: `20` differs from `twenty`.
     """
     return [word.replace("’", "'") for word in _WORD.findall(text.casefold())]
 
 
 def count_errors(labelled: Labelled, references: str) -> Errors:
-    """Of each recording that Whisper alone wrote and that has a reference: its words and the errors in them.
+    """Count words and errors of each recording that has a reference and was transcribed by Whisper alone.
 
-    The utterances of a recording are joined in order, since references are of whole recordings.
+    The utterances of a recording are joined in order, because references cover whole recordings.
     """
     texts: dict[str, list[tuple[int, str]]] = {}
     reference_of: dict[str, str] = {}
@@ -64,11 +64,13 @@ def count_errors(labelled: Labelled, references: str) -> Errors:
 def error_rate(
     errors: Errors, recordings: Sequence[str], groups: NDArray[np.int64], *, resamples: int, seed: int
 ) -> dict[str, Any] | None:
-    """The word error rate over some utterances, with its bootstrap interval; None when there is none to count.
+    """Compute the word error rate of the given utterances, with its bootstrap interval.
 
     Args:
-        recordings: of each utterance, its recording.
-        groups: int64 [N] from 0 up, what each utterance is drawn with; a recording goes with its first.
+        recordings: the recording of each utterance.
+        groups: int64 [N] from 0 up, the resampling group of each utterance; a recording has that of its first
+            utterance.
+    Returns: None when no recording can be counted.
     """
     counted = _whole(errors, recordings)
     if not counted:
@@ -88,13 +90,14 @@ def compare_rates(
     resamples: int,
     seed: int,
 ) -> dict[str, Any] | None:
-    """The second output's word error rate less the first's; None when they share no recording to count.
+    """Compute the difference of the word error rates of two outputs, second minus first.
 
-    Recordings count that both wrote, and whose references have equally many words.
+    Only recordings transcribed in both, whose references have the same number of words, are counted.
 
     Args:
-        errors, recordings: of the first output and of the second.
-        groups: of the first output's utterances.
+        errors, recordings: those of the first output and of the second.
+        groups: resampling groups of the first output's utterances.
+    Returns: None when no recording can be counted.
     """
     both = set(_whole(errors[1], recordings[1]))
     counted = [name for name in _whole(errors[0], recordings[0])
@@ -112,7 +115,7 @@ def compare_rates(
 
 
 def _whole(errors: Errors, recordings: Sequence[str]) -> list[str]:
-    """Recordings whose utterances are all there: a reference is of all of its recording."""
+    """Return the recordings whose utterances are all present, because a reference covers the whole recording."""
     there = Counter(recordings)
     return [name for name, count in there.items() if name in errors and errors[name]["utterances"] == count]
 
@@ -124,7 +127,7 @@ def _group_of(recordings: Sequence[str], groups: NDArray[np.int64]) -> dict[str,
 def _rates(
     errors: Sequence[Errors], counted: Sequence[str], group_of: Mapping[str, int], *, resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Word error rates of resamples by group, the same draws for each output. Returns: [resamples, outputs]."""
+    """Compute word error rates of resamples by group, with the same draws for each output: [resamples, outputs]."""
     _, numbers = np.unique([group_of[name] for name in counted], return_inverse=True)
     sums = np.zeros((int(numbers.max()) + 1, len(errors) + 1))
     np.add.at(sums[:, 0], numbers, [errors[0][name]["words"] for name in counted])

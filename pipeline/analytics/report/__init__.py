@@ -1,1 +1,1 @@
-"""One page a person can read about a run, an evaluation or a summary: a single HTML file that needs no network."""
+"""Reports on a run, an evaluation or a summary, as a single HTML file that needs no network."""

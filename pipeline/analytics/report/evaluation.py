@@ -1,4 +1,4 @@
-"""The report of what `jobs.evaluate --write` wrote: figures with their intervals, confusions, calibration, slices."""
+"""Report of an evaluation by `jobs.evaluate --write`: metrics with intervals, confusions, calibration, slices."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ GROUP BY slice, value ORDER BY slice, rows DESC, value"""
 
 
 def evaluation_page(folder: str) -> Page:
-    """The report of a folder. Raises: ConfigError when it holds no evaluation, JobError when a file cannot be read."""
+    """Return the report of a folder.
+
+    Raises: ConfigError when it contains no evaluation, JobError when a file cannot be read.
+    """
     store = open_store(folder)
     with reaching(store):
         try:
@@ -108,7 +111,7 @@ def _warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
 
 
 Asked = tuple[list[str], list[tuple[Any, ...]], str]
-"""Columns, rows, and the query as it may be shown."""
+"""Columns, rows, and the query with secrets removed."""
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, query: str, **outputs: str) -> Asked:

@@ -1,4 +1,4 @@
-"""What every report is made of, and how it becomes one HTML file."""
+"""Structure of reports, and their rendering as one HTML file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One question and its answer.
+    """One section: a table, its query and optionally a figure.
 
     Attributes:
-        name: of the section, its table and its query; an identifier on the page.
-        columns, rows: the table, with the numbers that are drawn, as they were asked.
-        query: the SQL that gave them.
-        note: a sentence on what is shown.
-        svg, alt: the figure, and what it shows in words.
+        name: identifier on the page, of the section, its table and its query.
+        columns, rows: the table, as returned by the query, with the numbers of the figure.
+        query: the SQL that returned the table.
+        note: a sentence about the content.
+        svg, alt: the figure, and its description in words.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report: what it is about, the facts that stand first, and the sections."""
+    """A report: title, main facts, sections, warnings and details."""
 
     title: str
     subtitle: str
@@ -51,7 +51,7 @@ class Page:
 
 
 def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and rows of a query."""
+    """Run a query and return its column names and rows."""
     found = connection.sql(query)
     return found.columns, found.fetchall()
 
@@ -70,18 +70,18 @@ def shown(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
 
 
 def share(part: float, whole: float) -> str:
-    """As percent, in words."""
+    """Format a share as percent."""
     return f"{100 * part / whole:.0f} %" if whole else "–"
 
 
 def listed(names: Sequence[str], values: Sequence[str], most: int = 12) -> str:
-    """`joy 40 %, fear 20 %` for a text alternative."""
+    """Return a list such as `joy 40 %, fear 20 %`, for the text alternative of a figure."""
     words = [f"{name} {value}" for name, value in zip(names, values, strict=True)]
     return ", ".join(words[:most]) + (f", and {len(words) - most} more, in the table" if len(words) > most else "")
 
 
 def _numeric_columns(rows: Sequence[Sequence[Any]]) -> list[int]:
-    """Which columns hold numbers, and nulls besides."""
+    """Return the indices of the columns that contain only numbers and nulls."""
     return [
         number
         for number, column in enumerate(zip(*rows, strict=True))
@@ -91,7 +91,7 @@ def _numeric_columns(rows: Sequence[Sequence[Any]]) -> list[int]:
 
 
 def render(page: Page) -> bytes:
-    """The whole file. Everything that came from data is escaped."""
+    """Return the HTML file. All values from data are escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,7 +1,7 @@
-"""Plots as inline SVG whose colours follow the page, light or dark.
+"""Plots as inline SVG whose colours follow the page's light or dark theme.
 
-matplotlib draws in placeholder colours, which become CSS variables; what an HTML page does not need (namespaces, metadata,
-identifiers nobody refers to) is taken out, and the identifiers that stay are made unique on the page.
+matplotlib draws in placeholder colours, which are replaced by CSS variables. Parts that an HTML page does not need
+(namespaces, metadata, unused identifiers) are removed, and the other identifiers are made unique on the page.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _STYLE = {
     "axes.spines.right": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 _GREY = ("(abstained)", "(no model)", "(none)")
-"""What has no emotion."""
+"""Groups without an emotion, drawn in grey."""
 _WIDTH_IN = 4.2
-"""302 points: what a phone of 375 leaves a figure, whose text is then as large as it was drawn."""
+"""Width of a plot: 302 points, the space on a phone 375 points wide, so that text is not scaled there."""
 _LONGEST_NAME = 20
 
 
 def bars(names: Sequence[str], values: Sequence[float], *, label: str, form: str, name: str) -> Markup:
-    """Horizontal bars in the order given, each with its value; emotions have their own colours."""
+    """Draw horizontal bars in the given order, each with its value. Each emotion has its own colour."""
 
     def draw(axes: Axes) -> None:
         colours = [_EMOTION.get(each, _ACCENT if each not in _GREY else _NONE) for each in names]
@@ -45,7 +45,7 @@ def bars(names: Sequence[str], values: Sequence[float], *, label: str, form: str
         axes.set_yticks(range(len(names)), [_short(each) for each in names])
         axes.set_xlim(0, max(values, default=0) * 1.2 or 1)
         axes.tick_params(length=0)
-        axes.set_xticks([])  # each bar says its value
+        axes.set_xticks([])  # each bar is labelled with its value
         axes.spines[:].set_visible(False)
         axes.invert_yaxis()
         axes.set_xlabel(label, loc="left")
@@ -63,7 +63,7 @@ def columns(
     bounds: tuple[float, float],
     name: str,
 ) -> Markup:
-    """A histogram whose bins begin at `edges` and are `width` wide."""
+    """Draw a histogram whose bins start at `edges` and are `width` wide."""
 
     def draw(axes: Axes) -> None:
         axes.bar(edges, values, width=width * 0.92, align="edge", color=_ACCENT)
@@ -75,7 +75,7 @@ def columns(
 
 
 def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
-    """One recording: a strip for each emotion that is heard in it. Spans are start and end in seconds, and an emotion."""
+    """Draw the emotions of one recording over time, one row each. Spans are (start, end, emotion), in seconds."""
 
     heard = [emotion for emotion in (*EMOTIONS, *_GREY) if any(span[2] == emotion for span in spans)]
 
@@ -96,7 +96,7 @@ def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
 def confusions(
     classes: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], *, name: str
 ) -> Markup:
-    """A row for each true class, a column for each predicted one; the stronger the colour, the larger the share of the row."""
+    """Draw a confusion matrix: rows are true classes, columns predicted ones; stronger colour, larger row share."""
     from matplotlib.patches import Rectangle
 
     def draw(axes: Axes) -> None:
@@ -120,7 +120,7 @@ def confusions(
 
 
 def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Sequence[int], *, name: str) -> Markup:
-    """How often a confidence is right; on the dashed line it would be right as often as it says."""
+    """Draw a reliability diagram: accuracy over mean confidence. The dashed line is perfect calibration."""
 
     def draw(axes: Axes) -> None:
         largest = max(rows, default=1)
@@ -136,7 +136,7 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Se
 
 
 def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Markup:
-    """What share of those that are kept is right, over the share that is kept."""
+    """Draw the accuracy of the kept utterances over the share that is kept."""
 
     def draw(axes: Axes) -> None:
         axes.plot(kept, right, color=_ACCENT, linewidth=1.5, marker="o", markersize=4)
@@ -149,7 +149,7 @@ def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Mar
 
 
 def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, name: str) -> Markup:
-    """A bar for each name, divided by emotion; shares in the order of `EMOTIONS`."""
+    """Draw a stacked bar for each name, divided by emotion. Shares are in the order of `EMOTIONS`."""
 
     def draw(axes: Axes) -> None:
         left = [0.0] * len(names)
@@ -169,13 +169,13 @@ def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, name: str
 
 
 def _short(text: str) -> str:
-    """A name as an axis has room for it. XML allows no control characters, and matplotlib no surrogates."""
+    """Shorten a name for an axis. Control characters (invalid in XML) and surrogates (in matplotlib) are replaced."""
     plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
     return plain if len(plain) <= _LONGEST_NAME else plain[: _LONGEST_NAME - 1] + "…"
 
 
 def _drawn(draw: Callable[[Axes], None], name: str, *, height_in: float) -> Markup:
-    """Run matplotlib without a screen and without its global state."""
+    """Run matplotlib without a display and without its global state."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -190,13 +190,13 @@ def _drawn(draw: Callable[[Axes], None], name: str, *, height_in: float) -> Mark
 
 
 def _inline(content: bytes, name: str) -> Markup:
-    """The SVG as a part of an HTML page; `name` sets its identifiers apart from those of other plots."""
+    """Convert the SVG for embedding in an HTML page. `name` makes its identifiers unique on the page."""
     root = ElementTree.fromstring(content)
     text = content.decode()
     for parent in list(root.iter()):
         for child in list(parent):
             kind = child.tag.rpartition("}")[2]
-            # its style would hold for the whole page
+            # its style would apply to the whole page
             if kind in ("metadata", "style") or (
                 kind == "defs" and not [c for c in child if not c.tag.endswith("style")]
             ):

@@ -1,6 +1,6 @@
-"""The report of one finished run: what it heard, how sure it was, what it refused, how fast it went.
+"""Report of one finished run: emotions, confidence, rejects and throughput.
 
-Costs a few passes over narrow columns of the run's rows, one footer a part, and one listing.
+Costs a few passes over narrow columns of the run's rows, one footer per part, and one listing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RECORDINGS = 4
 _LEAST_WORK_S = 1.0
 
 _OR_WHY = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END) AS emotion"
-"""Without an emotion is who abstained, and who speaks a language that no model of the run covers."""
+"""SQL for the emotion, or the reason for its absence: abstention, or a language without a model in the run."""
 
 EMOTION = f"""SELECT {_OR_WHY}, count(*) AS utterances,
     count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
@@ -72,7 +72,7 @@ FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end
 
 
 def by_column(column: str) -> str:
-    """The query for one column: its commonest values, and how often each emotion was heard in them."""
+    """Return the query for one column: its most frequent values, and the number of utterances of each emotion."""
     heard = ", ".join(f"count(*) FILTER (emotion = '{emotion}') AS {emotion}" for emotion in EMOTIONS)
     return f"""SELECT coalesce({quoted(column)}::VARCHAR, '(none)') AS {quoted(column)}, count(*) AS utterances,
     sum(duration_s) / 3600 AS hours, avg(confidence) AS mean_confidence, {heard}
@@ -80,11 +80,11 @@ FROM utterances GROUP BY 1 ORDER BY utterances DESC, 1 LIMIT {_VALUES}"""
 
 
 def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
-    """The report of the one run that `rows` holds.
+    """Return the report of the only run in `rows`.
 
     Args:
-        with_texts: show what was said in the tables of long recordings. Texts stand nowhere else.
-    Raises: ConfigError when `rows` holds no run, JobError when a file cannot be read.
+        with_texts: include transcripts in the tables of long recordings, the only place where texts appear.
+    Raises: ConfigError when `rows` does not contain exactly one run, JobError when a file cannot be read.
     """
     if len(rows.plans) != 1:
         raise ConfigError(f"{without_query(rows.store.root)} has no finished run to report on")
@@ -106,10 +106,10 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
 
 
 def _parts(rows: Rows, plan: Plan) -> pa.Table:
-    """A row for each part: its audio, when work on its shard began, and when the store says that it was written.
+    """Return a row for each part: its audio, the start of work on its shard, and its modification time in the store.
 
-    A shard is worked on from its first stage to its commit: for the seconds that its stages took and that it waited between
-    them. Receipts without timings count as one second, which is also as exact as object stores are.
+    The work on a shard lasts from its first stage to its commit: the seconds of its stages and of the waits between
+    them. Receipts without timings count as one second, which is also the resolution of object stores.
     """
     keys = rows.parts[plan.plan]
     written = {file.key: file.modified_s for file in walk(rows.store, UTTERANCES)}
@@ -120,7 +120,7 @@ def _parts(rows: Rows, plan: Plan) -> pa.Table:
         worked_s = max(sum(receipt.stage_s.values()) + waited_s, _LEAST_WORK_S)
         end_s = written[keys[shard]]
         start_s = max(end_s - worked_s, planned_s)
-        starts.append(start_s if start_s < end_s else end_s - _LEAST_WORK_S)  # the store's clock is behind the driver's
+        starts.append(start_s if start_s < end_s else end_s - _LEAST_WORK_S)  # clock of the store behind the driver's
         ends.append(end_s)
         audio.append(receipt.audio_s)
     columns = {"planned_s": [planned_s] * len(shards), "start_s": starts, "written_s": ends, "audio_s": audio}
@@ -130,12 +130,12 @@ def _parts(rows: Rows, plan: Plan) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Audio over wall time of the start that finished a run.
+    """Throughput of the last start of a run, the one that finished it.
 
     Attributes:
-        audio_s: of the parts that were missing at that start, whoever wrote them.
-        wall_s: from that start to its last part, models loaded included.
-        earlier_parts: parts of earlier starts, whose wall time no report has.
+        audio_s: audio of the parts that were missing at that start, whichever process wrote them.
+        wall_s: seconds from that start to its last part, including the loading of models.
+        earlier_parts: number of parts from earlier starts, whose wall time is not recorded.
     """
 
     audio_s: float
@@ -144,12 +144,12 @@ class Speed:
 
     @property
     def times_real_time(self) -> float:
-        """Seconds of audio in a second of wall time."""
+        """Return the seconds of audio per second of wall time."""
         return self.audio_s / self.wall_s
 
 
 def _speed(report: Mapping[str, Any], parts: pa.Table) -> Speed | None:
-    """The overall speed, or None where the report has no wall time or the last start had nothing left to annotate."""
+    """Return the throughput, or None if the report has no wall time or the last start annotated nothing."""
     wall_s, new = report.get("wall_seconds"), report.get("shards_run")
     if not wall_s or not new:
         return None

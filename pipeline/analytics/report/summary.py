@@ -1,4 +1,4 @@
-"""The report of a table that `jobs.summarize --to` wrote."""
+"""Report of a summary table written by `jobs.summarize --to`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEEDED = {"recordings", "utterances", "speech_s", "share", "confidence"}
 
 
 def summary_page(file: str) -> Page:
-    """The report of one table. Raises: ConfigError for one that is none of ours, JobError when it cannot be read."""
+    """Return the report of one table. Raises: ConfigError for other tables, JobError when it cannot be read."""
     store, name = open_folder_of(file)
     with reaching(store):
         try:
