@@ -33,13 +33,14 @@ from pipeline.dataset.renewal import renew
 from pipeline.dataset.row_checks import check_language, check_partition_value
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.engine import estimate
+from pipeline.engine.cluster import cluster
 from pipeline.engine.destination import unshared_warning
 from pipeline.engine.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
 from pipeline.engine.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
 from pipeline.engine.shard_log import log_shard
-from pipeline.engine.stages import cluster, run_shards
+from pipeline.engine.stages import run_shards
 from pipeline.errors import ConfigError, NoWorkersError, RejectedRow, did_you_mean
 from pipeline.layout import PROBE
 from pipeline.manifest.read import conform, expand, unify

@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import secrets
-import socket
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -33,10 +27,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.config import JobConfig
 from pipeline.dataset.plan import Shard
 from pipeline.engine import transport
-from pipeline.engine.heartbeat import heard
+from pipeline.engine.cluster import is_embedded, living_nodes, resources_of
 from pipeline.engine.metrics import Metrics
-from pipeline.engine.native_output import native_output_hidden
-from pipeline.engine.pools import Pools, Resources, size_pools
+from pipeline.engine.pools import Pools, size_pools
 from pipeline.engine.watchdog import (
     CRASHED,
     OUT_OF_MEMORY,
@@ -54,142 +47,13 @@ from pipeline.shard.commit import MAX_DENIED, Finished, finish
 from pipeline.shard.context import Work
 from pipeline.shard.crashes import Ledger, count_deaths
 from pipeline.shard.steps import prepare, recognise, transcribe
-from pipeline.storage.temporary import full_disk, low_disk, ray_folder, require_short_tmpdir
 
 _log = logging.getLogger(__name__)
 _SHARDS_PER_WAVE = 4096
 """Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
-_CPUS_OF_NODES_TO_COME = 2.0
-"""Assumed CPUs of a node, and per GPU, while the cluster has none: larger nodes have spare CPUs, smaller ones are rare."""
-_HEAD_ANSWERS_WITHIN_S = 20.0
-_WORKERS_WAIT_MS = 600_000
 _LEDGER_ANSWERS_WITHIN_S = 5.0
 _OUR_ERROR = re.compile(r"^pipeline\.errors\.(?:JobError|ConfigError): (.*)$", re.MULTILINE)
 _ANY_ERROR = re.compile(r"^((?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception): .*)$", re.MULTILINE)
-
-
-@contextmanager
-def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
-    """Join the cluster at RAY_ADDRESS, or start one on this machine; disconnect at the end.
-
-    Args:
-        out: stream for the cluster-lost message.
-    """
-    embedded = _is_embedded()
-    # the job reports its own progress; Ray's logs stay in its session folder
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray Data counts on the resources it requested, and beyond them on whole CPUs. Its default autoscaler requests shares of
-    # CPUs for one operator at a time, so on small nodes no CPU is left for commits until the rest is done. V2 requests whole
-    # nodes
-    os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
-    started: dict[str, Any] = {"address": "local", "include_dashboard": False} if embedded else {}
-    # a Ray that this job starts listens only on loopback, as on macOS, and requires a token that is in no file
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = not embedded
-    if embedded:
-        require_short_tmpdir()
-        if little := low_disk(ray_folder()):
-            print(
-                f"warning: Ray may hang for want of disk space{little}; set RAY_TMPDIR to a folder on a larger disk",
-                file=out,
-            )
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray ends idle processes beyond one per core after a second; the next stage would need two seconds to import again
-        started["_system_config"] = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}
-    if not embedded:
-        _require_head(os.environ["RAY_ADDRESS"])
-    where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
-    with native_output_hidden():
-        with _Starting(where):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
-        _set_up_ray_data()
-        nodes = _living_nodes()
-        try:
-            with heard(_listeners(nodes), out):
-                yield _resources(nodes, grows=not embedded)
-        finally:
-            ray.shutdown()
-
-
-@dataclass(frozen=True, slots=True)
-class _Starting:
-    """Context manager that turns Ray's start-up errors into JobError.
-
-    Ray raises a bare `Exception` when the machine is so busy that starting takes over 30 s.
-    """
-
-    where: str
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is Exception or isinstance(error, (OSError, RuntimeError, ray.exceptions.RayError)):
-            why = full_disk(error, ray_folder()) or f"{error}{low_disk(ray_folder()) if _is_embedded() else ''}"
-            raise JobError(f"cannot {self.where}: {why}") from error
-
-
-def _is_embedded() -> bool:
-    """Return whether this job starts its own Ray on this machine."""
-    return not os.environ.get("RAY_ADDRESS")
-
-
-def _living_nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
-def _resources(nodes: list[dict[str, Any]], *, grows: bool) -> Resources:
-    held = [[node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")] for node in nodes]
-    cpus, gpus, memory = map(sum, zip(*held, strict=True))
-    return Resources(
-        cpus,
-        gpus,
-        memory,
-        len(nodes),
-        node_cpus=min((cpus for cpus, _, _ in held if cpus), default=_CPUS_OF_NODES_TO_COME),
-        node_memory_bytes=min((memory for cpus, _, memory in held if cpus), default=0.0),
-        cpus_per_gpu=min((cpus / gpus for cpus, gpus, _ in held if gpus), default=_CPUS_OF_NODES_TO_COME),
-        grows=grows,
-    )
-
-
-def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
-    """Return the addresses that the driver depends on, by name: the head, and Ray on the driver's own node."""
-    context = ray.get_runtime_context()
-    host, _, port = context.gcs_address.rpartition(":")
-    (here,) = (node for node in nodes if node["NodeID"] == context.get_node_id())
-    return {
-        "Ray's head": (host.strip("[]"), int(port)),
-        "Ray on this node": (here["NodeManagerAddress"], here["NodeManagerPort"]),
-    }
-
-
-def _require_head(address: str) -> None:
-    """Check that the head is reachable before `ray.init`, which waits over eight minutes for an unused address.
-
-    Raises: JobError.
-    """
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "://" not in address:
-        try:
-            socket.create_connection((host, int(port)), timeout=_HEAD_ANSWERS_WITHIN_S).close()
-        except OSError as error:
-            raise JobError(f"no Ray head answers at RAY_ADDRESS={address}: {error}") from error
-
-
-def _set_up_ray_data() -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    context.print_on_execution_start = False
-    context.enable_auto_log_stats = False
-    context.target_max_block_size = None
-    # Ray Data's own limit of half an hour does not allow for long recordings or slow autoscalers; watchdog.py has ours
-    context.execution_no_progress_timeout_s = -1
-    # a pool shrinks only when all of it is idle, to free resources for which another pool or job may be waiting
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def run_shards(
@@ -223,7 +87,7 @@ def run_shards(
                         on_finished(shard)
         except StartOver as stuck:
             on_device = config.model_copy(update={"device": pools.device})
-            pools = size_pools(on_device, _resources(_living_nodes(), grows=True), work.plan, len(remaining))
+            pools = size_pools(on_device, resources_of(living_nodes(), grows=True), work.plan, len(remaining))
             _log.warning("warning: %s", stuck)
         except ray.exceptions.RayError as error:
             raise JobError(_root_cause(error)) from error
@@ -236,7 +100,7 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
         # private API: there is no public one for a cluster without a dashboard; ray is pinned to one version
         actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id).values()
         deaths, causes = deaths_by_stage(actors, _dead_workers(), counts)
-        nodes = {node["NodeID"]: node["Resources"] for node in _living_nodes()}
+        nodes = {node["NodeID"]: node["Resources"] for node in living_nodes()}
     except (ray.exceptions.RayError, RuntimeError, OSError):
         return None
     try:
@@ -287,7 +151,7 @@ def _pipeline(
     # one row is one shard; Ray refuses whole blocks as batches for stages with GPUs
     whole: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # each new process spends two seconds on imports: on one machine, start no more of them than cores
-    few = {"concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))} if _is_embedded() else {}  # type: ignore[no-untyped-call]
+    few = {"concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))} if is_embedded() else {}  # type: ignore[no-untyped-call]
     shared = {"work": work, "max_denied": max_denied, "ledger": ledger}
     task: dict[str, Any] = {**whole, **few, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
     loaded = {"device": pools.device, "num_threads": pools.num_threads, "max_batch_s": config.max_batch_s}
@@ -355,7 +219,7 @@ class _RayWatch:
         node = ray.get_runtime_context().get_node_id()
         found: dict[int, list[str]] | None = ray.get(self.ledger.begin.remote(self.step, node))
         self.restarted = found is not None
-        return count_deaths(found, {node["NodeID"] for node in _living_nodes()} if found else ())
+        return count_deaths(found, {node["NodeID"] for node in living_nodes()} if found else ())
 
     def enter(self, line: int) -> None:
         ray.get(self.ledger.enter.remote(self.step, line))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import RayError
 
-from pipeline.engine.stages import _root_cause, _Starting
+from pipeline.engine.cluster import _Starting
+from pipeline.engine.stages import _root_cause
 from pipeline.errors import JobError
 
 TASK = """\x1b[36mray::MapBatches(commit_shard)()\x1b[39m (pid=1, ip=10.0.0.1)

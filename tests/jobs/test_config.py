@@ -290,7 +290,7 @@ def test_every_option_of_the_configuration_has_a_flag():
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--fusion-modle", "x"], "did you mean '--emotion-model'"),
+        (["--emotion-modle", "x"], "did you mean '--emotion-model'"),
         (["--manifset=m"], "did you mean '--manifest'"),
         (["--mod", "text"], "unknown option '--mod'"),
         (["--xyzzy"], "unknown option '--xyzzy'"),

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.stages import _Starting, cluster
+from pipeline.engine.cluster import _Starting, cluster
 from pipeline.errors import ConfigError, JobError
 from pipeline.manifest.hash_buckets import KeyHeaps, as_keys
 from pipeline.manifest.staging import Spool
@@ -172,7 +172,7 @@ def test_a_ray_that_finds_no_room_names_its_folder(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr("pipeline.storage.temporary._LITTLE_BYTES", 1 << 62)
     told = io.StringIO()
-    monkeypatch.setattr("pipeline.engine.stages.require_short_tmpdir", lambda: None)  # pytest's folders are long
+    monkeypatch.setattr("pipeline.engine.cluster.require_short_tmpdir", lambda: None)  # pytest's folders are long
     monkeypatch.setattr("ray.init", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError), cluster(told):
         pass
