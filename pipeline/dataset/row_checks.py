@@ -1,17 +1,54 @@
-"""Checks that reject a manifest row while planning: a language without a model, a value that cannot name a folder."""
+"""Checks of manifest rows while planning: where the audio is, the language, and values that cannot name a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.config import primary_language
+from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
 from pipeline.dataset.parts import NULL_PARTITION, partition_folder
 from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.manifest.read import conform, unify
+from pipeline.schema import rename_passthrough
+from pipeline.storage.access import AudioRoots
 
 _LONGEST_PARTITION_BYTES = 200
 """Maximum length of one `column=value` folder name; file systems allow 255."""
+
+
+def check_rows(
+    config: JobConfig, rows: pa.Table, *, version: int, roots: AudioRoots, known: set[str]
+) -> tuple[pa.Table, dict[int, RejectedRow]]:
+    """Set the language of each row, and reject rows that may not be opened, have no model, or cannot name a folder.
+
+    Args:
+        version: of the dataset's columns, after which pass-through columns are named.
+        known: languages that have an emotion model.
+    Returns: the rows, and the rejects by position, as `Spool.read` expects them.
+    """
+    rows = rename_passthrough(rows, version)
+    if config.language == AUTO_LANGUAGE:
+        languages = rows["language"]
+    elif config.language is not None:
+        languages = pa.array([config.language] * rows.num_rows, pa.string())
+    else:
+        languages = pc.fill_null(rows["language"], "en")
+    rows = rows.set_column(rows.schema.get_field_index("language"), rows.schema.field("language"), languages)
+    rejected_rows: dict[int, RejectedRow] = {}
+    columns = [name for name in rows.schema.names if name.lower() in map(str.lower, config.partition_by)]
+    checked = rows.select(list(dict.fromkeys(["audio", "language", *columns])))
+    checked = conform(checked, unify([checked.schema]))
+    for row, record in enumerate(checked.select(["audio", "language"]).to_pylist()):
+        try:
+            if record["audio"] is not None:
+                roots.check(record["audio"])
+            check_language(record["language"], known)
+            check_partition_value({name: checked[name][row] for name in checked.column_names if name in columns})
+        except RejectedRow as rejected:
+            rejected_rows[row] = rejected
+    return rows, rejected_rows
 
 
 def check_language(tag: str | None, known: set[str]) -> None:

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language, require_precision
+from pipeline.config import AUTO_LANGUAGE, JobConfig, require_precision
 from pipeline.config.settings import SCHEMA_VERSION, Precision, Settings
 from pipeline.dataset.compatibility import (
     claim_dataset,
@@ -30,7 +29,7 @@ from pipeline.dataset.compatibility import (
 from pipeline.dataset.parts import committed_parts, publish
 from pipeline.dataset.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.dataset.renewal import renew
-from pipeline.dataset.row_checks import check_language, check_partition_value
+from pipeline.dataset.row_checks import check_rows
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.engine import estimate
 from pipeline.engine.cluster import cluster
@@ -41,23 +40,23 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
 from pipeline.engine.shard_log import log_shard
 from pipeline.engine.stages import run_shards
-from pipeline.errors import ConfigError, NoWorkersError, RejectedRow, did_you_mean
+from pipeline.errors import ConfigError, NoWorkersError, did_you_mean
 from pipeline.layout import PROBE
-from pipeline.manifest.read import conform, expand, unify
+from pipeline.manifest.read import expand
 from pipeline.manifest.staging import Selection, Spool
 from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Prepared
 from pipeline.models.checkpoints.pinning import Pinning, refusal_first
+from pipeline.models.roles import Needs
+from pipeline.models.transcriber import COMPUTE_TYPES
 from pipeline.pins import ModelPin, Pins, Role, pins_document
 from pipeline.redaction import without_query
-from pipeline.schema import passthrough_name, rename_passthrough
+from pipeline.schema import passthrough_name
 from pipeline.shard.commit import Finished
 from pipeline.shard.context import Work, audio_roots
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import Store, open_store, require_conditional_writes
 from pipeline.storage.temporary import temporary_folder
-
-_COMPUTE_TYPE = {"cpu": "float32", "cuda": "float16"}
 
 
 @dataclass
@@ -95,7 +94,7 @@ class Driver:
         require_precision(precision, mode=config.mode, device=device)
         compute_type = config.asr_compute_type
         if compute_type == "auto":
-            compute_type = there.asr_compute_type if there else _COMPUTE_TYPE[device]
+            compute_type = there.asr_compute_type if there else COMPUTE_TYPES[device]
         version = SCHEMA_VERSION if there is None else there.schema_version
         return config.settings(precision=precision, asr_compute_type=compute_type, version=version)
 
@@ -110,7 +109,7 @@ class Driver:
         version = SCHEMA_VERSION if there is None else there.schema_version
         spool.read(
             self.manifests,
-            lambda rows: self._check(rename_passthrough(rows, version), roots, known),
+            partial(check_rows, self.config, version=version, roots=roots, known=known),
             audio_optional=self.config.mode == "text",
         )
         return self._select(spool)
@@ -123,32 +122,6 @@ class Driver:
         else:  # without rows there are no partition folders
             spool.extra = with_columns(spool.extra, self.config.partition_by, self.plans)
         return spool.select(*held_keys(self.store, self.plans))
-
-    def _check(self, rows: pa.Table, roots: AudioRoots, known: set[str]) -> tuple[pa.Table, dict[int, RejectedRow]]:
-        """Set the language of each row, and reject rows that may not be opened, have no model, or cannot name a folder."""
-        language = self.config.language
-        if language == AUTO_LANGUAGE:
-            languages = rows["language"]
-        elif language is not None:
-            languages = pa.array([language] * rows.num_rows, pa.string())
-        else:
-            languages = pc.fill_null(rows["language"], "en")
-        rows = rows.set_column(rows.schema.get_field_index("language"), rows.schema.field("language"), languages)
-        refused: dict[int, RejectedRow] = {}
-        columns = [name for name in rows.schema.names if name.lower() in map(str.lower, self.config.partition_by)]
-        looked_at = rows.select(list(dict.fromkeys(["audio", "language", *columns])))
-        looked_at = conform(looked_at, unify([looked_at.schema]))
-        for row, record in enumerate(looked_at.select(["audio", "language"]).to_pylist()):
-            try:
-                if record["audio"] is not None:
-                    roots.check(record["audio"])
-                check_language(record["language"], known)
-                check_partition_value(
-                    {name: looked_at[name][row] for name in looked_at.column_names if name in columns}
-                )
-            except RejectedRow as rejected:
-                refused[row] = rejected
-        return rows, refused
 
     def _check_partition_columns(self, extra: pa.Schema) -> None:
         for column in self.config.partition_by:
@@ -174,13 +147,14 @@ class Driver:
             states = survey(self.store, self.plans, self.out)
             self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
             unfinished = [state.plan for state in states if not state.whole]
-            with self._start_pinning(selection) as pinning, ExitStack() as stack:
+            needs = self._needs(selection)
+            with self._start_pinning(needs) as pinning, ExitStack() as stack:
                 if not selection and not unfinished:
-                    self._pinned(pinning, selection)
+                    self._pinned(pinning, needs)
                     return []
-                with refusal_first(partial(self._pinned, pinning, selection)):
+                with refusal_first(partial(self._pinned, pinning, needs)):
                     resources = stack.enter_context(cluster(self.out))
-                models = self._pinned(pinning, selection)
+                models = self._pinned(pinning, needs)
                 require_conditional_writes(self.store, PROBE)
                 if warning := unshared_warning(self.config.output, resources.nodes):
                     print(f"warning: {warning}", file=self.out)
@@ -209,47 +183,31 @@ class Driver:
             raise stuck(failures, reports)
         return reports
 
-    def _start_pinning(self, selection: Selection) -> AbstractContextManager[Pinning | None]:
+    def _start_pinning(self, needs: Needs) -> AbstractContextManager[Pinning | None]:
         """Start to resolve and check the models of new rows and earlier plans; the context is None without any."""
         languages = {role.language for plan in self.plans for role in plan.models}
-        asr = self._needs_asr(selection) or any(plan.needs_asr for plan in self.plans)
+        asr = needs.asr or any(plan.needs_asr for plan in self.plans)
         chosen = {
             **roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared),
-            **roles.choose(self.config, self._languages(selection), needs_asr=asr, prepared=self.prepared),
+            **roles.choose(self.config, needs.languages, needs_asr=asr, prepared=self.prepared),
         }
         return Pinning(chosen, self.config.mode, self.prepared) if chosen else nullcontext()
 
-    def _pinned(self, pinning: Pinning | None, selection: Selection) -> tuple[dict[Role, ModelPin], dict[str, int]]:
+    def _pinned(self, pinning: Pinning | None, needs: Needs) -> tuple[dict[Role, ModelPin], dict[str, int]]:
         """Return the models of the new rows, compared with those of earlier plans, and the widths of kept embeddings."""
         if pinning is None:
             return {}, {}
         pinned, widths = pinning.result()
         compare_models(self.plans, pinned)
         roles.require_calibration(pinned, self._settings(dataset_settings(self.store), "cpu"))
-        languages, asr = self._languages(selection), self._needs_asr(selection)
-        fresh = roles.choose(self.config, languages, needs_asr=asr, prepared=self.prepared)
+        fresh = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
         return {role: pinned[role] for role in fresh}, self._kept(widths)
 
     def _kept(self, widths: dict[str, int]) -> dict[str, int]:
         return {name: width for name, width in widths.items() if name in self.config.embeddings}
 
-    def _languages(self, selection: Selection) -> set[str]:
-        languages: set[str] = set()
-        for table in selection.tables():
-            for tag in table["language"].unique().to_pylist():
-                if tag is None:
-                    languages.update(roles.detectable_languages(self.config, self.prepared))
-                else:
-                    languages.add(primary_language(tag))
-        return languages
-
-    def _needs_asr(self, selection: Selection) -> bool:
-        wants_text = self.config.mode != "audio"
-        return any(
-            table["language"].null_count
-            or (wants_text and (table["text"].null_count or self.config.segmentation == "vad"))
-            for table in selection.tables()
-        )
+    def _needs(self, selection: Selection) -> Needs:
+        return roles.needs_of(selection.tables(), self.config, self.prepared)
 
     def _plan(self, selection: Selection, resources: Resources, pinned: Pins, widths: dict[str, int]) -> list[Plan]:
         """Write the new plan; if another planner took its number, drop the rows that plan holds and try the next number.
@@ -358,12 +316,12 @@ class Driver:
                 group_by=list(dict.fromkeys((*self.config.partition_by, "language"))),
                 size=size,
             )
-            languages = self._languages(selection)
+            needs = self._needs(selection)
             reasons: dict[str, int] = {}
             for table in selection.rejects():
                 for reason in table["reason"].to_pylist():
                     reasons[reason] = reasons.get(reason, 0) + 1
-            models = roles.choose(self.config, languages, needs_asr=self._needs_asr(selection), prepared=self.prepared)
+            models = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
             return {
                 "manifests": list(map(without_query, self.manifests)),
                 "rows_new": corpus.rows,

@@ -15,7 +15,7 @@ import platform
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ from pipeline.pins import ModelPin, Pins, Role, Task, languages
 from pipeline.storage.access import without_query
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipeline.models.checkpoints.weights import Checkpoint
     from pipeline.models.emotion import EmotionRecogniser
 
@@ -115,6 +117,27 @@ def choose(
                 raise ConfigError(f"no {_CALLED[task]} is {where} for {language!r}; name one with {flag}{also}")
             chosen[role] = spec
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The models that some manifest rows need: an emotion model for each of `languages`, and speech recognition or not."""
+
+    languages: frozenset[str]
+    asr: bool
+
+
+def needs_of(tables: Iterable[pa.Table], config: JobConfig, prepared: Prepared | None = None) -> Needs:
+    """Return what manifest rows need. Costs one pass. Raises: ConfigError as `detectable_languages` does."""
+    languages: set[str] = set()
+    asr = False
+    wants_text = config.mode != "audio"
+    for table in tables:
+        for tag in table["language"].unique().to_pylist():
+            languages.update(detectable_languages(config, prepared) if tag is None else [primary_language(tag)])
+        without_text = table["text"].null_count or config.segmentation == "vad"
+        asr = asr or bool(table["language"].null_count or (wants_text and without_text))
+    return Needs(frozenset(languages), asr)
 
 
 def choose_known(

@@ -35,6 +35,8 @@ from pipeline.models.batching import Batcher
 from pipeline.models.memory import shortage_as_memory_error
 from pipeline.stats import BatchFigures
 
+COMPUTE_TYPES = {"cpu": "float32", "cuda": "float16"}
+"""CTranslate2 type of the computation, by device, where none is named."""
 WINDOW_S = 30
 """Length of Whisper's window in seconds. Source: Radford et al. 2022, section 2.2."""
 NO_SPEECH_PROB = 0.6
