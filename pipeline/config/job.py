@@ -272,6 +272,14 @@ class JobConfig(ModelChoice):
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("give_up")
+    @classmethod
+    def _run_numbers(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
+        for run in runs:
+            if not (run.isascii() and run.isdigit() and int(run)):
+                raise ValueError(f"{run!r} is not a run number such as 000007")
+        return tuple(dict.fromkeys(f"{int(run):06d}" for run in runs))
+
     @field_validator("partition_by")
     @classmethod
     def _no_model_outputs(cls, columns: tuple[str, ...]) -> tuple[str, ...]:

@@ -113,8 +113,8 @@ def test_a_lost_node_that_nothing_replaces_costs_nothing(tmp_path: Path) -> None
     models, widths = models_of("mean")
     out, log = tmp_path / "out", tmp_path / "job.log"
     hurried = (
-        "import sys\nfrom pipeline import waiting\nfrom jobs.annotate import main\n"
-        "waiting._WARN_AFTER_S = 5.0\nsys.exit(main())"
+        "import sys\nfrom pipeline.engine import watchdog\nfrom jobs.annotate import main\n"
+        "watchdog._WARN_AFTER_S = 5.0\nsys.exit(main())"
     )
     arguments = command(str(manifest), out, *models, "--language", "en", "--shard-rows", "2")[3:]
     with head(tmp_path, 0, environment={"PYTHONPATH": str(ROOT)}) as cluster, ExitStack() as nodes:
