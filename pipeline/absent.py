@@ -23,7 +23,7 @@ from pipeline.work import Work, needs_audio
 
 MAX_ABSENT = 0.9
 """Share of the audio that may be missing before the run stops."""
-_FEW, _MANY = 3, 90
+_FEW, _MANY = 9, 90
 """Up to so few missing objects are rejects whatever their share: the whole corpus may be that small. A full sample is many."""
 _SAMPLE_ROWS, _SAMPLE_SHARDS, _READERS = 100, 20, 16
 _BUDGET_S = 5.0

@@ -249,7 +249,7 @@ def test_nothing_but_the_query_is_taken_from_the_manifest_given_now(noop, host, 
 
 
 @pytest.mark.parametrize("shard_rows", [2, 8, 64])
-@pytest.mark.parametrize("rows", [4, 30, 200])
+@pytest.mark.parametrize("rows", [10, 30, 200])
 def test_a_disk_that_is_not_mounted_rejects_nothing(noop, rows, shard_rows):
     """Fails if an audio disk that is missing for a night makes permanent rejects of that night's rows."""
     clips = noop.clips("mnt", rows)
@@ -280,10 +280,10 @@ def test_a_disk_that_goes_away_in_the_middle_rejects_nothing(noop):
     assert noop.job(manifest) == [("000001", 200, {})]
 
 
-@pytest.mark.parametrize("missing", [1, 3, 50, 80])
+@pytest.mark.parametrize("missing", [1, 9, 50, 80])
 def test_files_that_are_missing_among_others_are_rejects(noop, missing):
     """Fails if a folder that was deleted, or most of a corpus, stops a run whose other audio is there."""
-    rows = 3 if missing < 4 else 90  # the first hundred of more may happen to be missing
+    rows = 9 if missing < 10 else 90  # the first hundred of more may happen to be missing
     clips = noop.clips("mnt", rows)
     for row in clips[:missing]:
         Path(str(row["audio"])).unlink()
