@@ -104,7 +104,7 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     server = _Server(("127.0.0.1", 0), _Handler)
     proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")
     server.proxy, server.upstream = proxy, address
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield proxy

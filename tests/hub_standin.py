@@ -135,7 +135,7 @@ def serve(repositories: dict[str, Repository]) -> Iterator[Hub]:
     hub = Hub("", repositories)
     server = _Server(("127.0.0.1", 0), _handler(hub))
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -251,13 +251,14 @@ def test_any_partition_value_comes_back(tmp_path_factory, values):
 
 
 @pytest.mark.parametrize("value", [*VALUES, "", None, "/abs", "a" * 300])
-@pytest.mark.parametrize("column", ["speaker", "a/b", "../up", "ä", "with space", "k=v"])
-def test_no_value_leaves_its_folder(value, column):
-    """Fails if a manifest can write outside utterances/, or one level deeper or higher than its column."""
-    folder = partition_folder([column, "x"], [value, value])
-    pieces = folder.split("/")
-    assert len(pieces) == 2 and all(piece.count("=") == 1 for piece in pieces)
-    assert ".." not in PurePosixPath(folder).parts and folder.isascii() and folder.isprintable() and "\\" not in folder
+def test_no_value_leaves_its_folder(value):
+    """Fails if a manifest can write outside utterances/, or one level deeper or higher than its column, whatever its name."""
+    for column in ("speaker", "a/b", "../up", "ä", "with space", "k=v"):
+        folder = partition_folder([column, "x"], [value, value])
+        pieces = folder.split("/")
+        assert len(pieces) == 2 and all(piece.count("=") == 1 for piece in pieces), column
+        assert ".." not in PurePosixPath(folder).parts and "\\" not in folder, column
+        assert folder.isascii() and folder.isprintable(), column
 
 
 def test_odd_column_names_come_back(tmp_path):

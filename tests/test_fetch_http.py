@@ -70,7 +70,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.5)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
     server.daemon_threads, server.asked, server.handle_error = True, [], lambda *_: None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()

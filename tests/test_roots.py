@@ -78,20 +78,24 @@ NEVER = [
 
 
 @pytest.mark.parametrize("audio", NEVER)
-@pytest.mark.parametrize("manifest", [LOCAL, BUCKET, HTTP])
-def test_never_opened(audio: str, manifest: str) -> None:
+def test_never_opened(audio: str) -> None:
     """Fails if a pseudo-protocol, a chain or hidden dots get past `resolve_audio`, whatever the manifest's store."""
-    with pytest.raises(RejectedRow) as caught:
-        resolve_audio(audio, manifest)
-    assert (caught.value.reason, caught.value.stage) == (Reason.NOT_ALLOWED, Stage.MANIFEST)
+    for manifest in (LOCAL, BUCKET, HTTP):
+        with pytest.raises(RejectedRow) as caught:
+            resolve_audio(audio, manifest)
+        assert (caught.value.reason, caught.value.stage) == (Reason.NOT_ALLOWED, Stage.MANIFEST), manifest
 
 
 @pytest.mark.parametrize("audio", [uri for uri in NEVER if not uri.startswith("file:/")])
-@pytest.mark.parametrize("prefix", ["/", "s3://b", "http://h", "memory://"])
-def test_check_refuses_without_resolve(audio: str, prefix: str) -> None:
-    """Fails if `check`, given a reference nobody resolved, takes it for something under the root."""
-    with pytest.raises(RejectedRow):
-        AudioRoots.parse([prefix], [LOCAL]).check(audio)
+def test_check_refuses_without_resolve(audio: str) -> None:
+    """Fails if `check`, given a reference that nobody resolved, takes it for something under the root."""
+    refused = []
+    for prefix in ("/", "s3://b", "http://h", "memory://"):
+        try:
+            AudioRoots.parse([prefix], [LOCAL]).check(audio)
+        except RejectedRow:
+            refused.append(prefix)
+    assert refused == ["/", "s3://b", "http://h", "memory://"]
 
 
 def test_leaves_bucket() -> None:
