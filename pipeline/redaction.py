@@ -80,7 +80,8 @@ def _replacement(found: re.Match[str]) -> str:
     if found["quoted"] is not None:
         return found["quote"] + _shortened(found["quoted"], _CUT)
     if found["bare"] is not None:
-        return _shortened(found["bare"], _CUT)
+        url = found["bare"].rstrip(":.,;!)")  # of the sentence around it
+        return _shortened(url, _CUT) + found["bare"][len(url) :]
     return "//" if found["user"] is not None else _CUT
 
 

@@ -100,6 +100,15 @@ def test_lines_keep_the_rest() -> None:
         assert redacted_line(line, LOCAL) == line
 
 
+@pytest.mark.parametrize("end", [":", ",", ".", ")", "; so", ": no answer", "/: no answer", "/a.wav, and"])
+@pytest.mark.parametrize(
+    "host", ["http://127.0.0.1:8265", "https://host", "http://[::1]:80", "http://[::1]", "s3://bucket"]
+)
+def test_sentences_around_a_url_stay(host: str, end: str) -> None:
+    """Fails if the colon behind an address makes its port look like a password."""
+    assert redacted(f"no head answers at {host}{end}") == f"no head answers at {host}{end}"
+
+
 def test_audio_of_rejects() -> None:
     """Fails if the audio of a row that was refused before it was resolved keeps its token, or a local file its `?` not."""
     assert redacted_audio(f"a/x.wav?{C}", HTTP) == "a/x.wav" == redacted_audio(f"a/x.wav#{C}", HTTP)
