@@ -118,7 +118,8 @@ def _of_output(shown: str, folder: str) -> ConfigError:
     return ConfigError(
         f"manifest {shown}: {printable(folder)} is an output of jobs.annotate, and its rows would be annotated again. Name "
         "the manifests themselves, or move the output out of the folder; to annotate the same recordings in another way, "
-        "give their manifest and another --output"
+        "give their manifest and another --output; for a manifest of its utterances, python -m jobs.make_manifest OUTPUT "
+        "--layout output"
     )
 
 
