@@ -41,7 +41,7 @@ def measured_mib(script: str, *arguments: str) -> float:
 def test_a_waveform_is_held_once_while_it_is_decoded(rate, channels):
     """Fails if the pieces are joined to a second copy: 1.8 GB for four hours."""
     content = make.snd(np.tile(make.voice(10, rate, channels), (MINUTES * 6, 1)), rate, "FLAC")
-    assert peak_bytes(lambda: decode(content)) < 1.1 * FLOAT_BYTES + len(content) + (48 << 20)
+    assert peak_bytes(lambda: decode(content)) < 1.1 * FLOAT_BYTES + (24 << 20)
 
 
 @pytest.mark.parametrize(("minutes", "rate", "channels"), [(60, 16_000, 1), (20, 44_100, 2)])
@@ -81,7 +81,7 @@ def test_packing_a_waveform_takes_half_of_it(scale):
 def test_filter_banks_of_a_long_clip_keep_what_is_used():
     """Fails if doubles of all samples and frames are held for the 160 s that the model is given: 6.1 GiB for four hours."""
     script = (
-        "import resource, sys\n"
+        "from pathlib import Path\n"
         "import numpy as np, torch\n"
         "from transformers import SeamlessM4TFeatureExtractor\n"
         "from pipeline.models.fbank import FilterBanks\n"
@@ -89,8 +89,10 @@ def test_filter_banks_of_a_long_clip_keep_what_is_used():
         "banks = FilterBanks(SeamlessM4TFeatureExtractor(), max_frames=16_000)\n"
         "waveform = np.tile(np.random.default_rng(7).normal(0, 0.1, 160_000).astype(np.float32), 180)\n"
         "banks([waveform[:1_600_000]])\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        # not ru_maxrss, which a process inherits from the one that started it
+        "peak_kib = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])\n"
+        "before = peak_kib()\n"
         "banks([waveform])\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+        "print((peak_kib() - before) / 1024)\n"
     )
-    assert measured_mib(script) < 60, "half an hour: the kept frames are 10 MiB"
+    assert measured_mib(script) < 150, "of half an hour the frames that are kept are 10 MiB; all of them took 480"
