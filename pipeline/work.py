@@ -20,6 +20,7 @@ from pipeline.readahead import SMALL_BYTES
 from pipeline.roots import AudioRoots, without_query
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage import Store, fetch, open_store
+from pipeline.values import plain_values
 
 PCM_BUDGET_BYTES = 512 * 2**20
 """PCM that one shard may carry between stages: about 2.3 hours."""
@@ -157,8 +158,8 @@ def records_of(rows: pa.Table) -> list[dict[str, Any]]:
     Arrow carries the rest to the output as it is. Python cannot hold all of it: its years end with 9999.
     """
     read = [name for name in rows.schema.names if name in ROW_SCHEMA.names or is_checksum(name)]
-    records: list[dict[str, Any]] = rows.select(read).to_pylist()
-    return records
+    values = zip(*(plain_values(rows[name]) for name in read), strict=True)
+    return [dict(zip(read, row, strict=True)) for row in values]
 
 
 def needs_audio(work: Work, record: Mapping[str, Any]) -> bool:

@@ -78,6 +78,15 @@ def test_a_time_past_the_year_9999_passes_through(noop, name):
     assert noop.job(manifest) == []
 
 
+@pytest.mark.parametrize("column", ["md5", "SHA256"])
+def test_a_checksum_that_is_a_time_rejects_its_row(noop, column):
+    """Fails if a column that is read, and not passed on alone, ends the job by a value that Python does not have."""
+    table = pa.table({"id": ["a", "b"], "audio": [str(CLIP)] * 2, column: pa.array([BIG, None], pa.timestamp("us"))})
+    pq.write_table(table, noop.folder / "m.parquet")
+    assert noop.job(noop.folder / "m.parquet") == [("000001", 1, {"BAD_FIELD": 1})]
+    sound(noop)
+
+
 def test_a_time_that_names_no_folder_rejects_its_row(noop):
     """Fails if partitioning by such a column ends the job while planning."""
     table = pa.table({"id": ["a", "b"], "audio": [str(CLIP)] * 2, "day": pa.array([2**30, 0], pa.date32())})
