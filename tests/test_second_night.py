@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.commit import receipt_of, write_part
@@ -120,6 +120,9 @@ def _settled(folder: Path, values: list[object], plans: list[_Plan]) -> tuple[Sp
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(json_values, min_size=1, max_size=4), st.lists(json_values, min_size=1, max_size=4))
+@example([[]], [False, {}])
+@example([{"a": 1}], [{"b": {}}, {"b": 1}, []])
+@example([{"a": [1]}], [{"a": {}}, {"a": [{}]}, {}])
 def test_no_second_night_changes_a_value(tmp_path_factory, first, second):
     """Fails if some value, generated, is neither as it came in the plan nor whole in the reject of its row."""
     folder = tmp_path_factory.mktemp("nights")
@@ -199,7 +202,14 @@ def test_new_keys_survive_a_row_of_another_kind(tmp_path, quick):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [([1], [[1]]), ([1], [{"a": 1}]), ([{"a": 1}], [1]), ([["x"]], ["x", None]), (["x"], [{"a": 1}, None])],
+    [
+        ([1], [[1]]),
+        ([1], [{"a": 1}]),
+        ([{"a": 1}], [1]),
+        ([["x"]], ["x", None]),
+        (["x"], [{"a": 1}, None]),
+        ([1], [{}]),
+    ],
 )
 def test_a_column_that_turns_from_scalar_to_nested_is_refused(tmp_path, quick, first, second):
     """Fails if a night whose column cannot be the dataset's is annotated, or the refusal does not name the column."""

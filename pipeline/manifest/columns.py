@@ -157,13 +157,13 @@ def _loose_field(name: str, values: Sequence[object]) -> pa.Field:
     lists = [value for value in values if isinstance(value, list)]
     scalars = [value for value in values if value is not None and not isinstance(value, list | dict)]
     keys = {key: None for value in objects for key in value if key and key.isprintable()}
-    if keys:  # beside lists, objects: they are what new keys come in
+    if keys or (objects and not lists):  # of both, the objects: they are what new keys come in
         kind = pa.struct([_loose_field(key, [value.get(key) for value in objects]) for key in keys])
     elif lists:
         kind = pa.list_(_loose_field("item", [item for value in lists for item in value]))
     else:
         return pa.field(name, _loose_scalar(scalars))
-    return pa.field(name, kind, metadata=MIXED if scalars or (keys and lists) else None)
+    return pa.field(name, kind, metadata=MIXED if scalars or (objects and lists) else None)
 
 
 def _loose_scalar(values: Sequence[object]) -> pa.DataType:
@@ -283,7 +283,8 @@ def _loose_merge(one: pa.Field, other: pa.Field) -> pa.Field:
     elif len(nested) > 1 and pa.types.is_list(one.type) and pa.types.is_list(other.type):
         kind = pa.list_(_loose_merge(one.type.value_field, other.type.value_field))
     elif len(nested) > 1 and one.type != other.type:
-        kind, mixed = one.type if pa.types.is_struct(one.type) else other.type, True
+        has_keys = pa.types.is_struct(one.type) and one.type.num_fields
+        kind, mixed = one.type if has_keys else other.type, True
     return pa.field(one.name, kind, metadata=MIXED if mixed else None)
 
 

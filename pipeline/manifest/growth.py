@@ -35,8 +35,8 @@ def widened(kind: pa.DataType, found: pa.DataType) -> pa.DataType:
 
 
 def settled(kind: pa.DataType) -> pa.DataType:
-    """The type with text where a nested one has Arrow's null type, or a part that is marked `MIXED`."""
-    if pa.types.is_null(kind):
+    """The type with text for Arrow's null type, a struct without fields, and a part that is marked `MIXED`."""
+    if pa.types.is_null(kind) or (pa.types.is_struct(kind) and not kind.num_fields):
         return pa.string()
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, _settled_part(field)) for field in kind])
