@@ -87,6 +87,11 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = not embedded
     if embedded:
         require_short_tmpdir()
+        if little := low_disk(ray_folder()):
+            print(
+                f"warning: Ray may hang for want of disk space{little}; set RAY_TMPDIR to a folder on a larger disk",
+                file=out,
+            )
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray ends idle processes above one a core after a second; the next stage would import for two seconds again
         started["_system_config"] = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}

@@ -113,17 +113,19 @@ def full_disk(error: BaseException | None, file: Path) -> str | None:
 
 def low_disk(folder: Path) -> str:
     """The end of a sentence on a failure in which little free space may be the cause; empty where there is enough."""
-    return f"; only {_free(folder)} are free in {folder}" if _free_bytes(folder) < _LITTLE_BYTES else ""
+    usage = _usage(folder)  # of a file system without blocks, such as /proc, the total is 0
+    return f"; only {_free(folder)} are free in {folder}" if usage.total and usage.free < _LITTLE_BYTES else ""
 
 
 def _free(folder: Path) -> str:
-    return f"{_free_bytes(folder) / 1e6:,.0f} MB"
+    return f"{_usage(folder).free / 1e6:,.0f} MB"
 
 
-def _free_bytes(folder: Path) -> int:
+def _usage(folder: Path) -> shutil._ntuple_diskusage:
+    """Disk usage where the folder is, or would be."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(folder)
 
 
 def ray_folder() -> Path:

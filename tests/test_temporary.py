@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -169,6 +171,12 @@ def test_a_ray_that_finds_no_room_names_its_folder(tmp_path, monkeypatch):
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr("pipeline.temporary._LITTLE_BYTES", 1 << 62)
+    told = io.StringIO()
+    monkeypatch.setattr("pipeline.stages.require_short_tmpdir", lambda: None)  # pytest's folders are long
+    monkeypatch.setattr("ray.init", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), cluster(told):
+        pass
+    assert re.match(rf"warning: Ray may hang .* MB are free in {tmp_path}/ray; set RAY_TMPDIR", told.getvalue())
     slow = Exception("The current node timed out during startup")
     with pytest.raises(JobError, match=f"timed out.*only .* MB are free in {tmp_path}/ray"), _Starting("start Ray"):
         raise slow
