@@ -291,7 +291,7 @@ class Driver:
             print(self._headline(plan, len(pending), pools.device), file=self.out)
             progress = Progress(rows=plan.rows, done=_rows_done(plan, len(pending)), out=self.out).start()
             config = self._config_for(plan)
-            work = Work(self.config.output, plan, audio_roots(plan, self.config.audio_root))
+            work = Work(self.store.root, plan, audio_roots(plan, self.config.audio_root))
             try:
                 run_shards(work, pending, pools, config, partial(self._count, progress, work, config.max_reject_rate))
             finally:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jobs import nightly
 from jobs.annotate import main
+from pipeline.config import load_config
 from pipeline.destination import require_lasting, unshared_warning
-from pipeline.errors import ConfigError
+from pipeline.driver import Driver
+from pipeline.errors import ConfigError, JobError
+from pipeline.work import Work
 from tests.corpus import rows, write_manifest
+from tests.noop_job import no_cluster
+from tests.outputs import MODELS
 
 SUBMITTED = {
     "RAY_ADDRESS": "10.0.0.1:6379",
@@ -86,3 +94,27 @@ def test_nothing_is_created_by_the_check(tmp_path: Path, monkeypatch):
     with pytest.raises(ConfigError):
         require_lasting("out", SUBMITTED)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("output", ["out", "./a/../out", "file://out"])
+def test_workers_get_an_absolute_output(tmp_path, monkeypatch, output):
+    """Fails if workers of a cluster, whose current folder is another, look for a relative output in theirs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    outputs = []
+
+    def run_shards(work: Work, *_: object) -> None:
+        outputs.append(work.output)
+        raise JobError("far enough")
+
+    pinning = nullcontext(SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4})))
+    monkeypatch.setattr("pipeline.driver.cluster", no_cluster)
+    monkeypatch.setattr("pipeline.driver.run_shards", run_shards)
+    monkeypatch.setattr("pipeline.driver.Pinning", lambda *_: pinning)
+    monkeypatch.setattr("pipeline.models.slots.choose", lambda *_, **__: {"fusion/en": "m"})
+    manifest = write_manifest(tmp_path / "m.jsonl", rows(2))
+    with pytest.raises(JobError, match="far enough"):
+        Driver(
+            load_config(None, {"manifest": [str(manifest)], "output": output, "embeddings": "audio"}), io.StringIO()
+        ).run()
+    assert outputs[0].startswith("/") and Path(outputs[0]).resolve() == tmp_path / "out"
