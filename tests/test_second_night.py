@@ -118,7 +118,7 @@ def _settled(folder: Path, values: list[object], plans: list[_Plan]) -> tuple[Sp
     return spool, kept, refused
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(json_values, min_size=1, max_size=4), st.lists(json_values, min_size=1, max_size=4))
 @example([[]], [False, {}])
 @example([{"a": 1}], [{"b": {}}, {"b": 1}, []])
