@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from greenlet import GreenletExit, greenlet
 
+from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset import parts as parts_module
 from pipeline.dataset.parts import (
     Receipt,
@@ -139,7 +140,7 @@ def _ids_in(content: bytes) -> list[str]:
 
 
 def _utterances(rows: pa.Table, kept: int, label: str) -> pa.Table:
-    schema = utterance_schema({}, "float32")
+    schema = utterance_schema({}, "float32", version=SCHEMA_VERSION)
     ids = rows["recording_id"].to_pylist()[:kept]
     return pa.Table.from_pylist(
         [

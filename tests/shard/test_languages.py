@@ -29,6 +29,7 @@ from pipeline.analytics.summarize import summarize as summarize_rows
 from pipeline.audio.decode import decode
 from pipeline.audio.segmentation import speech_seconds
 from pipeline.config import load_config
+from pipeline.config.settings import Settings
 from pipeline.dataset.compatibility import claim_dataset, dataset_settings
 from pipeline.dataset.reader import finished_rows
 from pipeline.dataset.verify.audit import audit
@@ -442,11 +443,11 @@ def test_allowed_languages_are_tags(flags, said):
 def test_allowed_languages_are_settings():
     """Fails if a second night may choose from other languages, or the order or spelling of the list makes it another."""
 
-    def settings(tags: object) -> dict[str, object]:
+    def settings(tags: object) -> Settings:
         config = load_config(None, {"manifest": ["m"], "output": "o", "language": "auto", "allowed_languages": tags})
         return config.settings(precision="fp32", asr_compute_type="float32")
 
-    assert settings("es, EN") == settings(["en", "es"]) and settings("en,es")["allowed_languages"] == ["en", "es"]
+    assert settings("es, EN") == settings(["en", "es"]) and settings("en,es").allowed_languages == ("en", "es")
 
 
 def test_models_of_languages_that_are_not_allowed_are_not_needed():
