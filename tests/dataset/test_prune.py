@@ -17,6 +17,7 @@ from pipeline.dataset.plan import load_plan, plan_key
 from pipeline.dataset.prune import Leftover, find_leftovers, remove_leftover
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
+from pipeline.layout import PROBE
 from pipeline.storage.cleanup import uploads, walk
 from pipeline.storage.store import LocalStore, Store, open_store, require_conditional_writes
 from tests.support.corpus import ROOT
@@ -226,7 +227,7 @@ def test_abandoned_uploads_are_aborted(s3: S3Server, tmp_path: Path, capsys):
     prefix = tmp_path.name
     uri = f"s3://{s3.bucket}/{prefix}/out"
     store = finished_output(uri, tmp_path / "m")
-    require_conditional_writes(store)
+    require_conditional_writes(store, PROBE)
     before = {file.key for file in walk(store)} - {"_runs/_probe"}
     begin_upload(s3, f"{prefix}/out/utterances/speaker=a/000001-000000.parquet")
     begin_upload(s3, f"{prefix}/out/elsewhere/file")

@@ -23,6 +23,7 @@ from pipeline.dataset.verify.parts import inspect_part
 from pipeline.dataset.verify.plans import planned_shards, sound_plan
 from pipeline.dataset.verify.promises import Audit, Promise, Violation
 from pipeline.errors import ConfigError, JobError
+from pipeline.layout import PROBE
 from pipeline.storage.store import LocalStore, open_store, require_conditional_writes
 from tests.support.corpus import ROOT
 from tests.support.damaged_rows import DEEP, SHALLOW
@@ -139,7 +140,7 @@ def test_what_writers_leave_is_no_violation(out):
     (out / "_runs/000002/shards/0123456789ab-00000.parquet").write_bytes(b"beaten")
     (out / "_runs/000003/shards").mkdir(parents=True)
     (out / "_runs/000003/shards/0123456789ab-00000.parquet").write_bytes(b"under way")
-    require_conditional_writes(LocalStore(out))
+    require_conditional_writes(LocalStore(out), PROBE)
     found = audited(out, deep=True)
     assert (found.status, found.leftovers, found.leftover_bytes) == ("sound", 3, 19)
 

@@ -127,5 +127,5 @@ def test_errors_redact_their_messages(url: str, capsys: pytest.CaptureFixture[st
     assert not [error for error in errors if C in str(error)]
     assert again.detail == rejected.detail == redacted(quoted)
     with pytest.raises(SystemExit):
-        Parser(prog="p").error(f"invalid int value: {url!r}")
+        Parser("p").error(f"invalid int value: {url!r}")
     assert C not in capsys.readouterr().err

@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow
+from pipeline.layout import PROBE
 from pipeline.storage.access import without_query
 from pipeline.storage.store import LocalStore, Store, fetch, open_store, require_conditional_writes, resolve
 from tests.support.memory_store import MemoryStore
@@ -104,11 +105,11 @@ def test_a_store_that_overwrites_is_refused(conditional: bool) -> None:
     store = MemoryStore()
     store.conditional = conditional
     if conditional:
-        require_conditional_writes(store)
-        require_conditional_writes(store)
+        require_conditional_writes(store, PROBE)
+        require_conditional_writes(store, PROBE)
     else:
         with pytest.raises(ConfigError, match="conditional writes"):
-            require_conditional_writes(store)
+            require_conditional_writes(store, PROBE)
 
 
 def test_a_disk_that_is_full_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +129,7 @@ def test_an_output_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> 
     """Fails if the user is told something less than which output failed."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="file/out"):
-        require_conditional_writes(open_store(str(tmp_path / "file" / "out")))
+        require_conditional_writes(open_store(str(tmp_path / "file" / "out")), PROBE)
 
 
 def test_fetch_gives_the_bytes_or_a_reason(tmp_path: Path) -> None:
