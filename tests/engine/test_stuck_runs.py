@@ -178,7 +178,7 @@ def test_giving_up_a_run_that_is_not_there_is_refused(noop, tmp_path, capsys):
     with pytest.raises(ConfigError, match="--give-up 000007: there is no such run"):
         noop.job(manifest, give_up=["7"])
     assert main(["--manifest", str(manifest), "--output", str(noop.output), "--give-up", "0x1"]) == 2
-    assert "no run number such as 000007" in capsys.readouterr().err
+    assert "is not a run number such as 000007" in capsys.readouterr().err
 
 
 def test_the_rate_of_one_manifest_rejects_no_row_of_another(noop):
