@@ -20,6 +20,7 @@ from pipeline.shard.context import Work
 from tests.support.corpus import rows, write_manifest
 from tests.support.noop_job import no_cluster
 from tests.support.outputs import MODELS
+from tests.support.pins import by_role
 
 SUBMITTED = {
     "RAY_ADDRESS": "10.0.0.1:6379",
@@ -111,7 +112,7 @@ def test_workers_get_an_absolute_output(tmp_path, monkeypatch, output):
     monkeypatch.setattr("pipeline.engine.run.cluster", no_cluster)
     monkeypatch.setattr("pipeline.engine.run.run_shards", run_shards)
     monkeypatch.setattr("pipeline.engine.run.Pinning", lambda *_: pinning)
-    monkeypatch.setattr("pipeline.models.roles.choose", lambda *_, **__: {"fusion/en": "m"})
+    monkeypatch.setattr("pipeline.models.roles.choose", lambda *_, **__: by_role({"fusion/en": "m"}))
     manifest = write_manifest(tmp_path / "m.jsonl", rows(2))
     with pytest.raises(JobError, match="far enough"):
         Driver(

@@ -44,7 +44,7 @@ def test_a_whisper_in_hugging_face_form_names_the_command_that_converts_it(tmp_p
     """Fails if somebody who names a Whisper as Hugging Face publishes it is only told which file is missing."""
     whisper(tmp_path / name)
     with pytest.raises(ConfigError) as refused:
-        roles.pin({"asr/en": str(tmp_path / name)}, "mean")
+        roles.pin(by_role({"asr/en": str(tmp_path / name)}), "mean")
     quoted = f"'{tmp_path / name}'" if " " in name else str(tmp_path / name)
     assert f"python -m jobs.prepare_models --output MODELS --asr-model {quoted}`" in str(refused.value)
     assert "--models MODELS" in str(refused.value)
