@@ -15,8 +15,8 @@ from tests.support.corpus import ROOT
 from tests.support.s3_server import S3Server, s3_server
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-_LONGEST = ("test_kills", "test_annotate_job", "test_attempts", "test_listening", "test_secrets", "test_faults", "test_nightly",
-            "test_airgapped", "test_orchestrators", "test_waiting", "test_nodes", "test_cluster")  # fmt: skip
+_LONGEST = ("test_kills", "test_annotate_job", "test_crashes", "test_listening", "test_secrets", "test_faults", "test_nightly",
+            "test_airgapped", "test_orchestrators", "test_watchdog", "test_nodes", "test_cluster")  # fmt: skip
 """Files of minutes rather than seconds, each started first: one begun last would keep one process busy and the others idle."""
 
 
