@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
 from pipeline.dataset.prune import Leftover, find_leftovers, remove_leftover
-from pipeline.dataset.verify.promises import printable
+from pipeline.dataset.verify.invariants import printable
 from pipeline.storage.store import Store, open_store
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

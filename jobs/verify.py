@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from jobs.parser import Parser, program
 from pipeline.dataset.verify.audit import audit
-from pipeline.dataset.verify.promises import Audit, Violation
+from pipeline.dataset.verify.invariants import Audit, Violation
 from pipeline.errors import ConfigError
 from pipeline.storage.store import open_store
 
@@ -25,7 +25,7 @@ def command_line() -> Parser:
         "verify",
         usage="%(prog)s OUT [--deep] [--json]",
         description="Audit an output of jobs.annotate, finished, broken or still being written. Reads only.",
-        epilog="Exit status: 0 complete and sound, 1 a promise is broken, 2 usage or access, 3 sound but unfinished.",
+        epilog="Exit status: 0 complete and sound, 1 an invariant is broken, 2 usage or access, 3 sound but unfinished.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument(
@@ -76,7 +76,7 @@ def _summarise(found: Audit) -> None:
         )
     how = "every value was read" if found.deep else "footers and ids were read; --deep reads every value"
     if found.violations:
-        print(f"violated: {len(found.violations):,} broken promises ({how})")
+        print(f"violated: {len(found.violations):,} broken invariants ({how})")
     elif found.status == "sound":
         rows = sum(plan.rows for plan in found.plans)
         print(f"sound: each of {rows:,} rows is annotated once or rejected once ({how})")

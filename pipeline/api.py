@@ -27,7 +27,7 @@ from pipeline.dataset.reader import Rows, finished_rows, reading
 from pipeline.dataset.records import Record, Records
 from pipeline.dataset.row_checks import check_rows
 from pipeline.dataset.verify.audit import audit
-from pipeline.dataset.verify.promises import Audit
+from pipeline.dataset.verify.invariants import Audit
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
 from pipeline.manifest.fields import ALIASES
 from pipeline.manifest.staging import Spool

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from pipeline.dataset.verify.promises import printable
+from pipeline.dataset.verify.invariants import printable
 
 _GAP = "  "
 

@@ -107,7 +107,7 @@ def _answers(decode: Decode, request: Request, content: bytes) -> Iterator[tuple
         yield REJECTED, pack_rejected(rejected)
     except MemoryError:
         allowed = f"{_allowance_bytes(request) / 2**30:.1f} GiB"
-        detail = f"decoding {len(content):,} bytes takes more than the {allowed} that its limits allow"
+        detail = f"decoding {len(content):,} bytes needs more than the {allowed} of memory that its limits allow"
         yield REJECTED, pack_rejected(RejectedRow(Reason.OUT_OF_MEMORY, detail, Stage.DECODE))
     else:
         yield WAVEFORM, _bytes_of(last)

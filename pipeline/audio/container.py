@@ -124,7 +124,7 @@ def identify(content: bytes) -> Container | None:
 
 
 def _cut(what: str, needed: int, there: int, *, slack_bytes: int = _SLACK_BYTES) -> str | None:
-    return f"{what} needs {needed:,} bytes, {there:,} are there" if needed > there + slack_bytes else None
+    return f"{what} needs {needed:,} bytes, but only {there:,} are left" if needed > there + slack_bytes else None
 
 
 def _riff(content: bytes, start: int) -> Container:
@@ -183,7 +183,7 @@ def _aiff(content: bytes, start: int) -> Container:
 
 def _au(content: bytes, start: int) -> Container:
     if len(content) < start + 24:
-        return Container("au", "soundfile", "au", missing="its header is cut")
+        return Container("au", "soundfile", "au", missing="the header is incomplete")
     order = ">" if content[start : start + 4] == b".snd" else "<"
     offset, size, _, sampling_rate, channels = struct.unpack_from(order + "5I", content, start + 4)
     missing = None if size == 0xFFFFFFFF else _cut("the header", offset + size, len(content) - start)
@@ -266,7 +266,7 @@ def _mp4(content: bytes, start: int) -> Container:
         )
         position += size
     if missing is None and b"moov" not in names:
-        missing = "there is no moov box, the index of its samples"
+        missing = "the moov box, the index of the samples, is missing"
     return Container("mp4", "av", _MOV, missing=missing, indexed=b"moof" not in names)
 
 
@@ -311,14 +311,18 @@ def matroska_hole(content: bytes) -> str | None:
         begun = position
         element, position, _ = _vint(content, position, keep_marker=True)
         if element not in parents | _IN_SEGMENT | _IN_CLUSTER or position >= len(content):
-            return f"what is at byte {begun:,} is no Matroska element"
+            return f"no valid Matroska element at byte {begun:,}"
         size, position, unknown = _vint(content, position, keep_marker=False)
         if element in (_SEGMENT, _CLUSTER):
             continue  # descend: its elements follow
         if unknown:
-            return f"the element at byte {begun:,} has no size"
+            return f"the element at byte {begun:,} does not state its size"
         position += size
-    return None if position == len(content) else f"the last element ends {position - len(content):,} bytes too late"
+    return (
+        None
+        if position == len(content)
+        else f"the last element ends {position - len(content):,} bytes past the end of the file"
+    )
 
 
 def _asf(content: bytes, start: int) -> Container:
@@ -342,13 +346,13 @@ def asf_hole(content: bytes) -> str | None:
     """
     properties, data = content.find(_ASF_PROPERTIES), content.find(_ASF_DATA)
     if properties < 0 or data < 0 or properties + 96 > len(content) or data + 50 >= len(content):
-        return "its header is damaged"
+        return "the header is damaged"
     size = max(1, int.from_bytes(content[properties + 92 : properties + 96], "little"))
     (data_bytes,) = struct.unpack_from("<Q", content, data + 16)
     end = min(len(content), data + data_bytes) if data_bytes else len(content)
     for position in range(data + 50, end - size + 1, size):
         if content[position] != content[data + 50]:
-            return f"what is at byte {position:,} is no ASF packet"
+            return f"no valid ASF packet at byte {position:,}"
     return None
 
 

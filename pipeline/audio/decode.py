@@ -109,7 +109,7 @@ def decode_pieces(
         header = source.header
         if channel is not None and channel >= header.channels:
             raise reject(
-                Reason.BAD_CHANNEL, f"channel {channel} of a file with {header.channels} (the first is channel 0)"
+                Reason.BAD_CHANNEL, f"channel {channel} does not exist: the file has {header.channels}, numbered from 0"
             )
         to_16k = _Resampler(header.sampling_rate)
         wanted = (
@@ -129,19 +129,17 @@ def decode_pieces(
     if num_samples < limits.min_duration_s * SAMPLING_RATE:
         raise reject(
             Reason.TOO_SHORT,
-            f"{num_samples / SAMPLING_RATE:.4f} s of audio, at least {limits.min_duration_s:g} s are needed",
+            f"{num_samples / SAMPLING_RATE:.4f} s of audio; at least {limits.min_duration_s:g} s are needed",
         )
 
 
 def _check_request(offset_s: float, duration_s: float | None, channel: int | None) -> None:
     if not 0 <= offset_s <= LONGEST_SPAN_S:
-        raise reject(Reason.BAD_SPAN, f"the offset is {offset_s:g} s; 0 to {LONGEST_SPAN_S:g} s is expected")
+        raise reject(Reason.BAD_SPAN, f"the offset {offset_s:g} s is outside 0 to {LONGEST_SPAN_S:g} s")
     if duration_s is not None and not 0 < duration_s <= LONGEST_SPAN_S:
-        raise reject(
-            Reason.BAD_SPAN, f"the duration is {duration_s:g} s; above 0 and up to {LONGEST_SPAN_S:g} s is expected"
-        )
+        raise reject(Reason.BAD_SPAN, f"the duration {duration_s:g} s is not above 0 and at most {LONGEST_SPAN_S:g} s")
     if channel is not None and channel < 0:
-        raise reject(Reason.BAD_CHANNEL, f"channel {channel}: the first is channel 0")
+        raise reject(Reason.BAD_CHANNEL, f"channel {channel} is invalid: channels are numbered from 0")
 
 
 def _span(
@@ -159,34 +157,36 @@ def _span(
     length_s = num_frames / sampling_rate
     if start == 0 and duration_s is not None:
         if duration_s > max(length_s, stated_s) + _SPAN_SLACK_S:
-            raise reject(Reason.TRUNCATED, f"the manifest says {duration_s:.3f} s, the file holds {length_s:.3f} s")
+            raise reject(Reason.TRUNCATED, f"the manifest states {duration_s:.3f} s, but the file has {length_s:.3f} s")
         if duration_s >= length_s - _WHOLE_SLACK_S:
             return 0, None
     if start >= num_frames:
-        raise reject(Reason.BAD_SPAN, f"the offset {offset_s:.3f} s is not within the file's {length_s:.3f} s")
+        raise reject(Reason.BAD_SPAN, f"the offset {offset_s:.3f} s is past the end of the file at {length_s:.3f} s")
     if duration_s is None:
         return start, None
     if offset_s + duration_s > length_s + _SPAN_SLACK_S:
         end_s = offset_s + duration_s
-        raise reject(Reason.BAD_SPAN, f"the span ends at {end_s:.3f} s, the file at {length_s:.3f} s")
+        raise reject(Reason.BAD_SPAN, f"the span ends at {end_s:.3f} s, but the file ends at {length_s:.3f} s")
     return start, min(start + int(duration_s * sampling_rate), num_frames)
 
 
 def _open(content: bytes, limits: AudioLimits) -> Source:
     """Identify the container, check its structure and header, and open it for decoding."""
     if not content:
-        raise reject(Reason.EMPTY, "the file has no bytes")
+        raise reject(Reason.EMPTY, "the file is empty")
     if len(content) > limits.max_bytes:
-        raise reject(Reason.TOO_LARGE, f"{len(content):,} bytes, the limit is {limits.max_bytes:,}")
+        raise reject(Reason.TOO_LARGE, f"the file has {len(content):,} bytes; the limit is {limits.max_bytes:,}")
     container = identify(content)
     if container is None:
-        raise reject(Reason.NOT_AUDIO, f"{len(content):,} bytes that begin with {content[:8]!r}: no audio we know")
+        raise reject(
+            Reason.NOT_AUDIO, f"{len(content):,} bytes that begin with {content[:8]!r} are not a known audio format"
+        )
     if container.sampling_rate is not None and container.channels is not None:
         _check_header(container.sampling_rate, container.channels, limits)
     if container.missing:
-        raise reject(Reason.TRUNCATED, f"the {container.name} file is cut: {container.missing}")
+        raise reject(Reason.TRUNCATED, f"the {container.name} file is truncated: {container.missing}")
     if container.holes:
-        raise reject(Reason.DAMAGED, f"the {container.name} file has holes: {container.holes}")
+        raise reject(Reason.DAMAGED, f"the {container.name} file has gaps: {container.holes}")
     _check_duration(container.clock_s, limits)
     if container.frames:
         _check_duration(container.frames.num_samples / container.frames.sampling_rate, limits)
@@ -198,7 +198,7 @@ def _open(content: bytes, limits: AudioLimits) -> Source:
     try:
         _check_header(source.header.sampling_rate, source.header.channels, limits)
         if source.header.num_frames == 0:
-            raise reject(Reason.EMPTY, f"a {container.name} file without a sample")
+            raise reject(Reason.EMPTY, f"the {container.name} file contains no samples")
     except RejectedRow:
         source.close()
         raise
@@ -207,14 +207,19 @@ def _open(content: bytes, limits: AudioLimits) -> Source:
 
 def _check_header(sampling_rate: int, channels: int, limits: AudioLimits) -> None:
     if not limits.min_sampling_rate <= sampling_rate <= limits.max_sampling_rate:
-        raise reject(Reason.BAD_HEADER, f"the header says {sampling_rate:,} Hz, which no recording of speech has")
+        raise reject(
+            Reason.BAD_HEADER,
+            f"the header states a sampling rate of {sampling_rate:,} Hz, which is not plausible for speech",
+        )
     if not 1 <= channels <= limits.max_channels:
-        raise reject(Reason.BAD_HEADER, f"the header says {channels} channels, 1 to {limits.max_channels} are read")
+        raise reject(
+            Reason.BAD_HEADER, f"the header states {channels} channels; 1 to {limits.max_channels} are supported"
+        )
 
 
 def _check_duration(duration_s: float, limits: AudioLimits) -> None:
     if duration_s > limits.max_duration_s:
-        raise reject(Reason.TOO_LONG, f"{duration_s:,.0f} s of audio, the limit is {limits.max_duration_s:,.0f} s")
+        raise reject(Reason.TOO_LONG, f"{duration_s:,.0f} s of audio; the limit is {limits.max_duration_s:,.0f} s")
 
 
 def _count_frames(content: bytes, limits: AudioLimits) -> int:
@@ -268,7 +273,7 @@ def _read_on(
         if until is not None and position >= until:
             return
     if position == 0:
-        raise reject(Reason.EMPTY, f"a {header.container} file without a sample")
+        raise reject(Reason.EMPTY, f"the {header.container} file contains no samples")
     source.check_end(position)
     if _span(position, rate, offset_s, duration_s, header.duration_s or 0.0)[1] is None:
         yield from after_stop
@@ -277,9 +282,9 @@ def _read_on(
 def _check_samples(mono: NDArray[np.float32]) -> None:
     peak = max(float(mono.max()), -float(mono.min()))
     if not peak < _ABSURD_PEAK:  # NaN compares false
-        raise reject(Reason.NOT_FINITE, f"a sample is {peak:g}, where full scale is 1")
+        raise reject(Reason.NOT_FINITE, f"a sample is {peak:g}; full scale is 1")
     if peak > MAX_PEAK:
-        raise reject(Reason.DAMAGED, f"samples reach {peak:.4g}, where full scale is 1")
+        raise reject(Reason.DAMAGED, f"samples reach {peak:.4g}; full scale is 1")
 
 
 class _Resampler:

@@ -120,7 +120,7 @@ files)."""
 
 
 def _too_short(decoded_s: float, stated_s: float) -> RejectedRow:
-    return reject(Reason.TRUNCATED, f"{decoded_s:.2f} s could be decoded, the header says {stated_s:.2f} s")
+    return reject(Reason.TRUNCATED, f"{decoded_s:.2f} s could be decoded, but the header states {stated_s:.2f} s")
 
 
 class _SequentialFile(soundfile.SoundFile):
@@ -188,7 +188,7 @@ class SoundfileSource:
 
 def _refuse_io(*_: object) -> io.BytesIO:
     """Refuse to open a file; FFmpeg calls this for every name in the content."""
-    raise PermissionError("a container may not open other files")
+    raise PermissionError("a container must not open other files")
 
 
 class AvSource:
@@ -225,7 +225,7 @@ class AvSource:
             raise reject(Reason.NOT_AUDIO, f"the {name} file has no audio track")
         known = [track for track in opened.streams.audio if cast("object | None", track.codec_context) is not None]
         if not known:  # PyAV declares that every track has a context
-            raise reject(Reason.NOT_AUDIO, f"no decoder knows the codec of the {name} file")
+            raise reject(Reason.NOT_AUDIO, f"no decoder supports the codec of the {name} file")
         stream = known[0]
         context = stream.codec_context
         context.thread_count = 1
@@ -237,7 +237,7 @@ class AvSource:
         self._frames = self._decode(opened, stream, context)
         first = next(self._frames, None)
         if first is None:
-            raise reject(Reason.EMPTY, f"a {name} file without a sample")
+            raise reject(Reason.EMPTY, f"the {name} file contains no samples")
         self._frames = itertools.chain([first], self._frames)
         rate = first.sample_rate
         self._begin_s = self._end_s = max(0.0, first.time or 0.0)
@@ -304,7 +304,7 @@ class AvSource:
         """
         if self._index_size:
             if self._num_packets < self._index_size:
-                detail = f"{self._num_packets:,} of the {self._index_size:,} packets of its index could be read"
+                detail = f"{self._num_packets:,} of the {self._index_size:,} packets in its index could be read"
                 raise reject(Reason.TRUNCATED, detail)
             return
         if self._stated_s is None:
@@ -313,7 +313,7 @@ class AvSource:
         reached_s = self._begin_s + decoded_s
         if self._container.name in _GAPS and self._end_s - reached_s > _AV_SLACK_S:
             if hole := _GAPS[self._container.name](self._content):
-                raise reject(Reason.DAMAGED, f"the time stamps jump, and {hole}")
+                raise reject(Reason.DAMAGED, f"the timestamps jump, and {hole}")
             reached_s = self._end_s
         if self._stated_s - reached_s > _AV_SLACK_S:
             raise _too_short(decoded_s, self._stated_s)

@@ -109,7 +109,7 @@ def walk_ogg(content: bytes, start: int) -> OggStructure:
         if end < len(content) or multiplexed:
             missing = "the last Ogg page is not an end-of-stream page"
         elif any(link.looks_cut() for link in unended):
-            missing = "the last Ogg page is not an end-of-stream page, and full, as if another followed"
+            missing = "the last Ogg page is full and not an end-of-stream page, so another should follow"
     alone = len(links) == 1 and links[0].head.startswith((b"\x01vorbis", b"OpusHead"))
     rewritten = links[0].rewritten(content) if alone and not (missing or holes) else None
     return OggStructure(alone, missing, holes, rewritten, sum(link.clock_s for link in links))
@@ -179,7 +179,7 @@ class _Link:
         lost = None
         if self._number is not None and number > self._number + 1:
             if self._pages:
-                lost = f"Ogg pages {self._number + 1} to {number - 1} are lost"
+                lost = f"Ogg pages {self._number + 1} to {number - 1} are missing"
             else:
                 self._captured = True  # headers, then the middle of a running stream, as sent by Icecast
         self._number = number

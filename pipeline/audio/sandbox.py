@@ -163,10 +163,10 @@ def _start(module: str) -> _Child:
         try:
             child = _Child(module)
         except OSError as error:
-            raise JobError(f"the audio decoder's process cannot be started: {error}") from error
+            raise JobError(f"the audio decoder process could not be started: {error}") from error
         if (trouble := child.trouble_starting()) is None:
             return child
-    raise JobError(f"the audio decoder's process cannot be started: {trouble}")
+    raise JobError(f"the audio decoder process could not be started: {trouble}")
 
 
 class _Child:
@@ -195,7 +195,7 @@ class _Child:
     def trouble_starting(self) -> str | None:
         """Wait until the child is ready. Returns: None, or the reason for a failed start, after killing the child."""
         self._patience_s = _START_S
-        trouble = "it is not what it should be"
+        trouble = "its first answer is invalid"
         try:
             if self._receive(ANSWER.size) == ANSWER.pack(READY, 0):
                 self._pipes.pop().close()  # standard error, which is needed only for a failed import
@@ -204,7 +204,7 @@ class _Child:
             said = self._pipes[-1].read().decode("utf-8", "replace").strip()
             trouble = said.rpartition("\n")[2] or self._how_it_ended()
         except _Hung:
-            trouble = f"it is not ready after {_START_S:g} s"
+            trouble = f"it was not ready after {_START_S:g} s"
         self.kill()
         return trouble
 
@@ -226,9 +226,9 @@ class _Child:
                 rejected = self._rejected(kind, size)
             answered = kind != FAILED
         except _Hung:
-            raise _reject(Reason.TIMEOUT, f"decoding does not end within {patience_s:.0f} s", content) from None
+            raise _reject(Reason.TIMEOUT, f"decoding did not finish within {patience_s:.0f} s", content) from None
         except _Garbled:
-            raise _reject(Reason.DECODER_CRASH, "the decoder answers with no answer", content) from None
+            raise _reject(Reason.DECODER_CRASH, "the decoder sent an invalid answer", content) from None
         except _Gone:
             raise _reject(Reason.DECODER_CRASH, f"the decoder {self._how_it_ended()}", content) from None
         finally:
@@ -300,11 +300,11 @@ class _Child:
         try:
             status = self._process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
-            return "closes its output"
+            return "closed its output"
         if status >= 0:
-            return f"ends with status {status}"
-        killer = "" if status != -signal.SIGKILL else ", as the system sends it when memory runs out"
-        return f"dies of {signal.Signals(-status).name}{killer}"
+            return f"exited with status {status}"
+        killer = "" if status != -signal.SIGKILL else ", which the system sends when memory runs out"
+        return f"was killed by {signal.Signals(-status).name}{killer}"
 
     def kill(self) -> None:
         """Kill the child and all processes it started, and reap it."""

@@ -87,7 +87,7 @@ def cut(waveform: NDArray[np.float32], *, segmentation: Literal["auto", "none", 
     spans = list(_speech(waveform))
     if not spans:
         duration_s = len(waveform) / SAMPLING_RATE
-        raise RejectedRow(Reason.NO_SPEECH, f"no voice activity in {duration_s:.1f} s", Stage.SEGMENT)
+        raise RejectedRow(Reason.NO_SPEECH, f"no speech was detected in {duration_s:.1f} s of audio", Stage.SEGMENT)
     return spans
 
 

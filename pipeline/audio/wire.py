@@ -63,5 +63,5 @@ def parse_rejected(words: bytes) -> RejectedRow:
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     if not (isinstance(fields, list) and len(fields) == 3 and isinstance(fields[1], str)):
-        raise ValueError("not a reason, a detail and a stage")
+        raise ValueError("expected a reason, a detail and a stage")
     return RejectedRow(Reason(fields[0]), fields[1], Stage(fields[2]))

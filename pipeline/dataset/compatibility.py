@@ -56,10 +56,9 @@ def compare_settings(there: Settings, asked: Settings) -> None:
 def _compare(there: Mapping[str, Any], asked: Mapping[str, Any], *, what: str) -> None:
     differing = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
     if differing:
-        lines = [f"  {name}: there {there.get(name)!r}, asked {asked.get(name)!r}" for name in differing]
+        lines = [f"  {name}: {there.get(name)!r} in the output, {asked.get(name)!r} requested" for name in differing]
         raise ConfigError(
-            f"the output holds a dataset made with other {what}; use another --output, or the {what} it has:\n"
-            + "\n".join(lines)
+            f"the output was made with other {what}; use another --output, or these {what}:\n" + "\n".join(lines)
         )
 
 
@@ -122,7 +121,7 @@ def _refuse_change(field: pa.Field, known: pa.Field) -> None:
         changed = not (has_scalars(field) or pa.types.is_null(nested) or mixed)
     if changed:
         raise ConfigError(
-            f"column {field.name!r} is {field.type} in the manifests, and {known.type} in the output; a column cannot change "
+            f"column {field.name!r} is {field.type} in the manifests and {known.type} in the output; a column cannot change "
             "between single values and lists or objects. Rename it in the manifest, or use another --output"
         )
 

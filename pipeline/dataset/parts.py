@@ -152,7 +152,7 @@ def read_receipt(store: Store, key: str) -> Receipt:
     try:
         return parse_receipt(tail)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JobError(f"{store.root}/{key} is not a part of this pipeline: its footer holds no receipt") from error
+        raise JobError(f"{store.root}/{key} is not a part of this pipeline: its footer has no receipt") from error
 
 
 def parse_receipt(tail: bytes) -> Receipt:

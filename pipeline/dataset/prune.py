@@ -46,7 +46,7 @@ def find_leftovers(store: Store, *, now_s: float) -> Iterator[Leftover]:
     files = [file for file in walk(store) if file.key.startswith(OURS) or file.key == DATASET]
     numbers = [match[1] for file in files if (match := PLAN_FILE.fullmatch(file.key))]
     if not numbers and DATASET not in {file.key for file in files}:
-        raise ConfigError(f"there is no output of this pipeline at {without_query(store.root)}")
+        raise ConfigError(f"no output of this pipeline exists at {without_query(store.root)}")
     plans = {number: _plan(store, number) for number in numbers}
     yield from _shard_files(files, plans, now_s)
     for file in files:
@@ -57,7 +57,7 @@ def find_leftovers(store: Store, *, now_s: float) -> Iterator[Leftover]:
     for upload in uploads(store):
         if upload.key.startswith((*OURS, DATASET)):
             age_s = now_s - upload.started_s
-            yield Leftover(upload.key, "multipart upload nobody completed", age_s, upload.size_bytes, upload)
+            yield Leftover(upload.key, "multipart upload that was never completed", age_s, upload.size_bytes, upload)
 
 
 def remove_leftover(store: Store, leftover: Leftover) -> bool:
@@ -105,6 +105,8 @@ def _shard_files(files: list[StoredFile], plans: dict[str, Plan], now_s: float) 
                 found.append((file, planner))
     for file, planner in found:
         kind = (
-            f"shards of a planner that lost plan {planner[0]}" if planner[0] in plans else "shards of a plan never made"
+            f"shards of a planner that lost plan {planner[0]}"
+            if planner[0] in plans
+            else "shards of a plan that was never written"
         )
         yield Leftover(file.key, kind, now_s - last_s[planner], file.size_bytes)

@@ -58,7 +58,7 @@ class Rows:
         wanted, known, unfinished = dict.fromkeys(names), {plan.plan for plan in self.plans}, set(self.unfinished)
         for name in wanted:
             if name in unfinished:
-                raise ConfigError(f"run {name} is not finished; start its jobs.annotate again, then this")
+                raise ConfigError(f"run {name} is not finished: run its jobs.annotate command again first")
             if name not in known:
                 raise ConfigError(f"{without_query(self.store.root)} has no run {name}{did_you_mean(name, known)}")
         return replace(self, plans=tuple(plan for plan in self.plans if plan.plan in wanted))
@@ -116,7 +116,7 @@ def finished_rows(store: Store) -> Rows:
     with reaching(store):
         plans = load_plans(store)
         if not plans and dataset_settings(store) is None:
-            raise ConfigError(f"there is no output of this pipeline at {without_query(store.root)}")
+            raise ConfigError(f"no output of this pipeline exists at {without_query(store.root)}")
         published = [plan for plan in plans if is_published(store, plan)]
         parts = committed_parts(store, published)
     for plan in published:
@@ -154,7 +154,7 @@ def reading() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise JobError(f"the rows cannot be read: {cause(error)}") from error
+        raise JobError(f"cannot read the rows: {cause(error)}") from error
 
 
 @contextmanager
@@ -176,8 +176,8 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
                 yield connection
         except duckdb.Error as error:
             if "reading the stream" in str(error):  # DuckDB 2.0's message for an exception raised by Arrow
-                raise JobError(f"the rows cannot be read: {cause(error)}") from error
-            raise ConfigError(f"this cannot be asked of the rows: {cause(error)}") from error
+                raise JobError(f"cannot read the rows: {cause(error)}") from error
+            raise ConfigError(f"cannot run this query on the rows: {cause(error)}") from error
         finally:
             connection.close()
 

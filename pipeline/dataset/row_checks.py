@@ -66,14 +66,14 @@ def check_partition_value(values: Mapping[str, pa.Scalar]) -> None:
         try:
             value = scalar.as_py()
         except (OverflowError, ValueError):  # such as a time after the year 9999
-            detail = f"column {column!r} holds a {scalar.type} that no folder can be named after"
+            detail = f"column {column!r} holds a {scalar.type} value that cannot be a folder name"
             raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST) from None
         if value == NULL_PARTITION:
             raise RejectedRow(
                 Reason.BAD_FIELD,
-                f"column {column!r} holds {NULL_PARTITION}, which readers take for null",
+                f"column {column!r} holds {NULL_PARTITION}, which readers treat as null",
                 Stage.MANIFEST,
             )
         if len(partition_folder([column], [value]).encode()) > _LONGEST_PARTITION_BYTES:
-            detail = f"column {column!r} names a folder of more than {_LONGEST_PARTITION_BYTES} bytes"
+            detail = f"column {column!r} gives a folder name of more than {_LONGEST_PARTITION_BYTES} bytes"
             raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)

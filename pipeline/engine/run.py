@@ -135,7 +135,9 @@ class Driver:
                 hint = hint or did_you_mean(column, [*extra.names, "language"])
                 raise ConfigError(f"--partition-by {column}: no manifest has this column{hint}")
             if pa.types.is_nested(extra.field(column).type):
-                raise ConfigError(f"--partition-by {column}: a {extra.field(column).type} column cannot name folders")
+                raise ConfigError(
+                    f"--partition-by {column}: a {extra.field(column).type} column cannot be used as folder names"
+                )
 
     # -- running
 

@@ -109,7 +109,7 @@ def _read_bounded(
     if len(content) > max_bytes:
         raise RejectedRow(Reason.TOO_LARGE, f"{shown} has more than {max_bytes:,} bytes", Stage.FETCH)
     if size is not None and len(content) != size:
-        raise OSError(errno.EIO, f"{len(content)} of {size} bytes arrived")
+        raise OSError(errno.EIO, f"{len(content)} of {size} bytes were received")
     return content
 
 

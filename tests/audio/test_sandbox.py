@@ -154,9 +154,9 @@ def test_a_file_costs_its_row_alone(stubbed, act):
 
 
 @pytest.mark.parametrize(("act", "said"), [
-    ("segfault", "dies of SIGSEGV"), ("abort", "dies of SIGABRT"), ("exit", "ends with status 3"),
-    ("close", "closes its output"), ("kill", "dies of SIGKILL, as the system sends it when memory runs out"),
-    ("garbage", "answers with no answer"), ("loop", "does not end within 1 s"),
+    ("segfault", "was killed by SIGSEGV"), ("abort", "was killed by SIGABRT"), ("exit", "exited with status 3"),
+    ("close", "closed its output"), ("kill", "was killed by SIGKILL, which the system sends when memory runs out"),
+    ("garbage", "sent an invalid answer"), ("loop", "did not finish within 1 s"),
 ])  # fmt: skip
 def test_a_reject_says_how_the_decoder_ended(stubbed, act, said):
     """Fails if a person cannot tell a crash from an exit from a hang."""
@@ -202,7 +202,7 @@ def test_a_child_that_cannot_start_is_no_files_fault():
     """Fails if a broken installation rejects every row of a corpus, or does not say what is missing."""
     with pytest.raises(JobError, match=r"No module named tests\.nowhere"):
         Sandbox("tests.nowhere").decode(GOOD)
-    with pytest.raises(JobError, match="it is not what it should be"):
+    with pytest.raises(JobError, match="its first answer is invalid"):
         Sandbox("this").decode(GOOD)
 
 

@@ -30,7 +30,7 @@ TOKEN = "0123456789ab"
 LEFT = {
     f"_runs/000001/shards/{TOKEN}-00000.parquet": "shards of a planner that lost plan 000001",
     f"_runs/000001/shards/{TOKEN}-rejects.parquet": "shards of a planner that lost plan 000001",
-    f"_runs/000003/shards/{TOKEN}-00000.parquet": "shards of a plan never made",
+    f"_runs/000003/shards/{TOKEN}-00000.parquet": "shards of a plan that was never written",
     f"utterances/speaker=a/.000001-000000.parquet.{HEX}.tmp": "temporary of a killed writer",
     f"_runs/000001/.plan.json.{HEX}.tmp": "temporary of a killed writer",
     f"rejects/.000001.parquet.{HEX}.tmp": "temporary of a killed writer",
@@ -141,7 +141,7 @@ def test_what_a_plan_names_by_now_stays(out, tmp_path):
     document = store.read(plan_key(plan.plan))
     (out / plan_key(plan.plan)).unlink()
     (leftover,) = found(store).values()
-    assert leftover.kind == "shards of a plan never made"
+    assert leftover.kind == "shards of a plan that was never written"
     store.put_if_absent(plan_key(plan.plan), document)
     assert not remove_leftover(store, leftover)
     assert found(store) == {} and (out / plan.files[0][0]).exists()
@@ -151,7 +151,7 @@ def test_the_plans_after_a_gap_keep_their_files(out):
     """Fails if plans are looked for by counting up, so that those after a missing number lose their shards."""
     (out / "_runs/000001/plan.json").rename(out / "elsewhere")
     kinds = {leftover.kind for leftover in found(LocalStore(out)).values()}
-    assert kinds == {"shards of a plan never made"}
+    assert kinds == {"shards of a plan that was never written"}
     assert not [key for key in found(LocalStore(out)) if key.startswith("_runs/000002/")]
 
 
@@ -190,7 +190,7 @@ def test_a_killed_planner_and_a_beaten_one(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         plan_rows(store, tmp_path / "killed", [*FIRST, {"id": "bad", "audio": 5}])
     monkeypatch.undo()
-    assert {leftover.kind for leftover in found(store).values()} == {"shards of a plan never made"}
+    assert {leftover.kind for leftover in found(store).values()} == {"shards of a plan that was never written"}
     plan_rows(store, tmp_path / "winner", SECOND)
     left = found(store)
     assert len(left) == 2 and {one.kind for one in left.values()} == {"shards of a planner that lost plan 000001"}
@@ -237,7 +237,7 @@ def test_abandoned_uploads_are_aborted(s3: S3Server, tmp_path: Path, capsys):
     assert capsys.readouterr().out == "nothing to remove; 2 younger than 1d stay\n"
     assert command.main([uri, "--delete", "--older-than", "0s"]) == 0
     shown = capsys.readouterr().out
-    assert "multipart upload nobody completed" in shown and "5.0 MB" in shown
+    assert "multipart upload that was never completed" in shown and "5.0 MB" in shown
     assert {file.key for file in walk(store)} == before
     assert [upload.key for upload in uploads(store)] == ["elsewhere/file"]
     assert len(list(uploads(open_store(f"s3://{s3.bucket}/{prefix}/out2")))) == 1

@@ -19,9 +19,9 @@ import pytest
 from jobs import verify as command
 from pipeline.dataset.verify import outline as outline_module
 from pipeline.dataset.verify.audit import audit
+from pipeline.dataset.verify.invariants import Audit, Invariant, Violation
 from pipeline.dataset.verify.parts import inspect_part
 from pipeline.dataset.verify.plans import planned_shards, sound_plan
-from pipeline.dataset.verify.promises import Audit, Promise, Violation
 from pipeline.errors import ConfigError, JobError
 from pipeline.layout import PROBE
 from pipeline.storage.store import LocalStore, open_store, require_conditional_writes
@@ -54,12 +54,12 @@ def audited(out: Path, *, deep: bool = False) -> Audit:
     before = snapshot(out)
     found = audit(LocalStore(out), deep=deep)
     assert snapshot(out) == before
-    assert all(v.line().isprintable() and v.line().startswith(f"{v.promise}  ") for v in found.violations)
+    assert all(v.line().isprintable() and v.line().startswith(f"{v.invariant}  ") for v in found.violations)
     return found
 
 
-def codes(out: Path, *, deep: bool = False) -> set[Promise]:
-    return {violation.promise for violation in audited(out, deep=deep).violations}
+def codes(out: Path, *, deep: bool = False) -> set[Invariant]:
+    return {violation.invariant for violation in audited(out, deep=deep).violations}
 
 
 # -- whole outputs
@@ -67,7 +67,7 @@ def codes(out: Path, *, deep: bool = False) -> set[Promise]:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_whole_output_is_sound(out, deep):
-    """Fails if a promise is reported broken that is kept, or a row is left out of the counts."""
+    """Fails if an invariant is reported broken that is kept, or a row is left out of the counts."""
     found = audited(out, deep=deep)
     assert (found.status, found.violations, found.leftovers) == ("sound", (), 0)
     first, second = found.plans
@@ -165,8 +165,8 @@ def test_damage_of_values_is_named(out, damage: Damage):
 
 
 def test_every_code_has_its_damage():
-    """Fails if a promise has a code that no damage shows, so that nothing says the check works."""
-    assert set().union(*SHALLOW.values(), *DEEP.values()) == set(Promise)
+    """Fails if an invariant has a code that no damage shows, so that nothing says the check works."""
+    assert set().union(*SHALLOW.values(), *DEEP.values()) == set(Invariant)
 
 
 def test_the_file_is_named(out):
@@ -185,7 +185,7 @@ def test_damages_do_not_hide_each_other(out):
     part(out, 2).write_bytes(without_receipt(pq.read_table(part(out, 3)).drop_columns(["text"])))
     part(out, 5).unlink()
     found = audited(out, deep=True)
-    assert [v.promise for v in found.violations] == [
+    assert [v.invariant for v in found.violations] == [
         "PART_UNREADABLE",
         "RECEIPT_MISSING",
         "PUBLISHED_EARLY",
@@ -300,8 +300,8 @@ def test_an_output_on_s3(s3: S3Server, whole: Path, tmp_path: Path, monkeypatch)
     files.pipe_file(f"{uri}/{part(whole, 0).relative_to(whole)}", part(whole, 0).read_bytes()[:-50])
     files.rm_file(f"{uri}/{part(whole, 5).relative_to(whole)}")
     files.pipe_file(f"{uri}/utterances/speaker=a/x.parquet", b"x")
-    found = {violation.promise for violation in audit(open_store(uri)).violations}
-    assert found == {Promise.PART_UNREADABLE, Promise.PUBLISHED_EARLY, Promise.PART_MISSING, Promise.ORPHAN}
+    found = {violation.invariant for violation in audit(open_store(uri)).violations}
+    assert found == {Invariant.PART_UNREADABLE, Invariant.PUBLISHED_EARLY, Invariant.PART_MISSING, Invariant.ORPHAN}
     for nothing in (f"s3://{s3.bucket}/nothing/here", "s3://no-such-bucket/out"):
         with pytest.raises(ConfigError, match="no output"):
             audit(open_store(nothing))
@@ -332,17 +332,17 @@ def test_the_command(out, tmp_path):
     done = run(out)
     assert done.returncode == 1 and done.stderr == ""
     assert done.stdout.splitlines()[:3] == [
-        "PUBLISHED_EARLY  _runs/000001/_SUCCESS  stands though 1 of 6 shards have no part",
-        "PART_MISSING  utterances/speaker=a/000001-000000.parquet  is not there though plan 000001 is published",
+        "PUBLISHED_EARLY  _runs/000001/_SUCCESS  exists although 1 of 6 shards have no part",
+        "PART_MISSING  utterances/speaker=a/000001-000000.parquet  is missing although plan 000001 is published",
         "",
     ]
     assert "plan 000001: unfinished: 5 of 6 shards" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("violated: 2 broken promises")
+    assert done.stdout.splitlines()[-1].startswith("violated: 2 broken invariants")
     for name in ("_SUCCESS", "report.json"):
         (out / "_runs/000001" / name).unlink()
     (out / "rejects/000001.parquet").unlink()
     (out / "_runs/000001/report.html").write_text("a page that nobody may draw yet")
-    assert run(out).stdout.startswith("PUBLISHED_EARLY  _runs/000001/report.html  stands though 1 of 6")
+    assert run(out).stdout.startswith("PUBLISHED_EARLY  _runs/000001/report.html  exists although 1 of 6")
     (out / "_runs/000001/report.html").unlink()
     done = run(out)
     assert done.returncode == 3 and done.stdout.splitlines()[0] == "plan 000001: unfinished: 5 of 6 shards"
@@ -366,7 +366,7 @@ def test_the_commands_json(out, capsys):
 
 @pytest.mark.parametrize("words", [[], ["--deeep", "x"], ["x", "y"], ["s4://b/x"]])
 def test_a_wrong_command_line_is_answered_in_a_line(words, capsys):
-    """Fails if a typing error is a traceback, or ends with the status of a broken promise."""
+    """Fails if a typing error is a traceback, or ends with the status of a broken invariant."""
     try:
         status = command.main(words)
     except SystemExit as exit_:

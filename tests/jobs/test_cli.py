@@ -180,7 +180,7 @@ def test_a_model_that_cannot_be_used(refused, tmp_path, usable_models, option, k
         ("spaeker", "'speaker'"),
         ("label", "output of this job"),
         ("line", "'manifest_line'"),
-        ("tags", "cannot name folders"),
+        ("tags", "cannot be used as folder names"),
         ("audio", "output of this job"),
     ],
 )

@@ -87,7 +87,7 @@ def _finish(words: list[str], folder: Path, output: str) -> pa.Table:
 def _sound(output: str) -> None:
     found = audit(open_store(output), deep=True)
     if found.violations:
-        raise Broken("; ".join(f"{v.promise} {v.key}: {v.sentence}" for v in found.violations[:5]))
+        raise Broken("; ".join(f"{v.invariant} {v.key}: {v.sentence}" for v in found.violations[:5]))
     if not found.plans or not all(state.published for state in found.plans):
         raise Broken("the output is not finished")
 

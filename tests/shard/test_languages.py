@@ -33,7 +33,7 @@ from pipeline.config.settings import Settings
 from pipeline.dataset.compatibility import claim_dataset, dataset_settings
 from pipeline.dataset.reader import finished_rows
 from pipeline.dataset.verify.audit import audit
-from pipeline.dataset.verify.promises import Promise
+from pipeline.dataset.verify.invariants import Invariant
 from pipeline.engine.run import Driver
 from pipeline.errors import ConfigError
 from pipeline.models import roles
@@ -494,8 +494,8 @@ def test_an_audit_of_null_results(mixed, tmp_path):
             return rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
 
         rewrite(next(out.glob("utterances/*.parquet")), change)
-        found = {violation.promise for violation in audit(LocalStore(out), deep=True).violations}
-        assert Promise.LANGUAGE in found, name
+        found = {violation.invariant for violation in audit(LocalStore(out), deep=True).violations}
+        assert Invariant.LANGUAGE in found, name
 
 
 def test_sums_leave_out_null_results(mixed, capsys):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.verify.promises import Promise
+from pipeline.dataset.verify.invariants import Invariant
 from tests.support.damages import DEEP, SHALLOW, column, first, part, receipt_in, rewrite, shows
 
 __all__ = ["DEEP", "SHALLOW"]
@@ -19,87 +19,87 @@ __all__ = ["DEEP", "SHALLOW"]
 # -- receipts and rows
 
 
-@shows(Promise.RECEIPT_ROWS)
+@shows(Invariant.RECEIPT_ROWS)
 def a_receipt_counts_wrong(out: Path) -> None:
     """A shard of which a row was lost before its receipt was made."""
     rewrite(part(out, 0), rows=3)
 
 
-@shows(Promise.RECEIPT_IDS)
+@shows(Invariant.RECEIPT_IDS)
 def a_receipt_is_about_other_ids(out: Path) -> None:
     """A part made from a manifest that has changed since it was planned."""
     rewrite(part(out, 0), ids_sha256="0" * 64)
 
 
-@shows(Promise.RECEIPT_CONFIG)
+@shows(Invariant.RECEIPT_CONFIG)
 def a_part_is_of_another_configuration(out: Path) -> None:
     """A worker that ran with other weights."""
     rewrite(part(out, 0), config_hash="0" * 64)
 
 
-@shows(Promise.RECEIPT_REJECTS, Promise.REJECTS_ROWS, Promise.REPORT_COUNTS)
+@shows(Invariant.RECEIPT_REJECTS, Invariant.REJECTS_ROWS, Invariant.REPORT_COUNTS)
 def a_reject_has_an_unknown_reason(out: Path) -> None:
     """A reason that is not in the closed list."""
     (note,) = receipt_in(part(out, 1)).rejects
     rewrite(part(out, 1), rejects=(dataclasses.replace(note, reason="WHATEVER"),))
 
 
-@shows(Promise.RECEIPT_REJECTS)
+@shows(Invariant.RECEIPT_REJECTS)
 def a_reject_is_of_no_row(out: Path) -> None:
     """A note with the row's number in the manifest instead of the shard; it rejects nothing."""
     (note,) = receipt_in(part(out, 1)).rejects
     rewrite(part(out, 1), rejects=(note, dataclasses.replace(note, row=99)))
 
 
-@shows(Promise.SCHEMA)
+@shows(Invariant.SCHEMA)
 def a_column_has_another_type(out: Path) -> None:
     """A part of an older version of this pipeline."""
     rewrite(part(out, 0), lambda rows: rows.set_column(2, "audio", rows["audio"].cast(pa.large_string())))
 
 
-@shows(Promise.SCHEMA)
+@shows(Invariant.SCHEMA)
 def the_id_column_is_not_there(out: Path) -> None:
     """A part whose columns were renamed; nothing can be said of its rows."""
     rewrite(part(out, 0), lambda rows: rows.drop_columns(["recording_id"]))
 
 
-@shows(Promise.RECEIPT_UTTERANCES, Promise.ROW_LOST)
+@shows(Invariant.RECEIPT_UTTERANCES, Invariant.ROW_LOST)
 def a_row_is_dropped(out: Path) -> None:
     """A filter applied to the output in place."""
     rewrite(part(out, 0), lambda rows: rows.slice(1))
 
 
-@shows(Promise.ROW_LOST, Promise.REPORT_COUNTS)
+@shows(Invariant.ROW_LOST, Invariant.REPORT_COUNTS)
 def a_row_is_dropped_and_the_receipt_agrees(out: Path) -> None:
     """A row lost before the part was written: only the plan knows of it."""
     rewrite(part(out, 0), lambda rows: rows.slice(1), utterances=1)
 
 
-@shows(Promise.RECEIPT_UTTERANCES, Promise.UTTERANCE_TWICE)
+@shows(Invariant.RECEIPT_UTTERANCES, Invariant.UTTERANCE_TWICE)
 def a_row_is_doubled(out: Path) -> None:
     """A batch that was written again after an error."""
     rewrite(part(out, 0), lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]))
 
 
-@shows(Promise.RECEIPT_UTTERANCES, Promise.SEGMENT_GAP)
+@shows(Invariant.RECEIPT_UTTERANCES, Invariant.SEGMENT_GAP)
 def a_segment_is_dropped(out: Path) -> None:
     """Half a recording that looks like a whole one."""
     rewrite(part(out, 2), lambda rows: rows.filter(pc.not_equal(rows["utterance_id"], "r1#0001")))
 
 
-@shows(Promise.UTTERANCE_ID)
+@shows(Invariant.UTTERANCE_ID)
 def an_utterance_id_is_anothers(out: Path) -> None:
     """Ids made from a row's position after a sort."""
     rewrite(part(out, 0), column("utterance_id", lambda ids: ids[::-1]))
 
 
-@shows(Promise.ROW_UNKNOWN, Promise.ROW_LOST, Promise.UTTERANCE_ID)
+@shows(Invariant.ROW_UNKNOWN, Invariant.ROW_LOST, Invariant.UTTERANCE_ID)
 def an_utterance_is_of_another_shard(out: Path) -> None:
     """A worker that mixed the rows of two shards."""
     rewrite(part(out, 0), column("recording_id", first("r9")))
 
 
-@shows(Promise.ROW_TWICE, Promise.REJECTS_ROWS, Promise.REPORT_COUNTS)
+@shows(Invariant.ROW_TWICE, Invariant.REJECTS_ROWS, Invariant.REPORT_COUNTS)
 def a_row_is_an_utterance_and_a_reject(out: Path) -> None:
     """A retry that succeeded beside the reject of the first try."""
     (note,) = receipt_in(part(out, 1)).rejects
@@ -109,7 +109,7 @@ def a_row_is_an_utterance_and_a_reject(out: Path) -> None:
 # -- values
 
 
-@shows(Promise.PART_UNREADABLE, deep=True)
+@shows(Invariant.PART_UNREADABLE, deep=True)
 def a_byte_of_a_page_is_flipped(out: Path) -> None:
     """A disk that changes bits: the file opens, its footer is right, a number in it is not."""
     path = part(out, 0)
@@ -121,7 +121,7 @@ def a_byte_of_a_page_is_flipped(out: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@shows(Promise.SCORES, deep=True)
+@shows(Invariant.SCORES, deep=True)
 def scores_do_not_add_up(out: Path) -> None:
     """Logits written where probabilities belong, below the highest score."""
 
@@ -133,19 +133,19 @@ def scores_do_not_add_up(out: Path) -> None:
     rewrite(part(out, 0), column("scores", halved))
 
 
-@shows(Promise.SCORES, Promise.CONFIDENCE, Promise.LABEL, deep=True)
+@shows(Invariant.SCORES, Invariant.CONFIDENCE, Invariant.LABEL, deep=True)
 def a_score_is_no_number(out: Path) -> None:
     """A model that overflowed in half precision."""
     rewrite(part(out, 0), column("scores", lambda scores: [{**scores[0], "fear": math.nan}, *scores[1:]]))
 
 
-@shows(Promise.CONFIDENCE, deep=True)
+@shows(Invariant.CONFIDENCE, deep=True)
 def confidence_is_another_rows(out: Path) -> None:
     """Columns that were sorted apart from each other."""
     rewrite(part(out, 0), column("confidence", lambda values: values[::-1]))
 
 
-@shows(Promise.LABEL, deep=True)
+@shows(Invariant.LABEL, deep=True)
 def a_label_is_another_emotion(out: Path) -> None:
     """A mapping from labels to emotions that was shifted by one."""
     rewrite(
@@ -153,49 +153,49 @@ def a_label_is_another_emotion(out: Path) -> None:
     )
 
 
-@shows(Promise.EMBEDDING, deep=True)
+@shows(Invariant.EMBEDDING, deep=True)
 def an_embedding_is_infinite(out: Path) -> None:
     """A number that does not fit into half precision."""
     rewrite(part(out, 0), column("audio_embedding", first([0.0, math.inf, 0.0, 0.0])))
 
 
-@shows(Promise.EMBEDDING, deep=True)
+@shows(Invariant.EMBEDDING, deep=True)
 def an_embedding_is_missing(out: Path) -> None:
     """A row that was labelled and not embedded."""
     rewrite(part(out, 0), column("audio_embedding", first(None)))
 
 
-@shows(Promise.LANGUAGE, deep=True)
+@shows(Invariant.LANGUAGE, deep=True)
 def results_go_with_the_reason_that_there_are_none(out: Path) -> None:
     """A reason written for every segment of another language, also where a model covers it."""
     rewrite(part(out, 0), column("emotion_null_reason", first("language")))
 
 
-@shows(Promise.LANGUAGE, deep=True)
+@shows(Invariant.LANGUAGE, deep=True)
 def a_language_has_the_probability_of_a_logit(out: Path) -> None:
     """Logits written where probabilities belong."""
     rewrite(part(out, 0), column("language_prob", first(2.5)))
 
 
-@shows(Promise.LANGUAGE, deep=True)
+@shows(Invariant.LANGUAGE, deep=True)
 def a_labelled_row_names_no_model(out: Path) -> None:
     """Lineage lost on the way."""
     rewrite(part(out, 0), column("model", first(None)))
 
 
-@shows(Promise.LABEL, deep=True)
+@shows(Invariant.LABEL, deep=True)
 def an_emotion_that_is_there_has_a_reason_why_it_is_not(out: Path) -> None:
     """A reason of another row."""
     rewrite(part(out, 0), column("emotion_null_reason", first("abstained")))
 
 
-@shows(Promise.RUN_ID, deep=True)
+@shows(Invariant.RUN_ID, deep=True)
 def a_row_names_another_run(out: Path) -> None:
     """Lineage filled in from the job instead of the plan."""
     rewrite(part(out, 0), column("run_id", first("000002")))
 
 
-@shows(Promise.PLAN_COLUMNS, deep=True)
+@shows(Invariant.PLAN_COLUMNS, deep=True)
 def a_manifest_column_is_another_rows(out: Path) -> None:
     """Results joined to manifest rows by position after a sort."""
     rewrite(part(out, 0), column("take", lambda values: values[::-1]))

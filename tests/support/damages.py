@@ -17,19 +17,19 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.parts import Receipt, part_bytes, read_receipt
 from pipeline.dataset.plan import load_plan
-from pipeline.dataset.verify.promises import Promise
+from pipeline.dataset.verify.invariants import Invariant
 from pipeline.storage.store import LocalStore
 from tests.support.outputs import SECOND, plan_rows
 
 Damage = Callable[[Path], object]
-SHALLOW: dict[Damage, set[Promise]] = {}
-DEEP: dict[Damage, set[Promise]] = {}
+SHALLOW: dict[Damage, set[Invariant]] = {}
+DEEP: dict[Damage, set[Invariant]] = {}
 """What only reading every value can show; without `--deep` nothing is found."""
 
 
-def shows(*promises: Promise, deep: bool = False) -> Callable[[Damage], Damage]:
+def shows(*invariants: Invariant, deep: bool = False) -> Callable[[Damage], Damage]:
     def register(damage: Damage) -> Damage:
-        (DEEP if deep else SHALLOW)[damage] = set(promises)
+        (DEEP if deep else SHALLOW)[damage] = set(invariants)
         return damage
 
     return register
@@ -79,46 +79,46 @@ def without_receipt(rows: pa.Table, **metadata: str) -> bytes:
 # -- parts as files
 
 
-@shows(Promise.PART_MISSING, Promise.PUBLISHED_EARLY)
+@shows(Invariant.PART_MISSING, Invariant.PUBLISHED_EARLY)
 def a_part_is_deleted(out: Path) -> None:
     """A clean-up that took too much."""
     part(out, 0).unlink()
 
 
-@shows(Promise.PART_TWICE)
+@shows(Invariant.PART_TWICE)
 def a_part_is_there_twice(out: Path) -> None:
     """A commit whose folder depended on a model's answer."""
     source = part(out, 0)
     (out / "utterances/speaker=b" / source.name).write_bytes(source.read_bytes())
 
 
-@shows(Promise.PART_MISPLACED)
+@shows(Invariant.PART_MISPLACED)
 def a_part_lies_in_another_folder(out: Path) -> None:
     """A copy between stores that mixed up folders."""
     source = part(out, 0)
     source.rename(out / "utterances/speaker=b" / source.name)
 
 
-@shows(Promise.PART_UNREADABLE)
+@shows(Invariant.PART_UNREADABLE)
 def a_part_is_cut(out: Path) -> None:
     """A copy that ended early."""
     path = part(out, 0)
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@shows(Promise.PART_UNREADABLE)
+@shows(Invariant.PART_UNREADABLE)
 def a_part_is_empty(out: Path) -> None:
     """A file system that lost what was not synced."""
     part(out, 0).write_bytes(b"")
 
 
-@shows(Promise.PART_UNREADABLE)
+@shows(Invariant.PART_UNREADABLE)
 def a_part_is_no_parquet(out: Path) -> None:
     """An error page saved under the part's name."""
     part(out, 0).write_bytes(b"<html>403 Forbidden</html>\n" * 50)
 
 
-@shows(Promise.RECEIPT_PLACE)
+@shows(Invariant.RECEIPT_PLACE)
 def two_parts_are_swapped(out: Path) -> None:
     """Names that do not belong to their contents."""
     one, other = part(out, 0), part(out, 1)
@@ -127,14 +127,14 @@ def two_parts_are_swapped(out: Path) -> None:
     other.write_bytes(contents[0])
 
 
-@shows(Promise.RECEIPT_MISSING)
+@shows(Invariant.RECEIPT_MISSING)
 def a_part_is_another_tools(out: Path) -> None:
     """A part rewritten by a tool that drops what it does not know."""
     path = part(out, 0)
     path.write_bytes(without_receipt(pq.read_table(io.BytesIO(path.read_bytes()))))
 
 
-@shows(Promise.RECEIPT_MISSING)
+@shows(Invariant.RECEIPT_MISSING)
 def a_receipt_is_garbage(out: Path) -> None:
     """A footer whose receipt is cut."""
     path = part(out, 0)
@@ -142,37 +142,37 @@ def a_receipt_is_garbage(out: Path) -> None:
     path.write_bytes(without_receipt(rows, **{"speech_emotion.receipt": '{"plan": '}))
 
 
-@shows(Promise.RECEIPT_MISSING)
+@shows(Invariant.RECEIPT_MISSING)
 def a_receipt_holds_other_types(out: Path) -> None:
     """A receipt of another version, whose fields mean something else."""
     rewrite(part(out, 0), rows="2")
 
 
-@shows(Promise.ORPHAN)
+@shows(Invariant.ORPHAN)
 def a_strange_file_lies_among_the_parts(out: Path) -> None:
     """A file somebody put there, which readers of the folder take for rows."""
     (out / "utterances/speaker=a/notes.txt").write_text("hello")
 
 
-@shows(Promise.ORPHAN)
+@shows(Invariant.ORPHAN)
 def a_foreign_parquet_lies_among_the_parts(out: Path) -> None:
     """The output of another job in the same folder."""
     pq.write_table(pa.table({"n": [1]}), out / "utterances/part-00000.parquet")
 
 
-@shows(Promise.ORPHAN)
+@shows(Invariant.ORPHAN)
 def a_part_is_of_no_plan(out: Path) -> None:
     """A part copied here from another output."""
     (out / "utterances/speaker=a/000007-000000.parquet").write_bytes(part(out, 0).read_bytes())
 
 
-@shows(Promise.ORPHAN)
+@shows(Invariant.ORPHAN)
 def rejects_are_of_no_plan(out: Path) -> None:
     """A rejects file copied here from another output."""
     (out / "rejects/000007.parquet").write_bytes((out / "rejects/000001.parquet").read_bytes())
 
 
-@shows(Promise.PART_BEYOND_PLAN)
+@shows(Invariant.PART_BEYOND_PLAN)
 def a_part_is_beyond_its_plan(out: Path) -> None:
     """A plan that was replaced by one with fewer shards."""
     (out / "utterances/speaker=a/000001-000006.parquet").write_bytes(part(out, 0).read_bytes())
@@ -181,63 +181,63 @@ def a_part_is_beyond_its_plan(out: Path) -> None:
 # -- plans and the dataset
 
 
-@shows(Promise.DATASET_DAMAGED)
+@shows(Invariant.DATASET_DAMAGED)
 def the_dataset_is_not_there(out: Path) -> None:
     """A copy of an output without its hidden-looking files."""
     (out / "_dataset.json").unlink()
 
 
-@shows(Promise.DATASET_DAMAGED)
+@shows(Invariant.DATASET_DAMAGED)
 def the_dataset_is_garbage(out: Path) -> None:
     """A merge by hand."""
     (out / "_dataset.json").write_text('{"format": 1, "settings": [')
 
 
-@shows(Promise.DATASET_MIXED)
+@shows(Invariant.DATASET_MIXED)
 def the_dataset_has_other_settings(out: Path) -> None:
     """Settings edited after the rows were made."""
     document = json.loads((out / "_dataset.json").read_text())
     edit_json(out / "_dataset.json", settings={**document["settings"], "beam_size": 5})
 
 
-@shows(Promise.PLAN_DAMAGED)
+@shows(Invariant.PLAN_DAMAGED)
 def a_plan_is_garbage(out: Path) -> None:
     """A plan that was cut; its parts can be held against nothing."""
     (out / "_runs/000002/plan.json").write_text('{"plan": "000002", ')
 
 
-@shows(Promise.PLAN_DAMAGED)
+@shows(Invariant.PLAN_DAMAGED)
 def a_plan_names_files_outside_its_folder(out: Path) -> None:
     """A plan that would have the audit, or a job, read elsewhere."""
     edit_json(out / "_runs/000002/plan.json", files=[["_runs/000002/shards/../../../secret.parquet", 2]])
 
 
-@shows(Promise.PLAN_DAMAGED)
+@shows(Invariant.PLAN_DAMAGED)
 def a_plan_counts_wrong(out: Path) -> None:
     """A plan that was edited by hand."""
     edit_json(out / "_runs/000002/plan.json", rows=4)
 
 
-@shows(Promise.PLAN_DAMAGED)
+@shows(Invariant.PLAN_DAMAGED)
 def a_file_of_a_plan_is_gone(out: Path) -> None:
     """A clean-up that took too much."""
     (out / load_plan(LocalStore(out), "000002").files[0][0]).unlink()
 
 
-@shows(Promise.PLAN_DAMAGED)
+@shows(Invariant.PLAN_DAMAGED)
 def the_rejects_of_a_plan_are_cut(out: Path) -> None:
     """A plan whose own rejects cannot be read."""
     path = out / str(load_plan(LocalStore(out), "000001").rejects_file)
     path.write_bytes(path.read_bytes()[:-10])
 
 
-@shows(Promise.PLAN_GAP, Promise.ORPHAN)
+@shows(Invariant.PLAN_GAP, Invariant.ORPHAN)
 def a_plan_is_deleted(out: Path) -> None:
     """A number that is missing: resuming would plan the rows after it again."""
     (out / "_runs/000001/plan.json").unlink()
 
 
-@shows(Promise.ID_TWICE)
+@shows(Invariant.ID_TWICE)
 def two_plans_hold_the_same_rows(out: Path) -> None:
     """Two planners at once, of which neither read what the other had."""
     plan_rows(LocalStore(out), out.parent / "twice", SECOND[1:], held=False)
@@ -246,7 +246,7 @@ def two_plans_hold_the_same_rows(out: Path) -> None:
 # -- what was published
 
 
-@shows(Promise.PUBLISHED_EARLY, Promise.PART_MISSING, Promise.REPORT_MISSING, Promise.REJECTS_MISSING)
+@shows(Invariant.PUBLISHED_EARLY, Invariant.PART_MISSING, Invariant.REPORT_MISSING, Invariant.REJECTS_MISSING)
 def success_stands_on_an_unfinished_plan(out: Path) -> None:
     """A success marker written by a script, not by the last step."""
     part(out, 0).unlink()
@@ -254,20 +254,20 @@ def success_stands_on_an_unfinished_plan(out: Path) -> None:
     (out / "rejects/000001.parquet").unlink()
 
 
-@shows(Promise.REJECTS_MISSING)
+@shows(Invariant.REJECTS_MISSING)
 def the_rejects_are_gone(out: Path) -> None:
     """Rows that are nowhere any more, for somebody who reads the output."""
     (out / "rejects/000001.parquet").unlink()
 
 
-@shows(Promise.REJECTS_ROWS)
+@shows(Invariant.REJECTS_ROWS)
 def the_rejects_have_a_row_less(out: Path) -> None:
     """A publish that left out what was refused while planning."""
     path = out / "rejects/000001.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
 
 
-@shows(Promise.REJECTS_ROWS)
+@shows(Invariant.REJECTS_ROWS)
 def the_rejects_have_a_row_twice(out: Path) -> None:
     """A publish that counted a part twice."""
     path = out / "rejects/000001.parquet"
@@ -275,26 +275,26 @@ def the_rejects_have_a_row_twice(out: Path) -> None:
     pq.write_table(pa.concat_tables([rows, rows.slice(2)]), path)
 
 
-@shows(Promise.REJECTS_UNREADABLE)
+@shows(Invariant.REJECTS_UNREADABLE)
 def the_rejects_are_cut(out: Path) -> None:
     """A copy that ended early."""
     path = out / "rejects/000001.parquet"
     path.write_bytes(path.read_bytes()[:-9])
 
 
-@shows(Promise.REPORT_COUNTS)
+@shows(Invariant.REPORT_COUNTS)
 def the_report_counts_wrong(out: Path) -> None:
     """A report made from what workers said instead of from the receipts."""
     edit_json(out / "_runs/000001/report.json", utterances=11)
 
 
-@shows(Promise.REPORT_MISSING)
+@shows(Invariant.REPORT_MISSING)
 def the_report_is_gone(out: Path) -> None:
     """A publish that wrote the success marker first."""
     (out / "_runs/000001/report.json").unlink()
 
 
-@shows(Promise.REPORT_UNREADABLE)
+@shows(Invariant.REPORT_UNREADABLE)
 def the_report_is_garbage(out: Path) -> None:
     """A report that was cut."""
     (out / "_runs/000001/report.json").write_text('{"rows": 1')

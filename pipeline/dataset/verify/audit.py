@@ -14,10 +14,10 @@ import pyarrow as pa
 from pipeline.config.settings import Settings, canonical_hash
 from pipeline.dataset.compatibility import add_columns, compare_models, compare_settings, different_columns
 from pipeline.dataset.plan import Plan, Shard
+from pipeline.dataset.verify.invariants import Audit, Invariant, PlanState, Tell, Violation
 from pipeline.dataset.verify.outline import Outline, read_outline
 from pipeline.dataset.verify.parts import Inspected, inspect_part
 from pipeline.dataset.verify.plans import IdLedger, PlannedShard, planned_shards, sound_plan
-from pipeline.dataset.verify.promises import Audit, PlanState, Promise, Tell, Violation
 from pipeline.dataset.verify.published import Tally, check_published
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, parquet
 from pipeline.errors import ConfigError
@@ -65,8 +65,8 @@ class _Auditor:
         self.plans: list[Plan] = []
         self.leftovers = {file.key: file.size_bytes for file in outline.temporaries}
 
-    def broken(self, promise: Promise, key: str, sentence: str) -> None:
-        self.add([Violation(promise, key, sentence)])
+    def broken(self, invariant: Invariant, key: str, sentence: str) -> None:
+        self.add([Violation(invariant, key, sentence)])
 
     def add(self, violations: Iterable[Violation]) -> None:
         for violation in violations:
@@ -91,27 +91,25 @@ class _Auditor:
         try:
             return Settings.of(document(self.store, DATASET).get("settings"))
         except ValueError as error:
-            self.broken(Promise.DATASET_DAMAGED, DATASET, f"cannot be read: {error}")
+            self.broken(Invariant.DATASET_DAMAGED, DATASET, f"cannot be read: {error}")
         except MissingFile:
             if self.outline.empty:
-                raise ConfigError(f"there is no output of this pipeline at {without_query(self.store.root)}") from None
-            self.broken(Promise.DATASET_DAMAGED, DATASET, "is not there, though an output is")
+                raise ConfigError(f"no output of this pipeline exists at {without_query(self.store.root)}") from None
+            self.broken(Invariant.DATASET_DAMAGED, DATASET, "is missing although an output exists")
         except DamagedFile as error:
-            self.broken(Promise.DATASET_DAMAGED, DATASET, str(error))
+            self.broken(Invariant.DATASET_DAMAGED, DATASET, str(error))
         return None
 
     def _read_plans(self) -> None:
         for first, last in self.outline.gaps():
             several = f"; the next {int(last) - int(first)} are missing too" if last != first else ""
-            self.broken(Promise.PLAN_GAP, plan_key(first), f"is not there, though later plans are{several}")
+            self.broken(Invariant.PLAN_GAP, plan_key(first), f"is missing although later plans exist{several}")
         for name in self.outline.plans:
             try:
                 self.plans.append(sound_plan(self.store, name))
             except DamagedFile as error:
                 parts = len(self.outline.parts.get(name, ()))
-                self.broken(
-                    Promise.PLAN_DAMAGED, plan_key(name), f"{error}; nothing can be said of its {parts:,} parts"
-                )
+                self.broken(Invariant.PLAN_DAMAGED, plan_key(name), f"{error}; its {parts:,} parts cannot be checked")
 
     def _compare(self, settings: Settings) -> None:
         """Check that all plans have the dataset's settings, models and column types."""
@@ -123,12 +121,12 @@ class _Auditor:
                 compare_models(earlier.values(), plan.models)
             except ConfigError as error:
                 difference = " ".join(str(error).split("\n  ")[1:])
-                self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), f"is not of the dataset's kind: {difference}")
+                self.broken(Invariant.DATASET_MIXED, plan_key(plan.plan), f"differs from the dataset: {difference}")
             extra = plan.extra
             other = different_columns(extra, columns)
             if other:
                 sentence = f"has other types or another spelling than earlier plans for {', '.join(other[:5])}"
-                self.broken(Promise.DATASET_MIXED, plan_key(plan.plan), sentence)
+                self.broken(Invariant.DATASET_MIXED, plan_key(plan.plan), sentence)
             earlier.setdefault(canonical_hash(pins_document(plan.models)), plan)
             add_columns(columns, extra)
 
@@ -143,11 +141,11 @@ class _Auditor:
             rejects = tally.add_planning_rejects(self.store, deep=self.deep)
             if rejects != plan.rejects:
                 tally.whole = False
-                sentence = f"counts {plan.rejects:,} rejects, and {rejects:,} are in their file"
-                self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), sentence)
+                sentence = f"counts {plan.rejects:,} rejects, but its rejects file has {rejects:,}"
+                self.broken(Invariant.PLAN_DAMAGED, plan_key(plan.plan), sentence)
         except DamagedFile as error:
             tally.whole = False
-            self.broken(Promise.PLAN_DAMAGED, str(plan.rejects_file), str(error))
+            self.broken(Invariant.PLAN_DAMAGED, str(plan.rejects_file), str(error))
         self.add(check_published(self.store, tally, seen, unread=unread, deep=self.deep))
         state = PlanState(
             plan.plan,
@@ -167,7 +165,7 @@ class _Auditor:
         for number, keys in sorted(parts.items()):
             if number >= plan.num_shards:
                 for key in sorted(keys):
-                    self.broken(Promise.PART_BEYOND_PLAN, key, f"plan {plan.plan} has {plan.num_shards:,} shards")
+                    self.broken(Invariant.PART_BEYOND_PLAN, key, f"plan {plan.plan} has {plan.num_shards:,} shards")
         with ThreadPoolExecutor(_READERS[self.deep]) as pool:
             for batch in self._planned(plan):
                 inspections = []
@@ -184,8 +182,8 @@ class _Auditor:
                     tally.add(inspected.planned, inspected.receipt)
         if shards == plan.num_shards and rows != plan.rows:
             tally.whole = False
-            sentence = f"counts {plan.rows:,} rows, its shards have {rows:,}"
-            self.broken(Promise.PLAN_DAMAGED, plan_key(plan.plan), sentence)
+            sentence = f"counts {plan.rows:,} rows, but its shards have {rows:,}"
+            self.broken(Invariant.PLAN_DAMAGED, plan_key(plan.plan), sentence)
         return plan.num_shards - shards
 
     def _planned(self, plan: Plan) -> Iterator[list[PlannedShard]]:
@@ -199,7 +197,7 @@ class _Auditor:
                         yield batch
                         batch = []
             except DamagedFile as error:
-                self.broken(Promise.PLAN_DAMAGED, file, str(error))
+                self.broken(Invariant.PLAN_DAMAGED, file, str(error))
             yield batch
 
     def _standing(self, planned: PlannedShard, parts: dict[int, list[str]], tally: Tally) -> str | None:
@@ -212,7 +210,7 @@ class _Auditor:
         for key in keys:
             if key != standing:
                 sentence = f"is a second part of shard {planned.shard.name}, beside {standing}"
-                self.broken(Promise.PART_TWICE, key, sentence)
+                self.broken(Invariant.PART_TWICE, key, sentence)
         return standing
 
     def _inspect(self, plan: Plan, planned: PlannedShard, key: str) -> Inspected:
@@ -223,8 +221,8 @@ class _Auditor:
     def _clashes(self) -> None:
         for first, shard, row, count in self.ledger.clashes():
             owner = "twice in it" if first == shard.plan else f"in plan {first} too"
-            sentence = f"{count:,} of its recording ids stand {owner}, such as {self._id(shard, row)}"
-            self.broken(Promise.ID_TWICE, plan_key(shard.plan), sentence)
+            sentence = f"{count:,} of its recording ids are {owner}, such as {self._id(shard, row)}"
+            self.broken(Invariant.ID_TWICE, plan_key(shard.plan), sentence)
 
     def _id(self, shard: Shard, row: int) -> str:
         """Read a recording id for a message: the ledger has only hashes."""
@@ -240,13 +238,13 @@ class _Auditor:
             if name not in known:
                 for keys in parts.values():
                     for key in sorted(keys):
-                        self.broken(Promise.ORPHAN, key, f"is of plan {name}, which is not there")
+                        self.broken(Invariant.ORPHAN, key, f"belongs to plan {name}, which does not exist")
         for name, results in sorted(self.outline.published.items()):
             if name not in known:
                 for key in sorted(results.values()):
-                    self.broken(Promise.ORPHAN, key, f"is of plan {name}, which is not there")
+                    self.broken(Invariant.ORPHAN, key, f"belongs to plan {name}, which does not exist")
         for key in self.outline.strays:
-            self.broken(Promise.ORPHAN, key, "lies among the results, and no plan names it")
+            self.broken(Invariant.ORPHAN, key, "is among the results, but no plan names it")
 
     def _unnamed(self) -> None:
         """Collect shard files that no plan names, from planners that lost, were killed or still run. Not a violation."""

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipeline.dataset.parts import Receipt, ids_sha256, part_schema, receipt_of
 from pipeline.dataset.plan import Plan
+from pipeline.dataset.verify.invariants import Invariant, Violation
 from pipeline.dataset.verify.plans import PlannedShard
-from pipeline.dataset.verify.promises import Promise, Violation
 from pipeline.dataset.verify.reading import UNREADABLE, DamagedFile, ParquetReader, parquet
 from pipeline.dataset.verify.rows import RowFaults
 from pipeline.errors import Reason, Stage
@@ -18,7 +18,7 @@ from pipeline.schema import utterance_id
 from pipeline.storage.store import Store
 
 ID_COLUMNS = ("recording_id", "segment_index", "utterance_id")
-Broken = Callable[[Promise, str], None]
+Broken = Callable[[Invariant, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +41,26 @@ def inspect_part(store: Store, plan: Plan, planned: PlannedShard, key: str, *, d
     """
     found: list[Violation] = []
 
-    def broken(promise: Promise, sentence: str) -> None:
-        found.append(Violation(promise, key, sentence))
+    def broken(invariant: Invariant, sentence: str) -> None:
+        found.append(Violation(invariant, key, sentence))
 
     if key != planned.key:
-        broken(Promise.PART_MISPLACED, f"lies in the folder of other values; its rows belong to {planned.key}")
+        broken(
+            Invariant.PART_MISPLACED, f"is in the folder of other partition values; its rows belong in {planned.key}"
+        )
     receipt = None
     try:
         with parquet(store, key, whole=deep) as file:
             receipt = _receipt(file)
             if (receipt.plan, receipt.shard) != (plan.plan, planned.shard.number):
-                broken(Promise.RECEIPT_PLACE, f"is the part of shard {receipt.plan}-{receipt.shard:06d} by its receipt")
+                broken(Invariant.RECEIPT_PLACE, f"has the receipt of shard {receipt.plan}-{receipt.shard:06d}")
                 return Inspected(planned, None, tuple(found))
             _check_receipt(receipt, file, plan, planned, broken)
             _check_rows(receipt, file, plan, planned, broken, deep=deep)
     except _NoReceiptError as error:
-        broken(Promise.RECEIPT_MISSING, f"is no part of this pipeline: {error}")
+        broken(Invariant.RECEIPT_MISSING, f"is not a part of this pipeline: {error}")
     except DamagedFile as error:
-        broken(Promise.PART_UNREADABLE, str(error))
+        broken(Invariant.PART_UNREADABLE, str(error))
     return Inspected(planned, receipt, tuple(found))
 
 
@@ -71,7 +73,7 @@ def _receipt(file: ParquetReader) -> Receipt:
     try:
         receipt = receipt_of(file.metadata.metadata)
     except KeyError as error:
-        raise _NoReceiptError("its footer holds no receipt") from error
+        raise _NoReceiptError("its footer has no receipt") from error
     except (*UNREADABLE, TypeError, AttributeError) as error:
         raise _NoReceiptError(f"the receipt in its footer cannot be read ({type(error).__name__})") from error
     numbers = [receipt.shard, receipt.rows, receipt.utterances, *(note.row for note in receipt.rejects)]
@@ -81,31 +83,33 @@ def _receipt(file: ParquetReader) -> Receipt:
         and all(isinstance(text, str) for text in texts)
         and isinstance(receipt.audio_s, int | float)
     ):
-        raise _NoReceiptError("the receipt in its footer holds values of other types")
+        raise _NoReceiptError("the receipt in its footer has values of other types")
     return receipt
 
 
 def _check_receipt(receipt: Receipt, file: ParquetReader, plan: Plan, planned: PlannedShard, broken: Broken) -> None:
     rows = planned.rows.num_rows
     if receipt.rows != rows:
-        broken(Promise.RECEIPT_ROWS, f"its receipt counts {receipt.rows:,} plan rows, the shard has {rows:,}")
+        broken(Invariant.RECEIPT_ROWS, f"its receipt counts {receipt.rows:,} plan rows, the shard has {rows:,}")
     if receipt.ids_sha256 != ids_sha256(planned.rows):
-        broken(Promise.RECEIPT_IDS, "its receipt is about other recording ids than the shard's")
+        broken(Invariant.RECEIPT_IDS, "its receipt is for other recording ids than the shard's")
     if receipt.config_hash != plan.config_hash:
-        broken(Promise.RECEIPT_CONFIG, "was made under other settings or models than the plan's")
+        broken(Invariant.RECEIPT_CONFIG, "was made with other settings or models than the plan's")
     if receipt.utterances != file.metadata.num_rows:
         sentence = f"its receipt counts {receipt.utterances:,} utterances, the file has {file.metadata.num_rows:,}"
-        broken(Promise.RECEIPT_UTTERANCES, sentence)
+        broken(Invariant.RECEIPT_UTTERANCES, sentence)
     noted = [note.row for note in receipt.rejects]
     if len(set(noted)) != len(noted) or not all(0 <= row < rows for row in noted):
-        broken(Promise.RECEIPT_REJECTS, "its receipt rejects a row twice, or one that the shard does not have")
+        broken(Invariant.RECEIPT_REJECTS, "its receipt rejects a row twice, or one that the shard does not have")
     for note in receipt.rejects:
         if note.reason not in set(Reason) or note.stage not in set(Stage):
-            broken(Promise.RECEIPT_REJECTS, f"its receipt rejects row {note.row} for {note.reason!r} at {note.stage!r}")
+            broken(
+                Invariant.RECEIPT_REJECTS, f"its receipt rejects row {note.row} for {note.reason!r} at {note.stage!r}"
+            )
             break
     expected = part_schema(plan)
     if not file.schema.equals(expected):
-        broken(Promise.SCHEMA, f"differs from the plan in {_difference(file.schema, expected)}")
+        broken(Invariant.SCHEMA, f"differs from the plan in {_difference(file.schema, expected)}")
 
 
 def _difference(found: pa.Schema, expected: pa.Schema) -> str:
@@ -131,8 +135,8 @@ def _check_rows(
         if faults is not None:
             faults.add(rows)
     ids.check({note.row for note in receipt.rejects}, broken)
-    for promise, sentence in faults.sentences() if faults is not None else ():
-        broken(promise, sentence)
+    for invariant, sentence in faults.sentences() if faults is not None else ():
+        broken(invariant, sentence)
 
 
 class _Ids:
@@ -167,13 +171,13 @@ class _Ids:
                 twice.append(recording)
             elif sorted(found) != list(range(len(found))):
                 gaps.append(recording)
-        for promise, recordings, what in (
-            (Promise.ROW_LOST, lost, "plan rows are neither utterances nor rejects"),
-            (Promise.ROW_TWICE, both, "plan rows are both utterances and rejects"),
-            (Promise.ROW_UNKNOWN, self._unknown, "utterances are of recordings that the shard does not hold"),
-            (Promise.UTTERANCE_ID, self._misnamed, "utterance ids are not made of their row's recording and segment"),
-            (Promise.UTTERANCE_TWICE, twice, "recordings have an utterance twice"),
-            (Promise.SEGMENT_GAP, gaps, "recordings have segments other than 0 to n-1"),
+        for invariant, recordings, what in (
+            (Invariant.ROW_LOST, lost, "plan rows are neither among the utterances nor among the rejects"),
+            (Invariant.ROW_TWICE, both, "plan rows are among both the utterances and the rejects"),
+            (Invariant.ROW_UNKNOWN, self._unknown, "utterances belong to recordings that are not in the shard"),
+            (Invariant.UTTERANCE_ID, self._misnamed, "utterance ids do not match their row's recording and segment"),
+            (Invariant.UTTERANCE_TWICE, twice, "recordings have duplicate utterances"),
+            (Invariant.SEGMENT_GAP, gaps, "recordings have segments other than 0 to n-1"),
         ):
             if recordings:
-                broken(promise, f"{len(recordings):,} {what}, such as {recordings[0]!r}")
+                broken(invariant, f"{len(recordings):,} {what}, such as {recordings[0]!r}")

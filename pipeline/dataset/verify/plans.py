@@ -53,7 +53,7 @@ def sound_plan(store: Store, name: str) -> Plan:
 def _faults(plan: Plan, name: str) -> Iterator[str]:
     """Yield the faults of a plan's fields; the caller uses only the first, since later checks rely on earlier ones."""
     if plan.plan != name:
-        yield f"it calls itself {plan.plan!r}"
+        yield f"it has the name {plan.plan!r}"
     named = [file for file, _ in plan.files] + [plan.rejects_file] * (plan.rejects_file is not None)
     if not all(
         isinstance(file, str) and file.startswith(f"{shards_folder(name)}/") and ".." not in file for file in named
@@ -61,16 +61,16 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         yield "it names files outside its own folder"
     counts = [*(count for _, count in plan.files), plan.rows, plan.rejects]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
-        yield "a count is not a number"
+        yield "a count is not a whole number"
     if bool(plan.rejects) != (plan.rejects_file is not None):
-        yield f"it counts {plan.rejects} rejects, and names {plan.rejects_file or 'no file of them'}"
+        yield f"it counts {plan.rejects} rejects, but names {plan.rejects_file or 'no rejects file'}"
     widths = plan.embedding_widths
     if not (
         isinstance(widths, Mapping)
         and set(widths) <= set(EMBEDDINGS)
         and all(isinstance(width, int) and width > 0 for width in widths.values())
     ):
-        yield "its embeddings are none that we know"
+        yield "its embedding names are unknown"
     try:
         columns = {*plan.extra.names, "language"}
     except (*UNREADABLE, TypeError) as error:
@@ -80,7 +80,7 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
     if not set(partition_by) <= columns:
         yield f"it has no columns {', '.join(partition_by)} to partition by"
     elif any(pa.types.is_nested(field.type) for field in plan.extra if field.name in partition_by):
-        yield f"columns {', '.join(partition_by)} cannot name folders"
+        yield f"columns {', '.join(partition_by)} cannot be used as folder names"
 
 
 def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) -> Iterator[PlannedShard]:
@@ -91,7 +91,7 @@ def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) ->
     columns = None if deep else list(dict.fromkeys((*_ROW_COLUMNS, *partition_by)))
     with parquet(store, file) as parquet_file:
         if parquet_file.num_row_groups != count:
-            raise DamagedFile(f"holds {parquet_file.num_row_groups} shards, and the plan says {count}")
+            raise DamagedFile(f"holds {parquet_file.num_row_groups} shards, but the plan states {count}")
         if not parquet_file.schema.equals(pa.schema([*ROW_SCHEMA, *plan.extra])):
             raise DamagedFile("has other columns than the plan")
         for row_group in range(count):

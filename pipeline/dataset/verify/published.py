@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from pipeline.dataset.parts import Receipt
 from pipeline.dataset.plan import Plan
+from pipeline.dataset.verify.invariants import Invariant, Violation
 from pipeline.dataset.verify.plans import PlannedShard
-from pipeline.dataset.verify.promises import Promise, Violation
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, parquet
 from pipeline.layout import PAGE, REJECTS, REPORT, SUCCESS, rejects_key, run_key
 from pipeline.manifest.hash_buckets import key_of
@@ -107,10 +107,10 @@ def check_published(
     report_key = run_key(plan.plan, REPORT)
     early = next((seen[name] for name in (SUCCESS, REPORT, REJECTS, PAGE) if name in seen), None)
     if early is not None and tally.missing:
-        sentence = f"stands though {len(tally.missing):,} of {plan.num_shards:,} shards have no part"
-        yield Violation(Promise.PUBLISHED_EARLY, early, sentence)
+        sentence = f"exists although {len(tally.missing):,} of {plan.num_shards:,} shards have no part"
+        yield Violation(Invariant.PUBLISHED_EARLY, early, sentence)
         for key in tally.missing:
-            yield Violation(Promise.PART_MISSING, key, f"is not there though plan {plan.plan} is published")
+            yield Violation(Invariant.PART_MISSING, key, f"is missing although plan {plan.plan} is published")
     whole = tally.whole and not tally.missing and not unread
     success = SUCCESS in seen
     if success or REPORT in seen:
@@ -124,13 +124,13 @@ def _check_report(store: Store, tally: Tally, key: str, *, whole: bool) -> Itera
         with reaching(store, key):
             report = json.loads(store.read(key))
     except FileNotFoundError:
-        yield Violation(Promise.REPORT_MISSING, key, f"is not there though plan {tally.plan.plan} is published")
+        yield Violation(Invariant.REPORT_MISSING, key, f"is missing although plan {tally.plan.plan} is published")
         return
     except (ValueError, RecursionError) as error:
-        yield Violation(Promise.REPORT_UNREADABLE, key, f"cannot be read: {type(error).__name__}")
+        yield Violation(Invariant.REPORT_UNREADABLE, key, f"cannot be read: {type(error).__name__}")
         return
     if not isinstance(report, dict):
-        yield Violation(Promise.REPORT_UNREADABLE, key, "cannot be read: it is no report")
+        yield Violation(Invariant.REPORT_UNREADABLE, key, "cannot be read: it is not a report")
         return
     if not whole:
         return
@@ -147,10 +147,12 @@ def _check_report(store: Store, tally: Tally, key: str, *, whole: bool) -> Itera
         "parts": tally.parts,
     }
     differing = [
-        f"{name} {report.get(name)!r} for {value!r}" for name, value in expected.items() if report.get(name) != value
+        f"{name} is {report.get(name)!r}, not {value!r}"
+        for name, value in expected.items()
+        if report.get(name) != value
     ]
     if differing:
-        yield Violation(Promise.REPORT_COUNTS, key, f"does not say what plan and receipts say: {', '.join(differing)}")
+        yield Violation(Invariant.REPORT_COUNTS, key, f"differs from plan and receipts: {', '.join(differing)}")
 
 
 def _check_rejects(store: Store, tally: Tally, key: str, *, whole: bool, deep: bool) -> Iterator[Violation]:
@@ -160,17 +162,17 @@ def _check_rejects(store: Store, tally: Tally, key: str, *, whole: bool, deep: b
             for row in rows.to_pylist():
                 found += _key(row)
     except MissingFile:
-        yield Violation(Promise.REJECTS_MISSING, key, f"is not there, and {tally.rejects:,} rows belong in it")
+        yield Violation(Invariant.REJECTS_MISSING, key, f"is missing, although {tally.rejects:,} rows are rejected")
         return
     except DamagedFile as error:
-        yield Violation(Promise.REJECTS_UNREADABLE, key, str(error))
+        yield Violation(Invariant.REJECTS_UNREADABLE, key, str(error))
         return
     if not whole:
         return
     lost, surplus = _difference(tally.keys, found)
     if lost or surplus:
-        sentence = f"{lost:,} rejects of plan and receipts are not in it, {surplus:,} in it are not theirs"
-        yield Violation(Promise.REJECTS_ROWS, key, sentence)
+        sentence = f"{lost:,} rejects of plan and receipts are missing from it, and {surplus:,} in it are not from them"
+        yield Violation(Invariant.REJECTS_ROWS, key, sentence)
 
 
 def _difference(expected: bytearray, found: bytearray) -> tuple[int, int]:

@@ -70,7 +70,7 @@ class _Watched:
             # pass the size: a bare read() asks a raw file for 8 KiB at a time
             content = file.read(size_bytes)
             if len(content) != size_bytes:
-                raise OSError(errno.EIO, f"{len(content):,} of {size_bytes:,} bytes arrived")
+                raise OSError(errno.EIO, f"{len(content):,} of {size_bytes:,} bytes were received")
             return content
 
 
@@ -136,4 +136,4 @@ def document(store: Store, key: str) -> dict[str, Any]:
         except ConfigError as error:
             raise DamagedFile(str(error).removeprefix(f"{store.root}/{key} ")) from error
         except RecursionError as error:
-            raise DamagedFile("cannot be read: it nests too deep") from error
+            raise DamagedFile("cannot be read: it is nested too deep") from error

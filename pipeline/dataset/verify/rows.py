@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import primary_language
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.verify.promises import Promise
+from pipeline.dataset.verify.invariants import Invariant
 from pipeline.errors import ConfigError
 from pipeline.manifest.python_values import plain_values
 from pipeline.redaction import without_query
@@ -25,15 +25,15 @@ Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
 _SENTENCES = {
-    Promise.RUN_ID: "rows name another run",
-    Promise.PLAN_COLUMNS: "rows hold other values of the manifest's columns than the plan",
-    Promise.SCORES: "rows have scores that are no probabilities adding up to 1",
-    Promise.CONFIDENCE: "rows have a confidence that is not the highest score, or a margin that is not its lead",
-    Promise.LABEL: "rows have a label that is unknown, of another emotion, or not the one with the highest score, or no emotion "
-    "without leave to abstain",
-    Promise.LANGUAGE: "rows have a language_prob that is no probability, no model, or results though (or none unless) "
-    "emotion_null_reason is 'language', which is for a language that was clearly detected and has no model",
-    Promise.EMBEDDING: "rows have an embedding that is missing or not finite",
+    Invariant.RUN_ID: "rows name another run",
+    Invariant.PLAN_COLUMNS: "rows hold other values of the manifest's columns than the plan",
+    Invariant.SCORES: "rows have scores that are not probabilities that add up to 1",
+    Invariant.CONFIDENCE: "rows have a confidence that is not the highest score, or a margin that is not its lead",
+    Invariant.LABEL: "rows have a label that is unknown, belongs to another emotion or does not have the highest score, "
+    "or no emotion although abstaining is not enabled",
+    Invariant.LANGUAGE: "rows have a language_prob that is not a probability, or a model and results that contradict their "
+    "emotion_null_reason: only rows with 'language' have neither",
+    Invariant.EMBEDDING: "rows have an embedding that is missing or not finite",
 }
 
 
@@ -49,8 +49,8 @@ class RowFaults:
         self._plan = plan
         self._planned = planned
         self._positions = {recording: row for row, recording in enumerate(planned["recording_id"].to_pylist())}
-        self._counts: dict[Promise, int] = {}
-        self._examples: dict[Promise, str] = {}
+        self._counts: dict[Invariant, int] = {}
+        self._examples: dict[Invariant, str] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Check one row group."""
@@ -60,23 +60,23 @@ class RowFaults:
         scores, known = _scores(rows)
         labelled = ~_is_in_other_language(rows)
         masks = {
-            Promise.RUN_ID: np.array([run != self._plan.plan for run in rows["run_id"].to_pylist()]),
-            Promise.PLAN_COLUMNS: self._other_values(rows),
-            Promise.SCORES: _bad_scores(scores, known) & labelled,
-            Promise.CONFIDENCE: _bad_confidence(rows, scores) & labelled,
-            Promise.LABEL: (_bad_label(rows, scores) | self._bad_abstention(rows)) & labelled,
-            Promise.LANGUAGE: self._bad_language(rows, labelled),
-            Promise.EMBEDDING: self._bad_embeddings(rows) & labelled,
+            Invariant.RUN_ID: np.array([run != self._plan.plan for run in rows["run_id"].to_pylist()]),
+            Invariant.PLAN_COLUMNS: self._other_values(rows),
+            Invariant.SCORES: _bad_scores(scores, known) & labelled,
+            Invariant.CONFIDENCE: _bad_confidence(rows, scores) & labelled,
+            Invariant.LABEL: (_bad_label(rows, scores) | self._bad_abstention(rows)) & labelled,
+            Invariant.LANGUAGE: self._bad_language(rows, labelled),
+            Invariant.EMBEDDING: self._bad_embeddings(rows) & labelled,
         }
-        for promise, mask in masks.items():
+        for invariant, mask in masks.items():
             if mask.any():
-                self._counts[promise] = self._counts.get(promise, 0) + int(mask.sum())
-                self._examples.setdefault(promise, rows["utterance_id"][int(mask.argmax())].as_py())
+                self._counts[invariant] = self._counts.get(invariant, 0) + int(mask.sum())
+                self._examples.setdefault(invariant, rows["utterance_id"][int(mask.argmax())].as_py())
 
-    def sentences(self) -> Iterator[tuple[Promise, str]]:
+    def sentences(self) -> Iterator[tuple[Invariant, str]]:
         """Yield one sentence for each invariant that a row violates."""
-        for promise, count in self._counts.items():
-            yield promise, f"{count:,} {_SENTENCES[promise]}, such as {self._examples[promise]!r}"
+        for invariant, count in self._counts.items():
+            yield invariant, f"{count:,} {_SENTENCES[invariant]}, such as {self._examples[invariant]!r}"
 
     def _other_values(self, rows: pa.Table) -> Mask:
         """Return a mask of rows whose audio, channel or pass-through columns differ from their plan row."""

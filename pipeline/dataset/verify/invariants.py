@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.layout import attempts_folder
 
 
-class Promise(StrEnum):
+class Invariant(StrEnum):
     """An invariant of an output. The value is the code printed for its violations."""
 
     # the dataset and its plans
@@ -63,13 +63,13 @@ class Promise(StrEnum):
 class Violation:
     """One violated invariant: its code, the file's key, and a sentence that describes it."""
 
-    promise: Promise
+    invariant: Invariant
     key: str
     sentence: str
 
     def line(self) -> str:
         """Return `CODE  key  sentence` as one printable line."""
-        return f"{self.promise}  {printable(self.key)}  {printable(self.sentence)}"
+        return f"{self.invariant}  {printable(self.key)}  {printable(self.sentence)}"
 
 
 Tell = Callable[[Violation], None]
@@ -143,4 +143,7 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dictionary that can be written as JSON."""
-        return {"status": self.status, **asdict(self)}
+        document = {"status": self.status, **asdict(self)}
+        for violation in document["violations"]:
+            violation["promise"] = violation.pop("invariant")  # the key's name in earlier versions
+        return document
