@@ -104,7 +104,7 @@ def emotion_of(label: str) -> str:
     """
     emotion = _EMOTION_OF_LABEL.get(label.strip().lower())
     if emotion is None:
-        raise ConfigError(f"the model's label {label!r} is none of {', '.join(sorted(_EMOTION_OF_LABEL))}")
+        raise ConfigError(f"the model's label {label!r} is unknown; known are {', '.join(sorted(_EMOTION_OF_LABEL))}")
     return emotion
 
 

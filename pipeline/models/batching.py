@@ -78,7 +78,12 @@ class Batcher:
     def _shrink(self, size: int, longest_s: float) -> None:
         """Halve the batch size that ran out of memory, permanently."""
         self._max_padded = longest_s * (size // 2)
-        _log.warning("no memory for %d of length %.1f: batches of %.0f from now on", size, longest_s, self._max_padded)
+        _log.warning(
+            "out of memory for a batch of %d of length %.1f; from now on batches hold %.0f",
+            size,
+            longest_s,
+            self._max_padded,
+        )
         if self._on_gpu:
             import torch
 

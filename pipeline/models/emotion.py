@@ -171,7 +171,7 @@ class EmotionRecogniser:
         if self._text is not None:
             given = _checked_texts(texts, self.mode)
             if heard is not None and len(heard) != len(given):
-                raise ValueError(f"{len(heard)} waveforms came with {len(given)} texts")
+                raise ValueError(f"{len(heard)} waveforms but {len(given)} texts")
             read = self._text.run(given)
         embeddings: dict[str, NDArray[np.float32]] = {} if read is None else {"text_embedding": read.embedding}
         if self._fusion is not None and heard is not None:
@@ -246,7 +246,9 @@ class EmotionRecogniser:
         scores = torch.from_numpy(logits / np.float32(self._temperature)).softmax(dim=-1).numpy()
         broken = np.flatnonzero(~np.isfinite(scores).all(axis=-1))
         if len(broken):
-            raise FloatingPointError(f"the model gives no finite scores for utterances {broken[:10].tolist()}")
+            raise FloatingPointError(
+                f"the model returned scores that are not finite for utterances {broken[:10].tolist()}"
+            )
         ranked = np.sort(scores, axis=-1)
         return Recognised(
             label_names=self.label_names,
@@ -274,7 +276,7 @@ def _load_fusion(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | N
 def _checked_texts(texts: Sequence[str | None] | None, mode: str) -> list[str]:
     absent = [index for index, text in enumerate(texts or ()) if text is None]
     if texts is None or absent:
-        raise ValueError(f"mode {mode} needs texts; utterances without one: {absent[:10] or 'all'}")
+        raise ValueError(f"mode {mode} needs texts; utterances without text: {absent[:10] or 'all'}")
     return [text for text in texts if text is not None]
 
 

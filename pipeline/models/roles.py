@@ -47,8 +47,8 @@ def prepared_models(config: JobConfig) -> Prepared | None:
     prepared = read_prepared(config.models)
     if prepared is None:
         raise ConfigError(
-            f"--models {without_query(config.models)}: holds no lock, so it is no prepared folder, or one whose preparation "
-            "did not end; python -m jobs.prepare_models --output writes one"
+            f"--models {without_query(config.models)}: no lock file, so this is not a prepared folder, or its preparation did not "
+            "finish; create one with python -m jobs.prepare_models --output"
         )
     return prepared
 
@@ -90,7 +90,7 @@ def detectable_languages(config: JobConfig, prepared: Prepared | None = None) ->
     allowed = [language for language in known if not config.allowed_languages or language in config.allowed_languages]
     if config.allowed_languages and not allowed:
         raise ConfigError(
-            f"--allowed-languages {','.join(config.allowed_languages)}: there is an emotion model for none of them, only for "
+            f"--allowed-languages {','.join(config.allowed_languages)}: no emotion model is known for any of them, only for "
             f"{', '.join(known) or 'no language'}; name one with {option(Role(Task.EMOTION, config.allowed_languages[0]), 'X')}"
         )
     return allowed
@@ -111,10 +111,10 @@ def choose(
             role = Role(task, language)
             spec = config.model_for(_OPTION[task], language) or _default(role, config.mode, prepared)
             if spec is None:
-                where = f"in {without_query(prepared.uri)} for mode {config.mode}" if prepared else "published"
+                where = f"in {without_query(prepared.uri)} for mode {config.mode}" if prepared else "is published"
                 flag = option(role, "X")
                 also = f", or prepare one: --mode {config.mode} --language {language}" if prepared else ""
-                raise ConfigError(f"no {_CALLED[task]} is {where} for {language!r}; name one with {flag}{also}")
+                raise ConfigError(f"no {_CALLED[task]} {where} for {language!r}; name one with {flag}{also}")
             chosen[role] = spec
     return chosen
 
@@ -174,7 +174,7 @@ def pin(
             checkpoint = (find and find(spec)) or weights.resolve(spec)
             if role.task is Task.ASR:
                 if spec.endswith(".en") and language != "en":
-                    raise ConfigError("an English-only model; name a multilingual one for this language")
+                    raise ConfigError("this model is English-only; use a multilingual one for this language")
                 _refuse_transformers_form(spec, checkpoint)
                 check_model(checkpoint.directory, language)
             elif role.task is Task.SENTENCE_ENCODER:
@@ -197,7 +197,7 @@ def _refuse_transformers_form(spec: str, checkpoint: Checkpoint) -> None:
 
     if is_transformers_whisper(checkpoint) and not (checkpoint.directory / "model.bin").is_file():
         raise ConfigError(
-            "a Whisper in Hugging Face's form, and faster-whisper needs CTranslate2's; convert it once with `python -m "
+            "this Whisper has Hugging Face's format, but faster-whisper needs CTranslate2's; convert it once with `python -m "
             f"jobs.prepare_models --output MODELS --asr-model {shlex.quote(spec)}`, then give this job --models MODELS too"
         )
 
@@ -239,7 +239,7 @@ def temperature(models: Pins, settings: Settings, language: str) -> float:
         return 1.0
     model, known = _uncalibrated(models, settings, language), settings.calibration
     if model not in known:
-        raise ConfigError(f"--calibration: it has no temperature for {model}, only for {', '.join(sorted(known))}")
+        raise ConfigError(f"--calibration: no temperature for {model}, only for {', '.join(sorted(known))}")
     return float(known[model])
 
 

@@ -152,7 +152,7 @@ def _config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships
     try:
         return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise ConfigError(f"config.json of text model {checkpoint.spec} makes no model: {error}") from error
+        raise ConfigError(f"config.json of text model {checkpoint.spec} does not describe a model: {error}") from error
 
 
 def _build(checkpoint: Checkpoint, config: Any, classify: bool) -> nn.Module:  # noqa: ANN401 - as above
@@ -170,7 +170,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers sh
     # without these files transformers 5 silently creates a tokenizer to which every word is unknown
     if not any((checkpoint.directory / name).is_file() for name in _VOCABULARIES):
         raise ConfigError(
-            f"text model {checkpoint.spec} has no tokenizer: none of {', '.join(_VOCABULARIES)} is in {checkpoint.directory}"
+            f"text model {checkpoint.spec} has no tokenizer: {checkpoint.directory} contains none of {', '.join(_VOCABULARIES)}"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -284,11 +284,11 @@ def check_model(directory: Path, language: str) -> None:
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
     if "<|transcribe|>" in names and f"<|{language}|>" not in names:
-        raise ConfigError(f"{directory} knows no language {language!r}")
+        raise ConfigError(f"{directory} does not support language {language!r}")
 
 
 def _unsupported(language: str) -> RejectedRow:
-    detail = f"the speech recognition model knows no language {language!r}"
+    detail = f"the speech recognition model does not support language {language!r}"
     return RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
 
 

@@ -244,7 +244,7 @@ def test_a_damaged_download_is_refused(hub, tmp_path, capsys):
     hub.damaged.add("model.safetensors")
     assert main(["--output", str(tmp_path / "models"), *ENGLISH]) == 2
     said = capsys.readouterr().err
-    assert "model.safetensors" in said and "the hub names" in said and "run again" in said
+    assert "model.safetensors" in said and "the hub states" in said and "run again" in said
     assert read_prepared(str(tmp_path / "models")) is None
     hub.damaged.clear()
     assert main(["--output", str(tmp_path / "models"), *ENGLISH]) == 0
@@ -285,7 +285,7 @@ def test_a_damaged_folder_is_named(hub, tmp_path, capsys):
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (folder / found.lock.models[FUSION].folder / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"--verify names what is broken"):
+    with pytest.raises(ConfigError, match=r"--verify names the broken files"):
         found.checkpoint(ENCODER)
     assert main(["--output", str(folder), "--verify"]) == 1
     said = capsys.readouterr().out
@@ -359,7 +359,7 @@ def test_a_job_takes_prepared_models_and_no_others(tmp_path):
     def config(**flags: object):
         return load_config(None, {"manifest": ["m"], "output": "o", "models": str(tmp_path), **flags})
 
-    with pytest.raises(ConfigError, match="holds no lock"):
+    with pytest.raises(ConfigError, match="no lock file"):
         roles.prepared_models(config())
     chosen = {"fusion/fr": "F", "sentence_encoder/fr": "S"}
     models = {

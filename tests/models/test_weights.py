@@ -219,7 +219,7 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
     for load in loaders(tmp_path, state):
         with pytest.raises(ConfigError) as caught:
             load()
-        for said in ("missing: 1.bias", "unexpected: extra.weight", "0.weight has shape [3, 5] where [3, 4] is needed"):
+        for said in ("missing: 1.bias", "unexpected: extra.weight", "0.weight has shape [3, 5] expected [3, 4]"):
             assert said in str(caught.value)
 
 

@@ -96,11 +96,11 @@ def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
     # without its files transformers 5 silently creates a tokenizer that knows no words
     if tokenizer.get_vocab().get(_START) != config.decoder_start_token_id:
         raise ConfigError(
-            f"its tokenizer does not know {_START} as token {config.decoder_start_token_id}; are its files there?"
+            f"its tokenizer does not have {_START} as token {config.decoder_start_token_id}; check that its files are complete"
         )
     if extractor.feature_size != config.num_mel_bins:
         raise ConfigError(
-            f"its features have {extractor.feature_size} mel bins, its encoder takes {config.num_mel_bins}"
+            f"its features have {extractor.feature_size} mel bins, but its encoder expects {config.num_mel_bins}"
         )
     TransformersConverter(str(checkpoint.directory)).convert(str(target), quantization="float16")
     extractor.save_pretrained(target)

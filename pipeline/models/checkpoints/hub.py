@@ -70,10 +70,10 @@ def select_files(names: Iterable[str], where: str) -> list[str]:
     """
     present = set(names)
     if "config.json" not in present:
-        raise ConfigError(f"{where} holds no config.json, so it is no checkpoint")
+        raise ConfigError(f"{where} is not a checkpoint: config.json is missing")
     forms = [name for name in WEIGHTS if name in present]
     if not forms:
-        raise ConfigError(f"{where} holds no weights; looked for {', '.join(WEIGHTS)}")
+        raise ConfigError(f"{where} contains no weights; expected one of {', '.join(WEIGHTS)}")
     if len(forms) > 1:
         _log.warning("%s holds %s; only %s is used", where, " and ".join(forms), forms[0])
     selected = [name for name in SIDE_FILES if name in present] + [forms[0]]
@@ -142,7 +142,7 @@ def fetch_from_hub(repo_id: str, revision: str | None, cache_dir: Path | None) -
         selected = select_files((sibling.rfilename for sibling in siblings), f"hub repository {wanted}")
         folder = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=selected))
     except HFValidationError as error:
-        raise ConfigError(f"{wanted!r} is no hub id: {error}") from error
+        raise ConfigError(f"{wanted!r} is not a hub id: {error}") from error
     except _hub_errors() as error:
         raise ConfigError(_why(wanted, error)) from error
     if not is_complete(folder):
@@ -164,8 +164,8 @@ def _refuse_damaged(folder: Path, names: Iterable[str], wanted: str) -> None:
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise ConfigError(
-                f"{path.name} of hub repository {wanted} arrived with sha256 {found}, and the hub names {stated}; it is "
-                "removed, run again"
+                f"{path.name} of hub repository {wanted} was downloaded with sha256 {found}, but the hub states {stated}; "
+                "the file was removed: run again"
             )
 
 
@@ -207,7 +207,7 @@ def _cached(repo_id: str, revision: str | None, cache_dir: Path | None) -> Path 
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise ConfigError(f"{repo_id!r} is no hub id: {error}") from error
+        raise ConfigError(f"{repo_id!r} is not a hub id: {error}") from error
     return Path(found) if is_complete(Path(found)) else None
 
 
@@ -218,12 +218,12 @@ def _why(wanted: str, error: BaseException) -> str:
     if isinstance(error, GatedRepoError):
         return f"hub repository {wanted} is gated: accept its terms and set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
-        return f"no hub repository {wanted} (or it is private and HF_TOKEN is not set)"
+        return f"the hub repository {wanted} does not exist, or it is private and HF_TOKEN is not set"
     if isinstance(error, RevisionNotFoundError):
-        return f"the hub repository exists, but not the revision: {wanted}"
+        return f"the hub repository exists, but the revision does not: {wanted}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return f"no room on this disk for {wanted} ({error}); free some, or set HF_HOME to a larger one, and run again"
-    return f"cannot get {wanted} from the hub ({type(error).__name__}: {str(error)[:200]}); {_OFFLINE_ADVICE}"
+        return f"the disk is too full for {wanted} ({error}); free some space, or set HF_HOME to a larger disk, and run again"
+    return f"cannot download {wanted} from the hub ({type(error).__name__}: {str(error)[:200]}); {_OFFLINE_ADVICE}"
 
 
 def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None = None) -> Path:
@@ -257,7 +257,7 @@ def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None =
             if {name: _listing(uri, shown).get(name) for name in selected} != {
                 name: listing[name] for name in selected
             }:
-                raise ConfigError(f"{shown} changed while it was copied; run again when its upload is over")
+                raise ConfigError(f"{shown} changed while it was copied; run again when its upload has finished")
             refuse_other_files(shown, copy, expected_sha256)
             copy.chmod(0o755)
             copy.rename(target)
@@ -271,7 +271,7 @@ def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None)
     found = content_sha256(directory)
     if expected_sha256 not in (None, found):
         raise ConfigError(
-            f"model {shown} at {directory} has sha256 {found}, and {expected_sha256} was expected: "
+            f"model {shown} at {directory} has sha256 {found}, expected {expected_sha256}: "
             "the files differ from those the job was started with"
         )
     return found
@@ -306,14 +306,14 @@ def _copy(uri: str, shown: str, listing: dict[str, list[str | int]], target: Pat
             retried(get, what=f"reading {shown}/{name}")
         except _store_errors() as error:
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                raise ConfigError(f"no room for {name} of {shown} in {target.parent}; set XDG_CACHE_HOME") from error
+                raise ConfigError(
+                    f"the disk is too full for {name} of {shown} in {target.parent}; set XDG_CACHE_HOME to a larger disk"
+                ) from error
             raise ConfigError(
                 f"cannot copy {name} from {shown} ({type(error).__name__}: {str(error)[:200]})"
             ) from error
         if local.stat().st_size != size:
-            raise ConfigError(
-                f"{name} from {shown} has {local.stat().st_size} bytes where {size} are listed; run again"
-            )
+            raise ConfigError(f"{name} from {shown} has {local.stat().st_size} bytes, but {size} are listed; run again")
 
 
 def _store_errors() -> tuple[type[BaseException], ...]:

@@ -127,7 +127,7 @@ class Prepared:
         try:
             found = weights.resolve(location, expected_sha256=locked.sha256)
         except ConfigError as error:
-            advice = f"python -m jobs.prepare_models --output {without_query(self.uri)} --verify names what is broken"
+            advice = f"python -m jobs.prepare_models --output {without_query(self.uri)} --verify names the broken files"
             raise ConfigError(f"{error}; {advice}") from error
         return replace(found, spec=spec, revision=locked.revision, location=location)
 
@@ -152,7 +152,9 @@ def read_prepared(uri: str) -> Prepared | None:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
-        raise ConfigError(f"{shown}/{key} is no lock that this version can read: {where}: {fault['msg']}") from error
+        raise ConfigError(
+            f"{shown}/{key} is not a lock file that this version can read: {where}: {fault['msg']}"
+        ) from error
 
 
 def write_lock(store: Store, lock: Lock) -> Prepared:

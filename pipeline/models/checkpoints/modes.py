@@ -30,7 +30,7 @@ _SOFTMAX = (None, "softmax")
 def require(mode: str, sentence_encoder: Checkpoint | None) -> None:
     """Reject an unknown mode, or one that lacks its sentence encoder. Raises: ConfigError."""
     if mode not in MODES:
-        raise ConfigError(f"mode {mode!r} is none of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
+        raise ConfigError(f"mode {mode!r} is unknown; the modes are {', '.join(MODES)}{did_you_mean(mode, MODES)}")
     if mode not in ("audio", "text") and sentence_encoder is None:
         raise ConfigError(f"mode {mode} fuses audio with text and needs a sentence encoder")
 
@@ -53,11 +53,11 @@ def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
         hub_id = fusion.spec.partition("@")[0]
         language = next((language for (language, _), model in EMOTION_MODELS.items() if model == hub_id), None)
         if language is None or len(labels) not in (0, len(_PUBLISHED_LABELS[language])):
-            raise ConfigError(f"model {fusion.spec} does not name its classes; write id2label into its config.json")
+            raise ConfigError(f"model {fusion.spec} does not name its classes; add id2label to its config.json")
         labels = _PUBLISHED_LABELS[language]
     emotions = [emotion_of(label) for label in labels]
     if len(labels) < 2 or len(set(emotions)) != len(emotions):
-        raise ConfigError(f"model {fusion.spec} needs two or more classes of different emotions, and has {labels}")
+        raise ConfigError(f"model {fusion.spec} needs two or more classes with different emotions; it has {labels}")
     return labels
 
 
@@ -130,7 +130,7 @@ def fusion_config(fusion: Checkpoint) -> Any:  # noqa: ANN401 - transformers shi
     try:
         return Wav2Vec2BertConfig.from_dict(config)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"config.json of model {fusion.spec} makes no Wav2Vec2-BERT: {error}") from error
+        raise ConfigError(f"config.json of model {fusion.spec} does not describe a Wav2Vec2-BERT: {error}") from error
 
 
 def feature_extractor(fusion: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types

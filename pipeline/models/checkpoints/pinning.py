@@ -56,7 +56,7 @@ class Pinning:
         """
         said = cast(TextIO, self._process.stdout).read()
         if status := self._process.wait():
-            raise JobError(f"the process that checks the models ended with status {status}; what it wrote is above")
+            raise JobError(f"the process that checks the models exited with status {status}; its output is above")
         answer = json.loads(said)
         if "refused" in answer:
             raise ConfigError(answer["refused"])

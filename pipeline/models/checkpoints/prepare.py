@@ -149,9 +149,7 @@ class _Preparation:
         return put
 
     def _other_content(self, key: str) -> JobError:
-        return JobError(
-            f"{self.store.root}/{key} is not the file that belongs there; delete it and run the same command again"
-        )
+        return JobError(f"{self.store.root}/{key} is not the expected file; delete it and run the same command again")
 
 
 def _converted(source: Checkpoint, task: Task, work: Path) -> tuple[Checkpoint, list[str]]:

@@ -65,7 +65,7 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.directory / name} of model {self.spec} cannot be read: {error}") from error
         if not isinstance(parsed, dict):
-            raise ConfigError(f"{self.directory / name} of model {self.spec} is no JSON object")
+            raise ConfigError(f"{self.directory / name} of model {self.spec} is not a JSON object")
         return parsed
 
 
@@ -105,7 +105,7 @@ def _locate(spec: str, cache_dir: Path | None, expected_sha256: str | None) -> t
         except ConfigError as error:
             published = {*EMOTION_MODELS.values(), *SENTENCE_ENCODERS.values(), *ASR_MODELS.values()}
             hint = "" if hub_id["repo"] in published else did_you_mean(hub_id["repo"], published)
-            raise ConfigError(f"model {spec!r}, neither a directory here nor on the hub: {error}{hint}") from error
+            raise ConfigError(f"model {spec!r} is neither a directory here nor on the hub: {error}{hint}") from error
     siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
     raise ConfigError(
         f"model {spec!r}: no such directory, and not a hub id (org/name or org/name@revision), a URI or one of "
@@ -123,7 +123,7 @@ def load_state_dict(checkpoint: Checkpoint, *, dtype: torch.dtype | None = torch
     for path in _weight_files(checkpoint):
         for name, tensor in _read(path, checkpoint).items():
             if name in state:
-                raise ConfigError(f"model {checkpoint.spec} holds tensor {name} twice, again in {path.name}")
+                raise ConfigError(f"model {checkpoint.spec} has tensor {name} twice; the second is in {path.name}")
             state[name] = tensor.to(dtype) if tensor.is_floating_point() and dtype else tensor
     return state
 
@@ -155,13 +155,13 @@ def _read(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _UNPICKLING as error:
         raise ConfigError(
-            f"{path} of model {checkpoint.spec} is refused: it is damaged or a pickle of more than plain tensors, and "
-            f"nothing of it was run; ask for safetensors ({str(error).splitlines()[0][:200] if str(error) else ''})"
+            f"{path} of model {checkpoint.spec} was refused, and nothing in it was run: it is damaged, or a pickle "
+            f"of more than plain tensors; use a safetensors file ({str(error).splitlines()[0][:200] if str(error) else ''})"
         ) from error
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
-        raise ConfigError(f"{path} of model {checkpoint.spec} is no state dict (names to tensors)")
+        raise ConfigError(f"{path} of model {checkpoint.spec} is not a state dict (names to tensors)")
     return dict(loaded)
 
 
@@ -243,7 +243,7 @@ def _rename(
         new = name.removeprefix(strip) if strip else name
         new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", new))
         if new in renamed:
-            raise ConfigError(f"model {source} holds tensor {new} under two names, one of them {name}")
+            raise ConfigError(f"model {source} has tensor {new} under two names, one of them {name}")
         renamed[new] = tensor
     return renamed
 
@@ -255,7 +255,7 @@ def _refuse_differences(
     source: str,
 ) -> None:
     misshapen = [
-        f"{name} has shape {list(found[name])} where {list(shape)} is needed"
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]

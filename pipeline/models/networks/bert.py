@@ -182,6 +182,6 @@ def _require(config: Any) -> None:  # noqa: ANN401 - as above
     needed = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for name, value in needed.items():
         if (given := getattr(config, name, value)) != value:
-            raise ConfigError(f"its config says {name} {given!r}; only {value!r} is supported")
+            raise ConfigError(f"its config.json sets {name} to {given!r}; only {value!r} is supported")
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(f"{config.num_attention_heads} heads do not divide its width of {config.hidden_size}")

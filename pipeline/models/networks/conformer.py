@@ -180,7 +180,9 @@ def _require(config: Any) -> None:  # noqa: ANN401 - as above
     }
     for name, values in needed.items():
         if (given := getattr(config, name)) not in values:
-            raise ConfigError(f"its config says {name} {given!r}; of Wav2Vec2-BERT, {values[0]!r} is supported")
+            raise ConfigError(
+                f"its config.json sets {name} to {given!r}; only {values[0]!r} is supported for Wav2Vec2-BERT"
+            )
     if config.hidden_size % config.num_attention_heads or config.conv_depthwise_kernel_size % 2 == 0:
         raise ConfigError(
             f"its config has {config.num_attention_heads} heads for a width of {config.hidden_size} and a kernel of "

@@ -225,7 +225,7 @@ def fused_width(mode: str, audio_width: int, text_width: int | None) -> int:
     Raises: ConfigError for an unknown mode, or for embeddings that `mode` cannot combine.
     """
     if mode not in AUDIO_MODES:
-        raise ConfigError(f"mode {mode!r} is none of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
+        raise ConfigError(f"mode {mode!r} is unknown; the modes are {', '.join(MODES)}{did_you_mean(mode, MODES)}")
     if mode == "audio":
         return audio_width
     if text_width is None:
