@@ -47,8 +47,8 @@ def prepared_models(config: JobConfig) -> Prepared | None:
     prepared = read_prepared(config.models)
     if prepared is None:
         raise ConfigError(
-            f"--models {without_query(config.models)}: no lock file, so this is not a prepared folder, or its preparation did not "
-            "finish; create one with python -m jobs.prepare_models --output"
+            f"--models {without_query(config.models)}: no lock file, so this is not a prepared folder, or "
+            "its preparation did not finish; create one with python -m jobs.prepare_models --output"
         )
     return prepared
 

@@ -67,7 +67,10 @@ def test_another_claim_is_refused_naming_every_difference():
     message = str(caught.value)
     lines = message.splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == ["beam_size", "min_confidence", "mode", "partition_by"]
-    assert "mode: there 'mean', asked 'text'" in message and "partition_by: there ['speaker'], asked []" in message
+    assert (
+        "mode: 'mean' in the output, 'text' requested" in message
+        and "partition_by: ['speaker'] in the output, [] requested" in message
+    )
     assert "--output" in message
     assert dataset_settings(store) == SETTINGS
 
@@ -130,7 +133,7 @@ def test_other_weights_for_the_same_task_are_refused_by_name():
     with pytest.raises(ConfigError) as caught:
         compare_models(earlier, asked)
     message = str(caught.value)
-    assert f"fusion/en: there 'old sha256 {'a' * 12}', asked 'new sha256 {'b' * 12}'" in message
+    assert f"fusion/en: 'old sha256 {'a' * 12}' in the output, 'new sha256 {'b' * 12}' requested" in message
     assert "asr/en" not in message and "other models" in message
 
 
