@@ -156,7 +156,7 @@ def rename_passthrough(rows: pa.Table, version: int) -> pa.Table:
     for old, new in zip(rows.schema.names, names, strict=True):
         if old != new and lower.count(new.lower()) > 1:
             raise ConfigError(
-                f"columns {old!r} and {new!r} of the manifest would be one column in the output; rename one"
+                f"columns {old!r} and {new!r} of the manifest would become one column in the output; rename one of them"
             )
     return rows.rename_columns(names)
 

@@ -129,7 +129,7 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
             if len(cells) != len(header):
                 _reject(records, feed, _wrong_count(feed, len(cells), len(header)))
             elif not feed.clean:
-                _reject(records, feed, "not UTF-8: the record holds bytes of another encoding")
+                _reject(records, feed, "not UTF-8: the record contains bytes of another encoding")
             else:
                 records.lines.append(feed.taken[0][0])
                 records.rows.append(cells)
@@ -248,4 +248,4 @@ def _stray(feed: _Feed, error: csv.Error | _TooLong) -> BadLine:
 
 def _wrong_count(feed: _Feed, found: int, wanted: int) -> str:
     lines = f"; the record spans the lines to {feed.taken[-1][0]}" if len(feed.taken) > 1 else ""
-    return f"{found} cells, the header has {wanted}{lines}"
+    return f"{found} cells, but the header has {wanted}{lines}"

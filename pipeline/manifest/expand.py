@@ -41,9 +41,9 @@ _OTHER_FORMS = re.compile(
     re.IGNORECASE,
 )
 """Names of table files that are not read: other formats, and Hive's parts without an extension."""
-_HIDDEN_NAMES = "names that begin with '.' or '_' are read only when they are named"
+_HIDDEN_NAMES = "names that begin with '.' or '_' are read only when given explicitly"
 _OWN_OUTPUT = "the output of this job"
-_UNREAD = "not named like a manifest, though perhaps one"
+_UNREAD = "possibly a manifest, but not named like one"
 _SIBLINGS = 10_000  # names compared for "did you mean"; a bucket may hold millions
 _SHOWN = 3
 
@@ -66,7 +66,7 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
         for files of an output or a table (`pipeline.manifest.tables`).
     """
     if not uris:
-        raise ConfigError("no manifest is given")
+        raise ConfigError("no manifest was given")
     guard = Guard(output)
     found = itertools.chain.from_iterable(_Search(uri, guard).run() for uri in uris)
     return without_aliases(found, LeftOut(list))
@@ -202,7 +202,9 @@ class _Search:
         what = "; ".join(["", *reasons])
         with store_errors(self._shown):
             if filesystem.isdir(path):
-                return f"manifest folder {self._shown} holds no file named like a manifest ({_endings()}){what}"
+                return (
+                    f"manifest folder {self._shown} contains no file with a manifest's extension ({_endings()}){what}"
+                )
             return f"manifest {self._shown} does not exist{what or _nearest(filesystem, path)}"
 
 

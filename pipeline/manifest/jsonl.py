@@ -110,14 +110,14 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _BadJson(f"key {twice[:80]!r} stands twice")
+        raise _BadJson(f"key {twice[:80]!r} appears twice")
     return row
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if number - number != 0:
-        raise _BadJson(f"{digits[:40]} is beyond what a float64 holds")
+        raise _BadJson(f"{digits[:40]} does not fit a float64")
     return number
 
 
@@ -132,7 +132,7 @@ def _refuse_lone_surrogates(row: dict[str, object]) -> None:
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise _BadJson("half a surrogate pair (\\ud800 to \\udfff alone), which no text can hold") from None
+        raise _BadJson("an unpaired surrogate (\\ud800 to \\udfff), which is not valid text") from None
 
 
 def _depth(value: object) -> int:

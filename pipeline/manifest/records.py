@@ -60,7 +60,9 @@ class Names:
         for name in names:
             column = name if name in self.columns else self._column(name, added)
             if column in taken:
-                raise BadName(f"columns {taken[column]!r} and {name!r} would be one column in the output; rename one")
+                raise BadName(
+                    f"columns {taken[column]!r} and {name!r} would be the same column in the output; rename one"
+                )
             taken[column] = name
         if len(self.columns) + len(added) > MAX_COLUMNS:
             raise BadName(f"with this row the manifest has more than {MAX_COLUMNS} columns")

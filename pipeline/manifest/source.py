@@ -172,7 +172,7 @@ def _blocks(reader: ByteReader, shown: str) -> Iterator[bytes]:
 
 
 def _broken(shown: str, done: int, why: str) -> str:
-    return f"manifest {shown}: its compression is broken after {done:,} bytes of text ({why}): it is not whole"
+    return f"manifest {shown}: its compressed data is damaged after {done:,} bytes of text ({why}): it is incomplete"
 
 
 def lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:

@@ -221,7 +221,7 @@ class Selection:
         refused: dict[int, RejectedRow] = {}
         raw: dict[int, str] = {}
         for row in np.flatnonzero(self.clashing[start : start + table.num_rows]).tolist():
-            detail = "the id stands on several rows whose contents differ"
+            detail = "several rows with different contents have this id"
             refused[row] = RejectedRow(Reason.DUPLICATE_ID, detail, Stage.MANIFEST)
         for row in np.flatnonzero(self.misfit[start : start + table.num_rows]).tolist():
             detail = "; ".join(misfit.sentence for misfit in misfits[row])

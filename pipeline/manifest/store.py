@@ -31,11 +31,11 @@ def store_errors(shown: str) -> Iterator[None]:
     except Redirected as error:
         raise ConfigError(f"manifest {shown} {error}") from None
     except PermissionError:
-        raise ConfigError(f"manifest {shown} may not be read with the credentials at hand") from None
+        raise ConfigError(f"manifest {shown} cannot be read with the current credentials") from None
     except IsADirectoryError:
         raise ConfigError(f"manifest {shown} is a folder") from None
     except aiohttp.ClientResponseError as error:
-        raise ConfigError(f"manifest {shown}: the server answers {error.status}") from None
+        raise ConfigError(f"manifest {shown}: the server returned status {error.status}") from None
     except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
         raise JobError(f"manifest {shown} could not be read: {str(error) or type(error).__name__}") from None
 

@@ -19,7 +19,7 @@ import pytest
 from jobs import verify as command
 from pipeline.dataset.verify import outline as outline_module
 from pipeline.dataset.verify.audit import audit
-from pipeline.dataset.verify.invariants import Audit, Invariant, Violation
+from pipeline.dataset.verify.invariants import Audit, Invariant
 from pipeline.dataset.verify.parts import inspect_part
 from pipeline.dataset.verify.plans import planned_shards, sound_plan
 from pipeline.errors import ConfigError, JobError

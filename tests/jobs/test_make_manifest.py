@@ -61,7 +61,7 @@ def test_ravdess(tmp_path, capsys):
     sung = only(rows, "03-02-03-02-01-02-05.wav")
     assert (sung["vocal_channel"], sung["intensity"], sung["repetition"], sung["sex"]) == ("song", "strong", 2, "male")
     said = capsys.readouterr().out
-    assert "left out: 2, calm, which is none of the seven classes: 03-01-02-01-02-01-01.wav" in said
+    assert "left out: 2, calm, which is not one of the seven classes: 03-01-02-01-02-01-01.wav" in said
     assert (
         "left out: 1, video without sound" in said
         and "left out: 1, not named as the corpus names its files: notes.wav" in said
@@ -149,7 +149,7 @@ def test_meld(tmp_path, capsys):
         ("meld-test-dia0_utt3", "test", "sad", "You’re late, test", "meld_Chandler"),
     ]
     said = capsys.readouterr().out
-    assert "left out: 1, named in a table, but its audio is not there: dev/dia0_utt3" in said
+    assert "left out: 1, named in a table, but its audio is missing: dev/dia0_utt3" in said
     assert "left out: 2, audio that no table names" in said
 
 
@@ -167,7 +167,7 @@ def test_spanish_meacorpus_keeps_the_six_spanish_words(tmp_path, capsys):
         "id": "meacorpus-3a-3b", "audio": "", "label": "fear", "corpus_label": "fear", "language": "es",
         "text": "Texto 3, con coma", "split": "test", "dataset": "meacorpus",
     }  # fmt: skip
-    assert "left out: 1, named in a table, but its audio is not there: 7a-7b.mp3" in capsys.readouterr().out
+    assert "left out: 1, named in a table, but its audio is missing: 7a-7b.mp3" in capsys.readouterr().out
 
 
 def test_a_manifest_of_a_corpus_is_read_without_a_reject(tmp_path):
@@ -335,8 +335,8 @@ def test_lhotse_of_others(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "options", "sentence"),
     [
-        ("nowhere", [], "no file is there"),
-        ("in", ["--layout", "savee"], "none of 1 audio files is named as savee names them"),
+        ("nowhere", [], "the folder has no files"),
+        ("in", ["--layout", "savee"], "none of the 1 audio files has a savee name"),
         ("in", ["--layout", "meld"], "train_sent_emo.csv"),
         ("in", ["--layout", "meacorpus"], "spanish-meacorpus-2023-dataset.csv"),
         ("in", ["--layout", "lhotse"], "*recordings*.jsonl"),

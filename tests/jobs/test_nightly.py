@@ -131,4 +131,4 @@ def test_a_step_that_fails_ends_the_night(tmp_path: Path, capsys) -> None:
     """Fails if annotate reads last night's manifest because tonight's could not be made."""
     (tmp_path / "m.jsonl").write_text('{"audio": "/a.wav"}\n')
     assert nightly.main([str(tmp_path / "gone"), "--manifest", str(tmp_path / "m.jsonl"), "--", "--output", "o"]) == 2
-    assert "no file is there" in capsys.readouterr().err
+    assert "the folder has no files" in capsys.readouterr().err

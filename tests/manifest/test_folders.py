@@ -227,10 +227,10 @@ def test_hidden_files_are_skipped_as_other_readers_do_and_said_where_rows_could_
     (tmp_path / "p.orc").write_bytes(b"x")
     assert expand([str(tmp_path)]) == [f"{tmp_path}/m.jsonl"]
     assert (
-        f"left out: 2, names that begin with '.' or '_' are read only when they are named: {tmp_path}/.old"
+        f"left out: 2, names that begin with '.' or '_' are read only when given explicitly: {tmp_path}/.old"
         in caplog.text
     )
-    assert f"left out: 2, not named like a manifest, though perhaps one: {tmp_path}/000000_0" in caplog.text
+    assert f"left out: 2, possibly a manifest, but not named like one: {tmp_path}/000000_0" in caplog.text
     assert all(record.levelno == logging.WARNING for record in caplog.records)
     assert expand([f"{tmp_path}/_*.jsonl"]) == [f"{tmp_path}/_n.jsonl"]
 
@@ -253,7 +253,7 @@ def test_a_folder_without_manifests_says_what_it_holds(tmp_path):
     with pytest.raises(ConfigError) as refused:
         expand([f"{tmp_path}/"])
     message = str(refused.value)
-    assert "no file named like a manifest" in message and "3 audio files" in message and "1 left out" in message
+    assert "no file with a manifest's extension" in message and "3 audio files" in message and "1 left out" in message
     assert f"python -m jobs.make_manifest {tmp_path}/ --output manifest.jsonl" in message
 
 

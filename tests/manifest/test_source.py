@@ -100,7 +100,7 @@ def test_broken_compression(tmp_path, compress, damage) -> None:
         whole[len(whole) // 2 : len(whole) // 2 + 8] = b"\xff" * 8
     else:
         whole += b"junk"
-    with pytest.raises(ConfigError, match="not whole|malformed" if damage == "flipped" else "not whole"):
+    with pytest.raises(ConfigError, match="incomplete|malformed" if damage == "flipped" else "incomplete"):
         read(put(tmp_path / "m.jsonl.gz", bytes(whole)))
 
 
@@ -165,7 +165,7 @@ def test_a_real_s3_server(s3) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [("manfest.jsonl", "did you mean 'manifest.jsonl'"), ("none/m.jsonl", "nor does its folder"), ("*.csv", "does not"),
-     ("empty", "no file named like a manifest"), ("simplecache::s3://b/m.jsonl", "chained"), ("warp://b/m", "warp")],
+     ("empty", "no file with a manifest's extension"), ("simplecache::s3://b/m.jsonl", "chained"), ("warp://b/m", "warp")],
 )  # fmt: skip
 def test_expand_to_nothing(tmp_path, monkeypatch, name, words) -> None:
     """Fails if a name that leads to nothing is an empty run instead of an error that helps."""

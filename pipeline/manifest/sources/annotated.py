@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.manifest.sources.corpus import Corpus, Row, card_label, file_name, table_of
 from pipeline.schema import emotion_of
 
-_NO_AUDIO = "named in a table, but its audio is not there"
+_NO_AUDIO = "named in a table, but its audio is missing"
 _NO_ROW = "audio that no table names"
 
 _MELD_TABLES = {"train": "train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
@@ -42,9 +42,7 @@ def read_meld(files: Sequence[str], audio: Sequence[str]) -> Corpus:
             clips[split, int(numbers[1]), int(numbers[2])] = uri
     tables = {split: table_of(files, name, _MELD_COLUMNS) for split, name in _MELD_TABLES.items()}
     if not any(tables.values()):
-        raise ConfigError(
-            f"there is none of {', '.join(_MELD_TABLES.values())} below the folder; give MELD's top folder"
-        )
+        raise ConfigError(f"the folder contains none of {', '.join(_MELD_TABLES.values())}; give MELD's top folder")
     for split, table in tables.items():
         for line in table or ():
             dialogue, utterance = int(line["Dialogue_ID"]), int(line["Utterance_ID"])
@@ -83,7 +81,7 @@ def read_meacorpus(files: Sequence[str], audio: Sequence[str]) -> Corpus:
     """
     table = table_of(files, _MEA_TABLE, ("filename", "label"))
     if table is None:
-        raise ConfigError(f"there is no {_MEA_TABLE} below the folder; put the corpus' table beside its segments")
+        raise ConfigError(f"the folder has no {_MEA_TABLE}; put the corpus's table beside its segments")
     corpus = Corpus()
     stems = {
         _stem(file_name(uri)): uri for uri in audio

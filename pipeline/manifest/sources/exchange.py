@@ -176,7 +176,7 @@ def read_lhotse(files: Sequence[str]) -> Corpus:
         for recording in _lines(uri):
             if recordings.setdefault(recording["id"], (recording, uri))[0] is not recording:
                 raise ConfigError(
-                    f"{uri}: the recording {recording['id']!r} is there twice; convert one corpus at a time"
+                    f"{uri}: the recording {recording['id']!r} appears twice; convert one corpus at a time"
                 )
     if not recordings:
         raise ConfigError("there is no *recordings*.jsonl or .jsonl.gz; name the folder that Lhotse's recipe wrote")
@@ -185,7 +185,7 @@ def read_lhotse(files: Sequence[str]) -> Corpus:
         for supervision in _lines(uri):
             supervised.add(supervision["recording_id"])
             if supervision["recording_id"] not in recordings:
-                corpus.leave_out("its recording is not there", supervision["id"])
+                corpus.leave_out("its recording is missing", supervision["id"])
                 continue
             recording, place = recordings[supervision["recording_id"]]
             _add(corpus, recording, place, supervision)
@@ -231,7 +231,7 @@ def _source(recording: Mapping[str, Any], channel: int | list[int] | None) -> tu
     wanted = [channel] if isinstance(channel, int) else list(channel or [])
     holding = [source for source in sources if set(wanted) <= set(source["channels"])] if wanted else sources
     if len(holding) != 1:
-        raise ValueError("its channels lie in several files")
+        raise ValueError("its channels are in several files")
     (source,) = holding
     if not wanted or set(wanted) == set(source["channels"]):
         return source["source"], None

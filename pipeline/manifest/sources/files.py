@@ -66,11 +66,11 @@ def _found(source: str, left_out: LeftOut) -> Details:
             lambda: _on_disk(filesystem, path, seen) if local else _in_store(filesystem, path), what=f"listing {shown}"
         )
     except DENIED:
-        raise ConfigError(f"{shown}: {principal()} may not list it") from None
+        raise ConfigError(f"{shown}: {principal()} is not allowed to list it") from None
     except TRANSIENT as error:
         raise ConfigError(f"{shown} cannot be listed: {printable(str(error))}") from error
     if not listed:
-        raise ConfigError(f"{shown}: no file is there")
+        raise ConfigError(f"{shown}: the folder has no files")
     found = {}
     for name, info in listed.items():
         if PurePosixPath(name).name.startswith("."):
@@ -137,7 +137,7 @@ def audio_of(files: Sequence[str], source: str) -> list[str]:
     """
     audio = [file for file in files if is_audio_name(file)]
     if not audio and len(files) > 1:
-        raise ConfigError(f"{without_query(source)}: none of its {len(files):,} files is named like audio")
+        raise ConfigError(f"{without_query(source)}: none of its {len(files):,} files has an audio extension")
     return audio or list(files)
 
 

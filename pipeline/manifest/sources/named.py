@@ -43,7 +43,7 @@ class Naming:
                 continue
             word, emotion = self.words[match["emotion"].upper()]
             if emotion is None:
-                corpus.leave_out(f"{word}, which is none of the seven classes", file_name(uri))
+                corpus.leave_out(f"{word}, which is not one of the seven classes", file_name(uri))
                 continue
             said = self.describe(match)
             if said.pop("silent", False):
@@ -177,7 +177,5 @@ def read_named(naming: Naming, files: Sequence[str], audio: Sequence[str]) -> Co
     sexes = {row["ActorID"]: row["Sex"].strip().lower() for row in demographics or ()}
     corpus = naming.read(audio, sexes)
     if not corpus.rows and len(corpus.left_out.get(_NOT_NAMED_SO, ())) == len(audio):
-        raise ConfigError(
-            f"none of {len(audio):,} audio files is named as {naming.dataset} names them, such as {audio[0]}"
-        )
+        raise ConfigError(f"none of the {len(audio):,} audio files has a {naming.dataset} name, for example {audio[0]}")
     return corpus
