@@ -328,7 +328,7 @@ def test_lhotse_of_others(tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(
         f"left out: 1, its recording {why}" in said
-        for why in ("is transformed", "comes from a command", "is not there")
+        for why in ("is transformed", "comes from a command", "is missing")
     )
 
 
@@ -340,7 +340,7 @@ def test_lhotse_of_others(tmp_path, capsys):
         ("in", ["--layout", "meld"], "train_sent_emo.csv"),
         ("in", ["--layout", "meacorpus"], "spanish-meacorpus-2023-dataset.csv"),
         ("in", ["--layout", "lhotse"], "*recordings*.jsonl"),
-        ("texts", [], "named like audio"),
+        ("texts", [], "audio extension"),
         ("https://example.org/audio/", [], "cannot be listed"),
     ],
 )

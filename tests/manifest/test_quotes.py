@@ -95,7 +95,7 @@ def test_a_record_of_several_lines_that_is_rejected_says_so(tmp_path):
     rows, rejects = read(put(tmp_path / "m.csv", 'audio,text\na.wav,"one\ntwo",x,y\nb.wav,fine\n'))
     assert rows["line"].to_pylist() == [4]
     assert [(reject.line, reject.detail) for reject in rejects] == [
-        (2, "4 cells, the header has 2; the record spans the lines to 3")
+        (2, "4 cells, but the header has 2; the record spans the lines to 3")
     ]
 
 

@@ -73,7 +73,7 @@ JUNK = [
     (gzipped(b"PAR1\0\0"), "Parquet"),
     (b"audio,audio\na,b\n", "'audio' and 'audio'"),
     (b"audio,x,X\na,b,c\n", "'x' and 'X'"),
-    (b"audio,manifest_label,label\na,b,c\n", "one column"),
+    (b"audio,manifest_label,label\na,b,c\n", "the same column"),
     (b",audio\n0,a.wav\n", "index=False"),
     (b"audio,text\ra.wav,x\rb.wav,y\r", "header"),
     (b'audio,"text\na.wav,x\n', "header"),
