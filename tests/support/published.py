@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from demo.models import MODELS
+from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.checkpoints.weights import load_state_dict, resolve
 from tests.support.corpus import ROOT
 from tests.support.hub_standin import Repository
@@ -82,3 +83,10 @@ def whisper(folder: Path, **generation: object) -> WhisperForConditionalGenerati
     tokenizer = str(ROOT / MODELS / "whisper" / "tokenizer.json")
     PreTrainedTokenizerFast(tokenizer_file=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
     return model
+
+
+def prepared(output: Path | str) -> Prepared:
+    """Read the latest lock of a folder of prepared models; fails where there is none."""
+    latest = read_prepared(str(output))
+    assert latest is not None
+    return latest
