@@ -16,13 +16,13 @@ from tests.support.shards import FakeTranscriber, by_hand, models_of, parts, wor
 
 HELDOUT = ROOT / "demo" / "heldout" / "audio"
 SPEECH = decode((HELDOUT / "sentences-004.wav").read_bytes())
-"""Ordinary speech; what language it is in, the transcriber of a test says."""
+"""Ordinary speech; the transcriber of a test decides its language."""
 ENGLISH, WELSH, SPANISH = {"en": 0.75, "cy": 0.25}, {"cy": 0.99, "en": 0.01}, {"es": 0.97, "en": 0.03}
 UNSURE = {"es": 0.85, "en": 0.15}
 
 
 def pieces(path: Path, *seconds: float) -> str:
-    """A recording of pieces of speech as long as asked, with pauses that part them."""
+    """Write a recording of pieces of speech of these lengths, with a pause after each; return its path."""
     whole = np.tile(SPEECH, 20)
     pause = np.zeros(SAMPLING_RATE)
     parts = [part for length in seconds for part in (whole[: int(length * SAMPLING_RATE)], pause)]
@@ -32,7 +32,7 @@ def pieces(path: Path, *seconds: float) -> str:
 
 
 class Detecting(FakeTranscriber):
-    """Detects what it is told, utterance after utterance, and answers in the language it is asked for."""
+    """A transcriber that detects the given languages, one utterance after the other, or uses the language it is given."""
 
     def __init__(self, *detected: dict[str, float]) -> None:
         super().__init__(None)
@@ -62,7 +62,7 @@ def shown(work: Work, *columns: str) -> list[tuple[object, ...]]:
 
 
 def foreign(tmp_path: Path, checkpoints: Path, languages=("en",), **flags: object) -> Work:
-    """A recording of English, with a long segment that is clearly Spanish."""
+    """Annotate a recording of English with a long segment that is clearly Spanish."""
     audio = pieces(tmp_path / "a.wav", 7, 8, 7)
     work = auto(tmp_path, checkpoints, [{"id": "r", "audio": audio, "speaker": "a"}], languages, **flags)
     by_hand(work, Detecting(ENGLISH, SPANISH, ENGLISH))

@@ -1,5 +1,5 @@
-"""The models of mode mean for English as a hub would hold them, made of the demo's: under their published names, the fusion
-model as a pickle without names of its classes, and a Whisper in Hugging Face form with random weights.
+"""The English models of mode mean as a hub would hold them, made from the demo's: under their published names, the fusion model
+as a pickle without class names, and a Whisper in Hugging Face form with random weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _files(name: str) -> dict[str, bytes]:
 
 
 def fusion_tensors() -> dict[str, torch.Tensor]:
-    """The tensors of the fusion model, as they are stored."""
+    """Return the tensors of the fusion model, as they are stored."""
     return load_state_dict(resolve(str(ROOT / MODELS / "mean-en")), dtype=None)
 
 
@@ -57,7 +57,7 @@ def _fusion() -> dict[str, bytes]:
 
 
 def hub() -> dict[str, Repository]:
-    """Repositories of which `main` is the commit OLD."""
+    """Return repositories whose `main` is the commit OLD."""
     repositories = {FUSION: _fusion(), ENCODER: _files("sentence-encoder"), ASR: _files("whisper")}
     repositories[ENCODER] |= {"README.md": b"---\nlicense: apache-2.0\n---\n"}
     return {name: Repository({OLD: dict(files)}, {"main": OLD}) for name, files in repositories.items()}
