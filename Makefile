@@ -1,5 +1,6 @@
 # make demo   the main job on a small corpus, from a bare machine with Python 3.11+
-# make test   everything the README promises, about 20 minutes on 2 cores
+# make test   everything the README promises, about 14 minutes on 2 cores
+# make test-quick   the tests that start neither Ray nor an S3 server, about 4 minutes
 # make test-browser   the reports in a headless Chromium, which it installs where none is (Debian); pictures in build/pictures
 # make picture   the demo, then docs/report.png of its report, with Chromium
 # make check  lint, format, types
@@ -14,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo picture test test-browser check chaos bench demo-models audit lock clean
+.PHONY: demo picture test test-quick test-browser check chaos bench demo-models audit lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -27,8 +28,14 @@ $(VENV)/installed: requirements.lock pyproject.toml
 demo: $(VENV)/installed
 	$(RUN) -m demo.run
 
+# many tests wait; a file's tests share what they start
+PYTEST_2 = $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # many tests wait; a file's tests share what they start
+	$(PYTEST_2)
+
+test-quick: $(VENV)/installed
+	$(PYTEST_2) --quick
 
 BROWSER = $(firstword $(shell which chromium chromium-headless-shell google-chrome))
 

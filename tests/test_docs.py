@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pyarrow.parquet as pq
-import pytest
 
 from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.dataset.reader import finished_rows
@@ -13,6 +12,7 @@ from pipeline.layout import SUMMARIES
 from pipeline.manifest.staging import reject_schema
 from pipeline.schema import EMBEDDINGS, utterance_schema
 from pipeline.storage.store import open_store
+from tests.support.cases import case
 from tests.support.corpus import ROOT
 from tests.support.outputs import finished_output
 from tools.command_reference import PAGE, reference
@@ -84,27 +84,31 @@ def test_the_command_reference_is_up_to_date(monkeypatch):
     assert PAGE.read_text(encoding="utf-8") == reference()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_paths_exist(page):
+def test_paths_exist():
     """Fails if a page names a file or folder of the repository that does not exist."""
-    text = page.read_text(encoding="utf-8")
-    named = re.findall(r"(?<![\w./-])((?:tests|pipeline|jobs|docs|tools|benchmarks)/[\w./-]*\w(?:/|\.\w+))", text)
-    missing = sorted({path for path in named if not (ROOT / path).exists()})
-    assert not missing
+    for page in PAGES:
+        with case(page):
+            text = page.read_text(encoding="utf-8")
+            named = re.findall(
+                r"(?<![\w./-])((?:tests|pipeline|jobs|docs|tools|benchmarks)/[\w./-]*\w(?:/|\.\w+))", text
+            )
+            missing = sorted({path for path in named if not (ROOT / path).exists()})
+            assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere():
     """Fails if a link between pages leads to a file or a heading that does not exist."""
-    wrong = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        path, _, heading = target.partition("#")
-        if "://" in target:
-            continue
-        linked = (page.parent / path).resolve() if path else page
-        if not linked.exists() or (heading and heading not in headings(linked)):
-            wrong.append(target)
-    assert not wrong
+    for page in PAGES:
+        with case(page):
+            wrong = []
+            for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+                path, _, heading = target.partition("#")
+                if "://" in target:
+                    continue
+                linked = (page.parent / path).resolve() if path else page
+                if not linked.exists() or (heading and heading not in headings(linked)):
+                    wrong.append(target)
+            assert not wrong
 
 
 def headings(page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.audio.decode import decode, probe
 from pipeline.audio.sandbox import Sandbox
 from pipeline.errors import Reason
 from tests.hostile import make_audio as make
+from tests.support.cases import case
 from tests.support.sounds import CLIPS, SOUND, librosa_load, reason
 
 RATES = (4_000, 8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000)
@@ -39,12 +41,12 @@ def test_clips_are_bit_identical_to_librosa(clip):
     np.testing.assert_array_equal(waveform, librosa_load(content))
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("channels", [1, 2])
-def test_every_rate_is_bit_identical_to_librosa(rate, channels):
+def test_every_rate_is_bit_identical_to_librosa():
     """Fails when a rate is resampled in another order, or its last sample is dropped or padded otherwise."""
-    content = make.snd(make.voice(0.777, rate, channels), rate, "WAV", "FLOAT")
-    np.testing.assert_array_equal(decode(content), librosa_load(content))
+    for rate, channels in itertools.product(RATES, [1, 2]):
+        with case(rate, channels):
+            content = make.snd(make.voice(0.777, rate, channels), rate, "WAV", "FLOAT")
+            np.testing.assert_array_equal(decode(content), librosa_load(content))
 
 
 @pytest.mark.parametrize(("form", "subtype", "rate"), [
@@ -164,21 +166,26 @@ def test_spans_follow_librosa(offset, duration):
 FLAC_22K = make.snd(make.voice(3, 22_050, 2), 22_050, "FLAC")
 
 
-@pytest.mark.parametrize(("offset_s", "duration_s", "expected"), [
+SPANS = [
     (0.0, 3.0, 3.0), (0.0, 2.95, 3.0), (0.0, 3.05, 3.0), (0.0, 3.49, 3.0),  # metadata: the whole file
     (0.0, 2.8, 2.8), (1.0, 2.4, 2.0), (2.9, None, 0.1),
     (0.0, 3.6, Reason.TRUNCATED), (1.0, 2.6, Reason.BAD_SPAN), (3.0, None, Reason.BAD_SPAN),
     (9.0, 1.0, Reason.BAD_SPAN), (-0.1, None, Reason.BAD_SPAN), (0.0, 0.0, Reason.BAD_SPAN),
     (0.0, -1.0, Reason.BAD_SPAN), (float("nan"), None, Reason.BAD_SPAN), (1.0, float("inf"), Reason.BAD_SPAN),
     (1.0, 0.01, Reason.TOO_SHORT),
-])  # fmt: skip
-@pytest.mark.parametrize("name", ["wav", "mp3", "tta"])
-def test_what_a_manifest_asks_for(name, offset_s, duration_s, expected):
+]  # fmt: skip
+
+
+def test_what_a_manifest_asks_for():
     """Fails when a span outside the file is silently shortened, or a rounded duration cuts the last word."""
-    if isinstance(expected, Reason):
-        assert reason(SOUND[name], offset_s=offset_s, duration_s=duration_s) is expected
-    else:
-        assert abs(len(decode(SOUND[name], offset_s=offset_s, duration_s=duration_s)) / 16_000 - expected) < 0.05
+    for (offset_s, duration_s, expected), name in itertools.product(SPANS, ["wav", "mp3", "tta"]):
+        with case(offset_s, duration_s, expected, name):
+            if isinstance(expected, Reason):
+                assert reason(SOUND[name], offset_s=offset_s, duration_s=duration_s) is expected
+            else:
+                assert (
+                    abs(len(decode(SOUND[name], offset_s=offset_s, duration_s=duration_s)) / 16_000 - expected) < 0.05
+                )
 
 
 def test_a_span_of_a_long_recording_is_not_the_recording():

@@ -16,6 +16,7 @@ from typing import Any
 
 import botocore.session
 import botocore.validate
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -224,6 +225,7 @@ exec "$@"
 """
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_the_slurm_script_runs_the_job_and_ends_with_its_status(tmp_path, checkpoints, asr):
     """Fails if the script cannot start Ray, does not find its own Ray, or hides how the job ended."""
     (tmp_path / "srun").write_text(_SRUN)

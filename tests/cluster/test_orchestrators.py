@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_cluster import head
 from tests.support import iam
 from tests.support.corpus import AUDIO, ROOT
 from tests.support.fault_proxy import fault_proxy
+from tests.support.ray_head import head
 from tests.support.s3_server import S3Server
 
 

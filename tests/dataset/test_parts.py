@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 from pathlib import Path, PurePosixPath
 
@@ -35,6 +36,7 @@ from pipeline.layout import part_key
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Spool
 from pipeline.storage.store import LocalStore, Store
+from tests.support.cases import case
 from tests.support.manifests import jsonl
 from tests.support.memory_store import MemoryStore
 from tests.support.pins import job_settings, pins
@@ -173,14 +175,14 @@ def _parquet(metadata: dict[str, str | bytes]) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("on_disk", [True, False])
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_file_is_named(tmp_path, kind, on_disk):
+def test_a_foreign_file_is_named(tmp_path):
     """Fails if a file that another tool put beside the parts ends in a traceback, or is not named."""
-    store = LocalStore(tmp_path) if on_disk else MemoryStore()
-    store.put_if_absent("utterances/000001-000000.parquet", FOREIGN[kind]())
-    with pytest.raises(JobError, match=r"utterances/000001-000000\.parquet"):
-        read_receipt(store, "utterances/000001-000000.parquet")
+    for on_disk, kind in itertools.product([True, False], FOREIGN):
+        with case(on_disk, kind):
+            store = LocalStore(tmp_path / kind) if on_disk else MemoryStore()
+            store.put_if_absent("utterances/000001-000000.parquet", FOREIGN[kind]())
+            with pytest.raises(JobError, match=r"utterances/000001-000000\.parquet"):
+                read_receipt(store, "utterances/000001-000000.parquet")
 
 
 def test_receipts_come_in_shard_order():
@@ -250,15 +252,16 @@ def test_any_partition_value_comes_back(tmp_path_factory, values):
     assert read_tree(root, "speaker") == (values or ["x"])
 
 
-@pytest.mark.parametrize("value", [*VALUES, "", None, "/abs", "a" * 300])
-def test_no_value_leaves_its_folder(value):
+def test_no_value_leaves_its_folder():
     """Fails if a manifest can write outside utterances/, or one level deeper or higher than its column, whatever its name."""
-    for column in ("speaker", "a/b", "../up", "ä", "with space", "k=v"):
-        folder = partition_folder([column, "x"], [value, value])
-        pieces = folder.split("/")
-        assert len(pieces) == 2 and all(piece.count("=") == 1 for piece in pieces), column
-        assert ".." not in PurePosixPath(folder).parts and "\\" not in folder, column
-        assert folder.isascii() and folder.isprintable(), column
+    for value in [*VALUES, "", None, "/abs", "a" * 300]:
+        with case(value):
+            for column in ("speaker", "a/b", "../up", "ä", "with space", "k=v"):
+                folder = partition_folder([column, "x"], [value, value])
+                pieces = folder.split("/")
+                assert len(pieces) == 2 and all(piece.count("=") == 1 for piece in pieces), column
+                assert ".." not in PurePosixPath(folder).parts and "\\" not in folder, column
+                assert folder.isascii() and folder.isprintable(), column
 
 
 def test_odd_column_names_come_back(tmp_path):

@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from tests.support.corpus import ROOT, annotate, utterances
+from tests.support.corpus import ROOT, utterances
 from tests.support.published import ENCODER, FUSION, OLD
+
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 _NAMESPACE = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--map-root-user"]
 
@@ -25,7 +27,7 @@ def _can_unshare() -> bool:
 
 @pytest.mark.timeout(700)
 @pytest.mark.skipif(not _can_unshare(), reason="this machine lets nobody make a network namespace (unshare --net)")
-def test_a_job_without_a_network(tmp_path):
+def test_a_job_without_a_network(tmp_path, shared_ray):
     """Fails if a job on prepared models asks for anything beyond its storage, or computes something else than from the files
     the models were prepared from, or copies a model to its node more than once.
     """
@@ -43,7 +45,7 @@ def test_a_job_without_a_network(tmp_path):
     }  # fmt: skip
     assert {model["revision"] for model in models.values()} == {OLD}
     demo = ROOT / "demo" / "models"
-    annotate(
+    shared_ray(
         tmp_path / "m.jsonl", tmp_path / "local", "--emotion-model", str(demo / "mean-en"), "--sentence-encoder",
         str(demo / "sentence-encoder"), "--asr-model", str(demo / "whisper"), "--device", "cpu",
     )  # fmt: skip

@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.schema import EMOTIONS
-from tests.support.corpus import AUDIO, annotate, broken_rows, model_options, rejects, rows, utterances, write_manifest
+from tests.support.corpus import AUDIO, broken_rows, model_options, rejects, rows, utterances, write_manifest
+from tests.support.shared_ray import Annotate
 
 GOOD, HEARD = 12, 6
 
 
 @pytest.fixture(scope="module")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, asr: Path
+    tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, asr: Path, shared_ray: Annotate
 ) -> tuple[Path, Path, list[str], str]:
     """One run over good rows with and without text, broken rows and broken lines. Returns folder, output, options, stdout."""
     folder = tmp_path_factory.mktemp("job")
@@ -36,7 +37,7 @@ def finished(
     ]  # fmt: skip
     manifest = write_manifest(folder / "manifest.jsonl", records)
     options = [*model_options(checkpoints, asr), "--partition-by", "language,speaker", "--shard-rows", "4"]
-    done = annotate(manifest, folder / "out", *options)
+    done = shared_ray(manifest, folder / "out", *options)
     return folder, folder / "out", options, done.stdout
 
 
@@ -136,11 +137,11 @@ def test_the_report_adds_up(finished: tuple[Path, Path, list[str], str]) -> None
     assert receipt["config_hash"] == report["config_hash"]
 
 
-def test_running_it_again_does_nothing(finished: tuple[Path, Path, list[str], str]) -> None:
+def test_running_it_again_does_nothing(finished: tuple[Path, Path, list[str], str], shared_ray: Annotate) -> None:
     """Fails if a finished dataset is touched, or rejects are logged a second time."""
     folder, output, options, _ = finished
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    done = annotate(folder / "manifest.jsonl", output, *options)
+    done = shared_ray(folder / "manifest.jsonl", output, *options)
     assert "Nothing new" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
@@ -154,18 +155,18 @@ def test_running_it_again_does_nothing(finished: tuple[Path, Path, list[str], st
     ],
 )
 def test_other_settings_on_the_same_output_are_refused(
-    finished: tuple[Path, Path, list[str], str], change: list[str], named: str
+    finished: tuple[Path, Path, list[str], str], change: list[str], named: str, shared_ray: Annotate
 ) -> None:
     """Fails if two kinds of rows can get into one dataset, or the refusal does not say which setting differs."""
     folder, output, options, _ = finished
     started = time.monotonic()
-    done = annotate(folder / "manifest.jsonl", output, *options, *change, expect=2)
+    done = shared_ray(folder / "manifest.jsonl", output, *options, *change, expect=2)
     assert named in done.stderr and "there" in done.stderr
     assert time.monotonic() - started < 60
 
 
 def test_other_models_on_the_same_output_are_refused(
-    finished: tuple[Path, Path, list[str], str], checkpoints: Path, asr: Path, tmp_path: Path
+    finished: tuple[Path, Path, list[str], str], checkpoints: Path, tmp_path: Path, shared_ray: Annotate
 ) -> None:
     """Fails if a changed checkpoint under the same option goes unnoticed."""
     folder, output, options, _ = finished
@@ -178,18 +179,20 @@ def test_other_models_on_the_same_output_are_refused(
     (changed / "model.safetensors").write_bytes(weights)
     at = options.index("--emotion-model") + 1
     options = [*options[:at], f"en={changed}", *options[at + 1 :]]
-    done = annotate(folder / "manifest.jsonl", output, *options, expect=2)
+    done = shared_ray(folder / "manifest.jsonl", output, *options, expect=2)
     assert "fusion/en" in done.stderr and "models" in done.stderr
 
 
-def test_a_grown_manifest_does_only_the_new_rows(finished: tuple[Path, Path, list[str], str], tmp_path: Path) -> None:
+def test_a_grown_manifest_does_only_the_new_rows(
+    finished: tuple[Path, Path, list[str], str], tmp_path: Path, shared_ray: Annotate
+) -> None:
     """Fails if old rows are done again, or new ones are not done."""
     _, original, options, _ = finished
     output = tmp_path / "moved"
     shutil.copytree(original, output)
     before = utterances(output)
     grown = write_manifest(tmp_path / "grown.jsonl", [*rows(GOOD), *rows(3, prefix="late")])
-    done = annotate(grown, output, *options)
+    done = shared_ray(grown, output, *options)
     assert "run 000002: 3 rows = 3 annotated + 0 rejected" in done.stdout
     after = utterances(output)
     old = after.filter(pa.compute.equal(after["run_id"], "000001"))

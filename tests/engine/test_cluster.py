@@ -3,66 +3,15 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.support.corpus import ROOT, annotate, model_options, rows, utterances, write_manifest
-from tests.support.processes import started, wait_until
+from tests.support.ray_head import BIN, free_port, head
 
-_BIN = Path(sys.executable).parent
-KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
-"""A node of one or two CPUs would end the worker of its tasks a second after a shard, and start it anew for the next."""
-
-
-@dataclass(frozen=True)
-class Head:
-    dashboard: str
-    environment: dict[str, str]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def head(
-    folder: Path, cpus: int, gpus: int = 0, *more: str, environment: Mapping[str, str] | None = None
-) -> Iterator[Head]:
-    """A one-node cluster on loopback with a number of logical CPUs and GPUs of its own choosing; killed at the end, as a graceful
-    stop takes half a minute.
-
-    Args:
-        more: options of `ray start`.
-        environment: of everything on the node.
-    """
-    port, dashboard = free_port(), free_port()
-    command = [
-        str(_BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
-        "--disable-usage-stats", *more,
-    ]  # fmt: skip
-    log = folder / "head.log"
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    common = {**token, **KEEP_WORKERS}
-    with started(command, log, {"PATH": f"{_BIN}:{os.environ['PATH']}", **common, **(environment or {})}) as process:
-        wait_until(lambda: _listens(port) and _listens(dashboard), process, log)
-        yield Head(f"http://127.0.0.1:{dashboard}", {"RAY_ADDRESS": f"127.0.0.1:{port}", **common})
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 
 @pytest.mark.parametrize("cpus", [1, 16])
@@ -93,7 +42,7 @@ def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path,
                 *arguments,
             ]
             command = [
-                str(_BIN / "ray"),
+                str(BIN / "ray"),
                 "job",
                 "submit",
                 "--address",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.engine.destination import require_lasting, unshared_warning
 from pipeline.engine.run import Driver
 from pipeline.errors import ConfigError, JobError
 from pipeline.shard.context import Work
+from tests.support.cases import case
 from tests.support.corpus import rows, write_manifest
 from tests.support.noop_job import no_cluster
 from tests.support.outputs import MODELS
@@ -31,12 +33,13 @@ HOMES = ["~", "~/out", "~nobody/out", "file://~/out"]
 LASTING = ["s3://bucket/out", "gs://bucket/out", "/mnt/shared/out", "file:///mnt/shared/out", "local:/mnt/out"]
 
 
-@pytest.mark.parametrize("output", [*RELATIVE, *HOMES])
-def test_a_relative_output_of_a_submitted_job_is_refused(output):
+def test_a_relative_output_of_a_submitted_job_is_refused():
     """Fails if a job writes into Ray's working directory, or a home of the head, and ends with status 0."""
-    with pytest.raises(ConfigError, match=r"submitted to Ray.*an absolute path") as error:
-        require_lasting(output, SUBMITTED)
-    assert repr(output) in str(error.value)
+    for output in [*RELATIVE, *HOMES]:
+        with case(output):
+            with pytest.raises(ConfigError, match=r"submitted to Ray.*an absolute path") as error:
+                require_lasting(output, SUBMITTED)
+            assert repr(output) in str(error.value)
 
 
 @pytest.mark.parametrize("output", LASTING)
@@ -45,12 +48,13 @@ def test_an_output_that_lasts_is_accepted(output):
     require_lasting(output, SUBMITTED)
 
 
-@pytest.mark.parametrize("output", [*RELATIVE, *HOMES, *LASTING])
-def test_outside_a_submitted_job_nothing_is_refused(output):
+def test_outside_a_submitted_job_nothing_is_refused():
     """Fails if a relative output is refused on one's own machine, in a shell on the head, or with a runtime environment."""
     shell = {"RAY_ADDRESS": "10.0.0.1:6379"}
-    for environment in ({}, shell, {**shell, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"pip": []}})}):
-        require_lasting(output, environment)
+    environments = [{}, shell, {**shell, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"pip": []}})}]
+    for output, environment in itertools.product([*RELATIVE, *HOMES, *LASTING], environments):
+        with case(output, environment):
+            require_lasting(output, environment)
 
 
 def test_the_working_directory_of_ray_is_refused_however_it_is_named(tmp_path, monkeypatch):

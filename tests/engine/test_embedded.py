@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.corpus import ROOT, command, rows, utterances, write_manifest
 from tests.support.processes import descendants, started
 
+pytestmark = pytest.mark.usefixtures("own_ray")
 _LOOK_EVERY_S = 0.2
 STRANGER = """
 import sys

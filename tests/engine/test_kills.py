@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from tests.support.corpus import AUDIO, annotate, command, model_options, rejects, rows, utterances, write_manifest
+from tests.support.corpus import AUDIO, command, model_options, rejects, rows, utterances, write_manifest
 from tests.support.processes import kill_hard, kill_role, started, wait_until
 from tests.support.s3_server import S3Server
+from tests.support.shared_ray import Annotate
 
 GIVEN, HEARD, GONE = 24, 8, 2
 SHARDS = ("--shard-rows", "2")
@@ -27,15 +28,15 @@ def _records() -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def options(checkpoints: Path, asr: Path) -> list[str]:
+def options(checkpoints: Path, asr: Path, own_ray: None) -> list[str]:
     return [*model_options(checkpoints, asr), *SHARDS]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> pa.Table:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, options: list[str], shared_ray: Annotate) -> pa.Table:
     """The rows of a run nobody disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    annotate(write_manifest(folder / "m.jsonl", _records()), folder / "out", *options)
+    shared_ray(write_manifest(folder / "m.jsonl", _records()), folder / "out", *options)
     return utterances(folder / "out")
 
 
@@ -55,7 +56,9 @@ def _parts(output: Path) -> int:
     return sum(1 for _ in output.glob("utterances/**/*.parquet"))
 
 
-def test_an_interrupt_then_a_kill_then_a_resume(tmp_path: Path, options: list[str], undisturbed: pa.Table) -> None:
+def test_an_interrupt_then_a_kill_then_a_resume(
+    tmp_path: Path, options: list[str], undisturbed: pa.Table, shared_ray: Annotate
+) -> None:
     """Fails if Ctrl-C is not clean, if a killed driver loses or doubles rows, or if a reader ever sees half a file."""
     manifest, output, log = write_manifest(tmp_path / "m.jsonl", _records()), tmp_path / "out", tmp_path / "log"
     start = command(manifest, output, *options)
@@ -72,13 +75,15 @@ def test_an_interrupt_then_a_kill_then_a_resume(tmp_path: Path, options: list[st
     assert after_kill < (GIVEN + HEARD + GONE) // 2 + 2
     seen = utterances(output)  # a reader that globs now reads whole files, each row at most once
     assert len(set(seen["utterance_id"].to_pylist())) == seen.num_rows > 0
-    annotate(manifest, output, *options)
+    shared_ray(manifest, output, *options)
     _same(utterances(output), undisturbed)
     assert rejects(output)["reason"].to_pylist() == ["NOT_FOUND"] * GONE
     assert json.loads((output / "_runs/000001/report.json").read_text())["shards_run"] <= (_parts(output) - after_kill)
 
 
-def test_kills_of_the_driver_on_s3(tmp_path: Path, s3: S3Server, options: list[str], undisturbed: pa.Table) -> None:
+def test_kills_of_the_driver_on_s3(
+    tmp_path: Path, s3: S3Server, options: list[str], undisturbed: pa.Table, shared_ray: Annotate
+) -> None:
     """Fails if the protocol depends on something that only a disk gives, or a bucket's manifest and audio read otherwise."""
     files, home, log = s3.filesystem(), f"{s3.bucket}/{tmp_path.name}", tmp_path / "log"
     records = [{**row, "audio": f"audio/{Path(str(row['audio'])).name}"} for row in _records()]
@@ -95,7 +100,7 @@ def test_kills_of_the_driver_on_s3(tmp_path: Path, s3: S3Server, options: list[s
         with started(start, log) as process:
             wait_until(lambda at_least=committed: parts() >= at_least, process, log)
             kill_hard(process)
-    annotate(manifest, output, *options)
+    shared_ray(manifest, output, *options)
     found = (
         ds.dataset(f"{home}/out/utterances", filesystem=files, partitioning="hive").to_table().sort_by("utterance_id")
     )

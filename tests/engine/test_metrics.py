@@ -15,8 +15,8 @@ import pytest
 from pipeline.engine import stages
 from pipeline.engine.metrics import COUNTERS, GAUGES, PREFIX
 from pipeline.errors import Reason
-from tests.engine.test_cluster import free_port, head
 from tests.support.corpus import ROOT, annotate, broken_rows, model_options, rows, write_manifest
+from tests.support.ray_head import free_port, head
 
 DASHBOARD = ROOT / "cluster" / "grafana" / "speech-emotion.json"
 _LINE = re.compile(rf"^ray_{PREFIX}(\w+)\{{(.*)\}} (\S+)$", re.MULTILINE)
@@ -36,6 +36,7 @@ def total(published: Published, name: str, **wanted: str) -> float:
     return sum(value for tags, value in published.get(name, []) if wanted.items() <= tags.items())
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
     """Fails if a metric is not exported, is lost with the driver, is counted twice, or differs from the run's report."""
     records = [*rows(6), *rows(3, with_text=False, prefix="heard"), *broken_rows(tmp_path)]

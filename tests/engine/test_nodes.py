@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from demo.models import MODELS
-from tests.engine.test_cluster import _BIN, Head, free_port, head
 from tests.support import logical_gpus
 from tests.support.corpus import AUDIO, ROOT, command, rows, utterances, write_manifest
 from tests.support.noop_models import environment, models_of
 from tests.support.processes import kill_hard, started, victims, wait_until
+from tests.support.ray_head import BIN, Head, free_port, head
 from tests.support.s3_server import s3_server
+
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 _ROWS = 120
 _PAUSE_S = 2.0
@@ -28,13 +30,13 @@ _PAUSE_S = 2.0
 def node(cluster: Head, folder: Path, name: str, *, gpus: int = 1) -> Iterator[subprocess.Popen[bytes]]:
     """A worker node with GPUs that are none and a cache of its own, on this machine; the code is in its image."""
     command = [
-        str(_BIN / "ray"), "start", "--block", f"--address={cluster.environment['RAY_ADDRESS']}",
+        str(BIN / "ray"), "start", "--block", f"--address={cluster.environment['RAY_ADDRESS']}",
         "--node-ip-address=127.0.0.1", "--num-cpus=2", f"--num-gpus={gpus}", f"--dashboard-agent-listen-port={free_port()}",
         "--disable-usage-stats",
     ]  # fmt: skip
     own = {
         **cluster.environment,
-        "PATH": f"{_BIN}:/usr/bin:/bin",
+        "PATH": f"{BIN}:/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(folder / name),
     }
@@ -66,7 +68,7 @@ def test_pools_follow_the_nodes(tmp_path: Path, checkpoints: Path, monkeypatch) 
         ]  # fmt: skip
         armed = json.dumps(logical_gpus.runtime_env(_PAUSE_S))
         cluster = nodes.enter_context(head(tmp_path, 0, environment={"PYTHONPATH": str(ROOT)}))
-        submit = [str(_BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--runtime-env-json", armed, "--"]
+        submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--runtime-env-json", armed, "--"]
         job = [*submit, *command(f"{bucket}/m.jsonl", f"{bucket}/out", *options)]
         log = tmp_path / "job.log"
         with started(job, log, {**cluster.environment, "RAY_ADDRESS": ""}) as process:

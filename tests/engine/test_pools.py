@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pipeline.config import load_config
 from pipeline.engine.pools import Pools, Resources, choose_device, size_pools
 from pipeline.errors import ConfigError
+from tests.support.cases import case
 from tests.support.corpus import annotate, rows, write_manifest
 from tests.support.noop_models import environment, models_of
 from tests.support.pins import pins
@@ -41,15 +43,13 @@ def counts(pools: Pools) -> list[tuple[int, int, int | None]]:
     return [(pool.least, pool.start, pool.most) for pool in pools.pools]
 
 
-@pytest.mark.parametrize("asr", [False, True])
-@pytest.mark.parametrize("gpus", [0.0, 1.0])
-@pytest.mark.parametrize("node_cpus", [1, 2, 4, 8, 64])
-@pytest.mark.parametrize("nodes", [1, 2, 16])
-def test_a_task_fits_beside_the_actors_of_a_node(nodes, node_cpus, gpus, asr):
+def test_a_task_fits_beside_the_actors_of_a_node():
     """Fails if, with actors spread evenly, no node has room for a task: the job then hangs for good."""
-    pools = sized(nodes, node_cpus, gpus=gpus, asr=asr, node_gb=1000.0)
-    held = sum(pool.start * pool.cpus for pool in pools.pools) / nodes
-    assert held + pools.task_cpus <= node_cpus + 1e-9
+    for asr, gpus, node_cpus, nodes in itertools.product([False, True], [0.0, 1.0], [1, 2, 4, 8, 64], [1, 2, 16]):
+        with case(asr, gpus, node_cpus, nodes):
+            pools = sized(nodes, node_cpus, gpus=gpus, asr=asr, node_gb=1000.0)
+            held = sum(pool.start * pool.cpus for pool in pools.pools) / nodes
+            assert held + pools.task_cpus <= node_cpus + 1e-9
 
 
 @pytest.mark.parametrize("asr", [False, True])
@@ -70,6 +70,7 @@ def test_finished_shards_do_not_wait_for_all_others(nodes):
     assert pool.start * pool.cpus + 2 * pools.task_cpus < 0.9 * nodes * 2
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_shards_are_committed_while_others_are_prepared(tmp_path):
     """Fails if a job commits only when all is prepared: killed before, it would have nothing to show."""
     shards, path = 300, tmp_path / "steps"

@@ -6,10 +6,8 @@ import io
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +17,11 @@ import pipeline.engine.run as driver_module
 from jobs import annotate, report
 from pipeline.config import load_config
 from pipeline.dataset.verify.audit import audit
-from pipeline.models import roles
 from pipeline.storage.store import open_store
-from tests.support import noop_job
 from tests.support.http_host import http_host, reply
-from tests.support.outputs import MODELS
-from tests.support.pins import by_role
+from tests.support.nights import quick
+
+__all__ = ["quick"]
 
 CANARY = "CANARYofNobody"
 ROWS = [
@@ -69,16 +66,6 @@ def _parquet(host: str) -> bytes:
 
 
 @pytest.fixture
-def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real driver, planner and publishing, without Ray and models."""
-    monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
-    monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
-    monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
-    pinning = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
-    monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinning))
-
-
-@pytest.fixture
 def host() -> Iterator[str]:
     def answer(request: BaseHTTPRequestHandler) -> None:
         address = f"http://127.0.0.1:{request.server.server_port}"
@@ -96,7 +83,7 @@ def host() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
-def test_tokens_are_in_the_shard_files_of_the_plan_alone(host, form, no_models, tmp_path, capsys) -> None:
+def test_tokens_are_in_the_shard_files_of_the_plan_alone(host, form, quick, tmp_path, capsys) -> None:
     """Fails if report.json, plan.json, rejects, the page, the utterances or what is printed has a query or a password."""
     printed = io.StringIO()
     options = {"manifest": [f"{host}/m.{form}?token={CANARY}"], "output": str(tmp_path / "out"), "audio_root": [f"{host}/a"],
@@ -128,7 +115,7 @@ def test_tokens_are_in_the_shard_files_of_the_plan_alone(host, form, no_models, 
     assert audit(open_store(str(tmp_path / "out")), deep=True).status == "sound"
 
 
-def test_an_output_of_before_is_not_extended_by_its_own_rejects(host, no_models, tmp_path, monkeypatch) -> None:
+def test_an_output_of_before_is_not_extended_by_its_own_rejects(host, quick, tmp_path, monkeypatch) -> None:
     """Fails if rejects that an earlier version logged with their queries are logged again without, or are called unsound."""
     options = {"manifest": [f"{host}/m.jsonl?token={CANARY}"], "output": str(tmp_path / "out"), "audio_root": [f"{host}/a"],
                "embeddings": "audio"}  # fmt: skip

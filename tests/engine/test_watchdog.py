@@ -25,10 +25,10 @@ from pipeline.engine.watchdog import (
     deaths_by_stage,
 )
 from pipeline.errors import JobError
-from tests.engine.test_cluster import head
 from tests.support import lethal_hook
 from tests.support.corpus import ROOT, annotate, rows, write_manifest
 from tests.support.noop_models import environment, models_of
+from tests.support.ray_head import head
 
 POOLS = [Pool(stage, 1, 2, None, cpus=1.0, gpus=0.5, memory_bytes=0) for stage in ("transcribe", "recognise")]
 SMALL = {"head": (4.0, 0.0, 8e9)}
@@ -245,6 +245,7 @@ def test_the_block_is_interrupted_wherever_it_waits(monkeypatch):
         raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_a_job_whose_workers_cannot_start_ends(tmp_path: Path) -> None:
     """Fails if the job stays at "0 of N rows" for ever on a cluster without the GPUs it asks for, or whose workers die."""
     manifest = write_manifest(tmp_path / "m.jsonl", rows(4))

@@ -11,6 +11,7 @@ from pipeline.config import JobConfig, load_config, primary_language
 from pipeline.config.settings import canonical_hash
 from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS, utterance_schema
+from tests.support.cases import case
 
 NEEDED = {"manifest": ["m.jsonl"], "output": "out"}
 
@@ -130,24 +131,25 @@ def test_everything_missing_is_named_at_once():
     assert str(caught.value).splitlines() == ["--manifest is required", "--output is required"]
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "named"),
-    [
-        ("mode", "meen", "--mode"),
-        ("beam_size", 0, "--beam-size"),
-        ("shard_rows", 0, "--shard-rows"),
-        ("max_bytes", -1, "--max-bytes"),
-        ("asr_gpus", 0.0, "--asr-gpus"),
-        ("language", "e n", "--language"),
-        ("language", "", "--language"),
-        ("output", "", "--output"),
-        ("precision", "fp8", "--precision"),
-        ("manifest", [], "--manifest"),
-    ],
-)
-def test_impossible_values_name_their_option(flag, value, named):
+IMPOSSIBLE = [
+    ("mode", "meen", "--mode"),
+    ("beam_size", 0, "--beam-size"),
+    ("shard_rows", 0, "--shard-rows"),
+    ("max_bytes", -1, "--max-bytes"),
+    ("asr_gpus", 0.0, "--asr-gpus"),
+    ("language", "e n", "--language"),
+    ("language", "", "--language"),
+    ("output", "", "--output"),
+    ("precision", "fp8", "--precision"),
+    ("manifest", [], "--manifest"),
+]
+
+
+def test_impossible_values_name_their_option():
     """Fails if a value that cannot work is taken, or the message leaves the option to be guessed."""
-    assert refusal(**{flag: value}).startswith(f"{named}: ")
+    for flag, value, named in IMPOSSIBLE:
+        with case(flag, value, named):
+            assert refusal(**{flag: value}).startswith(f"{named}: ")
 
 
 def test_the_configuration_cannot_be_changed():
@@ -156,14 +158,17 @@ def test_the_configuration_cannot_be_changed():
         config().mode = "audio"
 
 
-@pytest.mark.parametrize(
-    "column",
-    sorted(set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32", version=1).names) - {"language"}),
+COLUMNS_OF_MODELS = sorted(
+    set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32", version=1).names) - {"language"}
 )
-def test_a_models_output_is_no_partition(column):
+
+
+def test_a_models_output_is_no_partition():
     """Fails if files can be laid out by what a model says, or the refusal gives no reason."""
-    message = refusal(partition_by=f"speaker,{column}")
-    assert repr(column) in message and "two partitions" in message and "statistics" in message
+    for column in COLUMNS_OF_MODELS:
+        with case(column):
+            message = refusal(partition_by=f"speaker,{column}")
+            assert repr(column) in message and "two partitions" in message and "statistics" in message
 
 
 def test_partition_columns():

@@ -327,8 +327,7 @@ def test_lhotse_of_others(tmp_path, capsys):
     ]
     said = capsys.readouterr().out
     assert all(
-        f"left out: 1, its recording {why}" in said
-        for why in ("is transformed", "comes from a command", "is missing")
+        f"left out: 1, its recording {why}" in said for why in ("is transformed", "comes from a command", "is missing")
     )
 
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.submit import main
-from tests.engine.test_cluster import Head, free_port, head
 from tests.support.corpus import ROOT
+from tests.support.ray_head import Head, free_port, head
 
 KILLED_ONCE = """import os, pathlib
 p = pathlib.Path({0!r})
@@ -28,7 +28,7 @@ sys.exit(not there)"""
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, own_ray: None) -> Iterator[Head]:
     with head(tmp_path_factory.mktemp("head"), 2) as started:
         yield started
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError, Reason
 from pipeline.manifest.read import conform, read_manifest, unify
 from pipeline.schema import ROW_SCHEMA
+from tests.support.cases import case
 from tests.support.manifests import jsonl, read
 
 
@@ -55,23 +56,24 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("chunks", "kind", "expected"), COLUMNS)
-def test_types_over_chunks(tmp_path, chunks, kind, expected) -> None:
+def test_types_over_chunks(tmp_path) -> None:
     """Fails if a column whose values differ in type is lost, rounded, or typed by its first chunk."""
-    tables = []
-    for number, values in enumerate(chunks):
-        path = jsonl(tmp_path / f"{number}.jsonl", *({"audio": "a.wav", "x": value} for value in values))
-        tables += [chunk.rows for chunk in read_manifest(str(path))]
-    schema = unify(table.schema for table in tables)
-    assert unify([schema, schema]).equals(schema, check_metadata=True)
-    stepwise = tables[0].schema
-    for table in tables[1:]:
-        stepwise = unify([stepwise, table.schema])
-    assert stepwise.equals(schema, check_metadata=True)
-    whole = pa.concat_tables([conform(table, schema) for table in tables])
-    assert (whole.schema.field("x").type, whole["x"].to_pylist()) == (kind, expected)
-    pq.write_table(whole, tmp_path / "out.parquet")
-    assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == expected
+    for chunks, kind, expected in COLUMNS:
+        with case(chunks, kind, expected):
+            tables = []
+            for number, values in enumerate(chunks):
+                path = jsonl(tmp_path / f"{number}.jsonl", *({"audio": "a.wav", "x": value} for value in values))
+                tables += [chunk.rows for chunk in read_manifest(str(path))]
+            schema = unify(table.schema for table in tables)
+            assert unify([schema, schema]).equals(schema, check_metadata=True)
+            stepwise = tables[0].schema
+            for table in tables[1:]:
+                stepwise = unify([stepwise, table.schema])
+            assert stepwise.equals(schema, check_metadata=True)
+            whole = pa.concat_tables([conform(table, schema) for table in tables])
+            assert (whole.schema.field("x").type, whole["x"].to_pylist()) == (kind, expected)
+            pq.write_table(whole, tmp_path / "out.parquet")
+            assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == expected
 
 
 json_values = st.recursive(

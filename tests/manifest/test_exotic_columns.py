@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from decimal import Decimal
 
@@ -13,6 +14,7 @@ import pytest
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
 from pipeline.storage.store import open_store
+from tests.support.cases import case
 from tests.support.manifests import put, read
 from tests.support.nights import manifest_of, night, quick, read_everywhere, rejected, status, written
 
@@ -145,20 +147,28 @@ def test_a_night_of_rejects_alone_is_logged_with_a_partition(tmp_path, quick):
 # -- columns that we read ourselves, without a value
 
 
-@pytest.mark.parametrize("column", ["text", "language", "id", "offset", "duration", "channel"])
-@pytest.mark.parametrize(
-    "empty",
-    [pa.array([math.nan, math.nan]), pa.nulls(2, pa.float64()), pa.nulls(2, pa.int32()), pa.nulls(2, pa.string()), pa.nulls(2),
-     pa.nulls(2, pa.timestamp("us")), pa.array([math.nan, None], pa.float32())],
-    ids=str,
-)  # fmt: skip
-def test_a_known_column_without_a_value_is_absent_whatever_its_type(tmp_path, column, empty):
+WITHOUT_VALUES = [
+    pa.array([math.nan, math.nan]),
+    pa.nulls(2, pa.float64()),
+    pa.nulls(2, pa.int32()),
+    pa.nulls(2, pa.string()),
+    pa.nulls(2),
+    pa.nulls(2, pa.timestamp("us")),
+    pa.array([math.nan, None], pa.float32()),
+]
+
+
+def test_a_known_column_without_a_value_is_absent_whatever_its_type(tmp_path):
     """Fails if a file is refused because pandas wrote a column without texts as numbers."""
-    pq.write_table(pa.table({"audio": ["a.wav", "b.wav"], "text": ["x", "y"]} | {column: empty}), tmp_path / "m")
-    rows, rejects = read(tmp_path / "m", chunk_rows=1)
-    assert not rejects and rows.num_rows == 2
-    ours = {"id": "recording_id", "offset": "offset_s", "duration": "duration_s"}.get(column, column)
-    assert column == "id" or rows[ours].null_count == 2
+    for column, empty in itertools.product(["text", "language", "id", "offset", "duration", "channel"], WITHOUT_VALUES):
+        with case(column, empty):
+            pq.write_table(
+                pa.table({"audio": ["a.wav", "b.wav"], "text": ["x", "y"]} | {column: empty}), tmp_path / "m"
+            )
+            rows, rejects = read(tmp_path / "m", chunk_rows=1)
+            assert not rejects and rows.num_rows == 2
+            ours = {"id": "recording_id", "offset": "offset_s", "duration": "duration_s"}.get(column, column)
+            assert column == "id" or rows[ours].null_count == 2
 
 
 def test_a_text_column_of_numbers_is_still_refused(tmp_path):
@@ -168,18 +178,21 @@ def test_a_text_column_of_numbers_is_still_refused(tmp_path):
         read(tmp_path / "m", chunk_rows=2)
 
 
-@pytest.mark.parametrize("delimiter", [";", ",", "\t", "|"])
-@pytest.mark.parametrize("first", ["sep={}\r\n", "SEP={}\n", "\ufeffsep={}\r\n", '"sep={}"\n', "\nsep={}\n"])
-def test_the_line_in_which_excel_says_the_delimiter(tmp_path, delimiter, first):
+DELIMITER_LINES = ["sep={}\r\n", "SEP={}\n", "\ufeffsep={}\r\n", '"sep={}"\n', "\nsep={}\n"]
+
+
+def test_the_line_in_which_excel_says_the_delimiter(tmp_path):
     """Fails if `sep=;` is taken for the header, or the delimiter it names for part of a cell."""
-    lines = [["id", "audio", "text", "note"], ["a", "a.wav", "x", "1,5;2"], ["b", "b.wav", "y", "z"]]
-    cells = "\r\n".join(delimiter.join(f'"{cell}"' for cell in line) for line in lines)
-    rows, rejects = read(put(tmp_path / "m.csv", first.format(delimiter) + cells))
-    assert not rejects
-    assert rows.select(["recording_id", "text", "note"]).to_pylist() == [
-        {"recording_id": "a", "text": "x", "note": "1,5;2"}, {"recording_id": "b", "text": "y", "note": "z"},
-    ]  # fmt: skip
-    assert rows["line"].to_pylist() == [3 + first.startswith("\n"), 4 + first.startswith("\n")]
+    for delimiter, first in itertools.product([";", ",", "\t", "|"], DELIMITER_LINES):
+        with case(delimiter, first):
+            lines = [["id", "audio", "text", "note"], ["a", "a.wav", "x", "1,5;2"], ["b", "b.wav", "y", "z"]]
+            cells = "\r\n".join(delimiter.join(f'"{cell}"' for cell in line) for line in lines)
+            rows, rejects = read(put(tmp_path / "m.csv", first.format(delimiter) + cells))
+            assert not rejects
+            assert rows.select(["recording_id", "text", "note"]).to_pylist() == [
+                {"recording_id": "a", "text": "x", "note": "1,5;2"}, {"recording_id": "b", "text": "y", "note": "z"},
+            ]  # fmt: skip
+            assert rows["line"].to_pylist() == [3 + first.startswith("\n"), 4 + first.startswith("\n")]
 
 
 def test_reading_rejects_of_rare_types(tmp_path, quick):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, Reason
+from tests.support.cases import case
 from tests.support.manifests import jsonl, put, read
 
 GOOD_FIELDS = [
@@ -45,35 +47,54 @@ BAD_FIELDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("column", "value", "out", "expected"), GOOD_FIELDS)
-def test_good_fields(tmp_path, column, value, out, expected) -> None:
+def test_good_fields(tmp_path) -> None:
     """Fails if a value a column may hold is rejected or changed."""
-    rows, rejects = read(jsonl(tmp_path / "m.jsonl", {"audio": "a.wav", column: value}))
-    assert (rows[out].to_pylist(), rejects) == ([expected], [])
+    for column, value, out, expected in GOOD_FIELDS:
+        with case(column, value, out, expected):
+            rows, rejects = read(jsonl(tmp_path / "m.jsonl", {"audio": "a.wav", column: value}))
+            assert (rows[out].to_pylist(), rejects) == ([expected], [])
 
 
-@pytest.mark.parametrize(("column", "value"), BAD_FIELDS)
-def test_bad_fields(tmp_path, column, value) -> None:
+def test_bad_fields(tmp_path) -> None:
     """Fails if a value a column cannot hold is accepted, or takes its neighbours along."""
     good = {"id": "good", "audio": "a.wav", "text": "t", "language": "es", "offset": 1, "duration": 1, "channel": 0}
-    rows, rejects = read(jsonl(tmp_path / "m.jsonl", good, good | {"id": "bad", column: value}, good | {"id": "good"}))
-    assert rows["line"].to_pylist() == [1, 3]
-    assert [(r.line, r.reason, r.recording_id) for r in rejects] == [
-        (2, Reason.BAD_FIELD, None if column == "id" else "bad")
-    ]
-    assert column in rejects[0].detail
+    for column, value in BAD_FIELDS:
+        with case(column, value):
+            rows, rejects = read(
+                jsonl(tmp_path / "m.jsonl", good, good | {"id": "bad", column: value}, good | {"id": "good"})
+            )
+            assert rows["line"].to_pylist() == [1, 3]
+            assert [(r.line, r.reason, r.recording_id) for r in rejects] == [
+                (2, Reason.BAD_FIELD, None if column == "id" else "bad")
+            ]
+            assert column in rejects[0].detail
 
 
-@pytest.mark.parametrize("column", ["offset", "duration", "channel"])
-@pytest.mark.parametrize(
-    ("cell", "good"),
-    [("1", True), (" 2 ", True), ("1.0", True), ("1e1", True), ("+3", True), ("", True), ("nan", False), ("inf", False),
-     ("1_0", False), ("-1", False), ("1e999", False), ("0x10", False), ("١", False), ("1,5", False), ("x", False)],
-)  # fmt: skip
-def test_csv_numbers(tmp_path, column, cell, good) -> None:
+CSV_NUMBERS = [
+    ("1", True),
+    (" 2 ", True),
+    ("1.0", True),
+    ("1e1", True),
+    ("+3", True),
+    ("", True),
+    ("nan", False),
+    ("inf", False),
+    ("1_0", False),
+    ("-1", False),
+    ("1e999", False),
+    ("0x10", False),
+    ("١", False),
+    ("1,5", False),
+    ("x", False),
+]
+
+
+def test_csv_numbers(tmp_path) -> None:
     """Fails if Python's own idea of a number (`nan`, `1_0`, other digits) passes, alone or in a column of good ones."""
-    rows, rejects = read(put(tmp_path / "m.csv", f'audio,{column}\na.wav,1\nb.wav,"{cell}"\nc.wav,2\n'))
-    assert ([r.line for r in rejects], rows.num_rows) == (([], 3) if good else ([3], 2))
+    for column, (cell, good) in itertools.product(["offset", "duration", "channel"], CSV_NUMBERS):
+        with case(column, cell, good):
+            rows, rejects = read(put(tmp_path / "m.csv", f'audio,{column}\na.wav,1\nb.wav,"{cell}"\nc.wav,2\n'))
+            assert ([r.line for r in rejects], rows.num_rows) == (([], 3) if good else ([3], 2))
 
 
 def test_bad_field_details_do_not_quote_transcripts_or_secrets(tmp_path) -> None:

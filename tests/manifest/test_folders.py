@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.manifest.read import expand
+from tests.support.cases import case
 from tests.support.corpus import AUDIO, ROOT
 from tests.support.manifests import jsonl, read
 from tests.support.s3_server import S3Server
@@ -42,13 +44,28 @@ def corpus_with_output(corpus: Path) -> Path:
 # -- the output
 
 
-@pytest.mark.parametrize(
-    "given",
-    ["{c}", "{c}/", "{c}//", "file://{c}", ".", "../corpus", "{link}", "{link}/", "{c}/*", "{c}/*/*", "{c}/**", "{c}/**/*",
-     "{c}/[!x]*/", "{link}/**/*.*"],
-)  # fmt: skip
-@pytest.mark.parametrize("output", ["{c}/out", "{c}/out/", "{link}/out", "out", "{out_link}", "file://{c}/out"])
-def test_a_manifest_folder_that_holds_the_output_gives_its_own_manifests(tmp_path, monkeypatch, caplog, given, output):
+NAMES_OF_THE_FOLDER = [
+    "{c}",
+    "{c}/",
+    "{c}//",
+    "file://{c}",
+    ".",
+    "../corpus",
+    "{link}",
+    "{link}/",
+    "{c}/*",
+    "{c}/*/*",
+    "{c}/**",
+    "{c}/**/*",
+    "{c}/[!x]*/",
+    "{link}/**/*.*",
+]
+
+
+NAMES_OF_THE_OUTPUT = ["{c}/out", "{c}/out/", "{link}/out", "out", "{out_link}", "file://{c}/out"]
+
+
+def test_a_manifest_folder_that_holds_the_output_gives_its_own_manifests(tmp_path, monkeypatch, caplog):
     """Fails if a second night reads the first night's results as manifests, under whatever name folder and output go."""
     corpus = tmp_path / "corpus"
     corpus_with_output(corpus)
@@ -56,10 +73,13 @@ def test_a_manifest_folder_that_holds_the_output_gives_its_own_manifests(tmp_pat
     (tmp_path / "out-link").symlink_to(corpus / "out")
     monkeypatch.chdir(corpus)
     names = {"c": str(corpus), "link": str(tmp_path / "link"), "out_link": str(tmp_path / "out-link")}
-    found = expand([given.format(**names)], output=output.format(**names))
-    assert [os.path.realpath(path) for path in found] == [str(corpus / "day-1/m.jsonl")]
-    if given != "{c}/[!x]*/":
-        assert "the output of this job" in caplog.text
+    for given, output in itertools.product(NAMES_OF_THE_FOLDER, NAMES_OF_THE_OUTPUT):
+        with case(given, output):
+            caplog.clear()
+            manifests = expand([given.format(**names)], output=output.format(**names))
+            assert [os.path.realpath(path) for path in manifests] == [str(corpus / "day-1/m.jsonl")]
+            if given != "{c}/[!x]*/":
+                assert "the output of this job" in caplog.text
 
 
 def test_the_job_tells_the_search_where_its_output_is(tmp_path):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 
-import pytest
-
 from pipeline.errors import Reason
+from tests.support.cases import case
 from tests.support.manifests import put, read
 
 TEXTS = ["first", '"An open quote', "in between", "he said no", 'and she said no"', "last"]
@@ -42,52 +42,53 @@ def test_a_quote_in_a_tsv_swallows_no_lines(tmp_path):
     assert rows["text"].to_pylist() == TEXTS
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_every_line_of_an_unquoted_tsv_is_a_row(tmp_path, seed):
+def test_every_line_of_an_unquoted_tsv_is_a_row(tmp_path):
     """Fails if some sequence of quotes hides a row of a TSV, rejects it or changes it, in whatever column they are."""
-    chance = random.Random(seed)
-    texts = chance.choices(OTHERS, k=40)
-    order = chance.choice([("id", "audio", "text"), ("text", "id", "audio"), ("id", "text", "audio")])
-    rows, rejects = read(unquoted(tmp_path / "m.tsv", texts, order=order))
-    assert not rejects and rows["recording_id"].to_pylist() == [f"c{i}" for i in range(40)]
     plain = {'"whole"': "whole", '""': None, "": None}  # quotes that close are quoting; '""twice""' is no quoting
-    assert rows["text"].to_pylist() == [plain.get(text, text) for text in texts]
+    for seed in range(30):
+        with case(seed):
+            chance = random.Random(seed)
+            texts = chance.choices(OTHERS, k=40)
+            order = chance.choice([("id", "audio", "text"), ("text", "id", "audio"), ("id", "text", "audio")])
+            rows, rejects = read(unquoted(tmp_path / "m.tsv", texts, order=order))
+            assert not rejects and rows["recording_id"].to_pylist() == [f"c{i}" for i in range(40)]
+            assert rows["text"].to_pylist() == [plain.get(text, text) for text in texts]
 
 
-@pytest.mark.parametrize("tab", [",", ";"])
-@pytest.mark.parametrize("audio", ["/a/{i}.wav", "clip-{i}", "s3://b/{i}.mp3"])
-@pytest.mark.parametrize("seed", range(10))
-def test_a_stray_quote_in_a_csv_is_never_silent(tmp_path, seed, tab, audio):
+def test_a_stray_quote_in_a_csv_is_never_silent(tmp_path):
     """Fails if a line of a CSV is neither a row nor a reject of its own because a quote before it was not closed."""
-    chance = random.Random(seed)
-    texts = TEXTS if seed == 0 else chance.choices([text for text in OTHERS if "," not in text], k=30)
-    rows, rejects = read(unquoted(tmp_path / "m.csv", texts, tab=tab, audio=audio))
-    lines = sorted([*rows["line"].to_pylist(), *(reject.line for reject in rejects)])
-    assert lines == list(range(2, len(texts) + 2))
-    assert {reject.reason for reject in rejects} <= {Reason.MALFORMED}
-    for line, text in zip(rows["line"].to_pylist(), rows["text"].to_pylist(), strict=True):
-        assert text in (texts[line - 2], texts[line - 2].strip('"') or None)
-    if seed == 0:
-        assert [(reject.line, "quote" in reject.detail) for reject in rejects] == [(3, True)]
+    for tab, audio, seed in itertools.product([",", ";"], ["/a/{i}.wav", "clip-{i}", "s3://b/{i}.mp3"], range(10)):
+        with case(tab, audio, seed):
+            chance = random.Random(seed)
+            texts = TEXTS if seed == 0 else chance.choices([text for text in OTHERS if "," not in text], k=30)
+            rows, rejects = read(unquoted(tmp_path / "m.csv", texts, tab=tab, audio=audio))
+            lines = sorted([*rows["line"].to_pylist(), *(reject.line for reject in rejects)])
+            assert lines == list(range(2, len(texts) + 2))
+            assert {reject.reason for reject in rejects} <= {Reason.MALFORMED}
+            for line, text in zip(rows["line"].to_pylist(), rows["text"].to_pylist(), strict=True):
+                assert text in (texts[line - 2], texts[line - 2].strip('"') or None)
+            if seed == 0:
+                assert [(reject.line, "quote" in reject.detail) for reject in rejects] == [(3, True)]
 
 
-@pytest.mark.parametrize("tab", ["\t", ",", ";"])
-@pytest.mark.parametrize(
-    "order", [("audio", "text"), ("text", "audio"), ("id", "text", "audio", "x"), ("id", "audio", "text")]
-)
-def test_cells_of_several_lines_stay_whole(tmp_path, tab, order):
+ORDERS = [("audio", "text"), ("text", "audio"), ("id", "text", "audio", "x"), ("id", "audio", "text")]
+
+
+def test_cells_of_several_lines_stay_whole(tmp_path):
     """Fails if a transcript that was properly quoted over several lines is taken for a stray quote."""
-    chance = random.Random(1)
-    words = ["Hello, there", "Well, yes.", "No", "", 'she said "x"', "1, 2, 3", "a; b; c", "the end."]
-    rows = []
-    for i in range(200):
-        text = "\n".join(chance.choices(words, k=chance.randint(1, 4)))
-        rows.append({"id": f"u{i}", "audio": f"clips/{i}.wav", "text": text, "x": f"{i}"})
-    with (tmp_path / "m.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter=tab)
-        writer.writerows([order, *([row[name] for name in order] for row in rows)])
-    found, rejects = read(tmp_path / "m.csv")
-    assert not rejects and found["text"].to_pylist() == [row["text"] or None for row in rows]
+    for tab, order in itertools.product(["\t", ",", ";"], ORDERS):
+        with case(tab, order):
+            chance = random.Random(1)
+            words = ["Hello, there", "Well, yes.", "No", "", 'she said "x"', "1, 2, 3", "a; b; c", "the end."]
+            rows = []
+            for i in range(200):
+                text = "\n".join(chance.choices(words, k=chance.randint(1, 4)))
+                rows.append({"id": f"u{i}", "audio": f"clips/{i}.wav", "text": text, "x": f"{i}"})
+            with (tmp_path / "m.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, delimiter=tab)
+                writer.writerows([order, *([row[name] for name in order] for row in rows)])
+            found, rejects = read(tmp_path / "m.csv")
+            assert not rejects and found["text"].to_pylist() == [row["text"] or None for row in rows]
 
 
 def test_a_record_of_several_lines_that_is_rejected_says_so(tmp_path):

@@ -19,6 +19,7 @@ from pipeline.errors import Reason
 from pipeline.manifest.read import derived_id, read_manifest
 from pipeline.manifest.source import MAX_LINE_BYTES, lines_of
 from tests.hostile import make_manifests
+from tests.support.cases import case
 from tests.support.manifests import jsonl, put, read
 
 
@@ -37,24 +38,25 @@ def test_m1_jsonl(tmp_path, chunk_rows) -> None:
     assert all(len(reject.raw) <= 2048 and reject.detail and len(reject.detail) < 300 for reject in rejects)
 
 
-@pytest.mark.parametrize(
-    ("way", "place"),
-    [
-        (way, place)
-        for way in [*make_manifests.BAD_JSON, *make_manifests.HARMLESS_JSON]
-        for place in ["first", "middle", "last"]
-        if (way, place) != ("BOM mid-file", "first")  # there it is allowed
-    ],
-)
-def test_m1_jsonl_each_way(tmp_path, way, place) -> None:
+WAYS_AND_PLACES = [
+    (way, place)
+    for way in [*make_manifests.BAD_JSON, *make_manifests.HARMLESS_JSON]
+    for place in ["first", "middle", "last"]
+    if (way, place) != ("BOM mid-file", "first")  # there it is allowed
+]
+
+
+def test_m1_jsonl_each_way(tmp_path) -> None:
     """Fails if one way of being malformed is missed, or a damaged first line changes what the file is taken for."""
-    lines = [json.dumps(make_manifests.good(i)).encode() for i in range(4)]
-    number = {"first": 1, "middle": 3, "last": 5}[place]
-    make = (make_manifests.BAD_JSON | make_manifests.HARMLESS_JSON)[way]
-    lines.insert(number - 1, make(9))
-    rows, rejects = read(put(tmp_path / "m.jsonl", b"\n".join(lines)))  # the last line has no newline
-    assert [reject.line for reject in rejects] == ([number] if way in make_manifests.BAD_JSON else [])
-    assert {f"utt-{i:06d}" for i in range(4)} <= set(rows["recording_id"].to_pylist())
+    for way, place in WAYS_AND_PLACES:
+        with case(way, place):
+            lines = [json.dumps(make_manifests.good(i)).encode() for i in range(4)]
+            number = {"first": 1, "middle": 3, "last": 5}[place]
+            make = (make_manifests.BAD_JSON | make_manifests.HARMLESS_JSON)[way]
+            lines.insert(number - 1, make(9))
+            rows, rejects = read(put(tmp_path / "m.jsonl", b"\n".join(lines)))  # the last line has no newline
+            assert [reject.line for reject in rejects] == ([number] if way in make_manifests.BAD_JSON else [])
+            assert {f"utt-{i:06d}" for i in range(4)} <= set(rows["recording_id"].to_pylist())
 
 
 def test_m1_csv(tmp_path) -> None:

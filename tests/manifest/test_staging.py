@@ -20,6 +20,7 @@ from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.manifest import hash_buckets, read
 from pipeline.manifest.hash_buckets import id_keys, key_of
 from pipeline.manifest.staging import Selection, Spool, reject_keys, reject_schema
+from tests.support.cases import case
 from tests.support.manifests import jsonl, put
 
 NOTHING = id_keys([])
@@ -60,32 +61,35 @@ def expected(rows: Sequence[dict[str, object]]) -> tuple[list[str], Counter[str]
 # -- duplicates
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_duplicates_in_any_order_over_files_and_chunks(tmp_path, monkeypatch, seed):
+def test_duplicates_in_any_order_over_files_and_chunks(tmp_path, monkeypatch):
     """Fails if what becomes of a repeated id depends on the order, the file or the chunk its rows stand in."""
     monkeypatch.setattr(read, "CHUNK_ROWS", 3)
     monkeypatch.setattr(read.read_manifest, "__kwdefaults__", {"chunk_rows": 3, "audio_optional": False})
-    chance = random.Random(seed)
-    rows = [{"id": f"one-{n}", "audio": "a.wav", "text": "t"} for n in range(4)]
-    rows += [{"id": f"twice-{n}", "audio": "a.wav", "take": 1} for n in range(3)] * 2
-    rows += [{"id": f"clash-{n}", "audio": "a.wav", "text": text} for n in range(3) for text in ("x", "y", "x")]
-    rows += [{"id": "extra", "audio": "a.wav", "speaker": speaker} for speaker in ("s1", "s2")]
-    chance.shuffle(rows)
-    cut = chance.randrange(len(rows))
-    files = [jsonl(tmp_path / "a.jsonl", *rows[:cut]), jsonl(tmp_path / "b.jsonl", *rows[cut:])]
-    spool = spooled(tmp_path / "spool", *files)
-    assert len(spool.chunks) > 5
-    selection = select(spool)
-    kept, clashing = expected(rows)
-    assert sorted(ids(selection.tables())) == kept
-    assert selection.rows == len(kept)
-    rejects = refused(selection)
-    assert Counter(row["recording_id"] for row in rejects) == clashing
-    assert {row["reason"] for row in rejects} == {"DUPLICATE_ID"}
-    for row in rejects:
-        where = rows[:cut] if row["manifest"].endswith("a.jsonl") else rows[cut:]
-        assert where[row["line"] - 1]["id"] == row["recording_id"]
-        assert where[row["line"] - 1].get("text") == row["text"]
+    for seed in range(50):
+        with case(seed):
+            folder = tmp_path / str(seed)
+            folder.mkdir()
+            chance = random.Random(seed)
+            rows = [{"id": f"one-{n}", "audio": "a.wav", "text": "t"} for n in range(4)]
+            rows += [{"id": f"twice-{n}", "audio": "a.wav", "take": 1} for n in range(3)] * 2
+            rows += [{"id": f"clash-{n}", "audio": "a.wav", "text": text} for n in range(3) for text in ("x", "y", "x")]
+            rows += [{"id": "extra", "audio": "a.wav", "speaker": speaker} for speaker in ("s1", "s2")]
+            chance.shuffle(rows)
+            cut = chance.randrange(len(rows))
+            files = [jsonl(folder / "a.jsonl", *rows[:cut]), jsonl(folder / "b.jsonl", *rows[cut:])]
+            spool = spooled(folder / "spool", *files)
+            assert len(spool.chunks) > 5
+            selection = select(spool)
+            kept, clashing = expected(rows)
+            assert sorted(ids(selection.tables())) == kept
+            assert selection.rows == len(kept)
+            rejects = refused(selection)
+            assert Counter(row["recording_id"] for row in rejects) == clashing
+            assert {row["reason"] for row in rejects} == {"DUPLICATE_ID"}
+            for row in rejects:
+                where = rows[:cut] if row["manifest"].endswith("a.jsonl") else rows[cut:]
+                assert where[row["line"] - 1]["id"] == row["recording_id"]
+                assert where[row["line"] - 1].get("text") == row["text"]
 
 
 def test_the_first_of_equal_rows_is_kept(tmp_path):

@@ -24,7 +24,8 @@ from pipeline.analytics.evaluate.evaluation import Options, evaluate, read
 from pipeline.audio.decode import decode
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
-from tests.support.corpus import ROOT, annotate, utterances, write_manifest
+from tests.support.corpus import ROOT, utterances, write_manifest
+from tests.support.shared_ray import Annotate
 
 HELDOUT = ROOT / "demo" / "heldout"
 ROWS = [json.loads(line) for line in (HELDOUT / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -42,10 +43,10 @@ SWAPPED, WRONG_RATE = 120, 40
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output(tmp_path_factory: pytest.TempPathFactory, shared_ray: Annotate) -> Path:
     """The output of the job in mode mean, every row listened to."""
     output = tmp_path_factory.mktemp("heldout") / "out"
-    annotate(HELDOUT / "manifest.jsonl", output, *options())
+    shared_ray(HELDOUT / "manifest.jsonl", output, *options())
     return output
 
 
@@ -56,7 +57,7 @@ def heard(output: Path) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+def spoiled(tmp_path_factory: pytest.TempPathFactory, shared_ray: Annotate) -> pa.Table:
     """The controls: rows with the text of another row, and 8 kHz audio under a header that says 16 kHz."""
     folder = tmp_path_factory.mktemp("spoiled")
     new = [row for row in CLIPS if row["heldout"] == "voices"]
@@ -74,7 +75,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
         soundfile.write(path, soxr.resample(waveform, SAMPLING_RATE, SAMPLING_RATE / 2), SAMPLING_RATE, "PCM_16")
         rows.append({**row, "id": f"rate-{row['id']}", "audio": str(path)})
     options_ = [*options(), "--audio-root", str(HELDOUT), "--audio-root", str(folder)]
-    annotate(write_manifest(folder / "manifest.jsonl", rows), folder / "out", *options_)
+    shared_ray(write_manifest(folder / "manifest.jsonl", rows), folder / "out", *options_)
     return utterances(folder / "out")
 
 

@@ -104,7 +104,8 @@ def test_a_lethal_line_is_found_and_its_neighbours_are_done(tmp_path, checkpoint
         assert found[column].to_pylist()[0] == pytest.approx(expected[column].to_pylist()[0], abs=1e-5)
 
 
-def test_a_lethal_utterance_in_a_real_job(tmp_path, checkpoints, asr):
+@pytest.mark.usefixtures("own_ray")
+def test_a_lethal_utterance_in_a_real_job(tmp_path, checkpoints, asr, shared_ray):
     """Fails if Ray gives up on the shard or the job, if the row is tried for ever, or if a neighbour is lost or changed."""
     records = rows(8)
     records[2]["text"] = LETHAL
@@ -114,7 +115,7 @@ def test_a_lethal_utterance_in_a_real_job(tmp_path, checkpoints, asr):
     (refused,) = rejects(output).to_pylist()
     assert (refused["recording_id"], refused["reason"], refused["stage"]) == ("clip-002", "INTERNAL", "recognise")
     assert refused["attempts"] == MOST_DEATHS + 1
-    annotate(write_manifest(tmp_path / "n.jsonl", records[:2] + records[3:]), tmp_path / "without", *options)
+    shared_ray(write_manifest(tmp_path / "n.jsonl", records[:2] + records[3:]), tmp_path / "without", *options)
     found, expected = utterances(output), utterances(tmp_path / "without")
     for column in ("utterance_id", "text", "label"):
         assert found[column].to_pylist() == expected[column].to_pylist()

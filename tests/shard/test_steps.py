@@ -19,8 +19,8 @@ from tests.support.golden import CASES, LONG, PARITY, SCORES, SCORES_RESAMPLED
 from tests.support.shards import (
     CLIP,
     EMOTION,
+    FailingRecogniser,
     FakeTranscriber,
-    Spiteful,
     assert_same,
     by_hand,
     committed,
@@ -77,22 +77,22 @@ def test_a_row_that_kills_the_model_costs_only_itself(tmp_path, checkpoints, mod
     """
     records = [row(n) for n in range(7)]
     real = real_recogniser(checkpoints, mode)
-    spiteful = Spiteful(real, {f"Sentence {n}." for n in bad}, RuntimeError("sick " * 100))
+    failing = FailingRecogniser(real, {f"Sentence {n}." for n in bad}, RuntimeError("sick " * 100))
     work = work_of(tmp_path / "bad", records, models_of(checkpoints, mode, ["en"]), mode)
-    _, finished = by_hand(work, recogniser_for=lambda _: spiteful)
+    _, finished = by_hand(work, recogniser_for=lambda _: failing)
     assert finished.rejects == ("INTERNAL",) * len(bad)
     others = [record for number, record in enumerate(records) if number not in bad]
     good = work_of(tmp_path / "good", others, models_of(checkpoints, mode, ["en"]), mode)
     by_hand(good, recogniser_for=lambda _: real)
     assert_same(parts(work), parts(good))
-    assert max(spiteful.calls) == 7 and len(spiteful.calls) <= 1 + 2 * 3 * len(bad)
+    assert max(failing.calls) == 7 and len(failing.calls) <= 1 + 2 * 3 * len(bad)
 
 
 def test_why_a_row_failed_is_written_down(tmp_path, checkpoints):
     """Fails if the reject of an unforeseen failure does not say its type and stage, or holds the whole of a long message."""
-    spiteful = Spiteful(real_recogniser(checkpoints), {"Sentence 1."}, FloatingPointError("not finite " * 100))
+    failing = FailingRecogniser(real_recogniser(checkpoints), {"Sentence 1."}, FloatingPointError("not finite " * 100))
     work = work_of(tmp_path, [row(n) for n in range(2)], models_of(checkpoints, "mean", ["en"]))
-    table, _ = by_hand(work, recogniser_for=lambda _: spiteful)
+    table, _ = by_hand(work, recogniser_for=lambda _: failing)
     (failed,) = table.filter(pc.is_valid(table["reason"])).to_pylist()
     assert (failed["reason"], failed["stage"]) == ("INTERNAL", "recognise")
     assert failed["detail"].startswith("FloatingPointError: not finite") and len(failed["detail"]) < 250
@@ -100,11 +100,11 @@ def test_why_a_row_failed_is_written_down(tmp_path, checkpoints):
 
 def test_a_foreseen_reject_of_the_model_keeps_its_reason(tmp_path, checkpoints):
     """Fails if a typed reject inside a batch becomes INTERNAL, or takes the batch with it."""
-    spiteful = Spiteful(
+    failing = FailingRecogniser(
         real_recogniser(checkpoints), {"Sentence 2."}, RejectedRow(Reason.TOO_SHORT, "short", Stage.RECOGNISE)
     )
     work = work_of(tmp_path, [row(n) for n in range(5)], models_of(checkpoints, "mean", ["en"]))
-    _, finished = by_hand(work, recogniser_for=lambda _: spiteful)
+    _, finished = by_hand(work, recogniser_for=lambda _: failing)
     assert finished.rejects == ("TOO_SHORT",) and finished.utterances == 4
 
 
@@ -113,17 +113,17 @@ def test_too_many_unforeseen_failures_fail_the_shard(tmp_path, checkpoints):
     records = [row(n) for n in range(10)]
     for count, sick in ((3, False), (4, True)):
         work = work_of(tmp_path / str(count), records, models_of(checkpoints, "mean", ["en"]))
-        spiteful = Spiteful(
+        failing = FailingRecogniser(
             real_recogniser(checkpoints), {f"Sentence {n}." for n in range(count)}, RuntimeError("boom")
         )
         if sick:
             with pytest.raises(
                 JobError, match=r"4 of 10 rows of shard 000001-000000 failed .*: INTERNAL, RuntimeError: boom"
             ):
-                by_hand(work, recogniser_for=lambda _, s=spiteful: s)
+                by_hand(work, recogniser_for=lambda _, s=failing: s)
             assert not committed(work)
         else:
-            assert by_hand(work, recogniser_for=lambda _, s=spiteful: s)[1].won
+            assert by_hand(work, recogniser_for=lambda _, s=failing: s)[1].won
 
 
 def test_a_shard_of_rejects_alone_is_committed(tmp_path, checkpoints):

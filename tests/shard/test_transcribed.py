@@ -20,8 +20,8 @@ from tests.support.corpus import ROOT
 from tests.support.golden import LONG, PARITY
 from tests.support.shards import (
     CLIP,
+    FailingRecogniser,
     FakeTranscriber,
-    Spiteful,
     by_hand,
     models_of,
     parts,
@@ -121,8 +121,8 @@ def test_half_a_recording_is_not_written(tmp_path, checkpoints):
             self.text = "other"
             return found
 
-    spiteful = Spiteful(real_recogniser(checkpoints), {"the second"}, RuntimeError("boom"))
-    table, finished = by_hand(work, Second("en"), lambda _: spiteful)
+    failing = FailingRecogniser(real_recogniser(checkpoints), {"the second"}, RuntimeError("boom"))
+    table, finished = by_hand(work, Second("en"), lambda _: failing)
     assert table.num_rows > 2
     assert finished.rejects == ("INTERNAL",) and parts(work)["recording_id"].to_pylist() == ["r1"]
 

@@ -13,48 +13,50 @@ import pytest
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
 from pipeline.storage.access import AudioRoots, resolve_audio, without_query
 from pipeline.storage.store import fetch
+from tests.support.cases import case
 
 LOCAL, BUCKET, HTTP = "/data/sets/m.jsonl", "s3://bucket/sets/m.jsonl", "https://host/sets/m.jsonl?X-Sig=CANARY"
 
 
-@pytest.mark.parametrize(
-    ("audio", "manifest", "expected"),
-    [
-        ("a.wav", LOCAL, "/data/sets/a.wav"),
-        ("./x//a.wav", LOCAL, "/data/sets/x/a.wav"),
-        ("../a.wav", LOCAL, "/data/a.wav"),
-        ("/x/../a.wav", LOCAL, "/a.wav"),
-        ("//x/a.wav", LOCAL, "/x/a.wav"),
-        ("a.wav", "/m.jsonl", "/a.wav"),
-        ("file:///x/a b%20.wav", LOCAL, "/x/a b%20.wav"),
-        ("FILE://localhost/x/a.wav", LOCAL, "/x/a.wav"),
-        ("~/a.wav", LOCAL, "/data/sets/~/a.wav"),
-        ("..\\..\\a.wav", LOCAL, "/data/sets/..\\..\\a.wav"),
-        ("C:\\a.wav", LOCAL, "/data/sets/C:\\a.wav"),
-        ("%2e%2e/a.wav", LOCAL, "/data/sets/%2e%2e/a.wav"),
-        ("12:30:05.wav", LOCAL, "/data/sets/12:30:05.wav"),
-        ("what?.wav", LOCAL, "/data/sets/what?.wav"),
-        ("niño 🎤.wav", LOCAL, "/data/sets/niño 🎤.wav"),
-        ("s3://b/a.wav", LOCAL, "s3://b/a.wav"),
-        ("S3://b/x/../a.wav", LOCAL, "s3://b/a.wav"),
-        ("a.wav", BUCKET, "s3://bucket/sets/a.wav"),
-        ("../a.wav", BUCKET, "s3://bucket/a.wav"),
-        ("x//a.wav", BUCKET, "s3://bucket/sets/x//a.wav"),
-        ("%2e%2e/a.wav", BUCKET, "s3://bucket/sets/%2e%2e/a.wav"),
-        ("/etc/passwd", BUCKET, "/etc/passwd"),
-        ("a.wav", "s3://bucket/m.jsonl", "s3://bucket/a.wav"),
-        ("a.wav", "memory://m.jsonl", "memory://a.wav"),
-        ("a.wav", "memory://sets/m.jsonl", "memory://sets/a.wav"),
-        ("a.wav?v=1", HTTP, "https://host/sets/a.wav?v=1"),
-        ("/a.wav", HTTP, "https://host/a.wav"),
-        ("//other/a.wav", HTTP, "https://other/a.wav"),
-        ("http://h/x/./y/../a.wav?p=../..", HTTP, "http://h/x/a.wav?p=../.."),
-        ("abfss://c@acc.dfs.core.windows.net/x/a.wav", LOCAL, "abfss://c@acc.dfs.core.windows.net/x/a.wav"),
-    ],
-)
-def test_resolve(audio: str, manifest: str, expected: str) -> None:
+RESOLVED = [
+    ("a.wav", LOCAL, "/data/sets/a.wav"),
+    ("./x//a.wav", LOCAL, "/data/sets/x/a.wav"),
+    ("../a.wav", LOCAL, "/data/a.wav"),
+    ("/x/../a.wav", LOCAL, "/a.wav"),
+    ("//x/a.wav", LOCAL, "/x/a.wav"),
+    ("a.wav", "/m.jsonl", "/a.wav"),
+    ("file:///x/a b%20.wav", LOCAL, "/x/a b%20.wav"),
+    ("FILE://localhost/x/a.wav", LOCAL, "/x/a.wav"),
+    ("~/a.wav", LOCAL, "/data/sets/~/a.wav"),
+    ("..\\..\\a.wav", LOCAL, "/data/sets/..\\..\\a.wav"),
+    ("C:\\a.wav", LOCAL, "/data/sets/C:\\a.wav"),
+    ("%2e%2e/a.wav", LOCAL, "/data/sets/%2e%2e/a.wav"),
+    ("12:30:05.wav", LOCAL, "/data/sets/12:30:05.wav"),
+    ("what?.wav", LOCAL, "/data/sets/what?.wav"),
+    ("niño 🎤.wav", LOCAL, "/data/sets/niño 🎤.wav"),
+    ("s3://b/a.wav", LOCAL, "s3://b/a.wav"),
+    ("S3://b/x/../a.wav", LOCAL, "s3://b/a.wav"),
+    ("a.wav", BUCKET, "s3://bucket/sets/a.wav"),
+    ("../a.wav", BUCKET, "s3://bucket/a.wav"),
+    ("x//a.wav", BUCKET, "s3://bucket/sets/x//a.wav"),
+    ("%2e%2e/a.wav", BUCKET, "s3://bucket/sets/%2e%2e/a.wav"),
+    ("/etc/passwd", BUCKET, "/etc/passwd"),
+    ("a.wav", "s3://bucket/m.jsonl", "s3://bucket/a.wav"),
+    ("a.wav", "memory://m.jsonl", "memory://a.wav"),
+    ("a.wav", "memory://sets/m.jsonl", "memory://sets/a.wav"),
+    ("a.wav?v=1", HTTP, "https://host/sets/a.wav?v=1"),
+    ("/a.wav", HTTP, "https://host/a.wav"),
+    ("//other/a.wav", HTTP, "https://other/a.wav"),
+    ("http://h/x/./y/../a.wav?p=../..", HTTP, "http://h/x/a.wav?p=../.."),
+    ("abfss://c@acc.dfs.core.windows.net/x/a.wav", LOCAL, "abfss://c@acc.dfs.core.windows.net/x/a.wav"),
+]
+
+
+def test_resolve() -> None:
     """Fails if a reference is read against the working directory, or a key is treated as a path or a URL."""
-    assert resolve_audio(audio, manifest) == expected
+    for audio, manifest, expected in RESOLVED:
+        with case(audio, manifest, expected):
+            assert resolve_audio(audio, manifest) == expected
 
 
 def test_resolve_relative_manifest(tmp_path, monkeypatch) -> None:
@@ -78,25 +80,27 @@ NEVER = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("audio", NEVER)
-def test_never_opened(audio: str) -> None:
+def test_never_opened() -> None:
     """Fails if a pseudo-protocol, a chain or hidden dots get past `resolve_audio`, whatever the manifest's store."""
-    for manifest in (LOCAL, BUCKET, HTTP):
-        with pytest.raises(RejectedRow) as caught:
-            resolve_audio(audio, manifest)
-        assert (caught.value.reason, caught.value.stage) == (Reason.NOT_ALLOWED, Stage.MANIFEST), manifest
+    for audio in NEVER:
+        with case(audio):
+            for manifest in (LOCAL, BUCKET, HTTP):
+                with pytest.raises(RejectedRow) as caught:
+                    resolve_audio(audio, manifest)
+                assert (caught.value.reason, caught.value.stage) == (Reason.NOT_ALLOWED, Stage.MANIFEST), manifest
 
 
-@pytest.mark.parametrize("audio", [uri for uri in NEVER if not uri.startswith("file:/")])
-def test_check_refuses_without_resolve(audio: str) -> None:
+def test_check_refuses_without_resolve() -> None:
     """Fails if `check`, given a reference that nobody resolved, takes it for something under the root."""
-    refused = []
-    for prefix in ("/", "s3://b", "http://h", "memory://"):
-        try:
-            AudioRoots.parse([prefix], [LOCAL]).check(audio)
-        except RejectedRow:
-            refused.append(prefix)
-    assert refused == ["/", "s3://b", "http://h", "memory://"]
+    for audio in [uri for uri in NEVER if not uri.startswith("file:/")]:
+        with case(audio):
+            refused = []
+            for prefix in ("/", "s3://b", "http://h", "memory://"):
+                try:
+                    AudioRoots.parse([prefix], [LOCAL]).check(audio)
+                except RejectedRow:
+                    refused.append(prefix)
+            assert refused == ["/", "s3://b", "http://h", "memory://"]
 
 
 def test_leaves_bucket() -> None:
@@ -127,10 +131,11 @@ DEFAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("manifest", "audio", "allowed"), DEFAULTS)
-def test_default_is_the_manifests_store(manifest: str, audio: str, allowed: bool) -> None:
+def test_default_is_the_manifests_store() -> None:
     """Fails if a manifest without roots can name another store than its own, above all a bucket's a local file."""
-    assert _allowed(AudioRoots.parse([], [manifest]), audio) is allowed
+    for manifest, audio, allowed in DEFAULTS:
+        with case(manifest, audio, allowed):
+            assert _allowed(AudioRoots.parse([], [manifest]), audio) is allowed
 
 
 def test_mixed_stores_need_prefixes() -> None:
@@ -188,21 +193,34 @@ PREFIXES = [
 ]
 
 
-@pytest.mark.parametrize(("prefix", "audio", "allowed"), PREFIXES)
-def test_prefixes(prefix: str, audio: str, allowed: bool) -> None:
+def test_prefixes() -> None:
     """Fails if a prefix is compared as text instead of by host and whole path segments."""
-    assert _allowed(AudioRoots.parse([prefix], [LOCAL]), audio) is allowed
+    for prefix, audio, allowed in PREFIXES:
+        with case(prefix, audio, allowed):
+            assert _allowed(AudioRoots.parse([prefix], [LOCAL]), audio) is allowed
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["169.254.169.254", "[::1]", "127.0.0.1", "localhost", "2852039166", "0xA9FEA9FE", "0251.0376.0251.0376", "127.1",
-     "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "metadata.google.internal", "10.0.0.1"],
-)  # fmt: skip
-def test_internal_addresses_say_so(host: str) -> None:
+INTERNAL_HOSTS = [
+    "169.254.169.254",
+    "[::1]",
+    "127.0.0.1",
+    "localhost",
+    "2852039166",
+    "0xA9FEA9FE",
+    "0251.0376.0251.0376",
+    "127.1",
+    "[::ffff:169.254.169.254]",
+    "[fd00:ec2::254]",
+    "metadata.google.internal",
+    "10.0.0.1",
+]
+
+
+def test_internal_addresses_say_so() -> None:
     """Fails if an inside address in any spelling passes, or its refusal advises to open it like any other."""
-    with pytest.raises(RejectedRow, match="internal address"):
-        AudioRoots.parse(["http://good/audio"], [LOCAL]).check(f"http://{host}/audio/a.wav")
+    for host in INTERNAL_HOSTS:
+        with case(host), pytest.raises(RejectedRow, match="internal address"):
+            AudioRoots.parse(["http://good/audio"], [LOCAL]).check(f"http://{host}/audio/a.wav")
 
 
 def test_local_roots_follow_links(tmp_path) -> None:
@@ -236,27 +254,43 @@ def test_local_root_of_the_working_directory(tmp_path, monkeypatch) -> None:
     assert not _allowed(AudioRoots.parse(["audio"], []), f"{tmp_path}/audio-2/a.wav")
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    ["", "ftp://h/", "s3://", "http://", "https://h/a?sig=CANARY", "https://u:CANARY@h/", "zip://x::s3://b", "a\nb"],
-)
-def test_bad_prefixes(prefix: str) -> None:
+BAD_PREFIXES = [
+    "",
+    "ftp://h/",
+    "s3://",
+    "http://",
+    "https://h/a?sig=CANARY",
+    "https://u:CANARY@h/",
+    "zip://x::s3://b",
+    "a\nb",
+]
+
+
+def test_bad_prefixes() -> None:
     """Fails if a root that can match nothing, or would match more than meant, is taken in silence."""
-    with pytest.raises(ConfigError) as caught:
-        AudioRoots.parse([prefix], [LOCAL])
-    assert "CANARY" not in str(caught.value)
+    for prefix in BAD_PREFIXES:
+        with case(prefix):
+            with pytest.raises(ConfigError) as caught:
+                AudioRoots.parse([prefix], [LOCAL])
+            assert "CANARY" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "audio",
-    ["https://u:CANARY@h/x/a.wav?X-Sig=CANARY#CANARY", "a.wav?X-Sig=CANARY", "ftp://u:p@h/x?CANARY", "az://c/a?CANARY"],
-)
-def test_refusals_keep_secrets(audio: str) -> None:
+WITH_SECRETS = [
+    "https://u:CANARY@h/x/a.wav?X-Sig=CANARY#CANARY",
+    "a.wav?X-Sig=CANARY",
+    "ftp://u:p@h/x?CANARY",
+    "az://c/a?CANARY",
+]
+
+
+def test_refusals_keep_secrets() -> None:
     """Fails if a refusal quotes a query string, a fragment or a password."""
-    roots = AudioRoots.parse(["s3://b"], [HTTP])
-    with pytest.raises(RejectedRow) as caught:
-        roots.check(resolve_audio(audio, HTTP))
-    assert "CANARY" not in caught.value.detail
+    for audio in WITH_SECRETS:
+        with case(audio):
+            roots = AudioRoots.parse(["s3://b"], [HTTP])
+            with pytest.raises(RejectedRow) as caught:
+                roots.check(resolve_audio(audio, HTTP))
+            assert "CANARY" not in caught.value.detail
 
 
 def test_refusal_names_the_root_that_would_do() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -18,13 +16,12 @@ import pipeline.shard.commit
 from pipeline.config import load_config
 from pipeline.dataset.verify.audit import audit
 from pipeline.manifest.read import expand
-from pipeline.models import roles
 from pipeline.storage.store import fetch, open_store
-from tests.support import noop_job
 from tests.support.manifests import jsonl, read
-from tests.support.outputs import MODELS
-from tests.support.pins import by_role
+from tests.support.nights import quick
 from tests.support.s3_server import S3Server
+
+__all__ = ["quick"]
 
 KEYS = ["q?0.wav", "q?1.wav", "q?", "q", "q#0.wav", "q#1.wav", "q?a=1&b=2.wav", "q?a=1&b=3.wav", "d?/q.wav", "e?/q.wav",
         "q%3F0.wav", "q??0.wav", "q?0#1.wav"]  # fmt: skip
@@ -34,16 +31,6 @@ def generated() -> list[str]:
     """Names of characters that mean something in URLs, from a fixed seed."""
     dice = random.Random(16)
     return sorted({"g" + "".join(dice.choices("?#&=%+ ;@~ab", k=8)) + ".wav" for _ in range(30)})
-
-
-@pytest.fixture
-def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real driver, planner and publishing, without Ray and models."""
-    monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
-    monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
-    monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
-    pinning = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
-    monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinning))
 
 
 def run(folder: Path, root: str, names: list[str], output: str) -> list[dict[str, object]]:
@@ -63,7 +50,7 @@ def run(folder: Path, root: str, names: list[str], output: str) -> list[dict[str
 
 
 @pytest.mark.parametrize("root", ["s3://corpus/question", "gs://bucket", "LOCAL"])
-def test_an_s3_key_with_a_question_mark_keeps_what_follows(root, no_models, tmp_path) -> None:
+def test_an_s3_key_with_a_question_mark_keeps_what_follows(root, quick, tmp_path) -> None:
     """Fails if `audio` ends at a `?` or `#` that is part of an object's name: several objects then share one value."""
     root, names = root.replace("LOCAL", str(tmp_path / "audio")), KEYS + generated()
     rows = run(tmp_path, root, names, str(tmp_path / "out"))
@@ -78,7 +65,7 @@ def test_an_s3_key_with_a_question_mark_keeps_what_follows(root, no_models, tmp_
     assert audit(open_store(str(tmp_path / "out")), deep=True).status == "sound"
 
 
-def test_outputs_of_before_stay_sound(no_models, tmp_path, monkeypatch) -> None:
+def test_outputs_of_before_stay_sound(quick, tmp_path, monkeypatch) -> None:
     """Fails if an output whose `audio` was cut at its `?`, as earlier versions wrote it, is called damaged."""
     for module in (pipeline.shard.commit, pipeline.manifest.staging):
         monkeypatch.setattr(module, "without_query", lambda uri: uri.partition("?")[0])

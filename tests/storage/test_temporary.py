@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, JobError
 from pipeline.manifest.hash_buckets import KeyHeaps, as_keys
 from pipeline.manifest.staging import Spool
 from pipeline.storage.temporary import naming_full_disk, remove_abandoned, require_short_tmpdir, temporary_folder
+from tests.support.cases import case
 from tests.support.corpus import ROOT, rows, write_manifest
 
 HOLDER = """
@@ -197,21 +198,22 @@ def test_a_tmpdir_too_long_for_sockets_is_refused(monkeypatch, name, length):
         pass
 
 
-@pytest.mark.parametrize("length", range(20, 60))
-def test_the_longest_tmpdir_is_the_one_that_ray_takes(monkeypatch, length):
+def test_the_longest_tmpdir_is_the_one_that_ray_takes(monkeypatch):
     """Fails if a TMPDIR that Ray takes is refused, is counted in characters instead of bytes, or counts beside RAY_TMPDIR."""
     from ray._private.utils import validate_socket_filepath
 
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    folder = "/é" + "t" * (length - 3)
-    monkeypatch.setenv("TMPDIR", folder)
-    session = f"session_{time.strftime('%Y-%m-%d_%H-%M-%S')}_123456_{os.getpid()}"
-    try:
-        validate_socket_filepath(f"{folder}/ray/{session}/sockets/plasma_store")
-    except OSError:
-        with pytest.raises(ConfigError):
+    for length in range(20, 60):
+        with case(length):
+            monkeypatch.delenv("RAY_TMPDIR", raising=False)
+            folder = "/é" + "t" * (length - 3)
+            monkeypatch.setenv("TMPDIR", folder)
+            session = f"session_{time.strftime('%Y-%m-%d_%H-%M-%S')}_123456_{os.getpid()}"
+            try:
+                validate_socket_filepath(f"{folder}/ray/{session}/sockets/plasma_store")
+            except OSError:
+                with pytest.raises(ConfigError):
+                    require_short_tmpdir()
+            else:
+                require_short_tmpdir()
+            monkeypatch.setenv("RAY_TMPDIR", "/tmp")
             require_short_tmpdir()
-    else:
-        require_short_tmpdir()
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    require_short_tmpdir()

@@ -2,8 +2,8 @@
 
 usage: unshare --net python -m tests.support.airgapped FOLDER
 
-To be run in a network namespace of its own, where nothing but loopback is there; it makes sure of that. The hub is gone
-when the job runs; the models lie in a real S3 server. Prints a JSON document of what came out.
+Run it in a network namespace of its own that has only loopback; it fails in any other. The hub is stopped before the job runs;
+the models are on a real S3 server. Prints a JSON object with the copies of models that the node made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
 def loopback_up() -> None:
-    """A new namespace has a loopback interface that is down."""
+    """Bring up the loopback interface, which is down in a new namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         name = b"lo".ljust(16, b"\0")
         (flags,) = struct.unpack_from("h", fcntl.ioctl(control, _SIOCGIFFLAGS, name + bytes(24)), 16)
@@ -30,7 +30,7 @@ def loopback_up() -> None:
 
 
 def require_no_network() -> None:
-    """Raises: RuntimeError when anything beyond loopback could be reached."""
+    """Raise RuntimeError when anything beyond loopback can be reached."""
     with socket.socket() as probe:
         answer = probe.connect_ex(("192.0.2.1", 443))
     if answer != errno.ENETUNREACH or {name for _, name in socket.if_nameindex()} != {"lo"}:
@@ -38,7 +38,7 @@ def require_no_network() -> None:
 
 
 def run(*arguments: str, **environment: str) -> str:
-    """One of our jobs to its end; its standard output."""
+    """Run one of our jobs to its end and return its standard output."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         env={**os.environ, **environment},

@@ -1,4 +1,4 @@
-"""A headless Chromium, asked over its DevTools protocol what a page loads, says, measures and looks like."""
+"""A headless Chromium, driven over its DevTools protocol: the requests, messages, measures and picture of a page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPIC
 
 @dataclass(frozen=True)
 class Seen:
-    """A page as it was shown: what it asked of the network, what it complained of, and what the expression gave."""
+    """A page as it was shown: the URLs it requested, its console messages and errors, and the value of the expression."""
 
     requests: list[str]
     complaints: list[dict[str, Any]]
@@ -35,7 +35,7 @@ class Seen:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[str]:
-    """A browser without a window; gives the address of its DevTools on loopback."""
+    """Run a browser without a window; yield the address of its DevTools on loopback."""
     words = [str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]  # fmt: skip
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:

@@ -15,7 +15,7 @@ CACHED = Path(__file__).parents[2] / "build" / "parity-checkpoints"
 
 
 def _digest() -> str:
-    """Of everything the checkpoints are a function of, so that a changed config is not served from the cache."""
+    """Return the digest of everything that determines the checkpoints, so that a changed config is written anew."""
     digest = hashlib.sha256()
     for path in sorted([PARITY / "materialize.py", PARITY / "weights.py", *(PARITY / "checkpoints").rglob("*.json")]):
         digest.update(f"{path.relative_to(PARITY)}\0".encode() + path.read_bytes())

@@ -14,11 +14,13 @@ import pyarrow.dataset as ds
 
 AUDIO = Path(__file__).parents[1] / "parity" / "audio"
 ROOT = Path(__file__).parents[2]
+NO_SERVERS = "TESTS_START_NO_SERVERS"
+"""Environment variable that `--quick` sets: a test that starts Ray or an S3 server without requesting a fixture then fails."""
 _CLIPS = ("en_16k_pcm16.wav", "en_22k05.mp3", "en_48k.opus", "en_16k_short.wav", "es_16k_pcm16.wav", "en_8k_mulaw.wav")
 
 
 def rows(count: int, *, with_text: bool = True, prefix: str = "clip") -> list[dict[str, object]]:
-    """`count` good manifest rows over six clips, each with its own id, text and pass-through columns."""
+    """Return `count` good manifest rows over six clips, each with its own id, text and pass-through columns."""
     return [
         {
             "id": f"{prefix}-{number:03d}",
@@ -34,7 +36,7 @@ def rows(count: int, *, with_text: bool = True, prefix: str = "clip") -> list[di
 
 
 def broken_rows(folder: Path) -> list[dict[str, object]]:
-    """Rows that must be rejected, each named by its reason."""
+    """Return rows that must be rejected; each id names the reason."""
     (folder / "text.wav").write_text("this is not audio at all, whatever the name says\n")
     (folder / "empty.wav").write_bytes(b"")
     whole = (AUDIO / "en_16k_pcm16.wav").read_bytes()
@@ -68,21 +70,27 @@ def broken_rows(folder: Path) -> list[dict[str, object]]:
 
 
 def write_manifest(path: Path, records: Sequence[Mapping[str, object] | str]) -> Path:
-    """JSONL; a string is written as it is, for lines that are no record."""
+    """Write JSON Lines; a string is written unchanged, for lines that are not records."""
     lines = [line if isinstance(line, str) else json.dumps(line) for line in records]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def model_options(checkpoints: Path, asr: Path, mode: str = "mean") -> list[str]:
-    """Options that name the small local models for both languages."""
+    """Return the options that name the small local models for both languages."""
     fusion = [f"{language}={checkpoints / f'{mode}-{language}'}" for language in ("en", "es")]
     encoder = [f"{language}={checkpoints / f'bert-{language}'}" for language in ("en", "es")]
     return ["--mode", mode, "--emotion-model", *fusion, "--sentence-encoder", *encoder, "--asr-model", str(asr)]
 
 
+def require_servers() -> None:
+    """Fail in a quick run: the test was selected because it requests none of the fixtures that start Ray or an S3 server."""
+    assert NO_SERVERS not in os.environ, "a test that starts Ray or an S3 server must request shared_ray, own_ray or s3"
+
+
 def command(manifest: Path | str, output: Path | str, *options: str) -> list[str]:
-    """The annotate job as a user types it, but for the page that it draws at the end, which costs three seconds each time."""
+    """Return the annotate job's command line, without the page that it draws at the end, which costs three seconds."""
+    require_servers()
     job = [sys.executable, "-m", "jobs.annotate", "--no-page"]
     return [*job, "--manifest", str(manifest), "--output", str(output), *options]
 
@@ -90,7 +98,7 @@ def command(manifest: Path | str, output: Path | str, *options: str) -> list[str
 def annotate(
     manifest: Path | str, output: Path | str, *options: str, env: Mapping[str, str] | None = None, expect: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run the job to its end; fails with what it printed when the status is another than expected."""
+    """Run the job to its end; fail with its output when the exit status differs from `expect`."""
     done = subprocess.run(
         command(manifest, output, *options),
         cwd=ROOT,
@@ -105,14 +113,14 @@ def annotate(
 
 
 def utterances(output: Path | str, filesystem: object = None) -> pa.Table:
-    """All utterances, sorted."""
+    """Return all utterances, sorted."""
     folder = f"{output}/utterances"
     table = ds.dataset(folder, filesystem=filesystem, partitioning="hive").to_table()
     return table.sort_by("utterance_id")
 
 
 def rejects(output: Path | str, filesystem: object = None) -> pa.Table:
-    """All rejects, sorted."""
+    """Return all rejects, sorted."""
     return (
         ds.dataset(f"{output}/rejects", filesystem=filesystem)
         .to_table()

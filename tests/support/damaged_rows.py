@@ -1,4 +1,4 @@
-"""Ways to break what stands in a part: receipt, ids, values. The files stay whole. See `tests/support/damages.py`."""
+"""Damage to the content of parts: receipt, ids, values. The files stay readable. See `tests/support/damages.py`."""
 
 from __future__ import annotations
 

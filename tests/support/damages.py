@@ -1,6 +1,6 @@
-"""Ways to break the files of the output of `tests/support/outputs.py`, each with the codes by which an audit must know it.
+"""Damage to the files of the output of `tests/support/outputs.py`, each with the codes that an audit must report.
 
-The docstring of each says which fault of a store, a person or this pipeline it stands for.
+Each docstring names the fault of a store, a person or this pipeline that has this effect.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.support.outputs import SECOND, plan_rows
 Damage = Callable[[Path], object]
 SHALLOW: dict[Damage, set[Invariant]] = {}
 DEEP: dict[Damage, set[Invariant]] = {}
-"""What only reading every value can show; without `--deep` nothing is found."""
+"""Damage that only reading every value shows; without `--deep` the audit finds nothing."""
 
 
-def shows(*invariants: Invariant, deep: bool = False) -> Callable[[Damage], Damage]:
+def shows(*promises: Invariant, deep: bool = False) -> Callable[[Damage], Damage]:
     def register(damage: Damage) -> Damage:
-        (DEEP if deep else SHALLOW)[damage] = set(invariants)
+        (DEEP if deep else SHALLOW)[damage] = set(promises)
         return damage
 
     return register
@@ -45,7 +45,7 @@ def receipt_in(path: Path) -> Receipt:
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **receipt: Any) -> None:
-    """A part written again as a whole file, with other rows or another receipt."""
+    """Write a part again as a whole file, with other rows or another receipt."""
     table = pq.read_table(io.BytesIO(path.read_bytes()))
     path.write_bytes(part_bytes(change(table), dataclasses.replace(receipt_in(path), **receipt)))
 
@@ -93,7 +93,7 @@ def a_part_is_there_twice(out: Path) -> None:
 
 
 @shows(Invariant.PART_MISPLACED)
-def a_part_lies_in_another_folder(out: Path) -> None:
+def a_part_is_in_another_folder(out: Path) -> None:
     """A copy between stores that mixed up folders."""
     source = part(out, 0)
     source.rename(out / "utterances/speaker=b" / source.name)
@@ -149,13 +149,13 @@ def a_receipt_holds_other_types(out: Path) -> None:
 
 
 @shows(Invariant.ORPHAN)
-def a_strange_file_lies_among_the_parts(out: Path) -> None:
+def a_strange_file_is_among_the_parts(out: Path) -> None:
     """A file somebody put there, which readers of the folder take for rows."""
     (out / "utterances/speaker=a/notes.txt").write_text("hello")
 
 
 @shows(Invariant.ORPHAN)
-def a_foreign_parquet_lies_among_the_parts(out: Path) -> None:
+def a_foreign_parquet_is_among_the_parts(out: Path) -> None:
     """The output of another job in the same folder."""
     pq.write_table(pa.table({"n": [1]}), out / "utterances/part-00000.parquet")
 
@@ -247,7 +247,7 @@ def two_plans_hold_the_same_rows(out: Path) -> None:
 
 
 @shows(Invariant.PUBLISHED_EARLY, Invariant.PART_MISSING, Invariant.REPORT_MISSING, Invariant.REJECTS_MISSING)
-def success_stands_on_an_unfinished_plan(out: Path) -> None:
+def an_unfinished_plan_has_success(out: Path) -> None:
     """A success marker written by a script, not by the last step."""
     part(out, 0).unlink()
     (out / "_runs/000001/report.json").unlink()

@@ -1,6 +1,6 @@
-"""A proxy before a real S3 server that misbehaves on purpose: the network and the store at their worst, on loopback.
+"""A proxy before a real S3 server that fails on purpose, as networks and stores do.
 
-Every request is forwarded as it came, signature and host included. A `plan` is asked about each and may name a `Fault`.
+Every request is forwarded unchanged, signature and host included. `plan` is called for each and may return a `Fault`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STALL_S = 120.0
 
 
 class Fault(StrEnum):
-    """What goes wrong with one request."""
+    """A failure of one request."""
 
     SLOW_DOWN = "503 before the store saw it"
     INTERNAL = "500 before the store saw it"
@@ -36,10 +36,10 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, as a plan sees it: `number` counts all, `mutation` the mutating ones (0 for others), from 1.
+    """One request, as a plan sees it: `number` counts all requests from 1, `mutation` the mutating ones (0 for others).
 
     Attributes:
-        if_absent: whether it may only create, not overwrite (`If-None-Match: *`).
+        if_absent: true when it may only create, not overwrite (`If-None-Match: *`).
     """
 
     method: str
@@ -55,7 +55,7 @@ Plan = Callable[[Request], Fault | None]
 
 @dataclass
 class FaultProxy:
-    """Counts what passes. `before` and `after` are called around the forwarding of mutating requests."""
+    """The proxy's record of requests. `before` and `after` are called around the forwarding of mutating requests."""
 
     endpoint: str
     plan: Plan = lambda _: None
@@ -66,7 +66,7 @@ class FaultProxy:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, method: str, target: str, *, if_absent: bool = False) -> Request:
-        """Register a request."""
+        """Record a request."""
         split = urlsplit(target)
         with self._lock:
             mutation = sum(r.method in MUTATING for r in self.requests) + 1 if method in MUTATING else 0
@@ -75,13 +75,13 @@ class FaultProxy:
             return request
 
     def note(self, request: Request, fault: Fault) -> None:
-        """Register what was done to it."""
+        """Record the fault of a request."""
         with self._lock:
             self.faults.append((request, fault))
 
 
 def at_rate(rate: float, faults: list[Fault], seed: int) -> Plan:
-    """Each request meets, at this rate, one of the faults that can befall its method."""
+    """Return a plan in which each request fails at this rate, with one of the faults that its method can have."""
     rng, lock = random.Random(seed), threading.Lock()
 
     def plan(request: Request) -> Fault | None:
@@ -99,7 +99,7 @@ def at_rate(rate: float, faults: list[Fault], seed: int) -> Plan:
 
 @contextmanager
 def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
-    """A proxy on loopback before `upstream` (http://host:port)."""
+    """Run a proxy on loopback before `upstream` (http://host:port)."""
     address = urlsplit(upstream).netloc
     server = _Server(("127.0.0.1", 0), _Handler)
     proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")
@@ -123,7 +123,7 @@ class _Server(ThreadingHTTPServer):
     closing = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that are killed leave broken pipes."""
+        """Ignore the broken pipes of clients that were killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def _handle(self) -> None:
         proxy = self.server.proxy

@@ -1,4 +1,4 @@
-"""The golden predictions of the reference system and how far from them we may be."""
+"""The golden predictions of the reference system, and the tolerance for ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback whose every answer is a test's own."""
+"""An HTTP server on loopback whose answers a test defines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @contextmanager
 def http_host(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """Serve GET and HEAD through `answer`, which may fail like a client that went away. Gives the server's address."""
+    """Serve GET and HEAD with `answer`; an OSError in it closes the connection. Yield the server's address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -28,7 +28,7 @@ def http_host(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)  # polls for the shutdown
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -38,7 +38,7 @@ def http_host(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]
 
 
 def reply(request: BaseHTTPRequestHandler, content: bytes, status: int = 200, **headers: str) -> None:
-    """Answer with a body of known length. Underscores in names of headers are hyphens."""
+    """Answer with a body of known length. Underscores in the names of headers become hyphens."""
     request.send_response(status)
     for name, value in {"Content_Length": str(len(content)), **headers}.items():
         request.send_header(name.replace("_", "-"), value)

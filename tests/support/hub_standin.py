@@ -1,8 +1,8 @@
 """A loopback stand-in for the Hugging Face hub: as much of its HTTP API as `huggingface_hub` uses for a download.
 
 Repositories are dictionaries of revisions; a revision is a commit hash with files. Branches and tags point at commits.
-Every request is noted as `METHOD path`, so that a test can tell what was asked for, or that nothing was. Weights have their
-sha256 as ETag, as what the hub keeps in LFS has; they can be broken off, stopped halfway, damaged, or held back by a gate.
+Every request is recorded as `METHOD path`. Weights have their sha256 as ETag, like files that the hub keeps in LFS; their
+download can be cut, stopped halfway, damaged, or refused by a gate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """Commits (40 hex digits -> name -> bytes) and what names point at them."""
+    """A repository: its commits (40 hex digits -> name -> bytes), and the branches and tags that point at them."""
 
     commits: dict[str, dict[str, bytes]]
     refs: dict[str, str]
@@ -33,9 +33,9 @@ class Hub:
     """A running stand-in.
 
     Attributes:
-        cut: file name -> how many of the next GETs of it end halfway, with the connection.
-        damaged: file names of which the last byte arrives as another.
-        held: file names of which half arrives, and the rest when the name is taken out.
+        cut: file name -> number of its next GETs that end halfway, with the connection.
+        damaged: names of files whose last byte arrives changed.
+        held: names of files of which half arrives, and the rest when the name is removed.
     """
 
     endpoint: str
@@ -50,7 +50,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that are killed leave broken pipes."""
+        """Ignore the broken pipes of clients that were killed."""
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:

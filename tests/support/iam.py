@@ -1,4 +1,4 @@
-"""What an IAM policy allows, for the few operations and conditions that `cluster/aws` uses."""
+"""An evaluator of IAM policies, for the few operations and conditions that `cluster/aws` uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Statement = dict[str, Any]
 
 
 def statements(path: Path, bucket: str) -> list[Statement]:
-    """Of a policy, its bucket filled in."""
+    """Return the statements of a policy, with its bucket filled in."""
     document = json.loads(path.read_text().replace("BUCKET", bucket))
     assert document["Version"] == "2012-10-17"
     return list(document["Statement"])
@@ -25,7 +25,7 @@ def listed(value: str | list[str]) -> list[str]:
 
 
 def asked_for(request: Request) -> tuple[str, str, dict[str, str]]:
-    """Action, resource and condition keys of an S3 request with the bucket in its path, as AWS names them."""
+    """Return action, resource and condition keys of an S3 request with the bucket in its path, as AWS names them."""
     bucket, _, key = unquote(request.path).lstrip("/").partition("/")
     query = {name: values[0] for name, values in parse_qs(request.query, keep_blank_values=True).items()}
     resource = f"arn:aws:s3:::{bucket}/{key}" if key else f"arn:aws:s3:::{bucket}"
@@ -45,7 +45,7 @@ def asked_for(request: Request) -> tuple[str, str, dict[str, str]]:
 
 
 def applies(statement: Statement, action: str, resource: str, keys: dict[str, str]) -> bool:
-    """Whether a statement speaks of this request."""
+    """Return whether a statement applies to this request."""
     return (
         action in listed(statement["Action"])
         and any(fnmatchcase(resource, pattern) for pattern in listed(statement["Resource"]))
@@ -67,7 +67,7 @@ def _holds(operator: str, value: str | None, wanted: list[str]) -> bool:
 
 
 def allowed(policies: list[Statement], request: Request) -> bool:
-    """A Deny that applies wins over any Allow."""
+    """Return whether the policies allow the request: a Deny that applies wins over any Allow."""
     question = asked_for(request)
     effects = {statement["Effect"] for statement in policies if applies(statement, *question)}
     return effects == {"Allow"}

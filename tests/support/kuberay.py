@@ -1,7 +1,7 @@
-"""The part of KubeRay's API (ray.io/v1, KubeRay 1.7) that `cluster/kubernetes` uses, written down field by field.
+"""The part of KubeRay's API (ray.io/v1, KubeRay 1.7) that `cluster/kubernetes` uses, field by field.
 
-Not KubeRay's own CRDs, which no package carries: a field that is not listed here is a mistake until somebody has looked it up in
-KubeRay's API reference. The pods inside are held against Kubernetes' own schema.
+KubeRay's own CRDs are in no Python package. A field that is not listed here is a mistake until somebody has looked it up in
+KubeRay's API reference. The pods inside are checked against Kubernetes' own schema.
 """
 
 from __future__ import annotations
@@ -87,26 +87,26 @@ SCHEMAS = {
 
 
 def cluster_of(document: Schema) -> Schema:
-    """The cluster's spec in a RayCluster, a RayJob or a RayCronJob."""
+    """Return the cluster's spec in a RayCluster, a RayJob or a RayCronJob."""
     spec: Schema = document["spec"]
     spec = spec.get("jobTemplate", spec)
     return spec.get("rayClusterSpec", spec)
 
 
 def job_of(document: Schema) -> Schema | None:
-    """The job's spec in a RayJob or a RayCronJob."""
+    """Return the job's spec in a RayJob or a RayCronJob."""
     spec: Schema = document["spec"]
     return None if document["kind"] == "RayCluster" else spec.get("jobTemplate", spec)
 
 
 def ray_pods(document: Schema) -> dict[str, Schema]:
-    """Pod templates of head and workers, by group."""
+    """Return the pod templates of head and workers, by group."""
     cluster = cluster_of(document)
     groups = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
     return {"head": cluster["headGroupSpec"]["template"], **groups}
 
 
 def pods(document: Schema) -> dict[str, Schema]:
-    """`ray_pods`, and the pod that submits."""
+    """Return `ray_pods` and the pod that submits."""
     job = job_of(document)
     return {**ray_pods(document), **({"submitter": job["submitterPodTemplate"]} if job else {})}

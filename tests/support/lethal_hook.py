@@ -1,4 +1,4 @@
-"""What every Ray worker of one test runs first: from then on a text that is in no manifest but that test's kills its process."""
+"""A hook that every Ray worker of one test runs first: afterwards a text that only that test's manifest has kills the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LETHAL = "these words kill"
 
 
 def arm() -> None:
-    """Make `EmotionRecogniser.recognise` die of the text, as a bug in native code would."""
+    """Make `EmotionRecogniser.recognise` kill its process at the text, as a bug in native code would."""
     from pipeline.models.emotion import EmotionRecogniser
 
     recognise = EmotionRecogniser.recognise
@@ -32,6 +32,6 @@ def arm_start() -> None:
 
 
 def environment(root: str, hook: str = "arm") -> Mapping[str, str]:
-    """With these variables a job's workers are armed."""
+    """Return the variables with which a job's workers run a hook."""
     hooked = {"runtime_env": {"worker_process_setup_hook": f"{__name__}.{hook}", "env_vars": {"PYTHONPATH": root}}}
     return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hooked), "PYTHONPATH": root}

@@ -1,4 +1,4 @@
-"""GPUs by Ray's word alone: real models, each on a CPU, in workers that were given a card that is none, and a pause a shard."""
+"""GPUs that only Ray counts: real models on the CPU, in workers to which Ray assigned a GPU, and a pause for each shard."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def arm() -> None:
 
 
 def runtime_env(pause_s: float) -> Mapping[str, Any]:
-    """With this runtime environment a job's workers are armed; `pause_s` goes by before each shard is recognised."""
+    """Return the runtime environment that arms a job's workers; each pauses `pause_s` before it recognises a shard."""
     return {"worker_process_setup_hook": f"{__name__}.arm", "env_vars": {_PAUSE: str(pause_s)}}

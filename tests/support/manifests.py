@@ -1,4 +1,4 @@
-"""Writing and reading manifests, for the tests of their modules."""
+"""Functions that write and read manifests, for the tests of their modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.schema import ROW_SCHEMA
 
 
 def read(path: Path | str, **options: object) -> tuple[pa.Table, list[ManifestReject]]:
-    """The whole manifest as one table."""
+    """Read the whole manifest as one table."""
     chunks: list[ManifestChunk] = list(read_manifest(str(path), **options))
     schema = unify(chunk.rows.schema for chunk in chunks)
     tables = [conform(chunk.rows, schema) for chunk in chunks]

@@ -13,7 +13,7 @@ from pipeline.storage.store import StoredObject
 
 
 class MemoryStore:
-    """Keeps objects in a dict. `conditional = False` makes it the kind of store that must be refused."""
+    """A store that keeps objects in a dict. With `conditional = False` it is a store that must be refused."""
 
     def __init__(self, objects: dict[str, bytes] | None = None) -> None:
         self.root = "memory"

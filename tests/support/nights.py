@@ -1,4 +1,4 @@
-"""Outputs that grow night by night, by the real driver and without Ray or models; and everything that reads them."""
+"""Outputs that grow night by night, by the real driver without Ray or models, and every reader of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.pins import by_role
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Jobs run here and at once, with models that know nothing."""
+    """Run jobs in this process without Ray, with models that do nothing."""
     pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": WIDTH}))
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
@@ -45,12 +45,12 @@ def driver_of(output: Path, manifest: Path, **options: object) -> Driver:
 
 
 def night(output: Path, manifest: Path, **options: object) -> list[dict[str, object]]:
-    """One job. Returns: its reports."""
+    """Run one job. Returns: its reports."""
     return driver_of(output, manifest, **options).run()
 
 
 def manifest_of(path: Path, prefix: str, values: object, name: str = "x") -> Path:
-    """Rows with one more column: Parquet for an Arrow array, otherwise JSON Lines; without the key for `...`."""
+    """Write rows with one more column: Parquet for an Arrow array, otherwise JSON Lines; `...` leaves the key out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(values, pa.Array):
         rows = range(len(values))
@@ -72,7 +72,7 @@ def manifest_of(path: Path, prefix: str, values: object, name: str = "x") -> Pat
 
 
 def written(output: Path, column: str = "x") -> dict[str, object]:
-    """The column of every recording, read of each file by itself."""
+    """Return the column's value of every recording, reading each file by itself."""
     found: dict[str, object] = {}
     for path in sorted((output / "utterances").rglob("*.parquet")):
         table = pq.ParquetFile(path).read()

@@ -1,4 +1,4 @@
-"""The real driver, `prepare`, `finish` and `publish`, with models that know nothing and no Ray, in this process."""
+"""The real driver, `prepare`, `finish` and `publish` in this process, with models that do nothing and without Ray."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ CLIP = PARITY / "audio" / "en_16k_pcm16.wav"
 
 
 class Killed(BaseException):
-    """What ends a job as a kill would."""
+    """An exception that ends a job as a kill would."""
 
 
 class NoOpDriver:
     """Jobs on `folder/out`.
 
     Attributes:
-        kill_after: shards after which the next job dies.
-        before: called with each shard before it is prepared; what it raises stops the run.
-        said: what the last driver printed.
+        kill_after: number of shards after which the next job dies.
+        before: called with each shard before it is prepared; an exception from it stops the run.
+        said: the output of the last driver.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class NoOpDriver:
             on_finished(finished)
 
     def job(self, manifest: Path, **options: Any) -> list[tuple[str, int, dict[str, int]]]:
-        """Run one job. Returns: for each run that it finished its number, recordings annotated, and rejects by reason."""
+        """Run one job. Returns: for each finished run its number, recordings annotated, and rejects by reason."""
         out = io.StringIO()
         flags = {"mode": "audio", "embeddings": "audio", "shard_rows": 8, **options}
         self.driver = Driver(load_config(None, {"manifest": [str(manifest)], "output": str(self.output), **flags}), out)
@@ -78,7 +78,7 @@ class NoOpDriver:
         return path
 
     def clips(self, folder: str, count: int) -> list[dict[str, object]]:
-        """Rows of so many copies of a clip below `folder`."""
+        """Copy a clip `count` times to `folder`. Returns: a row for each copy."""
         (self.folder / folder).mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, object]] = []
         for number in range(count):
@@ -92,7 +92,7 @@ class NoOpDriver:
 
 
 def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NoOpDriver:
-    """Jobs below `folder`, as long as `monkeypatch` lasts."""
+    """Return a driver of jobs below `folder`; it works until `monkeypatch` ends."""
     monkeypatch.setenv("NOOP_DEVICE_S_PER_AUDIO_S", "0")
     monkeypatch.setenv("NOOP_EMBEDDING_WIDTHS", '{"audio_embedding": 4}')
     made = NoOpDriver(folder)

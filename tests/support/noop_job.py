@@ -1,6 +1,6 @@
-"""The real driver, planner, commit and publishing, with models that know nothing and no Ray: a job of a second, to be killed.
+"""The real driver, planner, commit and publishing, with models that do nothing and without Ray: a job of a second, to be killed.
 
-`run` is what a child process does; `Jobs` starts such children from a server that has everything imported.
+`run` is the main function of a child process; `start` forks such children from a server that has everything imported.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(manifest: str, output: str, environment: Mapping[str, str], room_bytes: 
 def start(
     manifest: str, output: str, environment: Mapping[str, str], *, room_bytes: int | None = None
 ) -> ForkServerProcess:
-    """A job in a process of its own; a write past `room_bytes` of one file fails as on a disk that is full."""
+    """Start a job in a process of its own; a write past `room_bytes` of one file fails as on a full disk."""
     process = _context.Process(target=run, args=(manifest, output, dict(environment), room_bytes))
     process.start()
     return process

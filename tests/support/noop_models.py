@@ -1,4 +1,4 @@
-"""Models that know nothing, for jobs that measure everything else: every Ray worker is given them before it starts."""
+"""Models that do nothing, for jobs that measure everything else; every Ray worker gets them before it starts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _STEPS = "NOOP_STEPS_FILE"
 
 
 class NoOpRecogniser:
-    """Answers at once, or after the time a device would take for the audio it is given."""
+    """A recogniser that answers at once, or after the time that a device would take for the audio."""
 
     def __init__(self) -> None:
         self._device_s = float(os.environ[_DEVICE_SECONDS])
         self._widths: dict[str, int] = json.loads(os.environ[_WIDTHS])
 
     def recognise(self, waveforms: Sequence[NDArray[np.float32]] | None, texts: Sequence[str | None] | None) -> object:
-        """As `EmotionRecogniser.recognise`; a plain namespace, since the real class would bring torch along."""
+        """Answer like `EmotionRecogniser.recognise`, in a plain namespace: the real class would import torch."""
         count = len(texts or waveforms or ())
         if self._device_s and waveforms is not None:
             time.sleep(self._device_s * sum(map(len, waveforms)) / 16_000)
@@ -69,7 +69,7 @@ def _noting(step: str, function: Callable[..., Any], path: str) -> Callable[...,
 
 
 def models_of(mode: str) -> tuple[list[str], dict[str, int]]:
-    """The options that name the small checkpoints a plan needs to pin, and the widths of their embeddings."""
+    """Return the options that name the small checkpoints a plan pins, and the widths of their embeddings."""
     from pipeline.models.checkpoints.modes import embedding_widths
     from pipeline.models.checkpoints.weights import resolve
 
@@ -84,10 +84,10 @@ def models_of(mode: str) -> tuple[list[str], dict[str, int]]:
 def environment(
     widths: Mapping[str, int], *, device_s_per_audio_s: float = 0.0, steps: Path | None = None
 ) -> Mapping[str, str]:
-    """With these variables a job's workers are armed.
+    """Return the variables with which a job's workers get these models.
 
     Args:
-        steps: where to note a p for each shard prepared, a c for each committed, in their order.
+        steps: file that gets a p for each shard prepared and a c for each shard committed, in their order.
     """
     variables = {
         "PYTHONPATH": str(ROOT),

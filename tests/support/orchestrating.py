@@ -1,8 +1,8 @@
-"""The Airflow DAG and the Dagster asset played against a cluster, with stand-ins for Airflow and Dagster themselves.
+"""A program that runs the Airflow DAG and the Dagster asset against a cluster, with stand-ins for Airflow and Dagster.
 
-A process of its own, because Ray takes RAY_AUTH_MODE from the environment in which it is first imported.
+It is a process of its own, because Ray reads RAY_AUTH_MODE when it is first imported.
 
-usage: python -m tests.support.orchestrating JSON, an object {corpus, output, models}; prints what came of it as JSON
+usage: python -m tests.support.orchestrating JSON, an object {corpus, output, models}; prints the results as JSON
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ORCHESTRATORS = ROOT / "cluster" / "orchestrators"
 
 
 def main() -> None:
-    """Two nights of the DAG, two materialisations of the asset, the second of them with a mistaken option."""
+    """Run two nights of the DAG and two materialisations of the asset, the second with a mistyped option."""
     asked = json.loads(sys.argv[1])
     corpus, output, models = asked["corpus"], asked["output"], asked["models"]
     tasks: list[Any] = []
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _load(name: str, package: str, **names: Any) -> dict[str, Any]:
-    """Execute one of the files with stand-ins for what it imports of its orchestrator."""
+    """Execute one of the files with stand-ins for its imports from the orchestrator."""
     module = ModuleType(package)
     vars(module).update(names)
     sys.modules[package.partition(".")[0]] = sys.modules[package] = module
@@ -56,18 +56,18 @@ def _load(name: str, package: str, **names: Any) -> dict[str, Any]:
 
 
 def _decorator(*arguments: Any, **_: Any) -> Any:
-    """Used bare or called: what it decorates is left as it is."""
+    """Leave the decorated function unchanged, used bare or called."""
     if len(arguments) == 1 and callable(arguments[0]) and not isinstance(arguments[0], type):
         return arguments[0]
     return lambda function: function
 
 
 def _anything(*_: Any, **__: Any) -> None:
-    """Stands for what is only made, and used by the orchestrator alone."""
+    """Stand in for an object that only the orchestrator uses."""
 
 
 def _keeping(kept: list[Any], *arguments: Any, **options: Any) -> Any:
-    """Stands for Airflow's `task`: the function is kept, and calling it inside the DAG runs nothing."""
+    """Stand in for Airflow's `task`: keep the function; calling it inside the DAG runs nothing."""
     if not arguments:
         return lambda function: _keeping(kept, function, **options)
     kept.append(arguments[0])

@@ -1,4 +1,4 @@
-"""A small finished output, made by the real planner, `finish` and `publish` from rows nobody recognised."""
+"""A small finished output, made by the real planner, `finish` and `publish` from made-up results."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ BAD = {"id": "bad", "audio": 5}
 
 
 FLAGS: dict[str, object] = {}
-"""Options other than those below; a test sets them for outputs of another shape."""
+"""Options beside the usual ones; a test sets them for outputs of another shape."""
 
 WIDTH = 4
-"""Of the embeddings; likewise."""
+"""Width of the embeddings; a test may set it too."""
 
 
 def settings_of() -> Settings:
@@ -50,7 +50,7 @@ def settings_of() -> Settings:
 def plan_rows(
     store: Store, folder: Path, records: Sequence[dict[str, object]], *, held: bool = True, shard_rows: int = 2
 ) -> Plan:
-    """The next plan of an output, with shards of `shard_rows`. `held=False` plans ids that earlier plans hold once more."""
+    """Write the next plan of an output, with shards of `shard_rows`. `held=False` plans ids of earlier plans once more."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = jsonl(folder / "m.jsonl", *records)
     spool = Spool(folder)
@@ -68,7 +68,7 @@ def plan_rows(
 
 
 def recognised(rows: pa.Table, seed: int) -> pa.Table:
-    """What `recognise` leaves of a shard: an utterance a row, three of one, none of those that are rejected."""
+    """Return a table like that of `recognise`: one utterance for each row, three for LONG, and rejects for REJECTED."""
     lines = [(n, s) for n, i in enumerate(rows["recording_id"].to_pylist()) for s in range(3 if i == LONG else 1)]
     ids = [rows["recording_id"][n].as_py() for n, _ in lines]
     records = [
@@ -111,7 +111,7 @@ def publish_plan(store: Store, plan: Plan) -> None:
 
 
 def finished_output(output: str, folder: Path) -> Store:
-    """Two published plans, of 6 and 2 shards, with a planning reject, two rejects of the run, and two partitions."""
+    """Write two published plans, of 6 and 2 shards, with a planning reject, two rejects of the run, and two partitions."""
     store = open_store(output)
     for number, records in enumerate([[*FIRST, BAD], SECOND]):
         plan = plan_rows(store, folder / str(number), records)

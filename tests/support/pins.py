@@ -1,4 +1,4 @@
-"""Roles, pins and settings for tests, in few words."""
+"""Short forms of roles, pins and settings for tests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pipeline.pins import ModelPin, Role
 
 
 def by_role(models: Mapping[str, str]) -> dict[Role, str]:
-    """`{"fusion/en": spec}` with typed keys."""
+    """Return `{"fusion/en": spec}` with typed keys."""
     return {Role.parse(role): spec for role, spec in models.items()}
 
 
 def named(models: Mapping[Role, str]) -> dict[str, str]:
-    """The way back, for comparing with a literal."""
+    """Return the keys as text again, for comparing with a literal."""
     return {str(role): spec for role, spec in models.items()}
 
 
 def pins(**sizes_or_hashes: float | str) -> dict[Role, ModelPin]:
-    """Pins of `fusion_en=...`: a number is the model's size in bytes, a text its sha256."""
+    """Return pins of `fusion_en=...`: a number is the model's size in bytes, a text its sha256."""
     found = {}
     for name, value in sizes_or_hashes.items():
         task, _, language = name.rpartition("_")
@@ -30,6 +30,6 @@ def pins(**sizes_or_hashes: float | str) -> dict[Role, ModelPin]:
 
 
 def job_settings(precision: str = "fp32", asr_compute_type: str = "float32", **flags: object) -> Settings:
-    """The settings of a job with these options."""
+    """Return the settings of a job with these options."""
     config = load_config(None, {"manifest": ["m"], "output": "o", **flags})
     return config.settings(precision=precision, asr_compute_type=asr_compute_type)

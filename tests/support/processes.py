@@ -1,4 +1,4 @@
-"""Start jobs, watch what they commit, and kill chosen processes of theirs."""
+"""Functions that start jobs, watch their commits and kill their processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ZOMBIES_MAY_WRITE_S = 1.0
 
 @contextmanager
 def started(command: list[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a session of its own; whatever of that session is left at the end is killed."""
+    """Run a command in a session of its own; kill the remaining processes of that session at the end."""
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=out, stderr=out, start_new_session=True
@@ -53,7 +53,7 @@ def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 def kill_hard(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the driver, as the out-of-memory killer would, and after a moment what it left: Ray's agents linger for minutes."""
+    """Kill the driver with SIGKILL, as the kernel does, and a moment later the processes that it leaves."""
     left = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
@@ -63,7 +63,7 @@ def kill_hard(process: subprocess.Popen[bytes]) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """Process ids below `root`, from /proc, and of the session it leads: those stay when `root` is gone, as Ray's head does."""
+    """Return the process ids below `root`, from /proc, and of the session it leads, which outlive `root`, as Ray's head does."""
     above: dict[int, set[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -77,7 +77,7 @@ def descendants(root: int) -> list[int]:
 
 
 def victims(root: int, role: str) -> list[int]:
-    """Descendants of `root` whose command line names the role, such as `Recognise`."""
+    """Return the descendants of `root` whose command line names the role, such as `Recognise`."""
     return [
         pid
         for pid in descendants(root)
@@ -86,7 +86,7 @@ def victims(root: int, role: str) -> list[int]:
 
 
 def kill_role(root: int, role: str) -> str | None:
-    """SIGKILL one process of a role; returns the name it went by, or None when there is none now."""
+    """Kill one process of a role with SIGKILL. Returns: its command line, or None when there is no such process."""
     for pid in victims(root, role):
         name = _read(Path(f"/proc/{pid}/cmdline")).strip("\0 ")
         if _kill(pid):

@@ -1,5 +1,5 @@
-"""The models of mode mean for English as a hub would hold them, made of the demo's: under their published names, the fusion
-model as a pickle without names of its classes, and a Whisper in Hugging Face form with random weights.
+"""The English models of mode mean as a hub would hold them, made from the demo's: under their published names, the fusion model
+as a pickle without class names, and a Whisper in Hugging Face form with random weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from demo.models import MODELS
+from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.checkpoints.weights import load_state_dict, resolve
 from tests.support.corpus import ROOT
 from tests.support.hub_standin import Repository
@@ -35,7 +36,7 @@ def _files(name: str) -> dict[str, bytes]:
 
 
 def fusion_tensors() -> dict[str, torch.Tensor]:
-    """The tensors of the fusion model, as they are stored."""
+    """Return the tensors of the fusion model, as they are stored."""
     return load_state_dict(resolve(str(ROOT / MODELS / "mean-en")), dtype=None)
 
 
@@ -56,7 +57,7 @@ def _fusion() -> dict[str, bytes]:
 
 
 def hub() -> dict[str, Repository]:
-    """Repositories of which `main` is the commit OLD."""
+    """Return repositories whose `main` is the commit OLD."""
     repositories = {FUSION: _fusion(), ENCODER: _files("sentence-encoder"), ASR: _files("whisper")}
     repositories[ENCODER] |= {"README.md": b"---\nlicense: apache-2.0\n---\n"}
     return {name: Repository({OLD: dict(files)}, {"main": OLD}) for name, files in repositories.items()}
@@ -82,3 +83,10 @@ def whisper(folder: Path, **generation: object) -> WhisperForConditionalGenerati
     tokenizer = str(ROOT / MODELS / "whisper" / "tokenizer.json")
     PreTrainedTokenizerFast(tokenizer_file=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
     return model
+
+
+def prepared(output: Path | str) -> Prepared:
+    """Read the latest lock of a folder of prepared models; fails where there is none."""
+    latest = read_prepared(str(output))
+    assert latest is not None
+    return latest

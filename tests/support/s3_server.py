@@ -17,6 +17,8 @@ from pathlib import Path
 import botocore.exceptions
 import s3fs
 
+from tests.support.corpus import require_servers
+
 _PORTS = ("master", "volume", "filer", "s3")
 _START_DEADLINE_S = 60.0
 
@@ -38,9 +40,10 @@ class S3Server:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below 20000 whose gRPC twin, 10000 higher, is free as well."""
+    """Return free ports below 20000 whose gRPC port, 10000 higher, is free as well."""
     ports: list[int] = []
-    candidate = random.randrange(10_000, 19_000)  # two test runs at once must not pick the same
+    # two test processes at once must not pick the same: pytest-randomly gives all of them one seed
+    candidate = random.SystemRandom().randrange(10_000, 19_000)
     while len(ports) < count:
         candidate += 1
         if all(_is_free(port) for port in (candidate, candidate + 10_000)):
@@ -56,6 +59,7 @@ def _is_free(port: int) -> bool:
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Start the server on data below `folder`, make a bucket, and stop the server at the end."""
+    require_servers()
     ports = dict(zip(_PORTS, _free_ports(4), strict=True))
     identity = {"accessKey": "test-access", "secretKey": "test-secret"}
     config = folder / "s3.json"

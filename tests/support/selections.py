@@ -13,7 +13,7 @@ from pipeline.schema import ROW_SCHEMA
 
 
 def selection_of(ids: Sequence[str], folder: Path, **columns: Sequence[object]) -> Selection:
-    """What a manifest with these rows selects at an empty output."""
+    """Return what a manifest with these rows selects at an empty output."""
     spool = Spool(folder)
     count = len(ids)
     given = {

@@ -1,4 +1,4 @@
-"""Shards annotated by hand: plans of one shard, models of one's own, and what came of them."""
+"""Shards annotated step by step: plans of one shard, a test's own models, and their results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def models_of(checkpoints: Path, mode: str, languages: Sequence[str], asr: Path 
 def work_of(
     folder: Path, records: Sequence[dict[str, object]], chosen: dict[str, str], mode: str = "mean", **flags: object
 ) -> Work:
-    """A plan of one shard at `folder/out`, as the driver would make it."""
+    """Write a plan of one shard at `folder/out`, as the driver would make it."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = jsonl(folder / "m.jsonl", *records)
     config = load_config(None, {"manifest": [str(manifest)], "output": str(folder / "out"), "mode": mode, **flags})
@@ -83,7 +83,7 @@ def committed(work: Work) -> list[Path]:
 def by_hand(
     work: Work, transcriber: object | None = None, recogniser_for: Callable[[str], object] | None = None
 ) -> tuple[pa.Table, Any]:
-    """The steps with models of one's own. Returns the recognised table and what finish says."""
+    """Run the steps with a test's own models. Returns: the recognised table and the result of `finish`."""
     (shard,) = work.plan.shards()
     table = prepare(work, shard)
     if transcriber is not None:
@@ -95,7 +95,7 @@ def by_hand(
 
 
 def published(work: Work) -> LocalStore:
-    """The output of a plan whose one shard is committed, published."""
+    """Publish a plan whose one shard is committed. Returns: its output."""
     store, plan = LocalStore(Path(work.output)), work.plan
     claim_dataset(store, plan.settings)
     report = {"run_id": plan.plan, "config_hash": plan.config_hash}
@@ -104,7 +104,7 @@ def published(work: Work) -> LocalStore:
 
 
 def assert_same(one: pa.Table, two: pa.Table) -> None:
-    """The same rows; scores and embeddings as near as other batches of texts leave them."""
+    """Assert that the rows are the same; scores and embeddings may differ as they do between batches."""
     assert one.schema.equals(two.schema) and one.num_rows == two.num_rows > 0
     near = ["scores", "confidence", "margin", "audio_embedding", "text_embedding", "fused_embedding"]
     near = [name for name in near if name in one.column_names]
@@ -120,8 +120,8 @@ def row(number: int | str, audio: str = CLIP, **more: object) -> dict[str, objec
     return {"id": f"r{number}", "audio": audio, "text": f"Sentence {number}.", "language": "en", **more}
 
 
-class Spiteful:
-    """The real recogniser, except that it dies of one text."""
+class FailingRecogniser:
+    """The real recogniser, except that it fails at some texts."""
 
     def __init__(self, real: object, texts: set[str], error: Exception) -> None:
         self.real, self.texts, self.error = real, texts, error
@@ -144,7 +144,7 @@ def real_recogniser(checkpoints: Path, mode: str = "mean"):
 
 
 class FakeTranscriber:
-    """Hears one language and one sentence in everything."""
+    """A transcriber that returns one language and one sentence for any audio."""
 
     def __init__(self, language: str | None, text: str = "heard words") -> None:
         self.language, self.text = language, text

@@ -1,4 +1,4 @@
-"""Sounds to decode, and what became of them."""
+"""Sounds to decode, and the outcome of decoding them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOUND = make.complete()
 
 
 def reason(content: bytes, **options) -> Reason:
-    """Why it is rejected; fails when it is not."""
+    """Return the reason of the reject; fail when the sound is not rejected."""
     with pytest.raises(RejectedRow) as caught:
         decode(content, **options)
     assert caught.value.stage is Stage.DECODE
@@ -28,7 +28,7 @@ def reason(content: bytes, **options) -> Reason:
 
 
 def outcome(content: bytes) -> tuple[Reason | None, float]:
-    """(why it was rejected, or None; seconds of audio)."""
+    """Return the reason of the reject, or None, and the seconds of audio."""
     try:
         return None, len(decode(content)) / 16_000
     except RejectedRow as rejected:

@@ -1,4 +1,4 @@
-"""The folder that test processes share is written by one of them, whatever the others do meanwhile."""
+"""The folder of checkpoints that test processes share: one of them writes it while the others wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _fill(log: Path, folder: Path) -> None:
 
 
 def _use(target: Path, log: Path, rounds: int) -> None:
-    """What a test process does: ask for the folder, then read from it."""
+    """Act as a test process: request the folder, then read from it."""
     for _ in range(rounds):
         assert (write_once(target, "newest", partial(_fill, log)) / "weights").read_text() == "whole"
 
