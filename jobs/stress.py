@@ -46,7 +46,8 @@ def command_line() -> Parser:
         description="Annotate the same clips clean and under noise, gain, clipping, 8 kHz, codecs and reverberation, and report "
         "by condition how many labels change and how much UAR, or CCC of dimensions, is lost.",
         epilog="Conditions are synthetic: they rank weaknesses, and do not replace recordings of your own. "
-        "Exit status: 0 tested; 1 the job or a store failed, and the same command resumes; 2 usage, or nothing to compare; 130 interrupted.",
+        "Exit status: 0 tested; 1 the job or a store failed, and the same command resumes; 2 usage, or nothing to "
+        "compare; 130 interrupted.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("manifest", nargs="+", metavar="MANIFEST", help="manifests as jobs.annotate reads them")
@@ -101,7 +102,7 @@ def _stress(flags: dict[str, Any]) -> int:
     # imported late: typing errors are reported before soundfile and scikit-learn are loaded
     from pipeline.analytics.report.page import render
     from pipeline.analytics.stress.clips import CLIPS, claim, digest_of, parquet, prepare, read_rows
-    from pipeline.analytics.stress.outcome import RUN, Options, lines_of, outcome_of
+    from pipeline.analytics.stress.outcome import RUN, Options, lines_of, outcome_of, truth_of
     from pipeline.analytics.stress.page import stress_page
     from pipeline.api import annotate
     from pipeline.audio.limits import AudioLimits
@@ -112,6 +113,8 @@ def _stress(flags: dict[str, Any]) -> int:
 
     store = open_store(folder)
     rows = read_rows(config, folder, with_texts=not flags["transcribe"])
+    comparison = Options(flags["labels"], flags["resample_by"], flags["resamples"], flags["seed"])
+    truth_of(rows.table, comparison)  # refuses a mistyped column before anything is written
     claim(store, {"seed": flags["seed"], "conditions": [variant.name for variant in variants],
                   "rows": digest_of(rows.table), **_deciding(config)})  # fmt: skip
     limits = AudioLimits(max_duration_s=config.max_duration_s, max_bytes=config.max_bytes)
@@ -119,9 +122,7 @@ def _stress(flags: dict[str, Any]) -> int:
             progress=_Progress(len(rows.table)).show)  # fmt: skip
     of_job = {name: value for name, value in options.items() if name not in _OWN}
     annotate(f"{folder}/{CLIPS}", f"{folder}/{RUN}", **{**of_job, **_FIXED, "config": file})
-    outcome = outcome_of(
-        store, rows, variants, Options(flags["labels"], flags["resample_by"], flags["resamples"], flags["seed"])
-    )
+    outcome = outcome_of(store, rows, variants, comparison)
     document = json.dumps(outcome.document, indent=1, ensure_ascii=False, allow_nan=False)
     print(document if flags["json"] else "\n".join(lines_of(outcome.document)))
     write_file(f"{folder}/results.parquet", parquet(outcome.table))

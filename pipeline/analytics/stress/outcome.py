@@ -71,7 +71,9 @@ def outcome_of(store: Store, rows: Rows, variants: Sequence[Variant], options: O
 
     Raises: ConfigError for a missing column, or when the clean run has no prediction.
     """
-    truth, drawn_by = _truth(_table(store, CLIPS), rows.table, options)
+    tested = set(_table(store, CLIPS)[RECORDING].to_pylist())
+    kept = rows.table.filter(pa.array([name in tested for name in rows.table["recording_id"].to_pylist()]))
+    truth, drawn_by = truth_of(kept, options)
     finished = finished_rows(open_store(f"{store.root}/{RUN}"))
     with reading():
         utterances = finished.utterances()
@@ -115,22 +117,23 @@ def _table(store: Store, key: str) -> pa.Table:
         return pq.read_table(file)
 
 
-def _truth(clips: pa.Table, rows: pa.Table, options: Options) -> tuple[Truth, str]:
-    """Return the labels, groups and dimensions of the clips, and the name of what the bootstrap draws."""
-    tested = set(clips[RECORDING].to_pylist())
-    kept = rows.filter(pa.array([name in tested for name in rows["recording_id"].to_pylist()]))
-    names = kept.column_names
+def truth_of(rows: pa.Table, options: Options) -> tuple[Truth, str]:
+    """Return the labels, groups and dimensions of manifest rows, and the column that the bootstrap draws by.
+
+    Raises: ConfigError for a column that does not exist, and for labels that are all missing.
+    """
+    names = rows.column_names
     labels = None
     if options.labels is not None:
-        labels = tuple(map(class_of, kept[_column("--labels", options.labels, names)].to_pylist()))
+        labels = tuple(map(class_of, rows[_column("--labels", options.labels, names)].to_pylist()))
         if not any(labels):
             raise ConfigError(f"--labels {options.labels}: no clip has a label")
     if options.resample_by is not None:
         drawn_by = _column("--resample-by", options.resample_by, names)
     else:
-        drawn_by = _SPEAKER if _SPEAKER in names and kept[_SPEAKER].null_count < len(kept) else "recording_id"
-    dimensions = {name: _numbers(kept[name]) for name in DIMENSIONS if name in names and _is_number(kept[name].type)}
-    truth = Truth(tuple(kept["recording_id"].to_pylist()), labels, _groups(kept[drawn_by].to_pylist()), dimensions)
+        drawn_by = _SPEAKER if _SPEAKER in names and rows[_SPEAKER].null_count < len(rows) else "recording_id"
+    dimensions = {name: _numbers(rows[name]) for name in DIMENSIONS if name in names and _is_number(rows[name].type)}
+    truth = Truth(tuple(rows["recording_id"].to_pylist()), labels, _groups(rows[drawn_by].to_pylist()), dimensions)
     return truth, drawn_by
 
 
@@ -138,7 +141,8 @@ def _column(option: str, name: str, names: Sequence[str]) -> str:
     for column in (passthrough_name(name, SCHEMA_VERSION), name):
         if column in names:
             return column
-    raise ConfigError(f"{option} {name}: the manifest has no such column{did_you_mean(name, names)}")
+    known = [each.removeprefix("manifest_") for each in names]
+    raise ConfigError(f"{option} {name}: the manifest has no such column{did_you_mean(name, known)}")
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -161,7 +165,9 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[str]:
     results = document["results"]
     if document["rejected_before"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in document["rejected_before"].items())
-        yield f"{sum(document['rejected_before'].values()):,} rows of the manifest have no clip ({reasons}); see {REJECTS}"
+        count = sum(document["rejected_before"].values())
+        rows = "1 row of the manifest has" if count == 1 else f"{count:,} rows of the manifest have"
+        yield f"{rows} no clip ({reasons}); see {REJECTS}"
     rejected = {place_of(row): row["rejected"] for row in results if row["rejected"]}
     if rejected:
         named = ", ".join(f"{place} {count:,}" for place, count in rejected.items())

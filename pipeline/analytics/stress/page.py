@@ -78,7 +78,8 @@ def _overview(connection: duckdb.DuckDBPyConnection, metrics: Sequence[str], dra
     names, rows = ask(connection, query)
     note = (
         "flips is the share of clips whose label changes. A loss is the clean figure minus the figure under the condition, on "
-        f"the same clips; below 0 the condition helped. low and high bound {_cost(drawn)}; an interval that holds 0 may be chance."
+        f"the same clips; below 0 the condition helped. low and high bound {_cost(drawn)}; a loss whose interval contains 0 may "
+        "be chance."
     )
     return Section("conditions", "All conditions", names, rows, query, note)
 
