@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "draw the page of a run, an evaluation or a summary",
     "summarize": "sum up an output by speaker, day or any column",
     "evaluate": "compare an output with labels and reference texts",
+    "stress": "compare the labels of clean clips with those under noise, codecs and reverberation",
     "drift": "compare the last run with the runs before it",
     "search": "find the utterances nearest to an utterance, a recording or a sentence",
     "compact": "merge small files, or publish finished runs as a Delta, Iceberg or Lance table",

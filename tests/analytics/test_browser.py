@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.analytics.report.page import render
+from pipeline.analytics.stress.page import stress_page
 from tests.analytics.test_report import evaluated, page, store, told
+from tests.analytics.test_stress_results import WRONG, outcome, random_truth, run_of
 from tests.support.browser import PROGRAM, chromium, look
 from tests.support.corpus import ROOT
 
@@ -51,7 +54,9 @@ def pages(page: str, evaluated: Path, tmp_path_factory: pytest.TempPathFactory) 
     (folder / "run.html").write_text(page, encoding="utf-8")
     told(["--evaluation", str(evaluated / "figures")], folder / "evaluation.html")
     told(["--summary", str(evaluated / "groups.parquet")], folder / "summary.html")
-    return {name: folder / f"{name}.html" for name in ("run", "evaluation", "summary")}
+    truth = random_truth()
+    (folder / "stress.html").write_bytes(render(stress_page(outcome(truth, run_of(truth, wrong=WRONG)))))
+    return {name: folder / f"{name}.html" for name in ("run", "evaluation", "summary", "stress")}
 
 
 def brightness(colour: str) -> float:
@@ -61,7 +66,7 @@ def brightness(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("name", ["run", "evaluation", "summary"])
+@pytest.mark.parametrize("name", ["run", "evaluation", "summary", "stress"])
 def test_a_page_is_readable_everywhere(name: str, pages: dict[str, Path], devtools: str) -> None:
     """Fails if a page loads anything, complains, must be scrolled sideways, leaves out a figure, lets a label leave its card or
     shrink, or stays light (or unreadable) in the dark.

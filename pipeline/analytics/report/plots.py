@@ -53,6 +53,37 @@ def bars(names: Sequence[str], values: Sequence[float], *, label: str, form: str
     return _drawn(draw, name, height_in=0.6 + 0.28 * len(names))
 
 
+def losses(
+    names: Sequence[str],
+    values: Sequence[float],
+    lows: Sequence[float | None],
+    highs: Sequence[float | None],
+    *,
+    label: str,
+    name: str,
+) -> Markup:
+    """Draw horizontal bars around zero, each with its value and, where there are bounds, the interval as a line."""
+
+    def draw(axes: Axes) -> None:
+        ends = [bound for bound in (*values, *lows, *highs, 0.0) if bound is not None]
+        width = max(ends) - min(ends) or 1.0
+        axes.barh(range(len(names)), values, color=_ACCENT, alpha=0.75, height=0.5)
+        for row, (value, low, high) in enumerate(zip(values, lows, highs, strict=True)):
+            if low is not None and high is not None:
+                axes.plot([low, high], [row, row], color=_INK, linewidth=1.2, marker="|", markersize=7)
+            end = max(value, high or value, 0.0)
+            axes.text(end + 0.03 * width, row, f"{value:.3g}", va="center", ha="left")
+        axes.axvline(0, color=_FAINT, linewidth=1)
+        axes.set_yticks(range(len(names)), [_short(each) for each in names])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(min(ends) - 0.05 * width, max(ends) + 0.22 * width)
+        axes.spines["left"].set_visible(False)
+        axes.invert_yaxis()
+        axes.set_xlabel(label, loc="left")
+
+    return _drawn(draw, name, height_in=0.8 + 0.34 * len(names))
+
+
 def columns(
     edges: Sequence[float],
     width: float,

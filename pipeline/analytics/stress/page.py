@@ -1,0 +1,111 @@
+"""Report of a stress test: a table of all conditions, and for each condition its definition, figure and table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.analytics.report import plots
+from pipeline.analytics.report.page import Page, Section, ask, listed, shown
+from pipeline.analytics.stress.conditions import CLEAN, CONDITIONS
+from pipeline.analytics.stress.outcome import Outcome, place_of, title_of
+from pipeline.analytics.stress.results import FLIPS, UAR
+from pipeline.dataset.reader import asking
+
+if TYPE_CHECKING:
+    import duckdb
+
+OVERVIEW = """SELECT condition, level, unit, any_value(clips) AS clips, any_value(rejected) AS rejected, {columns}
+FROM results GROUP BY condition, level, unit, severity
+ORDER BY min(place)"""
+DETAIL = """SELECT level, unit, metric, clips, rejected, no_prediction, clean, figure, loss, low, high
+FROM results WHERE condition = '{condition}' ORDER BY severity, metric"""
+
+
+def stress_page(outcome: Outcome) -> Page:
+    """Return the report of a test."""
+    document = outcome.document
+    results: Sequence[Mapping[str, Any]] = document["results"]
+    metrics = list(dict.fromkeys(row["metric"] for row in results))
+    drawn = next((metric for metric in metrics if metric != FLIPS), FLIPS)
+    table = outcome.table.append_column("place", [list(range(len(outcome.table)))])
+    with asking(results=table) as connection:
+        sections = [_overview(connection, metrics, drawn), *_conditions(connection, results, drawn)]
+    return Page(
+        title="Stress test",
+        subtitle=f"{document['folder']}, mode {document['mode']}, labels in column {document['labels'] or '(none)'}",
+        facts=_facts(document, results, drawn),
+        sections=sections,
+        warnings=document["warnings"],
+        details={
+            "version": document["version"],
+            "models": ", ".join(document["models"]),
+            "seed": str(document["seed"]),
+            "intervals": f"{document['interval']}, {document['resamples']:,} resamples by {document['resample_by']}",
+        },
+    )
+
+
+def _facts(document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], drawn: str) -> dict[str, str]:
+    clean = next(row for row in results if row["condition"] == CLEAN and row["metric"] == drawn)
+    losses = [row for row in results if row["metric"] == drawn and row["loss"] is not None]
+    worst = max(losses, key=lambda row: row["loss"], default=None)
+    facts = {"clips": shown(document["clips"])}
+    if drawn != FLIPS:
+        facts[f"{title_of(drawn)}, clean"] = _figure(clean["figure"], drawn)
+    if document["chance_uar"] is not None:
+        facts["UAR by chance"] = _figure(document["chance_uar"], UAR)
+    if worst is not None and worst["loss"] > 0:
+        facts[f"largest loss: {place_of(worst)}"] = _figure(worst["loss"], drawn)
+    return facts
+
+
+def _figure(value: float | None, metric: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if metric.startswith("ccc_") else f"{100 * value:.1f} %"
+
+
+def _overview(connection: duckdb.DuckDBPyConnection, metrics: Sequence[str], drawn: str) -> Section:
+    columns = []
+    for metric in metrics:
+        rounded = f"round(max({{}}) FILTER (metric = '{metric}'), 4)"
+        if metric != FLIPS:
+            columns.append(f"{rounded.format('figure')} AS {metric}")
+        columns.append(f"{rounded.format('loss')} AS {metric if metric == FLIPS else f'{metric}_loss'}")
+    columns += [f"{f'round(max({bound}) FILTER (metric = {drawn!r}), 4)'} AS {bound}" for bound in ("low", "high")]
+    query = OVERVIEW.format(columns=",\n    ".join(columns))
+    names, rows = ask(connection, query)
+    note = (
+        "flips is the share of clips whose label changes. A loss is the clean figure minus the figure under the condition, on "
+        f"the same clips; below 0 the condition helped. low and high bound {_cost(drawn)}; a loss whose interval contains 0 may "
+        "be chance."
+    )
+    return Section("conditions", "All conditions", names, rows, query, note)
+
+
+def _cost(metric: str) -> str:
+    return "the flips" if metric == FLIPS else f"the loss of {title_of(metric)}"
+
+
+def _conditions(
+    connection: duckdb.DuckDBPyConnection, results: Sequence[Mapping[str, Any]], drawn: str
+) -> Iterator[Section]:
+    for condition in dict.fromkeys(row["condition"] for row in results if row["condition"] != CLEAN):
+        query = DETAIL.format(condition=condition)
+        names, rows = ask(connection, query)
+        levels = [row for row in results if row["condition"] == condition and row["metric"] == drawn]
+        defined = [row for row in levels if row["loss"] is not None]
+        scale = 1.0 if drawn.startswith("ccc_") else 100.0
+        labels = [f"{row['level']:g} {row['unit']}" for row in defined]
+        values = [scale * row["loss"] for row in defined]
+        lows, highs = (
+            [None if row[name] is None else scale * row[name] for row in defined] for name in ("low", "high")
+        )
+        svg = plots.losses(
+            labels, values, lows, highs, label=f"{_cost(drawn)}{'' if scale == 1 else ', points'}", name=condition
+        )
+        alt = listed(labels, [_figure(row["loss"], drawn) for row in defined])
+        meaning = CONDITIONS[condition].meaning
+        yield Section(condition, condition.replace("_", " "), names, rows, query, f"{meaning[0].upper()}{meaning[1:]}.",
+                      svg if defined else None, alt)  # fmt: skip
