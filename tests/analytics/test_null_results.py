@@ -62,7 +62,7 @@ def test_an_audit_of_null_results(mixed, tmp_path):
             return rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
 
         rewrite(next(out.glob("utterances/*.parquet")), change)
-        found = {violation.promise for violation in audit(LocalStore(out), deep=True).violations}
+        found = {violation.invariant for violation in audit(LocalStore(out), deep=True).violations}
         assert Invariant.LANGUAGE in found, name
 
 

@@ -65,7 +65,7 @@ def test_a_copy_that_is_not_what_the_lock_says_is_not_kept(s3, tmp_path, monkeyp
     weights = f"{s3.bucket}/other/{model.folder}/model-00002-of-00002.safetensors"
     content = s3.filesystem().cat_file(weights)
     s3.filesystem().pipe_file(weights, content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ConfigError, match="expected [0-9a-f]{64}"):
+    with pytest.raises(ConfigError, match=r"expected [0-9a-f]{64}"):
         found.checkpoint(spec)
     assert not list(tmp_path.rglob("*.safetensors"))
     s3.filesystem().pipe_file(weights, content)
