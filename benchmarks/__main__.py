@@ -13,7 +13,7 @@ import time
 
 from benchmarks.harness import publish
 
-NAMES = ("reference", "heard", "precision", "engines", "efficiency", "levers", "scale", "nodes", "search")
+NAMES = ("reference", "transcription", "precision", "engines", "efficiency", "levers", "scale", "nodes", "search")
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "cluster" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "demo" / "models" / "README.md",
     *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "log.md"),
 ]
 """Pages about the present state; the log and the changelog also name what is gone."""
@@ -93,7 +95,9 @@ def test_the_command_reference_is_up_to_date(monkeypatch):
 def test_paths_exist(page):
     """Fails if a page names a file or folder of the repository that does not exist."""
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"(?<![\w./-])((?:tests|pipeline|jobs|docs|tools|benchmarks)/[\w./-]*\w(?:/|\.\w+))", text)
+    named = re.findall(
+        r"(?<![\w./-])((?:tests|pipeline|jobs|docs|tools|benchmarks|cluster|examples)/[\w./-]*\w(?:/|\.\w+))", text
+    )
     missing = sorted({path for path in named if not (ROOT / path).exists()})
     assert not missing
 
@@ -110,6 +114,22 @@ def test_links_lead_somewhere(page):
         if not linked.exists() or (heading and heading not in headings(linked)):
             wrong.append(target)
     assert not wrong
+
+
+OTHERS_OPTIONS = set(
+    "--bucket --build-arg --count --create-namespace --follow --from-literal --generate --gpus-per-node --minutes --namespace "
+    "--lifecycle-configuration --metrics-export-port --nodes --policy --policy-document --policy-name --quick --role "
+    "--runtime-env-json --seed --target --watch".split()
+)
+"""Options of other programs (aws, docker, kubectl, ray, sbatch), of `benchmarks` and of `tests.long`, which the pages show."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_exist(page):
+    """Fails if a page names an option that no command has, such as one that was renamed or misspelt."""
+    option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+    known = set(option.findall(reference())) | OTHERS_OPTIONS
+    assert set(option.findall(page.read_text(encoding="utf-8"))) - known == set()
 
 
 def headings(page):
