@@ -116,11 +116,30 @@ def test_links_lead_somewhere(page):
     assert not wrong
 
 
-OTHERS_OPTIONS = set(
-    "--bucket --build-arg --count --create-namespace --follow --from-literal --generate --gpus-per-node --minutes --namespace "
-    "--lifecycle-configuration --metrics-export-port --nodes --policy --policy-document --policy-name --quick --role "
-    "--runtime-env-json --seed --target --watch".split()
-)
+OTHERS_OPTIONS = {
+    "--bucket",
+    "--build-arg",
+    "--count",
+    "--create-namespace",
+    "--follow",
+    "--from-literal",
+    "--generate",
+    "--gpus-per-node",
+    "--minutes",
+    "--namespace",
+    "--lifecycle-configuration",
+    "--metrics-export-port",
+    "--nodes",
+    "--policy",
+    "--policy-document",
+    "--policy-name",
+    "--quick",
+    "--role",
+    "--runtime-env-json",
+    "--seed",
+    "--target",
+    "--watch",
+}
 """Options of other programs (aws, docker, kubectl, ray, sbatch), of `benchmarks` and of `tests.long`, which the pages show."""
 
 
