@@ -1,1 +1,1 @@
-"""Measurements behind every figure of docs/performance.md: ratios within one run, exactness checked in the same run."""
+"""Benchmarks behind the figures of docs/performance.md: ratios within one run, with equality checked in the same run."""

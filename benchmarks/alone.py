@@ -1,4 +1,4 @@
-"""The models alone: `python -m benchmarks.alone MANIFEST COUNT FUSION ENCODER SHARD_ROWS` loads them, decodes the last COUNT
+"""Time the models alone: `python -m benchmarks.alone MANIFEST COUNT FUSION ENCODER SHARD_ROWS` loads them, decodes the last COUNT
 clips, says so, waits for a line, recognises them shard by shard, and says so.
 """
 
@@ -14,7 +14,7 @@ from pipeline.models.emotion import EmotionRecogniser
 
 
 def main() -> None:
-    """See the module."""
+    """Time the models as the module describes."""
     manifest, count, fusion, encoder, shard_rows = sys.argv[1:]
     rows = [json.loads(line) for line in Path(manifest).read_text(encoding="utf-8").splitlines()][-int(count) :]
     models = EmotionRecogniser("mean", resolve(fusion), resolve(encoder), num_threads=1)

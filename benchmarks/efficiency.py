@@ -1,4 +1,4 @@
-"""What the pipeline costs beside its models: job wall time against the pure model time of the same clips, steady state.
+"""Overhead of the pipeline: steady-state job wall time against the pure model time of the same clips.
 
 Two sizes of the same job, and the difference between them: start-up, planning and publishing fall out. The models either
 sleep for the time a device would take, or are real, of the published sizes or small; the pure time of real ones is measured
@@ -28,7 +28,7 @@ _TIMEOUT_S = 900.0
 
 
 def run(*, quick: bool) -> Result:
-    """Jobs of n and 3n clips, `rounds` times."""
+    """Time jobs of n and 3n clips, `rounds` times."""
     small, many, rounds = (16, 16, 1) if quick else (96, 1024, 3)
     rows = []
     with tempfile.TemporaryDirectory(prefix="efficiency-") as name:
@@ -53,13 +53,13 @@ def run(*, quick: bool) -> Result:
 
 
 class _Bench:
-    """Both sizes of a job, and the models alone."""
+    """Timings of both sizes of a job, and of the models alone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def sleeping(self, small: int, rounds: int, device_s: float) -> tuple[str, ...]:
-        """Models that sleep `device_s` for a second of audio."""
+        """Time models that sleep `device_s` for each second of audio."""
         models, widths = models_of("mean")
         env = environment(widths, device_s_per_audio_s=device_s)
         extra = [self._extra_s(small, models, env, _SHARD_ROWS) for _ in range(rounds)]
@@ -67,7 +67,7 @@ class _Bench:
         return _row(f"models that sleep {device_s * _CLIP_S:.1f} s a clip", 2 * small, [pure_s] * rounds, extra)
 
     def real(self, name: str, models: Models, small: int, rounds: int, shard_rows: int) -> tuple[str, ...]:
-        """Models that compute: alone, then in the job, each round."""
+        """Time real models, alone and then in the job, in each round."""
         pure, extra = [], []
         for _ in range(rounds):
             pure.append(_pure_s(self._manifest(3 * small), 2 * small, models, shard_rows))
@@ -78,7 +78,7 @@ class _Bench:
         return write_manifest(self.folder / f"{count}.jsonl", clips([_CLIP_S] * count))
 
     def _extra_s(self, small: int, models: list[str], env: Mapping[str, str], shard_rows: int) -> float:
-        """Seconds the larger job takes more than the smaller."""
+        """Return the extra seconds of the larger job."""
         walls = []
         for count in (small, 3 * small):
             output = self.folder / f"out-{time.monotonic_ns()}"
@@ -98,7 +98,7 @@ def _row(name: str, clips: int, pure: list[float], extra: list[float]) -> tuple[
 
 
 def _pure_s(manifest: Path, clips: int, models: Models, shard_rows: int) -> float:
-    """Wall time of `clips` through the real models in `_ACTORS` processes at once, from the moment all are ready."""
+    """Return the wall time of `clips` in the real models, in `_ACTORS` concurrent processes, from when all are ready."""
     command = [sys.executable, "-m", "benchmarks.alone", str(manifest), str(clips // _ACTORS),
                str(models.fusion), str(models.encoder), str(shard_rows)]  # fmt: skip
     processes = [

@@ -1,4 +1,4 @@
-"""The whole job against two plain scripts with the same checkpoints: Ray Data in the style of its audio example, and Daft.
+"""Comparison of the whole job with two plain scripts on the same checkpoints: Ray Data, as in its audio example, and Daft.
 
 The scripts, `plain_ray.py` and `plain_daft.py`, load stock transformers models once in each of as many processes as there
 are cores, batch four clips, pad to the longest, and write Parquet. They commit nothing, check nothing and stop at the first
@@ -44,7 +44,7 @@ FOLDER = RESULTS / "engines"
 DAFT = "daft==0.7.26"
 PLAIN = {"plain Ray Data": "benchmarks.plain_ray", "Daft": "benchmarks.plain_daft"}
 Taken = dict[str, list[float]]
-"""By what was measured, one value a round."""
+"""Measurements by name, one value per round."""
 SETTINGS = {
     "DAFT_ANALYTICS_ENABLED": "0",
     "DO_NOT_TRACK": "true",
@@ -71,7 +71,7 @@ class Case:
 
 
 def run(*, quick: bool) -> Result:
-    """Each engine at two numbers of clips, in turn; at both sizes of models."""
+    """Run each engine in turn on two numbers of clips, at both model sizes."""
     cases = [Case("small", small_models(), 8, 24, 1) if quick else Case("small", small_models(), 256, 1024, 3)]
     if not quick:
         cases.append(Case("published", published_models(), 8, 40, 3, ("--shard-rows", "4")))
@@ -79,9 +79,9 @@ def run(*, quick: bool) -> Result:
     notes: list[str] = []
     figures: dict[str, float] = {}
     for case in cases:
-        taken, said = _compare(case)
+        taken, case_notes = _compare(case)
         rows += [_row(case, name, taken) for name in taken]
-        notes += said
+        notes += case_notes
         figures |= {f"{case.name} {name} {what}": float(np.median(values))
                     for name in taken for what, values in taken[name].items()}  # fmt: skip
     notes += [
@@ -97,7 +97,7 @@ def run(*, quick: bool) -> Result:
 
 
 def _compare(case: Case) -> tuple[dict[str, Taken], list[str]]:
-    """What each engine takes at one size of models, round by round, and what is to be said of it."""
+    """Measure each engine at one model size, round by round. Returns: the measurements, and notes."""
     given = clips(lengths(case.many))
     manifests = {count: write_manifest(FOLDER / f"{count}.jsonl", given[:count]) for count in (case.few, case.many)}
     variants = ["ours", *PLAIN]
@@ -123,13 +123,13 @@ def _compare(case: Case) -> tuple[dict[str, Taken], list[str]]:
 
 
 def lengths(count: int) -> list[float]:
-    """Seconds, log-normal about 3.5 s and cut to 1 to 12 s, in no order: corpora of utterances look so. Seed 7."""
+    """Return clip lengths in seconds as in corpora of utterances: log-normal around 3.5 s, clipped to 1 to 12 s. Seed 7."""
     drawn = np.random.default_rng(7).lognormal(np.log(3.5), 0.5, count)
     return [round(float(length), 2) for length in np.clip(drawn, 1.0, 12.0)]
 
 
 def given_range(given: list[Clip]) -> str:
-    """How long the clips are."""
+    """Return a note on the lengths of the clips."""
     durations = [clip.duration_s for clip in given]
     return f"{min(durations):.1f} to {max(durations):.1f} s (median {np.median(durations):.1f})"
 
@@ -151,7 +151,7 @@ def _annotate(name: str, manifest: Path, case: Case) -> tuple[Finished, Scored]:
 
 
 def _written(output: Path, models: Models) -> Scored:
-    """What a plain script wrote, its columns being id, label and scores by class."""
+    """Read the output of a plain script: id, label and scores by class."""
     from pipeline.models.checkpoints.modes import labels_of
     from pipeline.models.checkpoints.weights import resolve
 
@@ -162,7 +162,7 @@ def _written(output: Path, models: Models) -> Scored:
 
 
 def _daft_python() -> str:
-    """An interpreter that has Daft and, behind it, everything that this one has."""
+    """Return an interpreter with Daft and, after it, all packages of this one."""
     folder = RESULTS / "daft-env"
     python = folder / "bin" / "python"
     link = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})) / "ours.pth"

@@ -1,4 +1,4 @@
-"""The emotion models at their published sizes on a GPU: precision, batch and clip length, against the floor of the device.
+"""Speed of the emotion models at their published sizes on a GPU, by precision, batch and clip length, against the device's limit.
 
 usage: python -m benchmarks.gpu [--device cuda] [--quick]      needs torch and transformers; no Ray, no hub, no Whisper
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run(*, device: str, quick: bool) -> Result:
-    """Every precision, clip length and batch; each against fp32 one clip at a time."""
+    """Measure each precision, clip length and batch against fp32 with one clip per pass."""
     models = small_models() if quick else published_models()
     rows, notes = [], []
     for clip_s in (4.0,) if quick else _TFLOP:
@@ -78,7 +78,7 @@ def _utterances(clip_s: float, count: int) -> tuple[list[NDArray[np.float32]], l
 
 @dataclass
 class _Work:
-    """Clips of one length, and what fp32 makes of them one at a time."""
+    """Clips of one length, and their results in fp32 one at a time."""
 
     clip_s: float
     waveforms: list[NDArray[np.float32]]
@@ -90,7 +90,7 @@ class _Work:
         return recogniser.recognise(self.waveforms, self.texts)
 
     def measured(self, recogniser: EmotionRecogniser, batch: int, *, tflops: float) -> tuple[str, ...]:
-        """Speed, memory and exactness of one batch size."""
+        """Measure speed, memory and exactness of one batch size."""
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -128,7 +128,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _matrix_tflops(device: str, dtype: torch.dtype, size: int = 4096) -> float:
-    """TFLOP/s of a large matrix product."""
+    """Return the TFLOP/s of a large matrix product."""
     if device == "cpu":
         size = 512
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

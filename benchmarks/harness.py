@@ -1,4 +1,4 @@
-"""Timing of variants side by side, and the page the figures are written to."""
+"""Timing of variants in turn, and writing of the results to the page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PAGE = ROOT / "docs" / "performance.md"
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one variant over the rounds of a run."""
+    """Seconds of one variant in each round of a run."""
 
     wall_s: tuple[float, ...]
     cpu_s: tuple[float, ...]
-    """Of this process, all threads; children excluded."""
+    """CPU seconds of this process, all threads, without children."""
 
     @property
     def median_s(self) -> float:
-        """Median wall time."""
+        """Return the median wall time."""
         return median(self.wall_s)
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Timing:
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], *, rounds: int, warm: bool = True) -> dict[str, Timing]:
-    """Time each variant once a round, the order turning from round to round, so that what else the machine does hits all.
+    """Time each variant once per round, in rotating order, so that other load on the machine affects all.
 
     Args:
         warm: run each once before, untimed.
@@ -56,26 +56,26 @@ def interleaved(variants: Mapping[str, Callable[[], object]], *, rounds: int, wa
 
 
 def ratio(baseline: Timing, ours: Timing) -> str:
-    """How many times faster ours is: the median over rounds of the ratio within each round, and its range."""
+    """Return the speed-up of ours: the median and range over rounds of the ratio within each round."""
     ratios = sorted(theirs / mine for theirs, mine in zip(baseline.wall_s, ours.wall_s, strict=True))
     return f"{median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one benchmark found: a table, and what a reader must know to believe it."""
+    """Result of one benchmark: a table, and notes on how it was measured."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
-    """Sizes, seeds, what was checked to be equal and how, where a target was missed and why."""
+    """Notes: sizes, seeds, equality checks, and why a target was missed."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """Bare numbers for whoever compares runs."""
+    """Plain numbers, for comparing runs."""
 
 
 def publish(name: str, result: Result, *, took_s: float) -> None:
-    """Keep the result in `build/bench/NAME.json`, and its table in docs/performance.md between the marks of its name."""
+    """Write the result to `build/bench/NAME.json`, and its table to docs/performance.md between the marks of its name."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     record = {**asdict(result), "machine": machine(), "took_s": round(took_s, 1)}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -96,7 +96,7 @@ def _section(result: Result, took_s: float) -> str:
 
 
 def machine() -> str:
-    """Hardware, software and commit, on one line."""
+    """Return hardware, software and commit on one line."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False

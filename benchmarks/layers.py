@@ -1,4 +1,4 @@
-"""One conformer layer of Wav2Vec2-BERT 2.0, stock and ours, and what a forward pass of it needs in memory.
+"""One conformer layer of Wav2Vec2-BERT 2.0, stock and ours, and the memory of its forward pass.
 
 usage: python -m benchmarks.layers stock|ours LENGTH       prints the peak of extra resident bytes of one pass
 """
@@ -20,7 +20,7 @@ WIDTH = 1024
 
 
 def layer(kind: str) -> nn.Module:
-    """The published shape, random weights; the same weights for both kinds."""
+    """Return a layer of the published shape with random weights, the same for both kinds."""
     config = Wav2Vec2BertConfig()  # its defaults are those of facebook/w2v-bert-2.0
     config._attn_implementation = "sdpa"
     torch.manual_seed(7)
@@ -38,7 +38,7 @@ def states(length: int) -> Tensor:
 
 
 def forward(module: nn.Module, given: Tensor) -> Tensor:
-    """States after the layer, [1, length, WIDTH]."""
+    """Return the states after the layer, [1, length, WIDTH]."""
     with torch.inference_mode():
         return module(given, None)
 
@@ -48,7 +48,7 @@ def _status(field: str) -> int:
 
 
 def main() -> None:
-    """Measure one pass, after a short one that has the libraries loaded."""
+    """Measure one pass, after a short one that loads the libraries."""
     kind, length = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
     module, given = layer(kind), states(length)

@@ -1,4 +1,4 @@
-"""Each lever alone against its stock form: interleaved in one process on one thread, equality and a failing control beside it.
+"""Each optimisation against its stock form, interleaved in one process on one thread, with equality and failing controls.
 
 The stock forms are what the reference or its libraries do: BERT padded to 512 tokens, Hugging Face's sdpa attention,
 `faster_whisper.decode_audio`, `SeamlessM4TFeatureExtractor`, batches in the order of arrival.
@@ -40,7 +40,7 @@ SHARD = 1024
 
 @dataclass(slots=True)
 class Table:
-    """What the levers add to."""
+    """The table that the levers fill."""
 
     quick: bool
     rows: list[list[str]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Table:
     figures: dict[str, float] = field(default_factory=dict)
 
     def add(self, lever: str, stock: Timing | str, ours: Timing | str, *, gain: str, target: str, equal: str) -> None:
-        """One line."""
+        """Add one line."""
         self.rows.append([lever, str(stock), str(ours), gain, target, equal])
 
     def compare(
@@ -61,7 +61,7 @@ class Table:
         target: str,
         equal: str,
     ) -> None:
-        """Time two forms and add the line."""
+        """Time two forms and add a line."""
         timings = interleaved({"stock": stock, "ours": ours}, rounds=1 if self.quick else rounds)
         self.figures[f"{lever} x"] = timings["stock"].median_s / timings["ours"].median_s
         gain = ratio(timings["stock"], timings["ours"])
@@ -69,7 +69,7 @@ class Table:
 
 
 def run(*, quick: bool) -> Result:
-    """All levers."""
+    """Measure all levers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     table = Table(quick)
@@ -84,7 +84,7 @@ def run(*, quick: bool) -> Result:
 
 
 def _equal(ours: object, stock: object, control: object, *, within: float, control_is: str) -> str:
-    """Make sure that ours is near stock and that the control is not. Returns: both distances."""
+    """Check that ours is close to stock and that the control is not. Returns: both distances."""
     near, far = _distance(ours, stock), _distance(control, stock)
     require(near <= within, f"ours differs from stock by {near:.1e}, {within:.0e} was to be")
     require(far > 10 * within, f"the control ({control_is}) is as near as {far:.1e}: equality proves nothing")
@@ -152,8 +152,8 @@ def _attention(table: Table) -> None:
             extra = {kind: _layer_bytes(kind, length) for kind in ("stock", "ours")}
             times = extra["stock"] / max(extra["ours"], 1)
             table.figures[f"w2v-bert layer memory, L = {length} x"] = times
-            shown = [f"{extra[kind] / 2**20:,.0f} MiB" for kind in ("stock", "ours")]
-            table.add(f"its extra memory, L = {length:,}", *shown, gain=f"{times:.1f}x", target=memory, equal="")
+            memory_cells = [f"{extra[kind] / 2**20:,.0f} MiB" for kind in ("stock", "ours")]
+            table.add(f"its extra memory, L = {length:,}", *memory_cells, gain=f"{times:.1f}x", target=memory, equal="")
     table.notes.append(
         "w2v-bert layer: a whole conformer layer of the published shape (feed-forward and convolution included), one "
         "clip, no padding; memory: growth of the peak resident set over one pass, each form in a process of its own."
@@ -221,7 +221,7 @@ def _filter_banks(table: Table) -> None:
 
 
 def _sorting(table: Table) -> None:
-    """Frames, which are arithmetic; and that what a row travels with does not change it, by the small model."""
+    """Add the padded frames, by arithmetic, and check with the small model that a row does not depend on its batch."""
     equal = _unmoved_by_company(table.quick)
     arrival = [list(range(start, start + BATCH)) for start in range(0, SHARD, BATCH)]
     for mix, lengths in _mixes(8 * SHARD).items():
@@ -272,7 +272,7 @@ def _padded(lengths_s: list[float], made: list[list[int]]) -> float:
 
 
 def _multihead(table: Table) -> None:
-    """Eight heads and their projection as they are loaded, and as one matrix."""
+    """Compare eight heads and their projection, as loaded, with one matrix."""
     torch.manual_seed(7)
     stock = MultiHeadFusion(768).eval()
     ours = stock.folded()

@@ -1,4 +1,4 @@
-"""Scaling over nodes: several Ray nodes on this machine, each with one pretended GPU whose models sleep for a GPU's time."""
+"""Scaling over nodes: several Ray nodes on this machine, each with a simulated GPU, whose models sleep like a GPU."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from tests.support.noop_models import environment, models_of
 
 _CLIP_S = 4.0
 _DEVICE_S = 1.0
-"""Of a modelled device, for one second of audio: slow enough that two cores decode for sixteen."""
+"""Seconds of a simulated device per second of audio: slow enough that two cores decode for sixteen."""
 _CLIPS_PER_GPU = 100
 _SHARD_ROWS = 4
 _FROM, _TO = 0.5, 0.9
-"""Between these shares of the files of a job its rate is taken: all actors run, and none has run out of work."""
+"""Shares of a job's files between which its rate is measured: all actors run, and none is out of work."""
 _TARGET = 0.9
 _TIMEOUT_S = 1800.0
 _KEEP_WORKERS = {"idle_worker_killing_time_threshold_ms": 600_000}
-"""A node of one CPU ends the worker of its tasks a second after a shard, to start it, in three CPU seconds, for the next."""
+"""Longer idle time of workers: a node of one CPU would end its task worker a second after a shard, and spend three CPU
+seconds on starting one for the next."""
 
 
 def run(*, quick: bool) -> Result:
-    """One job for each number of nodes, whose work grows with them."""
+    """Run one job for each number of nodes, with work proportional to it."""
     models, widths = models_of("mean")
     armed = environment(widths, device_s_per_audio_s=_DEVICE_S)
     rows, alone = [], 0.0
@@ -56,7 +57,7 @@ def run(*, quick: bool) -> Result:
 
 
 def _job(nodes: int, manifest: Path, output: Path, models: list[str], armed: Mapping[str, str]) -> tuple[float, float]:
-    """Clips a second in the steady state, and seconds in all."""
+    """Return the clips per second in the steady state, and the total seconds."""
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _KEEP_WORKERS}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:

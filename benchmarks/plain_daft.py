@@ -1,4 +1,4 @@
-"""A plain Daft script for the same job: a class with a batch method, as many instances as cores, write_parquet.
+"""Plain Daft script for the same job: a class with a batch method, one instance per core, write_parquet.
 
 usage: python -m benchmarks.plain_daft MANIFEST OUTPUT FUSION ENCODER       in an environment that has daft
 """
@@ -18,7 +18,7 @@ RESULT = DataType.struct({"label": DataType.string(), "scores": DataType.list(Da
 
 @daft.cls(max_concurrency=len(os.sched_getaffinity(0)), use_process=True)
 class Recognise:
-    """Holds the models."""
+    """The loaded models."""
 
     def __init__(self, fusion: str, encoder: str) -> None:
         self.recogniser = Recogniser(fusion, encoder)

@@ -1,4 +1,4 @@
-"""The published model written with stock transformers classes, batched, loaded once: what the plain scripts share.
+"""Published model from stock transformers classes, batched and loaded once, for the plain scripts.
 
 Texts are padded to the longest of their batch and the mask is passed everywhere, as a careful user would; nothing of
 `pipeline` is used.
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 BATCH_SIZE = 4
-"""As in the model stage of Ray's audio example."""
+"""Batch size of the model stage in Ray's audio example."""
 
 
 def load_audio(path: str) -> np.ndarray:
@@ -31,7 +31,7 @@ def load_audio(path: str) -> np.ndarray:
 
 
 class MeanFusion(Wav2Vec2BertPreTrainedModel):
-    """Mode `mean` under the checkpoint's own parameter names, so that `from_pretrained` loads it."""
+    """Model of mode `mean` with the checkpoint's parameter names, so that `from_pretrained` loads it."""
 
     def __init__(self, config: Wav2Vec2BertConfig) -> None:
         super().__init__(config)
@@ -43,7 +43,7 @@ class MeanFusion(Wav2Vec2BertPreTrainedModel):
         self.post_init()
 
     def forward(self, input_features: torch.Tensor, attention_mask: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Scores [B, num_labels] of features [B, T, 160], their mask [B, T] and text embeddings [B, width]."""
+        """Return scores [B, num_labels] for features [B, T, 160], their mask [B, T] and text embeddings [B, width]."""
         states = self.wav2vec2_bert(input_features, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1)
         audio = (self.projector(states) * mask).sum(dim=1) / mask.sum(dim=1)
@@ -52,7 +52,7 @@ class MeanFusion(Wav2Vec2BertPreTrainedModel):
 
 
 class Recogniser:
-    """Both models, loaded once."""
+    """The emotion model and the sentence encoder, loaded once."""
 
     def __init__(self, fusion: str, encoder: str) -> None:
         torch.set_num_threads(1)  # as many processes as cores, so a thread each; Ray sets this by itself
@@ -63,10 +63,10 @@ class Recogniser:
 
     @torch.inference_mode()
     def recognise(self, waveforms: Sequence[np.ndarray], texts: Sequence[str]) -> tuple[list[str], list[list[float]]]:
-        """Labels and scores of a batch."""
+        """Return the labels and scores of a batch."""
         read = self.tokenizer(list(texts), padding=True, truncation=True, max_length=512, return_tensors="pt")
         text = self.bert(**read).last_hidden_state[:, 0]
-        heard = self.extractor(
+        features = self.extractor(
             [np.asarray(waveform, np.float32) for waveform in waveforms],
             sampling_rate=16_000,
             padding=True,
@@ -74,6 +74,6 @@ class Recogniser:
             truncation=True,
             return_tensors="pt",
         )
-        scores = self.fusion(heard["input_features"], heard["attention_mask"], text)
+        scores = self.fusion(features["input_features"], features["attention_mask"], text)
         names = self.fusion.config.id2label
         return [names[int(best)] for best in scores.argmax(dim=-1)], scores.tolist()

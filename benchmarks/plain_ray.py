@@ -1,4 +1,4 @@
-"""A plain Ray Data script for the same job, in the style of Ray's audio example: map, map_batches with a class, write_parquet.
+"""Plain Ray Data script for the same job, in the style of Ray's audio example: map, map_batches with a class, write_parquet.
 
 usage: python -m benchmarks.plain_ray MANIFEST OUTPUT FUSION ENCODER
 """
@@ -22,7 +22,7 @@ def load(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Recognise:
-    """An actor that holds the models."""
+    """Actor with the loaded models."""
 
     def __init__(self, fusion: str, encoder: str) -> None:
         self.recogniser = Recogniser(fusion, encoder)

@@ -1,4 +1,4 @@
-"""The emotion models in lower precision on this CPU: what it gains at the published sizes, and whose labels it moves."""
+"""Lower precision of the emotion models on this CPU: speed at the published sizes, and changed labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PRECISIONS = ("fp32", "bf16", "int8")
 
 
 def run(*, quick: bool) -> Result:
-    """Each precision once; then the trained models over the held-out sentences."""
+    """Time each precision, then compare labels of the trained models on the held-out sentences."""
     case = Case("precision", small_models() if quick else published_models(), 0, 8, 24, 1, shard_rows=4)
     clip_s: dict[str, float] = {}
     scored: dict[str, Scored] = {}

@@ -1,4 +1,4 @@
-"""Whole processes: how long one takes with everything it starts, and how much memory all of it holds at the worst moment."""
+"""Wall time and peak memory of a process with everything it starts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from benchmarks.harness import ROOT
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _EVERY_S = 0.2
 _TREE_EVERY = 10
-"""Looks at the whole tree are one in so many: a proportional size costs the kernel a walk over a process's pages."""
+"""Number of samples per sample of proportional sizes, which make the kernel walk over all pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One process that ended well.
+    """A process that ended with status 0.
 
     Attributes:
         wall_s: from its start to its end.
@@ -32,7 +32,7 @@ class Finished:
         resident_bytes: the same with shared pages counted in full in each, as `ps` and `top` add up to.
         own_peak_bytes: resident memory of the process itself, looked at five times a second.
         worker_peak_bytes: of the largest of its Ray workers.
-        lines: what it said on both streams, each line with the seconds since the start.
+        lines: its output on both streams, each line with the seconds since the start.
         output: standard output.
     """
 
@@ -45,22 +45,22 @@ class Finished:
     output: str
 
     def moment(self, beginning: str) -> float:
-        """Seconds to the first line that begins so. Raises: LookupError."""
+        """Return the seconds to the first line with this beginning. Raises: LookupError."""
         for at_s, line in self.lines:
             if line.startswith(beginning):
                 return at_s
         raise LookupError(f"no line begins with {beginning!r}")
 
     def require(self, sentence: str) -> None:
-        """Raises: SystemExit when it was not said."""
+        """Require a sentence in the output. Raises: SystemExit."""
         if not any(sentence in line for _, line in self.lines):
-            raise SystemExit(f"{sentence!r} was not said: {self.lines[-5:]}")
+            raise SystemExit(f"{sentence!r} is not in the output: {self.lines[-5:]}")
 
 
 def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Finished:
     """Run a command from the project's root, offline.
 
-    Raises: SystemExit with the end of what it said, when it fails or takes too long; nothing of it is left running.
+    Raises: SystemExit with the end of its output when it fails or takes too long; none of its processes is left running.
     """
     given = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     begun = time.perf_counter()
@@ -83,14 +83,14 @@ def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | No
         thread.join(20)
     lines = sorted(line for stream in streams for line in stream.lines)
     if process.returncode:
-        said = "\n".join(line for _, line in lines[-40:])
-        raise SystemExit(f"{' '.join(command[:4])} ... ended with {process.returncode}:\n{said}")
+        output = "\n".join(line for _, line in lines[-40:])
+        raise SystemExit(f"{' '.join(command[:4])} ... ended with {process.returncode}:\n{output}")
     output = "".join(f"{line}\n" for _, line in streams[0].lines)
     return Finished(wall_s, watch.tree, watch.resident, watch.own, watch.worker, lines, output)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Interrupt what still runs, so that it takes its own children down; kill what will not."""
+    """Interrupt the process, so that it ends its children, and kill what remains."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, sent)
@@ -130,7 +130,7 @@ class _Watch(threading.Thread):
 
 
 def _resident(root: int) -> dict[int, int]:
-    """Resident bytes of a process and each of its descendants, now."""
+    """Return the resident bytes of a process and each of its descendants."""
     parents: dict[int, int] = {}
     resident: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -151,7 +151,7 @@ def _resident(root: int) -> dict[int, int]:
 
 
 def _proportional(pid: int, resident: int) -> int:
-    """Proportional set size of a process in bytes; what is resident where the kernel does not say, as it is gone by now."""
+    """Return the proportional set size of a process in bytes, or its resident size if it has ended meanwhile."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The whole job against the reference toolkit, which loops over the same files with the same checkpoints.
+"""Comparison of the whole job with the reference toolkit, which loops over the same files with the same checkpoints.
 
 The toolkit (NLP-UMUTeam/umuteam-speech-emotion) is not part of this project: REFERENCE_TOOLKIT names a checkout of it. It
 runs unmodified, in a process of its own, with as many threads as torch takes, twice: as shipped, where each call loads the
@@ -52,7 +52,7 @@ CLIP_S = 3.5
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """One run of the command: the process, and by clip what it found and the words it went by."""
+    """One run of the command: the process, and for each clip its result and text."""
 
     process: Finished
     scored: Scored
@@ -68,7 +68,7 @@ class Case:
         few, many: clips of the two jobs of ours whose difference is the steady state, whole shards for each actor.
         shard_rows: of ours; None is the default.
         floor: whether to measure the two encoders alone beside it, rather than the whole processes of many clips.
-        heard: whether both sides transcribe, with the demo's Whisper: the held-out sentences, rather than clips cut anywhere.
+        transcribed: both sides transcribe the held-out sentences with the demo's Whisper; otherwise clips have texts.
     """
 
     name: str
@@ -79,35 +79,35 @@ class Case:
     rounds: int
     shard_rows: int | None = None
     floor: bool = False
-    heard: bool = False
+    transcribed: bool = False
 
     @property
     def clips(self) -> list[Clip]:
-        """All of them."""
-        if not self.heard:
+        """Return all clips."""
+        if not self.transcribed:
             return clips([CLIP_S] * self.many)
         return [replace(clip, id=f"h{n:05d}") for n, clip in zip(range(self.many), cycle(sentences()), strict=False)]
 
     def ours(self, count: int, *options: str) -> Ours:
-        """The command over the first clips, into an output of its own."""
+        """Run the command on the first clips, into a new output."""
         shards = () if self.shard_rows is None else ("--shard-rows", str(self.shard_rows))
-        asr = ("--asr-model", str(ROOT / MODELS / "whisper")) if self.heard else ()
-        given = [replace(clip, text=None) for clip in self.clips[:count]] if self.heard else self.clips[:count]
+        asr = ("--asr-model", str(ROOT / MODELS / "whisper")) if self.transcribed else ()
+        given = [replace(clip, text=None) for clip in self.clips[:count]] if self.transcribed else self.clips[:count]
         return run_ours(write_manifest(FOLDER / f"{count}.jsonl", given), self.models, *shards, *asr, *options)
 
     def loop(self, kind: str, given: Sequence[Clip], **more: object) -> tuple[Finished, dict[str, object]]:
-        """The reference, or the floor, over clips."""
+        """Run the reference, or the models alone, on clips."""
         job = self.write_job(kind, given, **more)
         return _loop(job), _found(job)
 
     def write_job(self, kind: str, given: Sequence[Clip], *, part: int = 0, threads: int = 0) -> Path:
-        """What `reference_loop` reads."""
+        """Return the job file of `reference_loop`."""
         job = {
             "kind": kind,
             "checkout": os.environ.get("REFERENCE_TOOLKIT", ""),
             "fusion": str(self.models.fusion),
             "encoder": str(self.models.encoder),
-            "whisper": str(hugging_face_whisper()) if self.heard else None,
+            "whisper": str(hugging_face_whisper()) if self.transcribed else None,
             "threads": threads,
             "clips": [describe(clip) for clip in given],
         }
@@ -118,7 +118,7 @@ class Case:
 
 
 def run(*, quick: bool) -> Result:
-    """Both sizes; `quick` the small one alone, on few clips."""
+    """Compare at both sizes; with `quick` at the small one, on few clips."""
     cases = [Case("small", small_models(), *((2, 2, 6, 1) if quick else (100, 256, 1024, 3)))]
     if not quick:
         cases.append(Case("published", published_models(), 10, 8, 32, 2, shard_rows=4, floor=True))
@@ -131,7 +131,7 @@ def run(*, quick: bool) -> Result:
 
 
 def compared(title: str, cases: Sequence[Case], notes: list[str]) -> Result:
-    """Measure cases, one after the other."""
+    """Measure cases one after another."""
     _require_checkout()
     rows: list[list[str]] = []
     figures: dict[str, float] = {}
@@ -154,7 +154,7 @@ def _require_checkout() -> None:
 
 
 class _Measured:
-    """The variants of one case, each once a round."""
+    """Measurement of one case: each variant once per round."""
 
     def __init__(self, case: Case) -> None:
         taken: dict[str, list[float]] = {"shipped": [], "kept": [], "ours": [], "small job": [], "large job": []}
@@ -175,14 +175,14 @@ class _Measured:
                 floor_s, how = _floor(case)
                 taken.setdefault("floor", []).append(floor_s)
                 self.notes.append(f"Floor, the stock encoders' forward passes alone at their own lengths: {how}.")
-            said = [_agree(found, self.ours, who=f"{case.name}, {kind}") for kind, found in theirs.items()]
-        self.notes += said
+            notes_of_case = [_agree(found, self.ours, who=f"{case.name}, {kind}") for kind, found in theirs.items()]
+        self.notes += notes_of_case
         self.case = case
         self.timings = {name: Timing(tuple(seconds), ()) for name, seconds in taken.items()}
         self.figures = {f"{case.name} {name} s": timing.median_s for name, timing in self.timings.items()}
 
     def rows(self) -> list[list[str]]:
-        """The table's lines."""
+        """Return the lines of the table."""
         name, timings = self.case.name, self.timings
         shipped, kept, ours = timings["shipped"], timings["kept"], timings["ours"]
         rows = [
@@ -198,7 +198,7 @@ class _Measured:
         return [*rows, [name, "floor: the two encoders alone", str(floor), ratio(shipped, floor), ratio(kept, floor)]]
 
     def _whole(self) -> list[list[str]]:
-        """Process start to process end over the large job's clips, the reference once, as shipped."""
+        """Time whole processes on the large job's clips; the reference once, as shipped."""
         count = self.case.many
         theirs, found = self.case.loop("shipped", self.case.clips)
         self.notes.append(_agree(found, self.ours, who=f"{self.case.name}, shipped, all clips"))
@@ -219,15 +219,19 @@ class _Measured:
 
 
 def _agree(found: Mapping[str, Mapping[str, object]], ours: Ours, *, who: str) -> str:
-    """As `agree`, over the clips for which both sides go by the same words: nearly all must."""
+    """Compare like `agree`, on the clips with equal texts on both sides, which must be nearly all."""
     same = {key for key, text in found["texts"].items() if text.strip() == ours.texts[key].strip()}
     require(
         len(same) >= 0.95 * len(found["texts"]) - 1,
         f"only {len(same)} of {len(found['texts'])} texts are those of {who}",
     )
     theirs = in_our_words(found["labels"], found["scores"])
-    said = agree({key: theirs[key] for key in same}, ours.scored, who=who)
-    return said if len(same) == len(theirs) else f"{said}; of {len(theirs) - len(same)} more the texts differ"
+    notes_of_case = agree({key: theirs[key] for key in same}, ours.scored, who=who)
+    return (
+        notes_of_case
+        if len(same) == len(theirs)
+        else f"{notes_of_case}; of {len(theirs) - len(same)} more the texts differ"
+    )
 
 
 def _loop(job: Path) -> Finished:
@@ -235,7 +239,7 @@ def _loop(job: Path) -> Finished:
 
 
 def _floor(case: Case) -> tuple[float, str]:
-    """Seconds a clip, of the better of two ways to use the cores: all on one clip, or a clip on each."""
+    """Return seconds per clip, with all cores on one clip or a clip on each, whichever is faster."""
     given, cores = case.clips[: case.looped], len(os.sched_getaffinity(0))
     _, together = case.loop("floor", given, threads=cores)
     jobs = [case.write_job("floor", given, part=part, threads=1) for part in range(cores)]
@@ -248,7 +252,7 @@ def _floor(case: Case) -> tuple[float, str]:
 
 
 def run_ours(manifest: Path, models: Models, *options: str) -> Ours:
-    """The command into a fresh output, and what it wrote."""
+    """Run the command into a new output. Returns: the process and its results."""
     output = FOLDER / "out"
     shutil.rmtree(output, ignore_errors=True)
     process = run_process(annotate_command(manifest, output, named(models), *options), timeout_s=3600)

@@ -1,4 +1,4 @@
-"""The reference toolkit looping over files, in a process of its own. `benchmarks.reference` starts it.
+"""The reference toolkit in a loop over files, as a process that `benchmarks.reference` starts.
 
 usage: python -m benchmarks.reference_loop JOB.json
 
@@ -24,7 +24,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Do one job and write what came of it beside the job file."""
+    """Do one job and write its result beside the job file."""
     path = Path(sys.argv[1])
     job = json.loads(path.read_text(encoding="utf-8"))
     loop = {"shipped": _toolkit, "kept": _toolkit, "floor": _floor}[job["kind"]](job)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _toolkit(job: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
-    """Its own `predict_emotion`, with as many threads as torch takes by itself."""
+    """Run its `predict_emotion`, with torch's default number of threads."""
     import transformers  # noqa: F401 - looks for `datasets`, so before there is a stand-in
 
     for name in ("datasets", "evaluate"):
@@ -51,9 +51,9 @@ def _toolkit(job: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
 
     inference.get_default_bert = lambda _language: job["encoder"]
     inference.DEFAULT_WHISPER_MODEL = job["whisper"]
-    heard = []
+    transcripts = []
     transcribe = inference.get_transcription
-    inference.get_transcription = lambda *where: heard.append(transcribe(*where)) or heard[-1]
+    inference.get_transcription = lambda *where: transcripts.append(transcribe(*where)) or transcripts[-1]
     if job["kind"] == "kept":
         _keep_loaded(inference)
 
@@ -67,7 +67,7 @@ def _toolkit(job: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
             language="en",
             device="cpu",
         )
-        return {**result, "text": given or heard.pop()}
+        return {**result, "text": given or transcripts.pop()}
 
     return loop
 
@@ -80,7 +80,7 @@ def _stand_in(name: str) -> ModuleType:
 
 
 def _keep_loaded(inference: ModuleType) -> None:
-    """Load classifier and feature extractor once, and do not look for other weights again; the toolkit keeps its BERT."""
+    """Load the classifier and the feature extractor once; the toolkit itself keeps its BERT."""
     find = inference._lazy_import_multimodal_cls
     loaded: dict[str, Any] = {}
 
@@ -103,7 +103,7 @@ def _keep_loaded(inference: ModuleType) -> None:
 
 
 def _floor(job: dict[str, Any]) -> Callable[[dict[str, Any]], float]:
-    """Seconds of the two stock encoders' forward passes and nothing else: features and tokens are made off the clock."""
+    """Time only the forward passes of the two stock encoders; features and tokens are made before."""
     import torch
     from transformers import AutoFeatureExtractor, AutoTokenizer, BertModel, Wav2Vec2BertModel
 
@@ -118,10 +118,10 @@ def _floor(job: dict[str, Any]) -> Callable[[dict[str, Any]], float]:
     @torch.inference_mode()
     def loop(clip: dict[str, Any]) -> float:
         waveform: np.ndarray = decode(Path(clip["audio"]).read_bytes())
-        heard = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
+        features = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
         read = tokenizer(clip["text"], return_tensors="pt")
         begun = time.perf_counter()
-        speech(**heard)
+        speech(**features)
         text(**read)
         return time.perf_counter() - begun
 

@@ -21,7 +21,7 @@ _TIMEOUT_S = 3600.0
 
 
 def run(*, quick: bool) -> Result:
-    """One job of each size, then the same command again, then `jobs.verify`."""
+    """Run one job of each size, then the same command again, then `jobs.verify`."""
     models, _ = models_of("text")
     rows, figures = [], {}
     for size in (1_000, 10_000) if quick else _SIZES:

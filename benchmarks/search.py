@@ -31,7 +31,7 @@ print(*(ids[i] for i in np.argsort(-cosine)[1:11]))
 
 
 def run(*, quick: bool) -> Result:
-    """Make the output, then let the variants take turns, each in a process of its own."""
+    """Create the output, then run the variants in turn, each in a process of its own."""
     rows = 4_000 if quick else _ROWS
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
         output = _make(Path(folder), rows)

@@ -1,4 +1,4 @@
-"""The demo's Whisper in Hugging Face form, for a toolkit that loads no other: its CTranslate2 file read back.
+"""Conversion of the demo's Whisper from its CTranslate2 file to Hugging Face form, which the reference toolkit needs.
 
 The file's layout and the names in it are those of CTranslate2's Whisper converter, turned round; converting what comes out
 must give the same file again, byte for byte.
@@ -28,7 +28,7 @@ _FUSED = {"self_attention/linear_0": ("q", "k", "v"), "self_attention/linear_1":
 
 
 def hugging_face_whisper() -> Path:
-    """The folder, made once."""
+    """Return the folder, created at first use."""
     folder, demo = RESULTS / "whisper", ROOT / MODELS / "whisper"
     if not (folder / "tokenizer_config.json").exists():
         partial = folder.with_suffix(".partial")
@@ -106,7 +106,7 @@ def _renamed(name: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
 
 
 def _give_whispers_own_tokenizer(folder: Path) -> None:
-    """The class by which transformers' speech pipeline puts words together."""
+    """Return the tokenizer class by which transformers' speech pipeline joins words."""
     end = vocabulary.END
     tokenizer = WhisperTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), unk_token=end, bos_token=end, eos_token=end, pad_token=end

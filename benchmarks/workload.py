@@ -1,4 +1,4 @@
-"""What the benchmarks run on: clips cut from the project's own recordings, checkpoints, and our command as a user types it.
+"""Workload of the benchmarks: clips cut from the project's recordings, checkpoints, and our command as a user types it.
 
 Everything is made once under `build/bench`, a pure function of the recordings in `demo/heldout` and of the parity
 configs: no corpus and no weights are downloaded. Checkpoints of the published sizes take 2.8 GB of disk, five of memory
@@ -30,12 +30,12 @@ from tests.support.checkpoints import PARITY, materialize
 HELDOUT = ROOT / "demo" / "heldout"
 RATE = 16_000
 SAME_SCORES = 1e-4
-"""As near as the parity tests ask in fp32 on CPU."""
+"""Largest difference of scores, as in the parity tests in fp32 on CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One 16 kHz 16-bit WAV file, which every decoder reads alike, with the text that is given for it."""
+    """A 16 kHz 16-bit WAV file, which every decoder reads alike, with its text."""
 
     id: str
     audio: str
@@ -45,25 +45,25 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A fusion checkpoint of mode `mean` and its sentence encoder, as directories."""
+    """Directories of an emotion model of mode `mean` and its sentence encoder."""
 
     fusion: Path
     encoder: Path
 
 
 class DifferentError(RuntimeError):
-    """Two variants that must give the same do not, or a control that must differ does not: the timing means nothing."""
+    """Raised when variants that must agree differ, or a control that must differ agrees: the timing is then meaningless."""
 
 
 def require(condition: object, otherwise: str) -> None:
-    """Stop the benchmark unless so. Raises: DifferentError."""
+    """Stop the benchmark unless the condition holds. Raises: DifferentError."""
     if not condition:
         raise DifferentError(otherwise)
 
 
 @cache
 def _heldout() -> list[tuple[str, NDArray[np.float32], str]]:
-    """Id, waveform and words of the English held-out sentences, about six minutes."""
+    """Return id, waveform and text of the English held-out sentences, about six minutes."""
     lines = [json.loads(line) for line in (HELDOUT / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     return [
         (line["id"], decode((HELDOUT / line["audio"]).read_bytes()), line["reference"])
@@ -73,7 +73,7 @@ def _heldout() -> list[tuple[str, NDArray[np.float32], str]]:
 
 
 def sentences() -> list[Clip]:
-    """The English held-out sentences, each a file of its own, with what is said in it."""
+    """Return the English held-out sentences as clips, with their reference texts."""
     folder = RESULTS / "clips"
     folder.mkdir(parents=True, exist_ok=True)
     made = []
@@ -85,7 +85,7 @@ def sentences() -> list[Clip]:
 
 
 def clips(lengths_s: Sequence[float]) -> list[Clip]:
-    """One clip for each length, cut at ever other places, with the words of some sentence each.
+    """Return one clip for each length, cut at different places, each with the text of a sentence.
 
     The same lengths give the same files. Texts belong to no sound: who asks for speed does not ask for sense.
     """
@@ -115,7 +115,7 @@ def _write_wav(path: Path, waveform: NDArray[np.float32]) -> None:
 
 
 def write_manifest(path: Path, given: Sequence[Clip]) -> Path:
-    """A JSONL manifest; the length is left for the job to find out, as it is for everybody else."""
+    """Write a JSONL manifest without durations, which the other variants do not get either."""
     rows = [{"id": clip.id, "audio": clip.audio, "text": clip.text, "language": "en"} for clip in given]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -123,18 +123,18 @@ def write_manifest(path: Path, given: Sequence[Clip]) -> Path:
 
 
 def small_models() -> Models:
-    """The parity checkpoints: a three-layer encoder under the published names."""
+    """Return the parity checkpoints: a three-layer encoder under the published names."""
     folder = materialize()
     return Models(folder / "mean-en", folder / "bert-en")
 
 
 def trained_models() -> Models:
-    """The demo's: small too, but with real margins between labels."""
+    """Return the demo's checkpoints: small, but with realistic margins between labels."""
     return Models(ROOT / MODELS / "mean-en", ROOT / MODELS / "sentence-encoder")
 
 
 def published_models() -> Models:
-    """Wav2Vec2-BERT 2.0 and BERT base in their published shapes with random weights, made once.
+    """Return Wav2Vec2-BERT 2.0 and BERT base in their published shapes with random weights, created at first use.
 
     Sizes: facebook/w2v-bert-2.0 and google-bert/bert-base-uncased, from their public configs.
     """
@@ -164,7 +164,7 @@ def _resized(configs: Path, name: str, sizes: Mapping[str, int]) -> None:
 
 
 def _teach_words(path: Path) -> None:
-    """Give the parity tokenizer, which spells, the words of our texts: as many tokens as the real one would make."""
+    """Add the words of our texts to the parity tokenizer, which spells, so that it gives as many tokens as the real one."""
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
     for word in sorted({word for _, _, text in _heldout() for word in text.lower().replace("'", " ").split()}):
@@ -173,27 +173,27 @@ def _teach_words(path: Path) -> None:
 
 
 def annotate_command(manifest: Path, output: Path, models: Sequence[str], *options: str) -> list[str]:
-    """The whole job over a manifest of ours."""
+    """Return the command of the job for a manifest."""
     where = ["--manifest", str(manifest), "--output", str(output), "--no-page"]
     return [sys.executable, "-m", "jobs.annotate", *where, *models, *options]
 
 
 def named(models: Models) -> list[str]:
-    """The options that name models of mode mean, for texts that are given."""
+    """Return the model options of mode mean for rows with texts."""
     return ["--mode", "mean", "--emotion-model", f"en={models.fusion}", "--sentence-encoder", f"en={models.encoder}"]
 
 
 Scored = dict[str, tuple[str, dict[str, float]]]
-"""Clip id to its label and its score by emotion in our vocabulary."""
+"""Label, and score by emotion in our vocabulary, for each clip id."""
 
 
 def in_our_words(labels: Mapping[str, str], scores: Mapping[str, Mapping[str, float]]) -> Scored:
-    """Somebody else's results in the shape of ours."""
+    """Convert results of another variant to our form."""
     return {key: (label, {emotion_of(n): score for n, score in scores[key].items()}) for key, label in labels.items()}
 
 
 def annotated(output: Path) -> Scored:
-    """What our job wrote."""
+    """Read the output of our job."""
     table = ds.dataset(f"{output}/utterances").to_table(columns=["recording_id", "label", "scores"])
     rows = table.to_pylist()
     return {
@@ -202,13 +202,13 @@ def annotated(output: Path) -> Scored:
 
 
 def transcripts(output: Path) -> dict[str, str]:
-    """The words that our job went by, given or heard."""
+    """Read the texts that our job used, given or transcribed."""
     table = ds.dataset(f"{output}/utterances").to_table(columns=["recording_id", "text"])
     return {row["recording_id"]: row["text"] for row in table.to_pylist()}
 
 
 def agree(theirs: Scored, ours: Scored, *, who: str) -> str:
-    """Make sure that labels are equal and scores within `SAME_SCORES`, for every clip that they did. Returns: a note.
+    """Check that labels are equal and scores within `SAME_SCORES`, for every clip of theirs. Returns: a note.
 
     The control: against the next clip's scores the same comparison must fail.
     Raises: DifferentError.
@@ -233,5 +233,5 @@ def _distance(one: tuple[str, dict[str, float]], two: tuple[str, dict[str, float
 
 
 def describe(clip: Clip) -> dict[str, object]:
-    """For a job file that a subprocess reads."""
+    """Return a clip in the form of a job file."""
     return asdict(clip)

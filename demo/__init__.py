@@ -1,1 +1,1 @@
-"""`make demo`: the real job on a small synthesised corpus, and its tables printed for a person."""
+"""`make demo`: the real job on a small synthesised corpus, with its tables printed."""

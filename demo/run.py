@@ -1,9 +1,9 @@
-"""Run the real job on the demo corpus with the small models in demo/models, and print what a person wants to see of it.
+"""Run the real job on the demo corpus with the small models in demo/models, and print its tables.
 
 usage: python -m demo.run          (or `make demo`)
 
 Exit status: that of the job when it fails; 1 when a manifest line is lost or a sound recording rejected; else 0.
-Takes about half a minute on two cores. Replaces `demo/out`, touches nothing else; needs no network.
+Takes about half a minute on two cores. Replaces `demo/out` and changes nothing else; needs no network.
 """
 
 from __future__ import annotations
@@ -24,17 +24,15 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from demo import models
-from demo.picture import chart, svg, voices
 from demo.table import Column, bar, clean, fill, render
 
 MANIFEST = "demo/corpus/manifest.jsonl"
 OUTPUT = "demo/out"
-PICTURE = f"{OUTPUT}/picture.svg"
 PAGE = f"{OUTPUT}/_runs/000001/report.html"
 BROKEN = "broken-"
-"""In the id of the rows that are meant to be rejected."""
+"""Prefix of the ids of rows that are meant to be rejected."""
 HEARD = "≈"
-"""Before a text that the speech recogniser wrote; the others came with the manifest."""
+"""Mark before a transcript; texts without it come from the manifest."""
 
 _NARROWEST, _WIDEST = 60, 140
 _UTTERANCE_COLUMNS = [
@@ -53,8 +51,8 @@ _UTTERANCE_COLUMNS = [
 ]
 _SYNTHETIC = (
     "SYNTHETIC VOICES, SMALL MODELS: for trying the pipeline only.",
-    "Nobody here feels anything: a program acts, and models that know a few hundred words listen. They never heard these "
-    "voices or sentences. On a person's voice they are worth nothing; the published models are a few options away.",
+    "A speech synthesiser acts the emotions. The models know a few hundred words and were not trained on these voices or "
+    "sentences. They are worth nothing on a person's voice; the last command below uses the published models.",
 )
 _QUERY = (
     "select speaker, emotion, count(*) as n, round(avg(confidence), 2) as confidence "
@@ -63,14 +61,14 @@ _QUERY = (
 
 
 def command(output: str, options: Iterable[str]) -> list[str]:
-    """The job's command line, with this interpreter as seen from the checkout."""
+    """Return the job's command line, with the path of this interpreter relative to the source tree."""
     python = Path(sys.executable)
-    shown = python.relative_to(models.ROOT) if python.is_relative_to(models.ROOT) else python
-    return [str(shown), "-m", "jobs.annotate", "--manifest", MANIFEST, "--output", output, *options]
+    program = python.relative_to(models.ROOT) if python.is_relative_to(models.ROOT) else python
+    return [str(program), "-m", "jobs.annotate", "--manifest", MANIFEST, "--output", output, *options]
 
 
 def shell_lines(words: Sequence[str]) -> str:
-    """A command as it can be pasted: one option a line."""
+    """Return a command that can be pasted into a shell, with one option per line."""
     lines, current = [], ""
     for word in words:
         if word.startswith("--") and current:
@@ -81,7 +79,8 @@ def shell_lines(words: Sequence[str]) -> str:
 
 
 def utterance_table(utterances: pa.Table, width: int) -> list[str]:
-    """File, who, text, emotion (and what was acted, if another) and confidence, in lines of at most `width` cells."""
+    """Return a table of utterances, at most `width` cells wide: file, speaker, text, emotion (and the acted one if it differs),
+    and confidence."""
     rows = sorted(utterances.to_pylist(), key=lambda row: (*_whole(row), row["start_s"] or 0.0))
     count = Counter(map(_whole, rows))
     columns = (
@@ -95,7 +94,7 @@ def utterance_table(utterances: pa.Table, width: int) -> list[str]:
 
 
 def _whole(row: Mapping[str, object]) -> tuple[str, str]:
-    """The file's name and the channel, which may hold several utterances."""
+    """Return the names of the file and the channel."""
     channel = row["channel"]
     return Path(str(row["audio"] or "")).name, "" if channel is None else f" ch {channel}"
 
@@ -103,7 +102,7 @@ def _whole(row: Mapping[str, object]) -> tuple[str, str]:
 def _utterance_cells(row: Mapping[str, object], *, several: bool) -> list[str]:
     text = clean(str(row["text"] or ""))
     if row["text_source"] == "asr":
-        text = f"{HEARD} {text}" if text else f"{HEARD} (nothing heard)"
+        text = f"{HEARD} {text}" if text else f"{HEARD} (no speech)"
     file = "".join(_whole(row)) + (f" {row['start_s']:.1f}s" if several and row["start_s"] is not None else "")
     acted = row.get("manifest_label")
     confidence = row["confidence"]
@@ -113,40 +112,50 @@ def _utterance_cells(row: Mapping[str, object], *, several: bool) -> list[str]:
 
 
 def verdict(utterances: pa.Table) -> str:
-    """How often the models were right, where the manifest says what was acted and what was said."""
+    """Return a sentence on the models' errors, for rows whose acted emotion or wording the manifest gives."""
     rows = utterances.to_pylist()
     acted = [row["emotion"] == row["manifest_label"] for row in rows if row["manifest_label"] is not None]
-    heard: dict[str, list[str]] = {}
+    transcripts: dict[str, list[str]] = {}
     references: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row["start_s"] or 0.0):
         if row["reference"] is not None:
-            heard.setdefault(row["recording_id"], []).append(row["text"])
+            transcripts.setdefault(row["recording_id"], []).append(row["text"])
             references[row["recording_id"]] = row["reference"]
-    said = [words(references[recording]) for recording in references]
-    rate = jiwer.wer(said, [words(" ".join(heard[recording])) for recording in references])
-    count = sum(len(text.split()) for text in said)
-    return f"{sum(acted)} of {len(acted)} acted emotions recognised; {100 * rate:.0f} % of {count} words heard wrong."
+    spoken = [words(references[recording]) for recording in references]
+    rate = jiwer.wer(spoken, [words(" ".join(transcripts[recording])) for recording in references])
+    count = sum(len(text.split()) for text in spoken)
+    return f"{sum(acted)} of {len(acted)} acted emotions recognised; {100 * rate:.0f} % of {count} words transcribed wrong."
 
 
 def words(text: str) -> str:
-    """A text as words are counted: lower case, no punctuation."""
+    """Normalise a text for counting words: lower case, no punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def reject_table(rejects: pa.Table, width: int) -> list[str]:
-    """Line of the manifest, file, reason and the sentence that explains it."""
+    """Return a table of rejects: line of the manifest, file, speaker, reason and explanation."""
     rows = [
-        [str(row["line"]), Path(row["audio"] or "").name or "(the line itself)", row["speaker"] or "", row["reason"],
-         row["detail"].replace(f"{models.ROOT}/", "")]
+        [
+            str(row["line"]),
+            Path(row["audio"] or "").name or "(the line itself)",
+            row["speaker"] or "",
+            row["reason"],
+            row["detail"].replace(f"{models.ROOT}/", ""),
+        ]
         for row in rejects.sort_by("line").to_pylist()
-    ]  # fmt: skip
-    columns = (Column("line"), Column("file", least=8), Column("who", least=4), Column("reason"),
-               Column("detail", least=16, wrap=True))  # fmt: skip
+    ]
+    columns = (
+        Column("line"),
+        Column("file", least=8),
+        Column("who", least=4),
+        Column("reason"),
+        Column("detail", least=16, wrap=True),
+    )
     return render(columns, rows, width)
 
 
 def banner(width: int) -> list[str]:
-    """The warning in a box."""
+    """Return the warning in a box."""
     inner = [line for sentence in _SYNTHETIC for line in wrap(sentence, width - 4)]
     return [f"┏{'━' * (width - 2)}┓", *(f"┃ {fill(line, width - 4)} ┃" for line in inner), f"┗{'━' * (width - 2)}┛"]
 
@@ -165,55 +174,49 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _show(width: int, elapsed_s: float) -> int:
-    """Print tables, picture and where everything lies."""
+    """Print the tables and the paths of the results. Returns: the exit status."""
     utterances, rejects = _read("utterances", _UTTERANCE_COLUMNS), _read("rejects")
     recordings = len(utterances["recording_id"].unique())
     lines = sum(1 for line in (models.ROOT / MANIFEST).read_text(encoding="utf-8").splitlines() if line.strip())
     _print(banner(width))
-    _heading(f"Who sounded how: {utterances.num_rows} utterances")
+    _heading(f"{utterances.num_rows} utterances")
     _print(utterance_table(utterances, width))
-    _print(wrap(f"{HEARD}: written by the speech recogniser; the other texts came with the manifest", width))
+    _print(wrap(f"{HEARD}: transcribed; the other texts come from the manifest", width))
     print(f"\n{verdict(utterances)}")
 
-    _heading("Mean score per speaker in percent (n: utterances; a full bar would be 100)")
-    shown = voices(utterances)
-    _print(chart(shown, width))
-    print("–: the language's model does not know this emotion")
-    (models.ROOT / PICTURE).write_text(
-        svg(shown, "Synthetic voices, small models: for trying the pipeline only."), encoding="utf-8"
-    )
-
     surprising = [row for row in rejects.to_pylist() if BROKEN not in f"{row['recording_id']} {row['raw']}"]
-    _heading(f"{rejects.num_rows} rejects and why; {rejects.num_rows - len(surprising)} were broken on purpose")
+    _heading(f"{rejects.num_rows} rejects with reasons; {rejects.num_rows - len(surprising)} were broken on purpose")
     _print(reject_table(rejects, width))
 
-    _heading("Where it lies")
+    _heading("Results")
     print(f"{lines} manifest lines = {recordings} annotated + {rejects.num_rows} rejected, in {elapsed_s:.0f} s\n")
     _print([f"utterances  {OUTPUT}/utterances/*.parquet", f"rejects     {OUTPUT}/rejects/*.parquet"])
-    print(f"picture     {PICTURE}")
     if (models.ROOT / PAGE).exists():
         print(f"report      {PAGE}, to open in a browser")
     print(f'\nQuery it:\n\nduckdb -c "{_QUERY}"\n\nor, without the duckdb program:\n')
     print(f"{command('', ())[0]} -c \"import duckdb; duckdb.sql('''{_QUERY} ''').show()\"")
-    print("\nYour own recordings: leave out the model options, and the published models are fetched (several GB):\n")
+    print("\nWithout the model options, the published models are downloaded (several GB):\n")
     print(shell_lines(command("build/demo-published", ())))
     if surprising or lines != recordings + rejects.num_rows:
-        print(f"\nThis is a bug: {len(surprising)} sound recordings were rejected, and of {lines} manifest lines "
-              f"{recordings + rejects.num_rows} are accounted for.")  # fmt: skip
+        counted = recordings + rejects.num_rows
+        print(
+            f"\nThis is a bug: {len(surprising)} sound recordings were rejected, and {counted} of {lines} manifest lines "
+            "are accounted for."
+        )
         return 1
     return 0
 
 
 def main() -> int:
-    """Run the demo; returns its exit status."""
+    """Run the demo. Returns: its exit status."""
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
     shutil.rmtree(models.ROOT / OUTPUT, ignore_errors=True)
     words = command(OUTPUT, models.options())
-    print(f"The job, as you would start it from {models.ROOT}:\n\n{shell_lines(words)}\n", flush=True)
+    print(f"The job's command, run in {models.ROOT}:\n\n{shell_lines(words)}\n", flush=True)
     started = time.monotonic()
     status = subprocess.run([sys.executable, *words[1:]], cwd=models.ROOT, check=False).returncode
     if status != 0:
-        print(f"\nThe job ended with exit status {status}; what it said stands above.", file=sys.stderr)
+        print(f"\nThe job ended with exit status {status}; its messages are above.", file=sys.stderr)
         return max(status, 1)
     print()
     return _show(width, time.monotonic() - started)

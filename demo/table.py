@@ -1,4 +1,4 @@
-"""Fixed-width tables for a terminal: widths in cells, not characters, and nothing in a text can move the cursor."""
+"""Fixed-width tables for a terminal. Widths are in cells, not characters; control characters in texts are removed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Column:
     """One column of a table.
 
     Attributes:
-        least: the cells it keeps when the terminal is narrow; None when it is never cut.
-        wrap: whether what does not fit goes on below instead of being cut.
+        least: minimum width in cells on a narrow terminal; None for a column that is never cut.
+        wrap: continue long values on the next line instead of cutting them.
     """
 
     title: str
@@ -26,7 +26,7 @@ class Column:
 
 
 def cells(text: str) -> int:
-    """How many terminal cells a text takes: two for a wide character, none for a combining or format one."""
+    """Return the width of a text in terminal cells: two for a wide character, none for a combining or format one."""
     return sum(map(_cells_of, text))
 
 
@@ -37,13 +37,13 @@ def _cells_of(character: str) -> int:
 
 
 def clean(text: str) -> str:
-    """One line without control and direction characters: a text could otherwise clear the screen or forge a row."""
+    """Return a text as one line without control and direction characters, which could clear the screen or forge a row."""
     kept = (c for c in text if unicodedata.category(c) != "Cf")
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in kept).strip()
 
 
 def cut(text: str, width: int) -> str:
-    """The beginning of a text in at most `width` cells, with … where something is missing."""
+    """Cut a text to at most `width` cells; … marks the cut."""
     if cells(text) <= width:
         return text
     kept, used = "", 0
@@ -61,14 +61,14 @@ def fill(text: str, width: int) -> str:
 
 
 def bar(value: float, width: int) -> str:
-    """A bar of `width` cells for a value from 0 to 1, to an eighth of a cell."""
+    """Return a bar of `width` cells for a value from 0 to 1, to an eighth of a cell."""
     eighths = round(min(max(value, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
     return fill("█" * full + (_EIGHTHS[rest] if rest else ""), width)
 
 
 def render(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    """Lay out a table. Returns: its lines, none longer than `width` cells unless the columns' least widths are."""
+    """Return the lines of a table, at most `width` cells wide unless the columns' least widths exceed it."""
     body = [list(map(clean, row)) for row in rows]
     widths = _widths(columns, body, width)
     lines = [_line([column.title for column in columns], widths), _line(["─" * each for each in widths], widths)]
@@ -80,7 +80,7 @@ def render(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int)
 
 
 def _widths(columns: Sequence[Column], body: Sequence[Sequence[str]], width: int) -> list[int]:
-    """What each column would like, then one cell at a time from the widest that may give."""
+    """Return the widths of the columns: their full widths, reduced cell by cell, the widest first."""
     wanted = [max([cells(column.title), *(cells(row[index]) for row in body)]) for index, column in enumerate(columns)]
     spare = width - len(_GAP) * (len(columns) - 1)
     while sum(wanted) > spare:

@@ -1,4 +1,4 @@
-"""Arrow schemas of all tables, and the emotion vocabulary.
+"""Arrow schemas of all tables, the descriptions of their columns, and the emotion vocabulary.
 
 Three tables: `ROW_SCHEMA` (manifest rows after reading, the unit of the plan), `utterance_schema()` (the output) and
 `REJECT_SCHEMA` (rows that could not be annotated). Unknown manifest columns pass through all of them.
@@ -7,6 +7,7 @@ Three tables: `ROW_SCHEMA` (manifest rows after reading, the unit of the plan), 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -96,6 +97,186 @@ _NULLABLE_SINCE_2 = ("label", "confidence", "margin", "scores", "model")
 _LINEAGE_FIELDS = (pa.field("model", pa.string(), nullable=False), pa.field("run_id", pa.string(), nullable=False))
 
 
+class Column(NamedTuple):
+    """Description of an output column, in docs/columns.md and in the metadata of its Arrow field."""
+
+    unit: str
+    meaning: str
+    null: str = "never"
+
+    @property
+    def description(self) -> str:
+        """Return the description as one text."""
+        return f"{self.meaning}. {f'Unit: {self.unit}. ' if self.unit else ''}Null: {self.null}."
+
+
+_LANGUAGE_NULL = "`emotion_null_reason` is `language` (from schema version 2)"
+
+UTTERANCE_COLUMNS = {
+    "utterance_id": Column("", "`<recording_id>#<segment_index>` with four digits; unique in the dataset"),
+    "recording_id": Column("", "`id` of the manifest row, or derived from audio, span and channel"),
+    "audio": Column("", "absolute path or URI of the recording, without the query of a URL", "the row has only text"),
+    "channel": Column("from 0", "channel of the recording", "the mean of all channels was used"),
+    "segment_index": Column("from 0", "position of the utterance in its row"),
+    "start_s": Column("s", "start of the utterance in the recording; without decoding, the row's offset or 0"),
+    "end_s": Column(
+        "s", "end of the utterance in the recording", "the audio was not decoded and the row has no duration"
+    ),
+    "duration_s": Column("s", "`end_s - start_s`", "as `end_s`"),
+    "truncated": Column("", "the model used only the first 160 s of the audio or 512 tokens of the text"),
+    "language": Column("BCP-47", "language of the row, of `--language`, or detected"),
+    "language_prob": Column(
+        "0 to 1",
+        "Whisper's probability that the utterance is in `language`; low for a segment that follows its recording",
+        "the language was given, or nobody speaks",
+    ),
+    "text": Column(
+        "",
+        "transcript, or the manifest's text; empty where nobody speaks",
+        "mode `audio`, and the manifest has no text",
+    ),
+    "text_source": Column("", "`manifest`, `asr` or `none`"),
+    "asr_avg_logprob": Column(
+        "nats",
+        "Whisper's average log-probability of a token, weighted over its segments",
+        "the text is not Whisper's, or voice activity detection found no speech",
+    ),
+    "asr_no_speech_prob": Column(
+        "0 to 1",
+        "Whisper's probability that there is no speech; the largest of its segments",
+        "as `asr_avg_logprob`",
+    ),
+    "asr_compression_ratio": Column(
+        "ratio",
+        "length of the text over its compressed length; over 2.4 suggests repetition",
+        "as `asr_avg_logprob`",
+    ),
+    "label": Column("", "most probable class, in the model's own word", _LANGUAGE_NULL),
+    "emotion": Column("", f"the label in one vocabulary: {', '.join(EMOTIONS)}", "as `label`, or `abstained` is true"),
+    "emotion_null_reason": Column("", "`language` (no model for it) or `abstained`", "there is an emotion"),
+    "abstained": Column("", "`confidence` is below `--min-confidence`"),
+    "confidence": Column("0 to 1", "largest score", "as `label`"),
+    "margin": Column("0 to 1", "largest score minus the second largest", "as `label`"),
+    "scores": Column(
+        "0 to 1",
+        "probability of each emotion, a float field for each; they add up to 1",
+        "as `label`; the field `surprise` for Spanish models, which have no such class",
+    ),
+    "audio_embedding": Column(
+        "",
+        "embedding of the voice; float or halffloat values (`--embedding-dtype`)",
+        "as `label`; column absent in mode `text` or without `--embeddings audio`",
+    ),
+    "text_embedding": Column(
+        "", "embedding of the words", "as `label`; column absent in mode `audio` or without `--embeddings text`"
+    ),
+    "fused_embedding": Column(
+        "",
+        "embedding that the classifier gets",
+        "as `label`; column absent in mode `text` or without `--embeddings fused`",
+    ),
+    "model": Column(
+        "",
+        "mode, language, first 12 digits of the weights' SHA-256 (with `+`, of the sentence encoder's), precision, and "
+        "`/T=` with the temperature of a calibration",
+        "as `label`",
+    ),
+    "run_id": Column("", "number of the run, such as `000001`"),
+}
+"""Columns of `utterances/`, except the manifest's own."""
+
+_AS_TEXT = "as `text`"
+
+REJECT_COLUMNS = {
+    "recording_id": Column(
+        "", "`id` of the manifest row, or derived as in `utterances/`", "the line could not be read"
+    ),
+    "audio": Column(
+        "",
+        "absolute path or URI of the recording, without the query of a URL",
+        "the line could not be read, or has no audio",
+    ),
+    "reason": Column("", "one of a closed list, which docs/runbook.md explains"),
+    "detail": Column("", "a sentence"),
+    "stage": Column("", "`manifest`, `fetch`, `decode`, `segment`, `transcribe`, `recognise` or `commit`"),
+    "manifest": Column("", "the manifest's path or URI"),
+    "line": Column("from 1", "line of a text manifest, row of a Parquet one"),
+    "attempts": Column("", "number of times the row was tried"),
+    "run_id": Column("", "number of the run"),
+    "text": Column("", "the manifest's `text`", "the row has none, or could not be read"),
+    "language": Column("BCP-47", "the manifest's `language`", _AS_TEXT),
+    "offset_s": Column("s", "the manifest's `offset`", _AS_TEXT),
+    "duration_s": Column("s", "the manifest's `duration`", _AS_TEXT),
+    "channel": Column("from 0", "the manifest's `channel`", _AS_TEXT),
+    "raw": Column(
+        "",
+        "the line as it was (Parquet: as JSON), or the values that do not fit, at most 2,048 characters",
+        "the row was read",
+    ),
+}
+"""Columns of `rejects/`, except the manifest's own."""
+
+_NO_CONFIDENCE = "no utterance has one"
+
+SUMMARY_COLUMNS = {
+    "run_id": Column("", "number of the run"),
+    "recordings": Column("", "recordings with an utterance in the group"),
+    "utterances": Column("", "utterances"),
+    "speech_s": Column("s", "duration of the utterances", "none has a duration"),
+    "length_s": Column(
+        "s", "duration of the recordings: the manifest's, or up to the end of the last utterance", "none is known"
+    ),
+    "by_emotion": Column("", "utterances with each emotion (int64)"),
+    "speech_s_by_emotion": Column(
+        "s", "duration of the utterances with each emotion (double)", "a field: no such utterance"
+    ),
+    "transitions": Column(
+        "", "neighbouring utterances of a recording by the first's emotion, then the second's (int64)"
+    ),
+    "first_emotion": Column("", "recordings that begin with each emotion (int64)"),
+    "last_emotion": Column("", "recordings that end with each emotion (int64)"),
+    "confidence_sum": Column("", "sum of `confidence`", _NO_CONFIDENCE),
+    "confidence_min": Column("0 to 1", "smallest `confidence`", _NO_CONFIDENCE),
+    "confidence_max": Column("0 to 1", "largest `confidence`", _NO_CONFIDENCE),
+    "timed_speech_s": Column(
+        "s",
+        "`speech_s` of recordings whose duration the manifest gives",
+        "there is none; column absent in files of earlier versions",
+    ),
+    "timed_length_s": Column("s", "`length_s` of those recordings", "as `timed_speech_s`"),
+    "confidence_count": Column(
+        "", "utterances with a `confidence`", "never; column absent in files of earlier versions"
+    ),
+}
+"""Columns of the files in `summaries/`, after those of the group."""
+
+MERGED_COLUMNS = {
+    "recordings": Column("", "sum over the runs"),
+    "utterances": Column("", "sum over the runs"),
+    "speech_s": Column("s", "sum over the runs", "none has a duration"),
+    "length_s": Column("s", "sum over the runs", "none is known"),
+    "speech_share": Column("0 to 1", "`timed_speech_s` over `timed_length_s`", "no duration in the manifest"),
+    "share": Column("0 to 1", "share of the utterances with each emotion (double)"),
+    "share_s": Column("0 to 1", "share of their seconds (double)", "`speech_s` is 0 or null"),
+    "confidence": Column("0 to 1", "mean `confidence`", _NO_CONFIDENCE),
+    "confidence_min": Column("0 to 1", "smallest `confidence`", _NO_CONFIDENCE),
+    "confidence_max": Column("0 to 1", "largest `confidence`", _NO_CONFIDENCE),
+    "transitions": Column("", "sums over the runs (int64)"),
+    "changes": Column("0 to 1", "share of neighbouring utterances whose emotions differ", "no neighbours"),
+    "opens_with": Column("", "emotion with which recordings most often begin", "no emotion"),
+    "closes_with": Column("", "emotion with which recordings most often end", "no emotion"),
+}
+"""Columns of the file that `summarize --to` writes, after those of the group."""
+
+
+def described(fields: Iterable[pa.Field], columns: Mapping[str, Column]) -> list[pa.Field]:
+    """Return the fields with their descriptions as metadata, which Parquet files keep and comparisons ignore."""
+    return [
+        field.with_metadata({"description": columns[field.name].description}) if field.name in columns else field
+        for field in fields
+    ]
+
+
 def emotion_of(label: str) -> str:
     """Map a checkpoint's own label to the shared vocabulary.
 
@@ -126,7 +307,7 @@ def utterance_schema(
     if version > 1:
         ours = [field.with_nullable(field.nullable or field.name in _NULLABLE_SINCE_2) for field in ours]
         ours = [each for field in ours for each in (field, _SINCE_2.get(field.name)) if each is not None]
-    return pa.schema([*ours, *extra_fields])
+    return pa.schema([*described(ours, UTTERANCE_COLUMNS), *extra_fields])
 
 
 _OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA)

@@ -10,7 +10,14 @@ from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.dataset.reader import finished_rows
 from pipeline.layout import SUMMARIES
 from pipeline.manifest.staging import reject_schema
-from pipeline.schema import EMBEDDINGS, utterance_schema
+from pipeline.schema import (
+    EMBEDDINGS,
+    MERGED_COLUMNS,
+    REJECT_COLUMNS,
+    SUMMARY_COLUMNS,
+    UTTERANCE_COLUMNS,
+    utterance_schema,
+)
 from pipeline.storage.store import open_store
 from tests.support.cases import case
 from tests.support.corpus import ROOT
@@ -21,61 +28,61 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "cluster" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "demo" / "models" / "README.md",
     *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "log.md"),
 ]
 """Pages about the present state; the log and the changelog also name what is gone."""
 
 
-def section(title):
-    """Return the types by column that a section of docs/columns.md states, over all its tables, and their rows."""
+def table_rows(title, number=0):
+    """Return the rows of one table of a section of docs/columns.md: the cells of each column that has a name."""
     page = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
     body = page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    assert body, title
-    types = {}
-    for line in body.splitlines():
-        cells = re.split(r"(?<!\\)\|", line)
-        for name in re.findall("`([^`]+)`", cells[1]) if len(cells) > 3 else []:
-            types.setdefault(name, set()).add(cells[2].strip())
-    return types
+    tables = re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[number].splitlines()[2:]]
+    return [row for row in rows if row[0] != "others"]
 
 
-def stated(schema):
-    """Return the columns of a schema with the names of their types, without parameters."""
-    return {field.name: {re.split(r"[<\[]", str(field.type))[0]} for field in schema}
+def rows_of(schema, columns, *since):
+    """Return the cells that the table of a schema must have; without a "since" where none is given."""
+    return [
+        [
+            f"`{field.name}`",
+            re.split(r"[<\[]", str(field.type))[0],
+            columns[field.name].unit,
+            *[number for names, number in since if field.name in names][:1],
+            columns[field.name].meaning,
+            columns[field.name].null,
+        ]
+        for field in schema
+    ]
 
 
 def test_every_column_of_utterances_is_documented():
-    """Fails if a column is missing from docs/columns.md, has another type there or is one that does not exist."""
-    schema = utterance_schema(dict.fromkeys(EMBEDDINGS, 768), "float32", version=2)
-    assert section("utterances/") == stated(schema)
-
-
-def test_versions_of_columns_are_documented():
-    """Fails if a column's "since" is not the version that adds it."""
-    page = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
-    old = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 768), "float32", version=1).names)
-    for name in utterance_schema(dict.fromkeys(EMBEDDINGS, 768), "float32", version=2).names:
-        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") == 7][:1]
-        assert row.split("|")[4].strip() == ("1" if name in old else "2"), name
+    """Fails if docs/columns.md lacks a column, or its type, unit, version, meaning or nulls differ from the schema's."""
+    widths = dict.fromkeys(EMBEDDINGS, 768)
+    old, new = (utterance_schema(widths, "float32", version=version) for version in (1, 2))
+    assert table_rows("utterances/") == rows_of(new, UTTERANCE_COLUMNS, (old.names, "1"), (new.names, "2"))
 
 
 def test_every_column_of_rejects_is_documented():
-    """Fails if a column of the rejects is missing, or has another type."""
-    assert section("rejects/") == stated(reject_schema())
+    """Fails if docs/columns.md describes the rejects otherwise than their schema and its descriptions."""
+    assert table_rows("rejects/") == rows_of(reject_schema(), REJECT_COLUMNS)
 
 
 def test_every_column_of_summaries_is_documented(tmp_path):
-    """Fails if a column of a file in summaries/, or of `summarize --to`, is missing or has another type."""
+    """Fails if docs/columns.md describes a file in summaries/, or of `summarize --to`, otherwise than it is."""
     output = tmp_path / "out"
     finished_output(str(output), tmp_path / "m")
     rows = finished_rows(open_store(str(output)))
     groups = parse_groups(["speaker"], rows.schema().names)
     assert list(summarize(rows, groups))
-    file = next((output / SUMMARIES).rglob("*.parquet"))
-    with_shares = merged(rows.store, groups).schema
-    expected = stated(pq.read_schema(file)) | stated(with_shares)
-    expected.pop("speaker")
-    assert section("summaries/") == expected
+    file = pq.read_schema(next((output / SUMMARIES).rglob("*.parquet")))
+    together = merged(rows.store, groups).schema
+    for number, (schema, columns) in enumerate(((file, SUMMARY_COLUMNS), (together, MERGED_COLUMNS))):
+        assert schema.names[0] == "speaker"
+        assert table_rows("summaries/", number) == rows_of(list(schema)[1:], columns)
 
 
 def test_the_command_reference_is_up_to_date(monkeypatch):
@@ -90,7 +97,8 @@ def test_paths_exist():
         with case(page):
             text = page.read_text(encoding="utf-8")
             named = re.findall(
-                r"(?<![\w./-])((?:tests|pipeline|jobs|docs|tools|benchmarks)/[\w./-]*\w(?:/|\.\w+))", text
+                r"(?<![\w./-])((?:tests|pipeline|jobs|docs|tools|benchmarks|cluster|examples)/[\w./-]*\w(?:/|\.\w+))",
+                text,
             )
             missing = sorted({path for path in named if not (ROOT / path).exists()})
             assert not missing
@@ -109,6 +117,41 @@ def test_links_lead_somewhere():
                 if not linked.exists() or (heading and heading not in headings(linked)):
                     wrong.append(target)
             assert not wrong
+
+
+OTHERS_OPTIONS = {
+    "--bucket",
+    "--build-arg",
+    "--count",
+    "--create-namespace",
+    "--follow",
+    "--from-literal",
+    "--generate",
+    "--gpus-per-node",
+    "--minutes",
+    "--namespace",
+    "--lifecycle-configuration",
+    "--metrics-export-port",
+    "--nodes",
+    "--policy",
+    "--policy-document",
+    "--policy-name",
+    "--quick",
+    "--role",
+    "--runtime-env-json",
+    "--seed",
+    "--target",
+    "--watch",
+}
+"""Options of other programs (aws, docker, kubectl, ray, sbatch), of `benchmarks` and of `tests.long`, which the pages show."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_exist(page):
+    """Fails if a page names an option that no command has, such as one that was renamed or misspelt."""
+    option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+    known = set(option.findall(reference())) | OTHERS_OPTIONS
+    assert set(option.findall(page.read_text(encoding="utf-8"))) - known == set()
 
 
 def headings(page):

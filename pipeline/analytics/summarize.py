@@ -23,7 +23,7 @@ from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import Rows, asking, dataset, quoted
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.layout import SUMMARY, summary_folder, summary_key
-from pipeline.schema import EMOTIONS
+from pipeline.schema import EMOTIONS, MERGED_COLUMNS, SUMMARY_COLUMNS, Column, described
 from pipeline.storage.documents import FORMAT, read_document
 from pipeline.storage.store import Store
 
@@ -104,7 +104,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
         claim = {"format": FORMAT, "by": dict(groups.by)}
         if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
             _refuse_others(store, groups)
-        store.put_if_absent(key, parquet_bytes(found))
+        store.put_if_absent(key, parquet_bytes(_described(found, groups, SUMMARY_COLUMNS)))
         yield plan.plan, found.num_rows
 
 
@@ -182,7 +182,15 @@ def merged(store: Store, groups: Groups) -> pa.Table:
     later = [*(pa.field(name, pa.float64()) for name in TIMED), pa.field(COUNTED, pa.int64())]
     schema = pa.schema([*schema, *(field for field in later if field.name not in schema.names)])
     with asking(summaries=dataset(store, groups.folder, keys, schema)) as connection:
-        return connection.sql(_shares(groups)).to_arrow_table()
+        table = connection.sql(_shares(groups)).to_arrow_table()
+    return _described(table, groups, MERGED_COLUMNS)
+
+
+def _described(table: pa.Table, groups: Groups, columns: Mapping[str, Column]) -> pa.Table:
+    """Add the descriptions of the columns that are not the group's."""
+    fields = list(table.schema)
+    keys = len(groups.by)
+    return pa.table(table.columns, schema=pa.schema([*fields[:keys], *described(fields[keys:], columns)]))
 
 
 def _schema(store: Store, key: str) -> pa.Schema:

@@ -26,7 +26,7 @@ from pipeline.manifest.python_values import plain_row
 from pipeline.manifest.read import ManifestReject, read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
 from pipeline.redaction import redacted, redacted_audio, redacted_line, without_query
-from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
+from pipeline.schema import REJECT_COLUMNS, REJECT_SCHEMA, ROW_SCHEMA, described
 from pipeline.storage.temporary import naming_full_disk
 
 _CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
@@ -41,7 +41,8 @@ Check = Callable[[pa.Table], tuple[pa.Table, dict[int, RejectedRow]]]
 def reject_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
     """Return the schema of rejects: reason and position, the row's own columns, and the raw line if unreadable."""
     carried = [ROW_SCHEMA.field(name) for name in _CARRIED]
-    return pa.schema([*REJECT_SCHEMA, *carried, pa.field("raw", pa.string()), *extra])
+    ours = [*REJECT_SCHEMA, *carried, pa.field("raw", pa.string())]
+    return pa.schema([*described(ours, REJECT_COLUMNS), *extra])
 
 
 @dataclass

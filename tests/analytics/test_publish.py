@@ -13,7 +13,7 @@ from pipeline.analytics.indexed import bring_up_to_date, nearest_in_lance
 from pipeline.analytics.nearest import nearest
 from pipeline.analytics.publish import FORMATS, publish, storage_options
 from pipeline.analytics.search import like
-from pipeline.dataset.reader import finished_rows
+from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
 from tests.support import outputs
 from tests.support.corpus import ROOT
@@ -163,6 +163,20 @@ def test_lance_finds_what_the_exact_search_finds(tmp_path, table_of, capsys):
     ]
     assert told[0] == told[1] and len(told[0]) == 4
     assert search([*asked, "--lance", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_table_of_an_earlier_version_takes_described_columns(tmp_path, table_of, form, monkeypatch):
+    """Fails if a table whose columns have no descriptions refuses a run whose columns have them, or changes its rows."""
+    table, rows = table_of(form), finished_rows(finished_output(str(tmp_path / "out"), tmp_path / "m"))
+    real = Rows.schema
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Rows, "schema", lambda self: pa.schema([field.remove_metadata() for field in real(self)]))
+        assert len(list(publish(rows.of(["000001"]), form, table))) == 1
+    assert any(field.metadata for field in rows.schema())
+    assert [plan.plan for plan in publish(rows, form, table)] == ["000002"]
+    published = rows_in(form, table).sort_by("utterance_id")["utterance_id"].to_pylist()
+    assert published == rows.utterances().to_table().sort_by("utterance_id")["utterance_id"].to_pylist()
 
 
 def clustered_output(folder, monkeypatch, *, runs):

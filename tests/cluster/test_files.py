@@ -1,4 +1,4 @@
-"""The image, and the files for AWS and Slurm: what can be known of them without an engine, a cloud or a batch system."""
+"""The image and the files for AWS, checked without a container engine or a cloud."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from typing import Any
 
 import botocore.session
 import botocore.validate
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
 
-from tests.support.corpus import ROOT, model_options, rows, utterances, write_manifest
-from tests.support.processes import started
+from tests.support.corpus import ROOT
 
 CLUSTER = ROOT / "cluster"
 DOCKERFILE = CLUSTER / "Dockerfile"
@@ -205,39 +203,3 @@ def test_s3_takes_the_lifecycle_rule():
     (rule,) = rules["Rules"]
     assert not {"Expiration", "NoncurrentVersionExpiration", "Transitions"} & set(rule)
     assert rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] >= 1
-
-
-# -- Slurm
-
-
-def test_the_slurm_script_has_no_lint():
-    """Fails on what shellcheck knows to be wrong."""
-    script = CLUSTER / "slurm" / "annotate.sbatch"
-    done = subprocess.run([BIN / "shellcheck", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-_SRUN = """#!/bin/bash
-# runs on this machine what srun would run on a node; remembers how it was asked
-echo "$@" >> "$SRUN_LOG"
-while [[ $1 == --* ]]; do shift; done
-exec "$@"
-"""
-
-
-@pytest.mark.usefixtures("own_ray")
-def test_the_slurm_script_runs_the_job_and_ends_with_its_status(tmp_path, checkpoints, asr):
-    """Fails if the script cannot start Ray, does not find its own Ray, or hides how the job ended."""
-    (tmp_path / "srun").write_text(_SRUN)
-    (tmp_path / "srun").chmod(0o755)
-    manifest = write_manifest(tmp_path / "m.jsonl", rows(2))
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURMD_NODENAME": "n1", "SLURM_JOB_NUM_NODES": "1"}
-    slurm |= {"SLURM_CPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": str(ROOT), "SRUN_LOG": str(tmp_path / "log")}
-    slurm |= {"SPEECH_EMOTION_BIN": str(BIN), "SPEECH_EMOTION_ADDRESS": "127.0.0.1", "TMPDIR": "/tmp"}
-    options = ["--manifest", str(manifest), "--output", str(tmp_path / "out"), *model_options(checkpoints, asr)]
-    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", str(CLUSTER / "slurm" / "annotate.sbatch"), *options]
-    with started(command, tmp_path / "job.log", environment) as process:
-        assert process.wait(200) == 0, (tmp_path / "job.log").read_text()
-    assert utterances(tmp_path / "out").num_rows == 2
-    assert "--nodelist=n1" in (tmp_path / "log").read_text()

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.support.corpus import ROOT
 
-ORCHESTRATORS = ROOT / "cluster" / "orchestrators"
+EXAMPLES = ROOT / "examples"
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def _load(name: str, package: str, **names: Any) -> dict[str, Any]:
     vars(module).update(names)
     sys.modules[package.partition(".")[0]] = sys.modules[package] = module
     space: dict[str, Any] = {"__name__": name}
-    exec(compile((ORCHESTRATORS / f"{name}.py").read_text(), f"{name}.py", "exec"), space)
+    exec(compile((EXAMPLES / f"{name}.py").read_text(), f"{name}.py", "exec"), space)
     return space
 
 
@@ -85,5 +85,5 @@ _DAGSTER = {
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ORCHESTRATORS))
+    sys.path.insert(0, str(EXAMPLES))
     main()

@@ -1,4 +1,4 @@
-"""The whole job against the reference toolkit with transcription on both sides, by the same small Whisper."""
+"""Comparison of the whole job with the reference toolkit, both transcribing with the same small Whisper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.workload import small_models
 
 
 def run(*, quick: bool) -> Result:
-    """The small checkpoints over the demo's held-out sentences, again and again under other ids."""
+    """Compare the small checkpoints on the demo's held-out sentences, repeated under other ids."""
     sizes = (4, 4, 12, 1) if quick else (50, 128, 512, 3)
     notes = [
         "English held-out sentences of the demo, 1 to 6 s, in the page cache, no text given; parity checkpoints, mode mean; "
@@ -18,6 +18,6 @@ def run(*, quick: bool) -> Result:
     ]
     return compared(
         "The whole job against the reference toolkit, both transcribing",
-        [Case("small", small_models(), *sizes, heard=True)],
+        [Case("small", small_models(), *sizes, transcribed=True)],
         notes,
     )
