@@ -54,7 +54,7 @@ def run(*, device: str, quick: bool) -> Result:
             tflops = _matrix_tflops(device, dtype)
             for batch in (1, 4) if quick else (1, 8, 32, 64):
                 rows.append((f"{clip_s:.0f} s", precision, *work.measured(recogniser, batch, tflops=tflops)))
-            planned = f"{recogniser._bytes_per_s / 1e6:.1f} MB planned for a padded second"
+            planned = f"{recogniser.runner.model.declaration.bytes_per_s / 1e6:.1f} MB planned for a padded second"
             notes.append(f"{clip_s:.0f} s, {precision}: 8 clips in one batch, {_stages(recogniser, work)}; {planned}")
             del recogniser
     return Result(
@@ -86,7 +86,7 @@ class _Work:
     exact: Recognised | None = None
 
     def run(self, recogniser: EmotionRecogniser, batch: int) -> Recognised:
-        recogniser._batcher.max_batch = batch
+        recogniser.runner.batcher.max_batch = batch
         return recogniser.recognise(self.waveforms, self.texts)
 
     def measured(self, recogniser: EmotionRecogniser, batch: int, *, tflops: float) -> tuple[str, ...]:
@@ -108,12 +108,13 @@ class _Work:
 def _stages(recogniser: EmotionRecogniser, work: _Work) -> str:
     waveforms, texts = work.waveforms[:8], work.texts[:8]
     with torch.inference_mode():
-        features, mask = recogniser._features(waveforms)
-        read = torch.from_numpy(recogniser._text.run(texts).embedding).to(features.device)
+        model = recogniser.runner.model
+        features, mask = model.features(waveforms)
+        read = torch.from_numpy(model.text.run(texts).embedding).to(features.device)
         steps = {
-            "filter banks": lambda: recogniser._features(waveforms),
-            "text": lambda: recogniser._text.run(texts),
-            "audio and fusion": lambda: recogniser._fusion(features, mask, read),
+            "filter banks": lambda: model.features(waveforms),
+            "text": lambda: model.text.run(texts),
+            "audio and fusion": lambda: model.network(features, mask, read),
         }
         taken = {name: min(_timed(step) for _ in range(_ROUNDS)) for name, step in steps.items()}
     return ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in taken.items())

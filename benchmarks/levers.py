@@ -27,7 +27,8 @@ from pipeline.audio.decode import decode
 from pipeline.audio.sandbox import sandbox
 from pipeline.models.batching import batches
 from pipeline.models.checkpoints.weights import resolve
-from pipeline.models.emotion import MAX_MEL_FRAMES, EmotionRecogniser
+from pipeline.models.emotion import EmotionRecogniser
+from pipeline.models.families.umuteam import MAX_MEL_FRAMES
 from pipeline.models.networks.fbank import FilterBanks, num_frames
 from pipeline.models.networks.fusion import FusionModel, MultiHeadFusion
 from pipeline.models.sentence import TextModel

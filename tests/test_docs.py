@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.dataset.reader import finished_rows

@@ -24,10 +24,12 @@ class Batcher:
         max_batch: utterances in one batch.
         max_padded: seconds (or tokens: the unit of the lengths) after padding in one batch of more than one utterance.
         device: cpu or cuda.
+        equal: True when only utterances of one length may share a batch.
     """
 
-    def __init__(self, *, max_batch: int, max_padded: float, device: str) -> None:
+    def __init__(self, *, max_batch: int, max_padded: float, device: str, equal: bool = False) -> None:
         self.max_batch = max_batch
+        self._equal = equal
         self._max_padded = max_padded
         self._on_gpu = device.startswith("cuda")
         self._counted = BatchFigures()
@@ -72,7 +74,8 @@ class Batcher:
         self._counted.padded += longest * len(batch)
 
     def _plan(self, waiting: Sequence[int], lengths_s: Sequence[float]) -> deque[list[int]]:
-        made = batches([lengths_s[i] for i in waiting], max_batch=self.max_batch, max_padded=self._max_padded)
+        lengths = [lengths_s[i] for i in waiting]
+        made = batches(lengths, max_batch=self.max_batch, max_padded=self._max_padded, equal=self._equal)
         return deque([waiting[i] for i in batch] for batch in made)
 
     def _shrink(self, size: int, longest_s: float) -> None:
@@ -101,15 +104,17 @@ def _attempt(forward: Callable[[list[int]], T], batch: list[int]) -> T | None:
         return None  # drops the traceback, which keeps the memory in use
 
 
-def batches(lengths_s: Sequence[float], *, max_batch: int, max_padded: float) -> list[list[int]]:
+def batches(lengths_s: Sequence[float], *, max_batch: int, max_padded: float, equal: bool = False) -> list[list[int]]:
     """Group indices by length, longest first, so that padding is small and a lack of memory appears first or never.
 
-    A batch has at most `max_batch` members and `max_padded` after padding; one alone always fits.
+    A batch has at most `max_batch` members and `max_padded` after padding, and with `equal` members of one length; one
+    alone always fits.
     """
     made: list[list[int]] = []
     for index in sorted(range(len(lengths_s)), key=lambda i: -lengths_s[i]):
         last = made[-1] if made else []
-        if last and len(last) < max_batch and (len(last) + 1) * lengths_s[last[0]] <= max_padded:
+        fits = last and len(last) < max_batch and (len(last) + 1) * lengths_s[last[0]] <= max_padded
+        if fits and (not equal or lengths_s[index] == lengths_s[last[0]]):
             last.append(index)
         else:
             made.append([index])

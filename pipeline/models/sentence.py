@@ -18,14 +18,27 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.batching import Batcher
-from pipeline.models.checkpoints.weights import Checkpoint, check, load_state_dict, load_strict, shapes_only
-from pipeline.models.networks.bert import Bert, BertClassifier, RobertaClassifier
+from pipeline.models.checkpoints.configs import transformers_config
+from pipeline.models.checkpoints.weights import (
+    Checkpoint,
+    check,
+    load_state_dict,
+    load_strict,
+    shapes_only,
+    without_values,
+)
+from pipeline.models.networks.bert import ROBERTAS, Bert, BertClassifier, RobertaClassifier
 from pipeline.stats import BatchFigures
 
 MAX_TOKENS = 512
 """Tokens after which the reference truncates the encoder's text. A model with fewer positions truncates sooner."""
 
-_MODEL_TYPES = ("bert", "roberta")
+ENCODERS = ("bert", "roberta")
+"""Model types of sentence encoders."""
+_STOCK = ("distilbert", "deberta-v2", "electra")
+"""Types of classifiers that run in transformers' own classes."""
+CLASSIFIERS = ("bert", *ROBERTAS, *_STOCK)
+"""Model types of text classifiers."""
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 """Vocabulary files. Every BERT (vocab.txt) and RoBERTa (vocab.json) has at least one of them."""
 _MAX_TEXTS = 32
@@ -64,10 +77,12 @@ class TextModel:
     def __init__(
         self, checkpoint: Checkpoint, *, classify: bool, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        prefix = None if classify else f"{_model_type(checkpoint)}."
+        kind = _model_type(checkpoint, classify)
+        prefix = None if classify else f"{kind}."
         self._tokenizer = _tokenizer(checkpoint)
-        config = _config(checkpoint)
-        with shapes_only():
+        config = transformers_config(checkpoint)
+        self._stock = kind in _STOCK
+        with without_values() if self._stock else shapes_only():
             model = _build(checkpoint, config, classify)
         state = load_state_dict(checkpoint, dtype=dtype)
         load_strict(model, state, source=checkpoint.spec, allow_unexpected=_UNEXPECTED, base_prefix=prefix)
@@ -77,9 +92,9 @@ class TextModel:
         self._device = device
         self._batcher = Batcher(max_batch=_MAX_TEXTS, max_padded=_MAX_PADDED_TOKENS, device=str(device))
         positions = int(config.max_position_embeddings)
-        if config.model_type == "roberta":
+        if kind in ROBERTAS:
             positions -= config.pad_token_id + 1  # RoBERTa counts positions from pad_token_id + 1
-        self.max_tokens = min(MAX_TOKENS, positions, self._tokenizer.model_max_length)
+        self.max_tokens = min(positions, self._tokenizer.model_max_length, *(() if classify else (MAX_TOKENS,)))
         self.width = int(config.hidden_size)
 
     def take_figures(self) -> BatchFigures:
@@ -92,9 +107,7 @@ class TextModel:
         if not texts:
             none = None if self._num_labels is None else np.zeros((0, self._num_labels), np.float32)
             return TextOutput(np.zeros((0, self.width), np.float32), np.zeros(0, np.bool_), none)
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens, padding=False)
-        ids: list[list[int]] = encoded["input_ids"]
-        truncated = np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
+        ids, truncated = self._tokenised(texts)
         embedding = np.empty((len(texts), self.width), np.float32)
         logits = None if self._num_labels is None else np.empty((len(texts), self._num_labels), np.float32)
         lengths = [len(tokens) for tokens in ids]
@@ -104,6 +117,15 @@ class TextModel:
                 logits[batch] = head.float().cpu().numpy()
         return TextOutput(embedding, truncated, logits)
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, the special ones included, that the model uses."""
+        return [len(tokens) for tokens in self._tokenised(texts)[0]] if texts else []
+
+    def _tokenised(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        """Return the token ids of each text, and True for each text that was cut."""
+        encoded = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens, padding=False)
+        return encoded["input_ids"], np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
+
     def _forward(self, ids: list[list[int]]) -> tuple[Tensor, Tensor | None]:
         longest = max(len(tokens) for tokens in ids)
         input_ids = torch.full((len(ids), longest), self._padding_id)
@@ -111,25 +133,31 @@ class TextModel:
         for row, tokens in enumerate(ids):
             input_ids[row, : len(tokens)] = torch.tensor(tokens)
             attention_mask[row, : len(tokens)] = 1
-        output = self._model(input_ids.to(self._device), attention_mask.to(self._device))
+        input_ids, attention_mask = input_ids.to(self._device), attention_mask.to(self._device)
+        if self._stock:
+            stock = self._model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+            return stock.hidden_states[-1][:, 0], stock.logits
+        output = self._model(input_ids, attention_mask)
         return output if self._num_labels is not None else (output[:, 0], None)
 
 
 def check_text_model(checkpoint: Checkpoint, *, classify: bool) -> None:
     """Check that `TextModel` would load, without loading weights. Raises: ConfigError."""
-    prefix = None if classify else f"{_model_type(checkpoint)}."
+    kind = _model_type(checkpoint, classify)
+    prefix = None if classify else f"{kind}."
     _tokenizer(checkpoint)
     check(
         checkpoint,
-        lambda: _build(checkpoint, _config(checkpoint), classify),
+        lambda: _build(checkpoint, transformers_config(checkpoint), classify),
         allow_unexpected=_UNEXPECTED,
         base_prefix=prefix,
     )
 
 
 def text_width(checkpoint: Checkpoint) -> int:
-    """Return the width of a text checkpoint's [CLS], from its config alone."""
-    width = checkpoint.read_json("config.json").get("hidden_size")
+    """Return the width of a text checkpoint's first token, from its config alone."""
+    config = checkpoint.read_json("config.json")
+    width = config.get("dim" if config.get("model_type") == "distilbert" else "hidden_size")
     if not isinstance(width, int) or width <= 0:
         raise ConfigError(
             f"config.json of model {checkpoint.spec} gives hidden_size {width!r}; a positive int is needed"
@@ -137,42 +165,52 @@ def text_width(checkpoint: Checkpoint) -> int:
     return width
 
 
-def _model_type(checkpoint: Checkpoint) -> str:
+def _model_type(checkpoint: Checkpoint, classify: bool) -> str:
     model_type = checkpoint.read_json("config.json").get("model_type")
-    if model_type not in _MODEL_TYPES:
+    supported = CLASSIFIERS if classify else ENCODERS
+    if model_type not in supported:
         raise ConfigError(
-            f"text model {checkpoint.spec} is of type {model_type!r}; supported are {', '.join(_MODEL_TYPES)}"
+            f"text model {checkpoint.spec} is of type {model_type!r}; supported are {', '.join(supported)}"
         )
     return str(model_type)
 
 
-def _config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types
-    from transformers import AutoConfig
-
+def _build(checkpoint: Checkpoint, config: Any, classify: bool) -> nn.Module:  # noqa: ANN401 - transformers ships no types
+    kind = _model_type(checkpoint, classify)
     try:
-        return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise ConfigError(f"config.json of text model {checkpoint.spec} does not describe a model: {error}") from error
+        if kind in _STOCK:
+            from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-
-def _build(checkpoint: Checkpoint, config: Any, classify: bool) -> nn.Module:  # noqa: ANN401 - as above
-    kinds = {"bert": BertClassifier, "roberta": RobertaClassifier} if classify else {"bert": Bert, "roberta": Bert}
-    try:
-        return kinds[_model_type(checkpoint)](config)
-    except (ConfigError, ValueError, TypeError, RuntimeError) as error:
+            stock: nn.Module = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+            return stock
+        if not classify:
+            return Bert(config)
+        return RobertaClassifier(config) if kind in ROBERTAS else BertClassifier(config)
+    except (ConfigError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ConfigError(f"text model {checkpoint.spec} cannot be used: {error}") from error
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers ships no types
-    from transformers import AutoTokenizer
+def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - as above
+    """Load the tokenizer that tokenizer.json describes, or the one that transformers makes from vocabulary files.
 
-    _model_type(checkpoint)  # first: a wrong model type may be the reason for a missing tokenizer
+    transformers 5 does not take tokenizer.json as it is: its class for the model type rebuilds the tokenizer from the
+    vocabulary, and one of another kind gets other ids or an error.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     # without these files transformers 5 silently creates a tokenizer to which every word is unknown
     if not any((checkpoint.directory / name).is_file() for name in _VOCABULARIES):
         raise ConfigError(
             f"text model {checkpoint.spec} has no tokenizer: {checkpoint.directory} contains none of {', '.join(_VOCABULARIES)}"
         )
+    described = checkpoint.directory / _VOCABULARIES[0]
     try:
+        if described.is_file():
+            if not isinstance(checkpoint.read_json(described.name).get("model"), dict):
+                raise ValueError(f"{described.name} describes no model")
+            settings = checkpoint.directory / "tokenizer_config.json"
+            longest = checkpoint.read_json(settings.name).get("model_max_length") if settings.is_file() else None
+            return PreTrainedTokenizerFast(tokenizer_file=str(described), model_max_length=longest)
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.directory, local_files_only=True, trust_remote_code=False, use_fast=True
         )

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from transformers import Wav2Vec2BertConfig
 
-from pipeline.models import emotion
+from pipeline.models import emotion, runner
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
 from pipeline.models.memory import memory_left
@@ -74,7 +74,7 @@ def test_memory_left(card, device, share, left):
 def test_batches_are_as_long_as_memory_allows(checkpoints, monkeypatch):
     """Fails if a small card, or a small share of one, is asked for as much as a large one, or a person is overruled."""
     asked, left = [], [math.inf]
-    monkeypatch.setattr(emotion, "memory_left", lambda device, share: asked.append((device, share)) or left[-1])
+    monkeypatch.setattr(runner, "memory_left", lambda device, share: asked.append((device, share)) or left[-1])
 
     def batches_of_seven_seconds(**settings: float) -> int:
         asked.clear()
@@ -86,7 +86,7 @@ def test_batches_are_as_long_as_memory_allows(checkpoints, monkeypatch):
         first = recogniser.take_figures().batches
         recogniser.recognise(clips, ["a text"] * 7)
         assert recogniser.take_figures().batches == first
-        left[0] = left_s * recogniser._bytes_per_s
+        left[0] = left_s * recogniser.runner.model.declaration.bytes_per_s
         return first
 
     left_s = 5.0  # of which four fifths are planned with

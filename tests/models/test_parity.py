@@ -107,8 +107,8 @@ def test_beside_a_long_clip(checkpoints):
     model = recogniser(checkpoints, "multihead", "en", 64)
     result = model.recognise([waveform(LONG)[: 40 * 16_000], waveform(given[0]["audio"])], ["", given[0]["text"]])
     assert np.abs(result.scores[1] - golden_scores(given[0], result)).max() < SCORES
-    alone, _ = model._features([waveform(LONG)])
-    beside, mask = model._features([waveform(LONG), waveform(given[0]["audio"])])
+    alone, _ = model.runner.model.features([waveform(LONG)])
+    beside, mask = model.runner.model.features([waveform(LONG), waveform(given[0]["audio"])])
     assert alone.shape == (1, 8000, 160)
     assert torch.equal(alone[0], beside[0])
     assert mask.sum(dim=1).tolist()[0] == 8000
@@ -142,7 +142,7 @@ def test_control_the_mask_matters(checkpoints, monkeypatch):
 def test_control_the_position_bias_matters(checkpoints):
     """Fails if the golden test would pass without relative positions: then it would not test our attention."""
     model = EmotionRecogniser("audio", resolve(str(checkpoints / "audio-en")))
-    for layer in model._fusion.wav2vec2_bert.encoder.layers:
+    for layer in model.runner.model.network.wav2vec2_bert.encoder.layers:
         layer.self_attn.distance_embedding.weight = torch.nn.Parameter(
             torch.zeros_like(layer.self_attn.distance_embedding.weight), requires_grad=False
         )

@@ -272,7 +272,7 @@ def test_a_damaged_folder_is_named(hub, tmp_path, capsys):
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (folder / found.lock.models[FUSION].folder / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"--verify names what is broken"):
+    with pytest.raises(ConfigError, match=r"--verify names the broken files"):
         found.checkpoint(ENCODER)
     assert main(["--output", str(folder), "--verify"]) == 1
     said = capsys.readouterr().out

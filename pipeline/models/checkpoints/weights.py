@@ -32,6 +32,13 @@ from pipeline.models.checkpoints.published import ASR_MODELS, EMOTION_MODELS, SE
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
 _NAMES_SHOWN = 12
+_OLD_NAMES = {
+    "LayerNorm.gamma": "LayerNorm.weight",
+    "LayerNorm.beta": "LayerNorm.bias",
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
+}
+"""Endings of tensor names in old checkpoints, and the endings of today."""
 
 _UNPICKLING = (
     *(pickle.UnpicklingError, struct.error, EOFError, RuntimeError, OSError, ValueError, TypeError),
@@ -181,6 +188,16 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Create modules on CPU with uninitialised parameters, for `load_strict` to fill, and with computed buffers.
+
+    For modules with buffers that no checkpoint contains. Memory of a parameter is not touched before it is replaced.
+    """
+    with _Uninitialised():
+        yield
+
+
 def load_strict(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -233,15 +250,18 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _rename(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], base_prefix: str | None, source: str
 ) -> dict[str, Tensor]:
-    """Rename tensors to today's transformers names, from the two old spellings that its own loader also accepts.
+    """Rename tensors to today's transformers names, from the old spellings that its own loader also accepts.
 
-    `LayerNorm.gamma` and `.beta` come from the TensorFlow BERTs (`conversion_mapping.py`, transformers 5.23).
+    `LayerNorm.gamma` and `.beta` come from the TensorFlow BERTs, `weight_g` and `weight_v` from torch's weight norm
+    before 2.0 (`conversion_mapping.py`, transformers 5.23).
     """
     strip = base_prefix if base_prefix and not any(name.startswith(base_prefix) for name in expected) else None
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         new = name.removeprefix(strip) if strip else name
-        new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", new))
+        for old, current in _OLD_NAMES.items():
+            if new.endswith(old) and new.removesuffix(old) + current in expected:
+                new = new.removesuffix(old) + current
         if new in renamed:
             raise ConfigError(f"model {source} has tensor {new} under two names, one of them {name}")
         renamed[new] = tensor

@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from pipeline.errors import ConfigError
 
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+"""Model types with RoBERTa's architecture, which counts positions from pad_token_id + 1."""
+
 
 class SelfAttention(nn.Module):
     """Multi-head self attention."""
@@ -120,7 +123,7 @@ class Bert(nn.Module):
     def __init__(self, config: Any, *, pooled: bool = False) -> None:  # noqa: ANN401 - as above
         super().__init__()
         _require(config)
-        self.padding_id = config.pad_token_id if config.model_type == "roberta" else None
+        self.padding_id = config.pad_token_id if config.model_type in ROBERTAS else None
         self.embeddings = Embeddings(config)
         self.encoder = Stack(config)
         if pooled:
