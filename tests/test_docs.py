@@ -10,7 +10,7 @@ import pytest
 from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.dataset.reader import finished_rows
 from pipeline.layout import SUMMARIES
-from pipeline.manifest.staging import reject_schema
+from pipeline.manifest.rejects import reject_schema
 from pipeline.schema import (
     EMBEDDINGS,
     MERGED_COLUMNS,

@@ -19,12 +19,13 @@ from pyarrow import fs
 
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import dataset_settings, read_columns
-from pipeline.dataset.parts import committed_parts, is_published
+from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, load_plans
+from pipeline.dataset.publish import is_published
 from pipeline.errors import ConfigError, JobError, did_you_mean
 from pipeline.layout import RUNS, UTTERANCES, rejects_key
 from pipeline.manifest.growth import asked_type, path_type
-from pipeline.manifest.staging import reject_schema
+from pipeline.manifest.rejects import reject_schema
 from pipeline.schema import ROW_SCHEMA, utterance_schema
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause, reaching
@@ -203,7 +204,7 @@ def new_file(uri: str) -> Callable[[bytes], None]:
     Raises: ConfigError, here or in the returned function, when the file exists; here also when it does not end in .parquet.
     """
     store, name = open_folder_of(uri)
-    taken = ConfigError(f"{without_query(uri)} is there already; name a file that is not, or remove it")
+    taken = ConfigError(f"{without_query(uri)} already exists; choose another file name, or remove it")
     if not name.endswith(".parquet"):
         raise ConfigError(f"{without_query(uri)}: results are written as Parquet; name a file that ends in .parquet")
     with reaching(store), suppress(FileNotFoundError):

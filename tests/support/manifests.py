@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.manifest.read import ManifestChunk, ManifestReject, conform, read_manifest, unify
+from pipeline.manifest.read import ManifestChunk, conform, read_manifest, unify
+from pipeline.manifest.records import RejectedLine
 from pipeline.schema import ROW_SCHEMA
 
 
-def read(path: Path | str, **options: object) -> tuple[pa.Table, list[ManifestReject]]:
-    """Read the whole manifest as one table."""
+def read(path: Path | str, **options: object) -> tuple[pa.Table, list[RejectedLine]]:
+    """The whole manifest as one table."""
     chunks: list[ManifestChunk] = list(read_manifest(str(path), **options))
     schema = unify(chunk.rows.schema for chunk in chunks)
     tables = [conform(chunk.rows, schema) for chunk in chunks]
