@@ -130,7 +130,7 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Se
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("mean confidence")
-        axes.set_ylabel("share right")
+        axes.set_ylabel("share correct")
 
     return _drawn(draw, name, height_in=3.6)
 
@@ -143,7 +143,7 @@ def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Mar
         axes.set_xlim(0, 1.03)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("share kept")
-        axes.set_ylabel("share of these right")
+        axes.set_ylabel("share of these correct")
 
     return _drawn(draw, name, height_in=2.8)
 
