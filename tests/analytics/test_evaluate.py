@@ -261,7 +261,7 @@ def test_an_unfinished_output_says_so(tmp_path):
     ("arguments", "sentence"),
     [
         (["--labels", "lable"], "has no column 'lable'; did you mean 'label'"),
-        (["--labels", "reference"], "no utterance has a label of anger"),
+        (["--labels", "reference"], "is one of anger"),
         (["--labels", "label", "--slices", "speeker"], "--slices speeker: "),
         (["--labels", "label", "--references", "said"], "--references said: "),
         (["--labels", "label", "--resample-by", "speakr"], "did you mean 'speaker'"),

@@ -101,7 +101,7 @@ def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labe
     if not len(kept):
         words = ", ".join(map(repr, sorted(unknown)[:5])) or "none"
         raise ConfigError(
-            f"{shown}: no utterance has a label of {', '.join(EMOTIONS)} in {column!r}; its words are {words}"
+            f"{shown}: no value of column {column!r} is one of {', '.join(EMOTIONS)}; its values are {words}"
         )
     counts = Counts(
         utterances=table.num_rows,

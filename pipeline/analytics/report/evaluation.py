@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.analytics.evaluate.labelled import SMALL
 from pipeline.analytics.evaluate.results import Comparison, Evaluation, OutputResult
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.page import Page, Section, ask, listed, share, shown
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
 from pipeline.storage.access import without_query
@@ -82,7 +82,7 @@ def evaluation_page(folder: str) -> Page:
         subtitle=f"{', '.join(without_query(output.output) for output in outputs)}; "
         f"labels in column {evaluation.labels}, made {evaluation.made_at}",
         facts={
-            "utterances compared": shown(overall.rows),
+            "utterances compared": formatted(overall.rows),
             **{name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR"): _percent(figure.value)
                for name, figure in overall.metrics.items()},
             "calibration error": _percent(overall.calibration.expected_error),
@@ -98,11 +98,11 @@ def evaluation_page(folder: str) -> Page:
 
 
 def _percent(fraction: float) -> str:
-    return f"{shown(round(100 * fraction, 1))} %"
+    return f"{formatted(round(100 * fraction, 1))} %"
 
 
 def _warnings(output: OutputResult, *, several: bool) -> Iterator[str]:
-    where = f"{shown(output.output)}: " if several else ""
+    where = f"{formatted(output.output)}: " if several else ""
     yield from (f"{where}{sentence}" for sentence in output.warnings)
     for row in output.published:
         if not row.same_test_set:
@@ -137,12 +137,12 @@ def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Comparison, n
         if test
         else "; nothing can be compared."
     )
-    title = f"{shown(comparison.second)} (second) against {shown(comparison.first)} (first)"
+    title = f"{formatted(comparison.second)} (second) against {formatted(comparison.first)} (first)"
     return Section(f"comparison-{number}", title, names, rows, query, note)
 
 
 def _of_output(connection: duckdb.DuckDBPyConnection, output: str, number: int, *, several: bool) -> Iterator[Section]:
-    where = f" – {shown(output)}" if several else ""
+    where = f" – {formatted(output)}" if several else ""
 
     def answer(query: str) -> Answer:
         return _ask(connection, query, output=output)

@@ -76,21 +76,20 @@ def columns(
 
 def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
     """Draw the emotions of one recording over time, one row each. Spans are (start, end, emotion), in seconds."""
-
-    heard = [emotion for emotion in (*EMOTIONS, *_GREY) if any(span[2] == emotion for span in spans)]
+    occurring = [emotion for emotion in (*EMOTIONS, *_GREY) if any(span[2] == emotion for span in spans)]
 
     def draw(axes: Axes) -> None:
-        for row, emotion in enumerate(heard):
+        for row, emotion in enumerate(occurring):
             parts = [(start, end - start) for start, end, other in spans if other == emotion]
             axes.broken_barh(parts, (row - 0.38, 0.76), color=_EMOTION.get(emotion, _NONE))
-        axes.set_yticks(range(len(heard)), heard)
+        axes.set_yticks(range(len(occurring)), occurring)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlim(min(span[0] for span in spans), max(span[1] for span in spans))
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
 
-    return _drawn(draw, name, height_in=0.8 + 0.22 * len(heard))
+    return _drawn(draw, name, height_in=0.8 + 0.22 * len(occurring))
 
 
 def confusions(
