@@ -11,10 +11,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from jobs.parser import Parser, run_guarded
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.analytics.evaluate.results import FittedCalibration
 
 NOT_FITTED = 3
 
@@ -86,18 +90,18 @@ def _evaluate(flags: argparse.Namespace) -> int:
         resample_by=flags.resample_by, published_test_set=flags.published_test_set,
     )  # fmt: skip
     outputs = read(flags.output, options)
-    fitted: dict[str, Any] | None = None
+    fitted: FittedCalibration | None = None
     failure: ConfigError | None = None
     try:
         fitted = fit_outputs(outputs) if flags.fit_calibration else None
     except ConfigError as error:  # reported after the evaluation is printed and written
         failure = error
-    evaluation = {
-        **evaluate(outputs, options),
-        "fitted_calibration": fitted,
-        "calibration_failure": failure and str(failure),
-    }
-    document = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False)
+    evaluation = replace(
+        evaluate(outputs, options),
+        fitted_calibration=fitted,
+        calibration_failure=None if failure is None else str(failure),
+    )
+    document = json.dumps(evaluation.document(), indent=1, ensure_ascii=False, allow_nan=False)
     print(document if flags.json else "\n".join(lines_of(evaluation)))
     if folder:
         for name, content in tables_of(evaluation, outputs).items():
@@ -105,11 +109,11 @@ def _evaluate(flags: argparse.Namespace) -> int:
         write_file(f"{folder}/metrics.json", document.encode())  # last: its presence means that the tables exist
         print(f"written to {without_query(folder)}", file=sys.stderr)
     if failure is not None:
-        kept = "The evaluation is complete; no calibration is written"
+        kept = "the evaluation is complete; no calibration was written"
         print(f"python -m jobs.evaluate: --fit-calibration: {failure}\n{kept}", file=sys.stderr)
         return NOT_FITTED if isinstance(failure, NoTemperatureError) else 2
     if fitted is not None:
-        write_file(flags.fit_calibration, json.dumps(fitted, indent=1).encode())
+        write_file(flags.fit_calibration, json.dumps(fitted.document(), indent=1).encode())
         print(f"calibration written to {without_query(flags.fit_calibration)}", file=sys.stderr)
     return 0
 

@@ -18,7 +18,7 @@ from jobs.parser import Parser, run_guarded
 from pipeline.analytics.indexed import nearest_in_lance
 from pipeline.analytics.nearest import SHOWN, nearest
 from pipeline.analytics.printed import table_lines, terminal_width
-from pipeline.analytics.search import Query, heard, like, read
+from pipeline.analytics.search import Query, query_by_audio, query_by_text, query_by_utterance
 from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS
@@ -81,10 +81,10 @@ def _search(flags: argparse.Namespace) -> int:
 
 def _query(rows: Rows, flags: argparse.Namespace) -> Query:
     if flags.like is not None:
-        return like(rows, flags.like, flags.embedding)
+        return query_by_utterance(rows, flags.like, flags.embedding)
     if flags.audio is not None:
-        return heard(rows, flags.audio, flags.language, flags.embedding)
-    return read(rows, flags.text, flags.language, flags.embedding)
+        return query_by_audio(rows, flags.audio, flags.language, flags.embedding)
+    return query_by_text(rows, flags.text, flags.language, flags.embedding)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from jobs.parser import Parser, run_guarded
 from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
 from pipeline.dataset.plan import parquet_bytes
-from pipeline.dataset.reader import asking, finished_rows, new_file, quoted
+from pipeline.dataset.reader import asking, finished_rows, quoted
+from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
 from pipeline.schema import EMOTIONS
+from pipeline.storage.files import require_absent, write_file
 from pipeline.storage.store import open_store
 
 _SHOWN = (
@@ -51,7 +53,8 @@ def command_line() -> Parser:
                         "\"day=strftime(recorded_at::TIMESTAMP, '%%Y-%%m-%%d')\" or \"minute=floor(start_s / 60)\"")  # fmt: skip
     parser.add_argument("--rows", type=_count, metavar="N", help="print the first N groups (default: all; on a terminal "
                         f"{_ON_A_TERMINAL})")  # fmt: skip
-    parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a new Parquet file")
+    parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a Parquet file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
     return parser
 
 
@@ -62,7 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _summarize(flags: argparse.Namespace) -> int:
-    write = flags.to and new_file(flags.to)
+    if flags.to:
+        if not flags.to.endswith(".parquet"):
+            raise ConfigError(
+                f"--to {without_query(flags.to)}: the table is Parquet; name a file that ends in .parquet"
+            )
+        require_absent(flags.to, overwrite=flags.overwrite)
     rows = finished_rows(open_store(flags.output))
     groups = parse_groups(flags.by, rows.schema().names)
     count = 0
@@ -77,9 +85,9 @@ def _summarize(flags: argparse.Namespace) -> int:
         return 0
     table = merged(rows.store, groups)
     _print(table, groups, flags.rows)
-    if write:
-        write(parquet_bytes(table))
-        print(f"all columns of {table.num_rows:,} groups in {without_query(flags.to)}")
+    if flags.to:
+        write_file(flags.to, parquet_bytes(table))
+        print(f"all columns of {table.num_rows:,} groups written to {without_query(flags.to)}")
     return 0
 
 

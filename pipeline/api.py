@@ -385,9 +385,9 @@ def search(
         raise ConfigError("top must be 1 or more")
     rows = open_dataset(output)
     if like is not None:
-        query = queries.like(rows, like, embedding)
+        query = queries.query_by_utterance(rows, like, embedding)
     elif audio is not None:
-        query = queries.heard(rows, os.fspath(audio), language, embedding)
+        query = queries.query_by_audio(rows, os.fspath(audio), language, embedding)
     else:
-        query = queries.read(rows, str(text), language, embedding)
+        query = queries.query_by_text(rows, str(text), language, embedding)
     return Records(nearest(rows, query, top=top, where=where, columns=SHOWN if columns is None else columns))

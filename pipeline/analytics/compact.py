@@ -90,14 +90,14 @@ def compact(rows: Rows, *, target_bytes: int) -> Iterator[Compacted]:
 
 def load_generations(store: Store) -> list[Generation]:
     """Return all generations, finished or not, oldest first."""
-    found: list[Generation] = []
+    generations: list[Generation] = []
     while True:
         try:
-            document = read_document(store, generation_key(plan_name(len(found) + 1), PLAN))
+            document = read_document(store, generation_key(plan_name(len(generations) + 1), PLAN))
         except FileNotFoundError:
-            return found
+            return generations
         files = tuple(Merge(merge["key"], tuple(merge["parts"])) for merge in document["files"])
-        found.append(Generation(**{**document, "plans": tuple(document["plans"]), "files": files}))
+        generations.append(Generation(**{**document, "plans": tuple(document["plans"]), "files": files}))
 
 
 def is_done(store: Store, generation: Generation) -> bool:
@@ -130,10 +130,10 @@ def _plan(rows: Rows, name: str, sizes: Mapping[str, int], target_bytes: int) ->
 
 def _execute(rows: Rows, generation: Generation) -> Compacted:
     store = rows.store
-    there = {entry.key for entry in store.list(COMPACTED)}
+    existing = {entry.key for entry in store.list(COMPACTED)}
     schema = _schema(rows.of(generation.plans))
     for merge in generation.files:
-        if merge.key not in there:
+        if merge.key not in existing:
             store.put_if_absent(merge.key, _merged(store, merge, schema))
     counted = {"rows": 0, "parts": sum(len(merge.parts) for merge in generation.files)}
     for merge in generation.files:
@@ -193,5 +193,8 @@ def _read_part(store: Store, key: str, schema: pa.Schema) -> pa.Table:
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise JobError(f"{store.root}/{key} cannot be read: {error}; see python -m jobs.verify --deep") from error
     if part.num_rows != receipt.utterances:
-        raise JobError(f"{store.root}/{key} has {part.num_rows} rows, its receipt {receipt.utterances}")
+        raise JobError(
+            f"{store.root}/{key} has {part.num_rows:,} rows, but its receipt says {receipt.utterances:,}; "
+            "see python -m jobs.verify --deep"
+        )
     return pa.table(columns, schema=schema)

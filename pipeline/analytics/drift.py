@@ -108,8 +108,8 @@ class Compared:
     @property
     def verdict(self) -> str:
         """Return `drift` if any measure drifted, else `too few` if any has too few rows to detect drift, else `ok`."""
-        found = {measure.verdict for measure in self.measures}
-        return next((verdict for verdict in ("drift", "too few") if verdict in found), "ok")
+        verdicts = {measure.verdict for measure in self.measures}
+        return next((verdict for verdict in ("drift", "too few") if verdict in verdicts), "ok")
 
 
 def compare(
@@ -127,13 +127,13 @@ def compare(
     counts = [_recordings(window) for window in windows]
     for name, count in zip(("reference", "current window"), counts, strict=True):
         if not count:
-            raise ConfigError(f"the {name} holds no utterance")
+            raise ConfigError(f"the {name} contains no utterance")
     share = sum(1 / count for count in counts)
     for column, steps in _COLUMNS.items():
         measures += _distribution(column, [_histogram(window, steps) for window in windows], share, limits)
     try:
         reasons = [_reasons(window, count) for window, count in zip(windows, counts, strict=True)]
-        rows = sum(1 / sum(found.values()) for found in reasons)
+        rows = sum(1 / sum(counts_of.values()) for counts_of in reasons)
         measures += _distribution("reject reasons", reasons, rows, limits)
     except ConfigError as error:
         left_out.append(f"reject reasons: {error}")
@@ -142,7 +142,7 @@ def compare(
         measures += shifts
         if not shifts and any(plan.embedding_widths for window in windows for plan in window.rows.plans):
             left_out.append(
-                "embeddings: no model made rows in both windows, and those of different models do not compare"
+                "embeddings: the windows have no model in common, and embeddings of different models are not comparable"
             )
     return Compared((counts[0], counts[1]), tuple(measures), tuple(left_out))
 
@@ -235,7 +235,7 @@ def _shifts(reference: Window, current: Window, share: float, limits: Mapping[st
     for name in EMBEDDINGS:
         clouds = [_clouds(window, name) for window in (reference, current)]
         for model in sorted(clouds[0].keys() & clouds[1].keys()):
-            one, other = (found[model] for found in clouds)
+            one, other = (by_model[model] for by_model in clouds)
             distance = float(np.linalg.norm(one.centroid - other.centroid))
             change = f"cosine distance of the centroids {cosine(one.centroid, other.centroid):.3g}"
             shift = distance / one.spread if one.spread else math.inf if distance else 0.0
@@ -247,7 +247,7 @@ def _shifts(reference: Window, current: Window, share: float, limits: Mapping[st
 def _clouds(window: Window, name: str) -> dict[str, _Cloud]:
     if name not in window.rows.schema().names:
         return {}
-    found: dict[str, _Cloud] = {}
+    clouds: dict[str, _Cloud] = {}
     with asking(utterances=window.rows.utterances()) as connection:
         where = " AND ".join(filter(None, [f"({window.where})" if window.where else "", f"{quoted(name)} IS NOT NULL"]))
         for batch in connection.sql(f"SELECT model, {quoted(name)} FROM utterances WHERE {where}").to_arrow_reader(
@@ -256,9 +256,9 @@ def _clouds(window: Window, name: str) -> dict[str, _Cloud]:
             models = batch.column(0).to_numpy(zero_copy_only=False)
             values = batch.column(1).flatten().to_numpy(zero_copy_only=False).reshape(len(models), -1)
             for model in set(models):
-                mine = values[models == model].astype(np.float64)
-                cloud = found.setdefault(model, _Cloud(0, np.zeros(mine.shape[1]), 0.0))
-                cloud.count += len(mine)
-                cloud.total += mine.sum(axis=0)
-                cloud.squares += float(np.einsum("ij,ij->", mine, mine))
-    return found
+                of_model = values[models == model].astype(np.float64)
+                cloud = clouds.setdefault(model, _Cloud(0, np.zeros(of_model.shape[1]), 0.0))
+                cloud.count += len(of_model)
+                cloud.total += of_model.sum(axis=0)
+                cloud.squares += float(np.einsum("ij,ij->", of_model, of_model))
+    return clouds

@@ -48,14 +48,14 @@ def bring_up_to_date(table: str) -> Iterator[str]:
                 opened.optimize.optimize_indices(index_names=[f"{column}_idx"])
                 yield f"the index of {column} has all {rows:,} rows"
             elif rows < LEAST_ROWS:
-                yield f"{column}: {rows:,} rows need no index; one is made from {LEAST_ROWS}"
+                yield f"{column}: {rows:,} rows need no index; from {LEAST_ROWS:,} rows on, one is created"
             else:
                 width = opened.schema.field(column).type.list_size
                 opened.create_index(
                     column, "IVF_PQ", metric="cosine", num_partitions=max(1, rows // _ROWS_A_LIST),
                     num_sub_vectors=_sub_vectors(width),
                 )  # fmt: skip
-                yield f"{column}: an index of {rows:,} rows"
+                yield f"{column}: created an index of {rows:,} rows"
     except (ValueError, OSError) as error:
         raise ConfigError(f"{without_query(table)} cannot be indexed: {cause(error)}") from error
 
@@ -79,10 +79,10 @@ def nearest_in_lance(
     }  # fmt: skip
     try:
         opened = lance.dataset(table, storage_options=storage_options(table))
-        found = opened.to_table(
+        nearest_rows = opened.to_table(
             columns=[*columns, "_distance"], nearest=wanted, filter=condition(query, where), prefilter=True
         )
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{without_query(table)} cannot be asked: {cause(error)}") from error
-    similarity = pa.array(1 - found["_distance"].to_numpy())
-    return found.select(list(columns)).add_column(0, SIMILARITY, similarity)
+        raise ConfigError(f"{without_query(table)} cannot be searched: {cause(error)}") from error
+    similarity = pa.array(1 - nearest_rows["_distance"].to_numpy())
+    return nearest_rows.select(list(columns)).add_column(0, SIMILARITY, similarity)

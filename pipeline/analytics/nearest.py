@@ -37,9 +37,9 @@ def nearest(
         if name not in rows.schema().names:
             raise ConfigError(f"the output has no column {name!r}{did_you_mean(name, rows.schema().names)}")
     if where is not None:
-        return _asked(rows, query, top, where, columns)
+        return _filtered(rows, query, top, where, columns)
     with reading():
-        return _shown(rows, _streamed(rows, query, top), columns)
+        return _with_columns(rows, _streamed(rows, query, top), columns)
 
 
 def condition(query: Query, where: str | None) -> str:
@@ -56,7 +56,7 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _asked(rows: Rows, query: Query, top: int, where: str, columns: Sequence[str]) -> pa.Table:
+def _filtered(rows: Rows, query: Query, top: int, where: str, columns: Sequence[str]) -> pa.Table:
     similarity = f"array_cosine_similarity({quoted(query.column)}, $vector::FLOAT[{len(query.vector)}])"
     sql = f"""
     SELECT {SIMILARITY}, {", ".join(map(quoted, columns))}
@@ -67,11 +67,11 @@ def _asked(rows: Rows, query: Query, top: int, where: str, columns: Sequence[str
         return connection.sql(sql, params={"vector": query.vector.tolist()}).to_arrow_table()
 
 
-Found = list[tuple[float, str, str]]
+Best = list[tuple[float, str, str]]
 """Results as (similarity, negated so that the nearest sorts first; utterance id; file)."""
 
 
-def _streamed(rows: Rows, query: Query, top: int) -> Found:
+def _streamed(rows: Rows, query: Query, top: int) -> Best:
     models = {
         roles.fingerprint(plan.models, plan.settings, language)
         for plan in rows.plans
@@ -80,19 +80,19 @@ def _streamed(rows: Rows, query: Query, top: int) -> Found:
     # with a single model no filter is needed, and a filter would copy every embedding
     only = None if models == {query.model} else ds.field("model") == query.model
     direction = query.vector / max(np.linalg.norm(query.vector), np.finfo(np.float32).tiny)
-    best: Found = []
+    best: Best = []
     scanner = rows.utterances().scanner(columns=[query.column, "utterance_id", "__filename"], filter=only)
     for batch in scanner.to_batches():
-        there = batch if not batch.column(0).null_count else batch.filter(batch.column(0).is_valid())
-        if not there.num_rows:
+        embedded = batch if not batch.column(0).null_count else batch.filter(batch.column(0).is_valid())
+        if not embedded.num_rows:
             continue
-        similarity = _cosines(there.column(0), direction)
+        similarity = _cosines(embedded.column(0), direction)
         better = np.flatnonzero(similarity > (-best[-1][0] if len(best) == top else -np.inf))  # false for NaN
         if len(better) > top + 1:  # one more, because the query utterance may be included
             better = better[np.argpartition(-similarity[better], top)[: top + 1]]
-        names, files = (there.column(place).take(pa.array(better)).to_pylist() for place in (1, 2))
-        found = zip((-similarity[better]).tolist(), names, files, strict=True)
-        best = sorted([*best, *(each for each in found if each[1] != query.itself)])[:top]
+        names, files = (embedded.column(place).take(pa.array(better)).to_pylist() for place in (1, 2))
+        candidates = zip((-similarity[better]).tolist(), names, files, strict=True)
+        best = sorted([*best, *(each for each in candidates if each[1] != query.itself)])[:top]
     return best
 
 
@@ -103,10 +103,10 @@ def _cosines(embeddings: pa.FixedSizeListArray, direction: NDArray[np.float32]) 
         return np.asarray(matrix @ direction / np.sqrt(np.einsum("ij,ij->i", matrix, matrix)))
 
 
-def _shown(rows: Rows, found: Found, columns: Sequence[str]) -> pa.Table:
+def _with_columns(rows: Rows, best: Best, columns: Sequence[str]) -> pa.Table:
     """Read the requested columns of the results, in their order, from the files that contain them."""
     wanted = defaultdict(list)
-    for _, name, file in found:
+    for _, name, file in best:
         wanted[file].append(name)
     dataset = rows.utterances()
     read = list(dict.fromkeys([*columns, "utterance_id"]))
@@ -117,5 +117,5 @@ def _shown(rows: Rows, found: Found, columns: Sequence[str]) -> pa.Table:
     ]
     table = pa.concat_tables(tables) if tables else dataset.schema.empty_table().select(read)
     places = {name: place for place, name in enumerate(table["utterance_id"].to_pylist())}
-    ordered = table.take(pa.array([places[name] for _, name, _ in found], pa.int64())).select(list(columns))
-    return ordered.add_column(0, SIMILARITY, pa.array([-negated for negated, _, _ in found], pa.float32()))
+    ordered = table.take(pa.array([places[name] for _, name, _ in best], pa.int64())).select(list(columns))
+    return ordered.add_column(0, SIMILARITY, pa.array([-negated for negated, _, _ in best], pa.float32()))

@@ -119,12 +119,12 @@ def _lance(rows: Rows, table: str) -> Commit:
 
     try:
         opened = existing()
-        there = _runs(opened.to_batches(columns=["run_id"])) if opened is not None else set()
+        published = _runs(opened.to_batches(columns=["run_id"])) if opened is not None else set()
     except (ValueError, OSError) as error:
         raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
 
     def commit(plan: Plan) -> bool:
-        if plan.plan in there:
+        if plan.plan in published:
             return False
         try:
             opened = existing()
@@ -148,12 +148,12 @@ def _iceberg(rows: Rows, table: str) -> Commit:
         catalog = load_catalog(**_catalog_properties())
         catalog.create_namespace_if_not_exists(table.rpartition(".")[0])
         opened = catalog.create_table_if_not_exists(table, rows.schema())
-        there = _runs(opened.scan(selected_fields=("run_id",)).to_arrow_batch_reader())
+        published = _runs(opened.scan(selected_fields=("run_id",)).to_arrow_batch_reader())
     except (ValueError, RESTError, OSError) as error:
         raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
 
     def commit(plan: Plan) -> bool:
-        if plan.plan in there:
+        if plan.plan in published:
             return False
         try:
             opened.append(_stream(rows, plan).read_all())
@@ -175,8 +175,8 @@ def _catalog_properties() -> dict[str, str]:
     configured = config.get_catalog_config(config.get_default_catalog_name()) or {}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     endpoint = _endpoint()
-    found = {"s3.endpoint": endpoint, "s3.region": region or ("us-east-1" if endpoint else None)}
-    return {name: value for name, value in found.items() if value and name not in configured}
+    properties = {"s3.endpoint": endpoint, "s3.region": region or ("us-east-1" if endpoint else None)}
+    return {name: value for name, value in properties.items() if value and name not in configured}
 
 
 _FORMATS: dict[str, Callable[[Rows, str], Commit]] = {"delta": _delta, "iceberg": _iceberg, "lance": _lance}

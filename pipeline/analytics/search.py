@@ -37,13 +37,12 @@ class Query:
     itself: str = ""
 
 
-def like(rows: Rows, utterance_id: str, column: str | None) -> Query:
+def query_by_utterance(rows: Rows, utterance_id: str, column: str | None) -> Query:
     """Return a query for the embedding of an utterance; by default the first of `EMBEDDINGS` in the output.
 
     Raises: ConfigError when no finished run has the utterance, or it has no such embedding.
     """
-    there = [name for name in EMBEDDINGS if name in rows.schema().names]
-    column = column or next(iter(there), "audio_embedding")
+    column = column or next(iter(_embeddings(rows)), "audio_embedding")
     _require_column(rows, column)
     with reading():
         dataset, itself = rows.utterances(), ds.field("utterance_id") == utterance_id
@@ -51,18 +50,18 @@ def like(rows: Rows, utterance_id: str, column: str | None) -> Query:
         places = dataset.scanner(columns=["__filename"], filter=itself).to_table()["__filename"].to_pylist()
         files = [file for file in dataset.get_fragments() if file.path in places]
         tables = [file.to_table(schema=dataset.schema, columns=[column, "model"], filter=itself) for file in files]
-        found = [row for table in tables for row in table.to_pylist()]
-    if not found:
+        matches = [row for table in tables for row in table.to_pylist()]
+    if not matches:
         raise ConfigError(
             f"no finished run has an utterance {utterance_id!r}; ids end in their segment, as in call-7#0000"
         )
-    vector, model = found[0][column], found[0]["model"]
+    vector, model = matches[0][column], matches[0]["model"]
     if vector is None:
         raise ConfigError(f"utterance {utterance_id!r} has no {column}")
     return Query(column, np.array(vector, np.float32), model, itself=utterance_id)
 
 
-def heard(rows: Rows, audio: str, language: str | None, column: str | None) -> Query:
+def query_by_audio(rows: Rows, audio: str, language: str | None, column: str | None) -> Query:
     """Return a query for the voice in an audio file, embedded by the model that made the rows. Loads that model.
 
     Raises: ConfigError for a file that cannot be used, or an embedding other than `audio_embedding`.
@@ -76,11 +75,11 @@ def heard(rows: Rows, audio: str, language: str | None, column: str | None) -> Q
     recogniser = roles.Loaded(plan.models, settings=plan.settings, device="cpu").recogniser_for(language)
     embedding = recogniser.recognise([waveform], [""]).audio_embedding
     if embedding is None:
-        raise ConfigError(f"mode {plan.settings.mode} hears no audio")
+        raise ConfigError(f"--audio needs a model that reads audio; mode {plan.settings.mode} reads only text")
     return Query("audio_embedding", embedding[0], roles.fingerprint(plan.models, plan.settings, language))
 
 
-def read(rows: Rows, text: str, language: str | None, column: str | None) -> Query:
+def query_by_text(rows: Rows, text: str, language: str | None, column: str | None) -> Query:
     """Return a query for a sentence, embedded by the model that made the rows. Loads that model.
 
     Raises: ConfigError for an embedding other than `text_embedding`, or when the output has none.
@@ -101,22 +100,25 @@ def read(rows: Rows, text: str, language: str | None, column: str | None) -> Que
 def _embedder(rows: Rows, language: str | None, column: str | None, *, option: str, makes: str) -> tuple[Plan, str]:
     """Return a plan that records the model, and the language."""
     if column not in (None, makes):
-        raise ConfigError(
-            f"{option} can be compared with the {makes} alone; for {column} ask with --like and an utterance"
-        )
+        raise ConfigError(f"{option} searches the {makes} only; to search the {column}, give an utterance with --like")
     _require_column(rows, makes)
     plans = {each: plan for plan in rows.plans for each in languages(plan.models)}
     if language is None and len(plans) == 1:
         language = next(iter(plans))
     if language is None:
-        raise ConfigError(f"{option}: say with --language which of {', '.join(sorted(plans))} it is in")
+        raise ConfigError(f"{option}: choose with --language which of {', '.join(sorted(plans))} to search")
     if language not in plans:
         raise ConfigError(f"no finished run has a model for language {language!r}{did_you_mean(language, plans)}")
     return plans[language], language
 
 
 def _require_column(rows: Rows, column: str) -> None:
-    there = [name for name in EMBEDDINGS if name in rows.schema().names]
-    if column not in there:
-        has = f"it has {', '.join(there)}" if there else "its rows were written without any"
-        raise ConfigError(f"the output has no {column}: {has}; --mode and --embeddings of jobs.annotate decide")
+    existing = _embeddings(rows)
+    if column not in existing:
+        others = f"it has {', '.join(existing)}" if existing else "it was written without embeddings"
+        raise ConfigError(f"the output has no {column}: {others}; see --mode and --embeddings of jobs.annotate")
+
+
+def _embeddings(rows: Rows) -> list[str]:
+    columns = rows.schema().names
+    return [name for name in EMBEDDINGS if name in columns]

@@ -62,8 +62,10 @@ def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
                 near = did_you_mean(name, known)
                 raise ConfigError(f"--by {name}: no such column{near}; an expression is written {name}=SQL")
             if name in (*SUMS, *TIMED) or name in by:
-                twice = "stands there twice" if name in by else "is a column of every summary"
-                raise ConfigError(f"--by {name}: {name!r} {twice}; give it another name, as in my_{name}={expression}")
+                problem = "is given twice" if name in by else "is a column of every summary"
+                raise ConfigError(
+                    f"--by {name}: {name!r} {problem}; give it another name, as in my_{name}={expression}"
+                )
             by[name] = expression
     return Groups(by)
 
@@ -99,23 +101,25 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
             continue
         of_plan = rows.of([plan.plan])
         with asking(utterances=of_plan.utterances(), planned=of_plan.planned()) as connection:
-            found = connection.sql(_sums(groups, plan.plan)).to_arrow_table()
+            sums = connection.sql(_sums(groups, plan.plan)).to_arrow_table()
         # after the query, so that an invalid expression does not claim the name
         claim = {"format": FORMAT, "by": dict(groups.by)}
         if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
             _refuse_others(store, groups)
-        store.put_if_absent(key, parquet_bytes(_described(found, groups, SUMMARY_COLUMNS)))
-        yield plan.plan, found.num_rows
+        store.put_if_absent(key, parquet_bytes(_described(sums, groups, SUMMARY_COLUMNS)))
+        yield plan.plan, sums.num_rows
 
 
 def _refuse_others(store: Store, groups: Groups) -> None:
     """Check the definition of existing summaries. Raises: ConfigError when they use other expressions."""
     try:
-        there = read_document(store, f"{groups.folder}/{SUMMARY}")["by"]
+        existing = read_document(store, f"{groups.folder}/{SUMMARY}")["by"]
     except FileNotFoundError:
         return
-    if there != dict(groups.by):
-        raise ConfigError(f"{store.root}/{groups.folder} holds summaries by {there}; give yours another name, NAME=SQL")
+    if existing != dict(groups.by):
+        raise ConfigError(
+            f"{store.root}/{groups.folder} already contains summaries by {existing}; choose another name for yours: NAME=SQL"
+        )
 
 
 def _per_emotion(expression: str) -> str:
@@ -130,29 +134,29 @@ def _sums(groups: Groups, plan: str) -> str:
     """
     keys = [f"k{number}" for number in range(len(groups.by))]
     given = ", ".join(f"({sql}) AS {key}" for key, sql in zip(keys, groups.by.values(), strict=True))
-    named = ", ".join(f"said.{key} AS {quoted(name)}" for key, name in zip(keys, groups.by, strict=True))
+    named = ", ".join(f"sums.{key} AS {quoted(name)}" for key, name in zip(keys, groups.by, strict=True))
     key_list = ", ".join(keys)
     count = "count(*) FILTER ({})::BIGINT"
     to_each = _per_emotion(count.format("emotion = '$' AND earlier = '€'"))
     transitions = _per_emotion(to_each.replace("€", "$"))
     return f"""
-    WITH spoken AS (
+    WITH keyed AS (
         SELECT {given}, recording_id, emotion, duration_s, end_s, confidence::DOUBLE AS confidence,
-            lag(emotion) OVER told AS earlier,
-            row_number() OVER told = 1 AS opens,
-            lead(segment_index) OVER told IS NULL AS closes
-        FROM utterances WINDOW told AS (PARTITION BY recording_id ORDER BY segment_index)
+            lag(emotion) OVER ordered AS earlier,
+            row_number() OVER ordered = 1 AS opens,
+            lead(segment_index) OVER ordered IS NULL AS closes
+        FROM utterances WINDOW ordered AS (PARTITION BY recording_id ORDER BY segment_index)
     ), lengths AS (
         SELECT recording_id, any_value(planned.duration_s) AS timed_s,
             coalesce(any_value(planned.duration_s), max(end_s) - coalesce(any_value(offset_s), 0)) AS length_s
-        FROM spoken JOIN planned USING (recording_id) GROUP BY recording_id
+        FROM keyed JOIN planned USING (recording_id) GROUP BY recording_id
     ), recordings AS (
-        SELECT {key_list}, recording_id, sum(duration_s) AS speech_s FROM spoken GROUP BY ALL
+        SELECT {key_list}, recording_id, sum(duration_s) AS speech_s FROM keyed GROUP BY ALL
     ), long AS (
         SELECT {key_list}, count(*)::BIGINT AS recordings, sum(length_s) AS length_s,
             sum(speech_s) FILTER (timed_s IS NOT NULL) AS timed_speech_s, sum(timed_s) AS timed_length_s
         FROM recordings JOIN lengths USING (recording_id) GROUP BY ALL
-    ), said AS (
+    ), sums AS (
         SELECT {key_list}, count(*)::BIGINT AS utterances, sum(duration_s) AS speech_s,
             {_per_emotion(count.format("emotion = '$'"))} AS by_emotion,
             {_per_emotion("sum(duration_s) FILTER (emotion = '$')")} AS speech_s_by_emotion,
@@ -161,10 +165,10 @@ def _sums(groups: Groups, plan: str) -> str:
             {_per_emotion(count.format("emotion = '$' AND closes"))} AS last_emotion,
             sum(confidence) AS confidence_sum, count(confidence)::BIGINT AS {COUNTED},
             min(confidence) AS confidence_min, max(confidence) AS confidence_max
-        FROM spoken GROUP BY ALL
+        FROM keyed GROUP BY ALL
     )
     SELECT {named}, '{plan}' AS run_id, {", ".join((*SUMS, *TIMED, COUNTED))}
-    FROM said JOIN long ON {" AND ".join(f"said.{key} IS NOT DISTINCT FROM long.{key}" for key in keys)} ORDER BY ALL
+    FROM sums JOIN long ON {" AND ".join(f"sums.{key} IS NOT DISTINCT FROM long.{key}" for key in keys)} ORDER BY ALL
     """
 
 

@@ -1,4 +1,4 @@
-"""The rows of finished plans as tables that DuckDB can query.
+"""The rows of an output's plans as tables that DuckDB can query.
 
 Arrow reads the files, so every store that the pipeline writes to can be read, with the types of the plans: a partition
 value `007` stays text, and a column, or a key of a nested column, that a plan lacks is null there. DuckDB runs the queries
@@ -7,8 +7,8 @@ and opens no file itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from pipeline.manifest.rejects import reject_schema
 from pipeline.schema import ROW_SCHEMA, utterance_schema
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause, reaching
-from pipeline.storage.store import Store, open_folder_of, resolve
+from pipeline.storage.store import Store, resolve
 from pipeline.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of an output's finished plans.
+    """The rows of an output's plans.
 
     Attributes:
-        plans: finished and published plans, oldest first.
-        unfinished: names of the other plans, whose rows are left out.
+        plans: the plans whose rows are read, oldest first.
+        unfinished: names of the plans that are not finished and published; `plans` has them only if they were requested.
         parts: plan name and shard number to the key of the part.
-        extra: pass-through columns of all finished plans, also when `of` has left some out, with every key that a struct
+        extra: pass-through columns of all plans that are read, also when `of` has left some out, with every key that a struct
             has in any of them.
     """
 
@@ -103,8 +103,8 @@ class Rows:
 
     def rejects(self) -> ds.Dataset:
         """Return the rejects of these plans, including those of planning."""
-        there = {entry.key for entry in self.store.list("rejects")}
-        keys = [key for plan in self.plans if (key := rejects_key(plan.plan)) in there]
+        existing = {entry.key for entry in self.store.list("rejects")}
+        keys = [key for plan in self.plans if (key := rejects_key(plan.plan)) in existing]
         extra = [field.with_type(asked_type(field.type)) for field in self.extra]
         return dataset(self.store, "rejects", keys, reject_schema(extra))
 
@@ -114,21 +114,33 @@ def finished_rows(store: Store) -> Rows:
 
     Raises: ConfigError when there is no output or it cannot be read; JobError when a published plan lacks parts.
     """
+    rows = committed_rows(store)
+    return replace(
+        rows,
+        plans=(published := tuple(plan for plan in rows.plans if plan.plan not in rows.unfinished)),
+        extra=read_columns(plan.extra for plan in published),
+    )
+
+
+def committed_rows(store: Store) -> Rows:
+    """List all plans of an output, finished or not, and the parts that exist.
+
+    Raises: ConfigError when there is no output or it cannot be read; JobError when a published plan lacks parts.
+    """
     with reaching(store):
         plans = load_plans(store)
         if not plans and dataset_settings(store) is None:
             raise ConfigError(f"no output of this pipeline exists at {without_query(store.root)}")
-        published = [plan for plan in plans if is_published(store, plan)]
-        parts = committed_parts(store, published)
-    for plan in published:
-        if len(parts[plan.plan]) != plan.num_shards:
+        unfinished = tuple(plan.plan for plan in plans if not is_published(store, plan))
+        parts = committed_parts(store, plans)
+    for plan in plans:
+        missing = plan.num_shards - len(parts[plan.plan])
+        if missing and plan.plan not in unfinished:
             raise JobError(
-                f"run {plan.plan} is published, and {plan.num_shards - len(parts[plan.plan]):,} of its files are missing; "
+                f"run {plan.plan} is published, and {missing:,} of its files are missing; "
                 f"see python -m jobs.verify {without_query(store.root)}"
             )
-    finished = {plan.plan for plan in published}
-    unfinished = tuple(plan.plan for plan in plans if plan.plan not in finished)
-    return Rows(store, tuple(published), unfinished, parts, read_columns(plan.extra for plan in published))
+    return Rows(store, tuple(plans), unfinished, parts, read_columns(plan.extra for plan in plans))
 
 
 def dataset(
@@ -159,7 +171,7 @@ def reading() -> Iterator[None]:
 
 
 @contextmanager
-def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN401 - whatever Arrow makes of rows
+def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN401 - tables, datasets and readers of Arrow
     """Open a DuckDB connection to the given tables; it can open no other file.
 
     Data that does not fit into memory is spilled to a temporary folder.
@@ -178,7 +190,7 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
         except duckdb.Error as error:
             if "reading the stream" in str(error):  # DuckDB 2.0's message for an exception raised by Arrow
                 raise JobError(f"cannot read the rows: {cause(error)}") from error
-            raise ConfigError(f"cannot run this query on the rows: {cause(error)}") from error
+            raise ConfigError(f"the query cannot be run on the rows: {cause(error)}") from error
         finally:
             connection.close()
 
@@ -196,23 +208,3 @@ def optional(package: str, *, extra: str) -> Any:  # noqa: ANN401 - a module
 def quoted(name: str) -> str:
     """Quote a column name for SQL."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def new_file(uri: str) -> Callable[[bytes], None]:
-    """Return a function that writes a result to a new file.
-
-    Raises: ConfigError, here or in the returned function, when the file exists; here also when it does not end in .parquet.
-    """
-    store, name = open_folder_of(uri)
-    taken = ConfigError(f"{without_query(uri)} already exists; choose another file name, or remove it")
-    if not name.endswith(".parquet"):
-        raise ConfigError(f"{without_query(uri)}: results are written as Parquet; name a file that ends in .parquet")
-    with reaching(store), suppress(FileNotFoundError):
-        store.read_tail(name, 1)
-        raise taken
-
-    def write(content: bytes) -> None:
-        if not store.put_if_absent(name, content):
-            raise taken
-
-    return write

@@ -21,9 +21,9 @@ def require_absent(uri: str, *, overwrite: bool) -> None:
         if filesystem.isdir(path):
             raise ConfigError(f"{shown} is a folder; name a file")
         if not overwrite and retried(lambda: filesystem.exists(path), what=f"looking for {shown}"):
-            raise ConfigError(f"{shown} is there already; name another, or say --overwrite")
+            raise ConfigError(f"{shown} already exists; choose another name or pass --overwrite")
     except DENIED:
-        raise ConfigError(f"{shown}: {principal()} may not look there") from None
+        raise ConfigError(f"{shown}: {principal()} may not list this folder") from None
 
 
 def write_file(uri: str, content: bytes) -> None:

@@ -16,6 +16,7 @@ from scipy.special import softmax
 from jobs.evaluate import NOT_FITTED, main
 from pipeline.analytics.evaluate.calibration import (
     NoTemperatureError,
+    expected_error,
     fit,
     fit_temperature,
     log_loss,
@@ -70,22 +71,23 @@ def test_scores_stand_in_for_logits():
 def test_reliability_of_four_rows():
     """Fails if a bin's bounds, or the error's weights, are others than those of the definition."""
     found = reliability(np.array([0.95, 0.97, 0.30, 1.0]), np.array([True, False, False, True]))
-    assert [(each["rows"], each["accuracy"]) for each in found["bins"]] == [(1, 0.0), (3, pytest.approx(2 / 3))]
-    assert found["expected_error"] == pytest.approx((0.30 + abs(2.92 - 2)) / 4) and found["largest_error"] > 0.29
+    assert [(each.rows, each.accuracy) for each in found] == [(1, 0.0), (3, pytest.approx(2 / 3))]
+    assert expected_error(found) == pytest.approx((0.30 + abs(2.92 - 2)) / 4)
 
 
 def test_a_fit_says_what_it_gives_on_rows_it_has_not_seen():
     """Fails if cross-validation lets a row see its own temperature's rows, or overconfidence is not taken away."""
     scores, truth = sample(1000, 3.0)
-    found = fit(scores, truth, scores.argmax(axis=1), np.arange(1000))
-    assert found["cross_validated"]["log_loss"] == pytest.approx(found["after"]["log_loss"], abs=0.01)
-    assert found["cross_validated"]["log_loss"] > found["after"]["log_loss"]
-    assert found["after"]["log_loss"] < found["before"]["log_loss"] - 0.3
-    assert found["cross_validated"]["expected_error"] < 0.06 < found["before"]["expected_error"]
+    found = fit(scores, truth, scores.argmax(axis=1), np.arange(1000), output="out")
+    assert found.cross_validated.log_loss == pytest.approx(found.after.log_loss, abs=0.01)
+    assert found.cross_validated.log_loss > found.after.log_loss
+    assert found.after.log_loss < found.before.log_loss - 0.3
+    assert found.cross_validated.expected_error < 0.06 < found.before.expected_error
 
 
 @pytest.mark.parametrize(
-    ("rows", "right", "sentence"), [(20, False, "needs 50 labelled rows, 20 are there"), (60, True, "no temperature")]
+    ("rows", "right", "sentence"),
+    [(20, False, "needs 50 labelled rows; the output has 20"), (60, True, "no temperature")],
 )
 def test_too_little_to_fit(rows, right, sentence):
     """Fails if a temperature comes of a handful of rows, or of rows that are all right, which would make all scores 1."""
@@ -124,7 +126,9 @@ def test_scores_worse_than_chance_are_not_blamed_on_the_number_of_rows(made, row
     assert "too few" not in str(error.value) and "needs" not in str(error.value)
 
 
-@pytest.mark.parametrize(("temperature", "sentence"), [(60.0, "far surer"), (0.01, "far less sure")])
+@pytest.mark.parametrize(
+    ("temperature", "sentence"), [(60.0, "far above the accuracy"), (0.01, "far below the accuracy")]
+)
 def test_a_temperature_outside_the_bounds_is_told_from_scores_worse_than_chance(temperature, sentence):
     """Fails if good scores that are far too sure, or far too unsure, are called worse than chance or too few."""
     with pytest.raises(NoTemperatureError, match=sentence) as error:
@@ -235,7 +239,7 @@ def test_abstention_is_weighed_not_hidden(tmp_path, monkeypatch, capsys):
     assert main([output, "--labels", "label", "--resamples", "0"]) == 0
     (at_bound,) = [row for row in found["abstention"]["thresholds"] if row["min_confidence"] == 0.5]
     assert 0 < at_bound["rows"] < 80 and (
-        f"from 0.5 on {100 * at_bound['share']:.2f} % stay, {100 * at_bound['accuracy']:.2f} % right"
+        f"0.5: {100 * at_bound['share']:.2f} % remain, {100 * at_bound['accuracy']:.2f} % correct"
         in capsys.readouterr().out
     )
 
@@ -254,9 +258,13 @@ def test_from_labels_to_a_config(place, tmp_path, capsys):
     output = labelled_output(tmp_path)
     again = [output, "--labels", "label", "--resamples", "0", "--fit-calibration", file]
     assert main(again) == 0
-    fitted = json.loads(open_store(place).read("calibration.json"))["models"]
+    document = json.loads(open_store(place).read("calibration.json"))
+    assert set(document) == {"format", "method", "made_at", "models"}
+    fitted = document["models"]
+    assert set(fitted[FITTED]) == {"temperature", "rows", "before", "after", "cross_validated", "output"}
+    assert set(fitted[FITTED]["before"]) == {"log_loss", "expected_error"}
     assert list(fitted) == [FITTED] and f"{FITTED}: temperature" in capsys.readouterr().out
-    assert main(again) == 2 and "calibration.json is there already" in capsys.readouterr().err
+    assert main(again) == 2 and "calibration.json already exists" in capsys.readouterr().err
     assert main([*again, "--overwrite"]) == 0
     open_store(place).put_if_absent("job.yaml", f"calibration: {file}\n".encode())
     config = load_config(f"{place}/job.yaml", {"manifest": ["m"], "output": "o"})
@@ -287,7 +295,7 @@ def test_calibrated_scores_are_not_fitted_again(tmp_path, monkeypatch, capsys):
     [
         ({"right": 0.0}, "worse than chance"),
         ({"right": 1.0}, "labels are right"),
-        ({"count": 30}, "needs 50 labelled rows, 30 are there"),
+        ({"count": 30}, "needs 50 labelled rows; the output has 30"),
     ],
 )
 def test_a_calibration_that_cannot_be_fitted_discards_no_evaluation(tmp_path, capsys, made, cause):

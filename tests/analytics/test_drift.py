@@ -127,7 +127,7 @@ def test_windows_in_sql_and_of_another_output(output, tmp_path):
     assert {m.column for m in found.measures if m.drifted} >= {"emotion"} and found.left_out[0].startswith(
         "reject reasons"
     )
-    with pytest.raises(ConfigError, match="current window holds no utterance"):
+    with pytest.raises(ConfigError, match="current window contains no utterance"):
         compare(Window(rows), Window(rows, "false"))
     with pytest.raises(ConfigError, match="nope"):
         compare(Window(rows), Window(rows, "nope = 1"))

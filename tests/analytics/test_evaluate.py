@@ -12,6 +12,7 @@ import pytest
 
 from jobs.evaluate import main
 from pipeline.analytics.evaluate.labelled import read_labelled
+from pipeline.analytics.evaluate.results import Evaluation
 from pipeline.analytics.evaluate.words import words
 from pipeline.dataset.plan import read_shard
 from pipeline.schema import EMOTIONS, emotion_of
@@ -23,6 +24,33 @@ from tests.support.outputs import LONG, REJECTED, plan_rows, publish_plan, recog
 
 CARD = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 ROWS = 80
+BOUNDS = {"low", "high"}
+KEYS = {
+    "": {"format", "version", "made_at", "labels", "interval", "resample_by", "resamples", "seed", "outputs", "comparisons",
+         "fitted_calibration", "calibration_failure"},
+    "outputs": {"output", "mode", "settings", "models", "counts", "overall", "slices", "slices_not_shown", "abstention",
+                "published", "warnings"},
+    "outputs.counts": {"utterances", "compared", "without_label", "other_labels", "without_prediction", "rejected_with_label",
+                       "recordings"},
+    "outputs.overall": {"rows", "metrics", "per_class", "confusion", "calibration", "words"},
+    "outputs.overall.metrics": {"accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar"},
+    "outputs.overall.metrics.uar": {"value", *BOUNDS},
+    "outputs.overall.per_class": {"class", "precision", "recall", "f1", "support"},
+    "outputs.overall.confusion": {"classes", "counts", "shares"},
+    "outputs.overall.calibration": {"expected_error", "largest_error", "bins", "log_loss"},
+    "outputs.overall.calibration.bins": {"rows", "confidence", "accuracy", *BOUNDS},
+    "outputs.overall.words": {"recordings", "word_error_rate", "words", "substitutions", "deletions", "insertions", *BOUNDS},
+    "outputs.slices": {"column", "value", "small", "rows", "metrics", "per_class", "confusion", "calibration", "words"},
+    "outputs.abstention": {"kept", "thresholds"},
+    "outputs.abstention.thresholds": {"min_confidence", "rows", "share", "accuracy"},
+    "outputs.published": {"language", "mode", "published", "same_test_set", "why_not", "ours"},
+    "comparisons": {"first", "second", "rows", "only_in_first", "only_in_second", "labels_differ", "metrics", "test",
+                    "agreement", "largest_score_difference", "words"},
+    "comparisons.metrics.accuracy": {"first", "second", "difference", *BOUNDS},
+    "comparisons.test": {"name", "only_first_right", "only_second_right", "p_value"},
+    "comparisons.words": {"recordings", "first", "second", "difference", *BOUNDS},
+}  # fmt: skip
+"""Keys of metrics.json by the path of their object; of a list, its first object counts."""
 
 
 def records(*, prefix: str = "r", count: int = ROWS) -> list[dict[str, object]]:
@@ -76,11 +104,11 @@ def test_what_is_counted(output, tmp_path, capsys):
         "without_prediction": 0, "other_labels": {"calm": 1}, "rejected_with_label": len(REJECTED),
         "recordings": ROWS - len(REJECTED) - 2,
     }  # fmt: skip
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "2 labelled recordings were rejected" in said
-        and "'calm' 1" in said
-        and "2 utterances more than recordings" in said
+        "2 labelled recordings were rejected" in printed
+        and "'calm' 1" in printed
+        and "78 utterances come from 76 recordings" in printed
     )
 
 
@@ -135,7 +163,7 @@ def test_small_slices_are_warned_of(output, tmp_path):
     found = evaluated(tmp_path, output, "--slices", "speaker,reference,duration,segment_index")["outputs"][0]
     small = {(part["column"], part["value"]) for part in found["slices"] if part["small"]}
     assert small == {("reference", "the t"), ("segment_index", "1"), ("segment_index", "2")}
-    (warning,) = [warning for warning in found["warnings"] if warning.startswith("slices of fewer than 30 rows")]
+    (warning,) = [warning for warning in found["warnings"] if "slices have fewer than 30 rows" in warning]
     assert "segment_index 1 (1)" in warning and "speaker" not in warning
     assert {part["value"] for part in found["slices"] if part["column"] == "duration"} == {"1 to 2 s"}
 
@@ -187,8 +215,7 @@ def test_two_outputs_side_by_side(output, other, tmp_path, capsys):
     assert difference["difference"] == pytest.approx(right[:, 1].mean() - right[:, 0].mean())
     assert difference["low"] <= difference["difference"] <= difference["high"]
     assert (
-        "the sets differ, and these are in no figure: 10 only in the first, 1 with another true label"
-        in capsys.readouterr().out
+        "no figure includes the others: 10 only in the first, 1 with different true labels" in capsys.readouterr().out
     )
     assert found["words"]["recordings"] == found["rows"] + 1 - 2 and found["words"]["difference"] == 0
     table = {row["metric"]: row for row in pq.read_table(tmp_path / "ev" / "comparisons.parquet").to_pylist()}
@@ -234,12 +261,12 @@ def test_an_unfinished_output_says_so(tmp_path):
     ("arguments", "sentence"),
     [
         (["--labels", "lable"], "has no column 'lable'; did you mean 'label'"),
-        (["--labels", "reference"], "no utterance has a label of anger"),
+        (["--labels", "reference"], "is one of anger"),
         (["--labels", "label", "--slices", "speeker"], "--slices speeker: "),
         (["--labels", "label", "--references", "said"], "--references said: "),
         (["--labels", "label", "--resample-by", "speakr"], "did you mean 'speaker'"),
-        (["--labels", "label", "--fit-calibration", "{tmp}/taken.json"], "is there already"),
-        (["--labels", "label", "--write", "{tmp}/taken"], "is there already"),
+        (["--labels", "label", "--fit-calibration", "{tmp}/taken.json"], "already exists"),
+        (["--labels", "label", "--write", "{tmp}/taken"], "already exists"),
     ],
 )
 def test_refused_before_any_work(output, tmp_path, capsys, arguments, sentence):
@@ -255,7 +282,7 @@ def test_refused_before_any_work(output, tmp_path, capsys, arguments, sentence):
 def test_no_output_there(tmp_path, capsys):
     """Fails if a mistyped output is evaluated as an empty one."""
     assert main([str(tmp_path), "--labels", "label"]) == 2
-    assert "holds no output of jobs.annotate" in capsys.readouterr().err
+    assert "no output of this pipeline exists" in capsys.readouterr().err
 
 
 def test_the_whole_is_one_plain_document(output, tmp_path, capsys):
@@ -264,3 +291,22 @@ def test_the_whole_is_one_plain_document(output, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["outputs"][0]["overall"]["metrics"]["accuracy"]["low"] is None
     assert set(found["outputs"][0]["overall"]["confusion"]["classes"]) <= set(EMOTIONS)
+
+
+def object_at(document: dict, path: str) -> dict:
+    for key in filter(None, path.split(".")):
+        document = document[key]
+        document = document[0] if isinstance(document, list) else document
+    return document
+
+
+def test_the_document_keeps_its_keys(output, other, tmp_path):
+    """Fails if a key of metrics.json, which programs read, is renamed, dropped or added without notice."""
+    document = evaluated(tmp_path, output, other)
+    assert {path: set(object_at(document, path)) for path in KEYS} == KEYS
+
+
+def test_the_document_is_read_as_it_was_written(output, other, tmp_path):
+    """Fails if a field of metrics.json is lost, or renamed on one side, when a report reads it."""
+    document = evaluated(tmp_path, output, other)
+    assert Evaluation.of((tmp_path / "ev" / "metrics.json").read_bytes()).document() == document

@@ -16,6 +16,7 @@ from sklearn.metrics import (
 
 from pipeline.analytics.evaluate import metrics
 from pipeline.analytics.evaluate.published import CARD_METRICS, PUBLISHED, TEST_SETS, beside_published
+from pipeline.analytics.evaluate.results import Estimate
 from pipeline.analytics.evaluate.words import compare_rates, error_rate
 from pipeline.schema import EMOTIONS
 
@@ -63,9 +64,9 @@ def test_the_published_figures_come_out_of_the_published_confusions(mode):
         published["accuracy"] = round(100 * 435 / 453, 4)
     for name, figure in published.items():
         assert 100 * ours[name] == pytest.approx(figure, abs=5.1e-5), name
-    for row, f1 in zip(metrics.per_class(truth, predicted), PUBLISHED_F1[mode], strict=True):
-        assert row["f1"] == pytest.approx(f1, abs=5.1e-5)
-        assert row["support"] == TEST_SETS["en", mode][row["class"]]
+    for row, f1 in zip(metrics.per_class(truth, predicted, EMOTIONS), PUBLISHED_F1[mode], strict=True):
+        assert row.f1 == pytest.approx(f1, abs=5.1e-5)
+        assert row.support == TEST_SETS["en", mode][row.name]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -85,14 +86,14 @@ def test_figures_are_scikit_learns(seed):
         assert ours["uar"] == pytest.approx(balanced_accuracy_score(truth, predicted))
     names = [EMOTIONS[n] for n in np.union1d(truth, predicted)]
     report = classification_report(truth, predicted, target_names=names, output_dict=True, zero_division=0)
-    for row in metrics.per_class(truth, predicted):
-        theirs = report[row["class"]]
-        assert (row["precision"], row["recall"], row["f1"], row["support"]) == pytest.approx(
+    for row in metrics.per_class(truth, predicted, EMOTIONS):
+        theirs = report[row.name]
+        assert (row.precision, row.recall, row.f1, row.support) == pytest.approx(
             (theirs["precision"], theirs["recall"], theirs["f1-score"], theirs["support"])
         )
-    found = metrics.confusion(truth, predicted)
-    assert found["classes"] == names and found["counts"] == confusion_matrix(truth, predicted).tolist()
-    assert np.allclose(found["shares"], confusion_matrix(truth, predicted, normalize="true"), atol=1e-6)
+    found = metrics.confusion(truth, predicted, EMOTIONS)
+    assert found.classes == tuple(names) and np.array_equal(found.counts, confusion_matrix(truth, predicted))
+    assert np.allclose(found.shares, confusion_matrix(truth, predicted, normalize="true"), atol=1e-6)
 
 
 def test_the_figures_of_resamples_are_scikit_learns():
@@ -109,24 +110,23 @@ def test_an_interval_is_as_wide_as_the_binomial_says():
     """Fails if the bootstrap draws too few rows, without replacement, or the same every time."""
     truth = np.zeros(400, np.int64)
     predicted = (np.arange(400) < 80).astype(np.int64)
-    found = metrics.with_intervals(truth, predicted, np.arange(400), resamples=4000, seed=1)["accuracy"]
-    assert found["value"] == 0.8
+    found = metrics.with_intervals(truth, predicted, np.arange(400), len(EMOTIONS), resamples=4000, seed=1)["accuracy"]
+    assert found.value == 0.8
     half = 1.96 * np.sqrt(0.8 * 0.2 / 400)
-    assert (found["low"], found["high"]) == pytest.approx((0.8 - half, 0.8 + half), abs=0.006)
+    assert (found.low, found.high) == pytest.approx((0.8 - half, 0.8 + half), abs=0.006)
 
 
 def test_rows_of_one_group_are_drawn_together():
     """Fails if ten copies of a row narrow its interval, as ten segments of one recording would."""
     truth, once = np.zeros(40, np.int64), (np.arange(40) < 10).astype(np.int64)
-    alone = metrics.with_intervals(truth, once, np.arange(40), resamples=3000, seed=1)["accuracy"]
-    groups = np.repeat(np.arange(40), 10)
-    copied = metrics.with_intervals(np.repeat(truth, 10), np.repeat(once, 10), groups, resamples=3000, seed=1)[
-        "accuracy"
-    ]
-    apart = metrics.with_intervals(np.repeat(truth, 10), np.repeat(once, 10), np.arange(400), resamples=3000, seed=1)[
-        "accuracy"
-    ]
-    width = [each["high"] - each["low"] for each in (alone, copied, apart)]
+    drawing = {"resamples": 3000, "seed": 1}
+    alone, copied, apart = (
+        metrics.with_intervals(np.repeat(truth, times), np.repeat(once, times), groups, len(EMOTIONS), **drawing)[
+            "accuracy"
+        ]
+        for times, groups in ((1, np.arange(40)), (10, np.repeat(np.arange(40), 10)), (10, np.arange(400)))
+    )
+    width = [each.high - each.low for each in (alone, copied, apart)]
     assert width[1] == pytest.approx(width[0], abs=0.03) and width[2] < width[0] / 2
 
 
@@ -134,13 +134,10 @@ def test_one_class_alone(recwarn):
     """Fails if a slice of one class, all right or all wrong, gives no figures or warns."""
     truth = np.full(3, 2)
     for predicted, accuracy in ((truth, 1.0), (np.full(3, 4), 0.0)):
-        found = metrics.with_intervals(truth, predicted, np.arange(3), resamples=20, seed=0)
-        assert (
-            found["accuracy"] == {"value": accuracy, "low": accuracy, "high": accuracy}
-            and found["uar"]["value"] == accuracy
-        )
-        assert sum(map(sum, metrics.confusion(truth, predicted)["counts"])) == 3
-        assert len(metrics.per_class(truth, predicted)) == len({2, predicted[0]})
+        found = metrics.with_intervals(truth, predicted, np.arange(3), len(EMOTIONS), resamples=20, seed=0)
+        assert found["accuracy"] == Estimate(accuracy, accuracy, accuracy) and found["uar"].value == accuracy
+        assert sum(map(sum, metrics.confusion(truth, predicted, EMOTIONS).counts)) == 3
+        assert len(metrics.per_class(truth, predicted, EMOTIONS)) == len({2, predicted[0]})
     assert not recwarn.list
 
 
@@ -149,19 +146,19 @@ def test_published_figures_stand_beside_the_same_test_set_alone():
     truth, predicted = labels_of(COUNTS["mean"])
     ours = metrics.summary(truth, predicted)
     same = beside_published("en", "mean", truth, ours, {"ravdess", "tess"}, declared=True)
-    assert same is not None and same["same_test_set"] and same["ours"]["accuracy"] == ours["accuracy"]
-    assert same["published"]["accuracy"] == pytest.approx(0.902870)
+    assert same is not None and same.same_test_set and same.ours["accuracy"] == ours["accuracy"]
+    assert same.published["accuracy"] == pytest.approx(0.902870)
     others = [
-        (truth, {"ravdess"}, False, "nobody said"),
+        (truth, {"ravdess"}, False, "not declared"),
         (truth[1:], {"ravdess"}, True, "anger 64 (65)"),
         (truth, {"ravdess", "crema-d"}, True, "other corpora: crema-d"),
     ]
     for rows, datasets, declared, why in others:
         row = beside_published("en", "mean", rows, ours, datasets, declared=declared)
-        assert row is not None and not row["same_test_set"] and row["ours"] is None and why in "; ".join(row["why_not"])
+        assert row is not None and not row.same_test_set and row.ours is None and why in "; ".join(row.why_not)
     assert beside_published("de", "mean", truth, ours, set(), declared=True) is None
     texts = beside_published("en", "text", truth, ours, set(), declared=True)
-    assert texts is not None and "453 texts, the published one 11,691" in texts["why_not"][0]
+    assert texts is not None and "453 texts, the published one 11,691" in texts.why_not[0]
 
 
 def errors_of(wrong: np.ndarray, words: int = 5) -> dict[str, dict[str, int]]:
@@ -176,16 +173,16 @@ def test_the_interval_of_a_word_error_rate_is_as_wide_as_its_recordings_vary():
     names = list(errors_of(wrong))
     found = error_rate(errors_of(wrong), names, np.arange(400), resamples=3000, seed=1)
     half = 1.96 * (wrong / 5).std() / 20
-    assert found is not None and found["word_error_rate"] == wrong.sum() / 2000
-    assert (found["low"], found["high"]) == pytest.approx((wrong.mean() / 5 - half, wrong.mean() / 5 + half), abs=0.003)
+    assert found is not None and found.word_error_rate == wrong.sum() / 2000
+    assert (found.low, found.high) == pytest.approx((wrong.mean() / 5 - half, wrong.mean() / 5 + half), abs=0.003)
     by_speaker = error_rate(
         errors_of(np.repeat(wrong[:40], 10)), names, np.repeat(np.arange(40), 10), resamples=3000, seed=1
     )
     alone = error_rate(errors_of(wrong[:40]), names[:40], np.arange(40), resamples=3000, seed=1)
     assert by_speaker is not None and alone is not None
-    assert (by_speaker["low"], by_speaker["high"]) == pytest.approx((alone["low"], alone["high"]), abs=0.01)
+    assert (by_speaker.low, by_speaker.high) == pytest.approx((alone.low, alone.high), abs=0.01)
     bare = error_rate(errors_of(wrong), names, np.arange(400), resamples=0, seed=1)
-    assert bare is not None and bare["low"] is bare["high"] is None
+    assert bare is not None and bare.low is bare.high is None
     assert error_rate(errors_of(wrong), ["another"], np.arange(1), resamples=10, seed=1) is None
 
 
@@ -198,7 +195,7 @@ def test_word_error_rates_are_compared_recording_by_recording():
     found = compare_rates([one, other], [names, names[:-1]], np.arange(300), resamples=1000, seed=0)
     counted = [n for n in range(299) if n != 7]
     more = sum(n % 10 == 0 for n in counted) / (5 * len(counted))
-    assert found is not None and found["recordings"] == 298
-    assert found["first"] == pytest.approx(wrong[counted].mean() / 5) and found["difference"] == pytest.approx(more)
-    assert 0.01 < found["low"] < more < found["high"] < 0.03
+    assert found is not None and found.recordings == 298
+    assert found.first == pytest.approx(wrong[counted].mean() / 5) and found.difference == pytest.approx(more)
+    assert 0.01 < found.low < more < found.high < 0.03
     assert compare_rates([one, {}], [names, names], np.arange(300), resamples=10, seed=0) is None

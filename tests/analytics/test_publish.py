@@ -12,7 +12,7 @@ from jobs.search import main as search
 from pipeline.analytics.indexed import bring_up_to_date, nearest_in_lance
 from pipeline.analytics.nearest import nearest
 from pipeline.analytics.publish import FORMATS, publish, storage_options
-from pipeline.analytics.search import like
+from pipeline.analytics.search import query_by_utterance
 from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
 from tests.support import outputs
@@ -218,7 +218,7 @@ def test_an_index_misses_little_and_takes_in_what_came_later(tmp_path, table_of,
     assert "ANN" in plan.explain_plan()
     found = right = 0
     for number in range(0, 1500, 75):
-        query = like(rows, f"v{number % 2}-{number}#0000", None)
+        query = query_by_utterance(rows, f"v{number % 2}-{number}#0000", None)
         exact, told = (
             ask(source, query, top=10, columns=["utterance_id"])
             for ask, source in ((nearest, rows), (nearest_in_lance, table))

@@ -266,9 +266,7 @@ def test_the_page_of_a_run_is_written_once(store, page, tmp_path, capsys):
     assert path.stat().st_ino == before
     assert verify.main([store.root]) == 0
     told([store.root], tmp_path / "page.html")
-    assert (
-        main([store.root, "--to", str(tmp_path / "page.html")]) == 2 and "is there already" in capsys.readouterr().err
-    )
+    assert main([store.root, "--to", str(tmp_path / "page.html")]) == 2 and "already exists" in capsys.readouterr().err
     assert main([store.root, "--to", str(tmp_path / "page.html"), "--overwrite"]) == 0
 
 

@@ -50,15 +50,15 @@ def test_how_two_outputs_differ(output, tmp_path):
     assert rows["accuracy"][3] <= other - first <= rows["accuracy"][4]
     assert rows["accuracy"][5:7] == [only_first, only_second] and 0 < rows["accuracy"][7] <= 1
     assert rows["uar"][5:] == ["\N{EN DASH}"] * 3  # the test is of the accuracies alone
-    assert f"{only_second:.0f} are right in the second alone" in read.text and "McNemar, exact" in read.text
-    assert "10 in the first alone are in no figure" in read.text
+    assert f"Only the second is correct in {only_second:.0f}" in read.text and "McNemar, exact" in read.text
+    assert "no figure includes 10 in the first alone" in read.text
 
 
 def test_nothing_shared_is_said(output, tmp_path):
     """Fails if the page of two outputs without a shared utterance cannot be made, or compares them all the same."""
     second = test_evaluate.output_of(tmp_path, test_evaluate.records(prefix="x", count=40))
     read = page_of(tmp_path, output, second)
-    assert "comparison-1" not in read.tables and "there is nothing to compare" in read.text
+    assert "comparison-1" not in read.tables and "nothing can be compared" in read.text
 
 
 def test_abstention_and_slices_are_those_of_the_rows(output, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.analytics.report.page import shown
+from pipeline.analytics.report.page import formatted
 from pipeline.schema import EMOTIONS
 from tests.analytics.test_report import Read, asked, evaluated, page, same, store, told
 from tests.support.outputs import LONG
@@ -175,7 +175,7 @@ def test_the_facts_at_the_top_are_those_of_a_query(store, page, evaluated, tmp_p
         FROM '{store.root}/rejects/*.parquet' ORDER BY reason, manifest, line""")
     assert same(Read(page).tables["examples"], examples)
     report = json.loads(Path(store.root, "_runs/000001/report.json").read_text())
-    stages = ", ".join(f"{name} {shown(seconds)}" for name, seconds in report["stage_seconds"].items())
+    stages = ", ".join(f"{name} {formatted(seconds)}" for name, seconds in report["stage_seconds"].items())
     assert facts(page)["seconds in stages"] == stages and facts(page)["configuration"] == report["config_hash"]
 
     summary = facts(told(["--summary", str(evaluated / "groups.parquet")], tmp_path / "page.html"))

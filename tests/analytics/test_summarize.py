@@ -263,7 +263,7 @@ def test_groups_of_another_meaning_take_another_name(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [(["speeker"], "did you mean 'speaker'"), (["speaker,speaker"], "twice"), (["utterances=take"], "every summary"),
-     (["a=read_csv('/etc/passwd')"], "cannot be asked"), (["a=(SELECT 1 FROM '/etc/passwd')"], "cannot be asked")],
+     (["a=read_csv('/etc/passwd')"], "query cannot be run"), (["a=(SELECT 1 FROM '/etc/passwd')"], "query cannot be run")],
 )  # fmt: skip
 def test_groups_that_cannot_be_made_are_refused(tmp_path, words, sentence):
     """Fails if a slip of the pen is not named, or SQL opens files."""
@@ -279,6 +279,6 @@ def test_the_command(tmp_path, capsys):
     assert main([output, "--by", "speaker", "--to", str(table)]) == 0
     assert "2 new, 2 runs" in capsys.readouterr().out and pq.read_table(table).num_rows == 3
     assert main([output, "--by", "speaker", "--to", str(table)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main([str(tmp_path), "--by", "speaker"]) == 2
     assert "no output of this pipeline" in capsys.readouterr().err

@@ -122,16 +122,16 @@ def test_this_is_the_emotion(heard, heldout, language):
 def test_the_evaluation_says_the_same(heard, output):
     """Fails if `jobs.evaluate` counts other rows than these tests, or holds words against another recording's reference."""
     asked = Options(labels="label", slices=("heldout", "language"), resamples=0)
-    (found,) = evaluate(read([str(output)], asked), asked)["outputs"]
+    (found,) = evaluate(read([str(output)], asked), asked).outputs
     labelled = heard.filter(pa.compute.is_valid(heard["manifest_label"]))
-    for part in found["slices"]:
-        clips = of(labelled, part["column"], part["value"])
-        assert part["metrics"]["accuracy"]["value"] == pytest.approx(accuracy(clips))
+    for part in found.slices:
+        clips = of(labelled, part.column, part.value)
+        assert part.metrics["accuracy"].value == pytest.approx(accuracy(clips))
         ids = list(dict.fromkeys(clips["recording_id"].to_pylist()))
         # one counts `it's` as a word, the other as two
-        assert part["words"]["word_error_rate"] == pytest.approx(error_rate(heard, ids), abs=0.01)
-    assert {part["value"] for part in found["slices"]} == {*FUSED, *LANGUAGES}
-    assert found["counts"]["compared"] == len(CLIPS)
+        assert part.words.word_error_rate == pytest.approx(error_rate(heard, ids), abs=0.01)
+    assert {part.value for part in found.slices} == {*FUSED, *LANGUAGES}
+    assert found.counts.compared == len(CLIPS)
 
 
 def test_fusion_beats_either_side(heard):

@@ -16,7 +16,7 @@ import pytest
 import pipeline.engine.run as driver_module
 from pipeline.analytics.compact import compact
 from pipeline.analytics.nearest import nearest
-from pipeline.analytics.search import like
+from pipeline.analytics.search import query_by_utterance
 from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.config import load_config
 from pipeline.dataset.reader import asking, finished_rows
@@ -107,7 +107,7 @@ def read_everywhere(output: Path, column: str, first: str) -> dict[str, object]:
     utterances = rows.utterances().count_rows()
     assert sum(merged(store, groups)["utterances"].to_pylist()) == utterances
     assert sum(made.rows for made in compact(rows, target_bytes=10**9)) == utterances
-    query = like(rows, f"{first}#0000", None)
+    query = query_by_utterance(rows, f"{first}#0000", None)
     plain, asked = (
         nearest(rows, query, top=10**6, where=where, columns=["recording_id", column]) for where in (None, "true")
     )

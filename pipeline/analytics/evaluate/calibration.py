@@ -8,7 +8,7 @@ so its label.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 from sklearn.model_selection import GroupKFold
 
+from pipeline.analytics.evaluate.results import Calibration, CalibrationFigures, Fit, ReliabilityBin
 from pipeline.errors import ConfigError
 
 BINS = 15
@@ -27,26 +28,36 @@ _LEAST_SCORE = 1e-38  # about the smallest normal float32
 Floats = NDArray[np.float64]
 
 
-def reliability(confidence: Floats, right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Compute the calibration error and the points of a reliability diagram.
+def reliability(confidence: Floats, right: NDArray[np.bool_]) -> tuple[ReliabilityBin, ...]:
+    """Compute the points of a reliability diagram: the bins that contain rows, by increasing confidence.
 
     Args:
         confidence: [N], confidence of the predicted label.
-        right: [N], whether the predicted label is correct.
+        right: [N], true where the predicted label is correct.
     """
     bounded = np.clip(confidence, 0.0, 1.0)
     accuracy, mean = calibration_curve(right, bounded, n_bins=BINS, strategy="uniform")
     edges = np.linspace(0.0, 1.0, BINS + 1)
     counts = np.bincount(np.searchsorted(edges[1:-1], bounded), minlength=BINS)  # the same bins as calibration_curve
-    filled = np.flatnonzero(counts)
-    bins = [
-        {"low": float(edges[number]), "high": float(edges[number + 1]), "rows": int(counts[number]),
-         "confidence": float(m), "accuracy": float(a)}
-        for number, m, a in zip(filled, mean, accuracy, strict=True)
-    ]  # fmt: skip
-    gaps = np.abs(accuracy - mean)
-    error = float((gaps * counts[filled]).sum() / len(right))
-    return {"expected_error": error, "largest_error": float(gaps.max()), "bins": bins}
+    return tuple(
+        ReliabilityBin(float(edges[number]), float(edges[number + 1]), int(counts[number]), float(m), float(a))
+        for number, m, a in zip(np.flatnonzero(counts), mean, accuracy, strict=True)
+    )
+
+
+def expected_error(bins: Sequence[ReliabilityBin]) -> float:
+    """Return the mean difference between confidence and accuracy, weighted by the rows of each bin."""
+    return sum(each.rows * _gap(each) for each in bins) / sum(each.rows for each in bins)
+
+
+def _gap(of_bin: ReliabilityBin) -> float:
+    return abs(of_bin.accuracy - of_bin.confidence)
+
+
+def measure(scores: Floats, confidence: Floats, truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Calibration:
+    """Compute calibration errors and log loss of the scores [N, classes] and confidences [N]."""
+    bins = reliability(confidence, truth == predicted)
+    return Calibration(expected_error(bins), max(map(_gap, bins)), bins, log_loss(scores, truth))
 
 
 def log_loss(scores: Floats, truth: NDArray[np.int64]) -> float:
@@ -62,7 +73,7 @@ def tempered(scores: Floats, temperature: float) -> Floats:
 
 
 class NoTemperatureError(ConfigError):
-    """No temperature fits these rows. The message states the reason, and whether more rows would help."""
+    """No temperature fits these rows. The message states the reason, and says if more rows would help."""
 
 
 def fit_temperature(scores: Floats, truth: NDArray[np.int64]) -> float:
@@ -80,16 +91,16 @@ def fit_temperature(scores: Floats, truth: NDArray[np.int64]) -> float:
             f"; {int((~known).sum()):,} more have a true class that the model does not know" if (~known).any() else ""
         )
         raise NoTemperatureError(
-            f"a temperature needs {LEAST_ROWS} labelled rows, {int(known.sum())} are there{unknown}"
+            f"a temperature needs {LEAST_ROWS} labelled rows; the output has {int(known.sum())}{unknown}"
         )
     scores, truth = scores[known], truth[known]
     if _lead_of_truth(scores, truth) <= 0:
         raise NoTemperatureError(f"no temperature fits: {_worse_than_chance(scores, truth)}")
     bounds = (np.log(_BOUNDS[0]), np.log(_BOUNDS[1]))
-    found = minimize_scalar(
+    best = minimize_scalar(
         lambda x: log_loss(tempered(scores, float(np.exp(x))), truth), bounds=bounds, method="bounded"
     )
-    temperature = float(np.exp(found.x))
+    temperature = float(np.exp(best.x))
     if temperature <= _BOUNDS[0] * 1.01:
         raise NoTemperatureError(
             f"no temperature from {_BOUNDS[0]:g} to {_BOUNDS[1]:g} fits: {_too_low(scores, truth)}"
@@ -114,24 +125,24 @@ def _lead_of_truth(scores: Floats, truth: NDArray[np.int64]) -> float:
 
 def _worse_than_chance(scores: Floats, truth: NDArray[np.int64]) -> str:
     return (
-        f"the scores are worse than chance: {_quality(scores, truth)}, and no temperature takes the log loss below that of "
-        "equal scores. More rows would not help; check that the labels are those the model predicts, and that the model is "
-        "the right one for these rows"
+        f"the scores are worse than chance: {_quality(scores, truth)}, and no temperature gives a lower log loss than equal "
+        "scores. More rows would not help; check that the labels are those the model predicts, and that the model suits "
+        "these rows"
     )
 
 
 def _too_low(scores: Floats, truth: NDArray[np.int64]) -> str:
     if (scores.argmax(axis=1) == truth).all():
         return (
-            f"all {len(truth):,} labels are right, so that the lowest temperature is always the best one; it takes rows "
-            "with some labels that are wrong"
+            f"all {len(truth):,} labels are right, so the lowest temperature is always the best; add rows with some wrong "
+            "labels"
         )
-    return f"the best one is lower. The scores are far less sure than the labels are right: {_quality(scores, truth)}"
+    return f"the best one is lower. The confidences are far below the accuracy: {_quality(scores, truth)}"
 
 
 def _too_high(scores: Floats, truth: NDArray[np.int64]) -> str:
     return (
-        "the best one is higher. The scores are far surer than the labels are right, or say almost nothing about them: "
+        "the best one is higher. The confidences are far above the accuracy, or hardly depend on the true class: "
         f"{_quality(scores, truth)}"
     )
 
@@ -147,41 +158,36 @@ def _quality(scores: Floats, truth: NDArray[np.int64]) -> str:
 
 
 def fit(
-    scores: Floats, truth: NDArray[np.int64], predicted: NDArray[np.int64], groups: NDArray[np.int64]
-) -> dict[str, Any]:
+    scores: Floats, truth: NDArray[np.int64], predicted: NDArray[np.int64], groups: NDArray[np.int64], *, output: str
+) -> Fit:
     """Fit a temperature, and evaluate it on the same rows and, by cross-validation, on held-out rows.
-
-    `cross_validated` is None when a fold is too small for a fit.
 
     Args:
         groups: [N], the recording of each row; no fold splits a recording.
+        output: the output of the rows, which the result names.
     Raises: NoTemperatureError, like `fit_temperature`.
     """
     temperature = fit_temperature(scores, truth)
     right = truth == predicted
 
-    def figures(each: Floats) -> dict[str, float]:
-        error = reliability(each.max(axis=1), right)["expected_error"]
-        return {"log_loss": log_loss(each, truth), "expected_error": error}
+    def figures(each: Floats) -> CalibrationFigures:
+        return CalibrationFigures(log_loss(each, truth), expected_error(reliability(each.max(axis=1), right)))
 
-    unseen = _cross_fitted(scores, truth, groups)
-    return {
-        "temperature": temperature,
-        "rows": len(truth),
-        "before": figures(scores),
-        "after": figures(tempered(scores, temperature)),
-        "cross_validated": None if unseen is None else figures(unseen),
-    }
+    held_out = _cross_fitted(scores, truth, groups)
+    return Fit(
+        temperature=temperature, rows=len(truth), before=figures(scores), after=figures(tempered(scores, temperature)),
+        cross_validated=None if held_out is None else figures(held_out), output=output,
+    )  # fmt: skip
 
 
 def _cross_fitted(scores: Floats, truth: NDArray[np.int64], groups: NDArray[np.int64]) -> Floats | None:
     """Return the scores of each fold calibrated on the other folds, or None when a fit is impossible."""
     if len(np.unique(groups)) < _FOLDS:
         return None
-    unseen = np.empty_like(scores)
+    held_out = np.empty_like(scores)
     try:
-        for fitted, held in GroupKFold(_FOLDS).split(scores, groups=groups):
-            unseen[held] = tempered(scores[held], fit_temperature(scores[fitted], truth[fitted]))
+        for fitted, rest in GroupKFold(_FOLDS).split(scores, groups=groups):
+            held_out[rest] = tempered(scores[rest], fit_temperature(scores[fitted], truth[fitted]))
     except NoTemperatureError:
         return None
-    return unseen
+    return held_out

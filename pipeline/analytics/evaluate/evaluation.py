@@ -1,7 +1,4 @@
-"""Evaluation of outputs, as one plain structure for a terminal, tables or a page.
-
-The structure consists of numbers, strings, lists and mappings only. `metrics.json` is its JSON form.
-"""
+"""Evaluation of outputs against the labels and reference texts of their manifests."""
 
 from __future__ import annotations
 
@@ -15,11 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import __version__
-from pipeline.analytics.evaluate.calibration import log_loss, reliability
+from pipeline.analytics.evaluate.calibration import measure
 from pipeline.analytics.evaluate.compare import compare, groups_of
 from pipeline.analytics.evaluate.labelled import REFERENCE, SMALL, Labelled, read_labelled
 from pipeline.analytics.evaluate.metrics import INTERVAL, confusion, per_class, summary, with_intervals
 from pipeline.analytics.evaluate.published import beside_published
+from pipeline.analytics.evaluate.results import (
+    Abstention,
+    Evaluation,
+    Kept,
+    Measured,
+    OutputResult,
+    Published,
+    Slice,
+    Threshold,
+)
 from pipeline.analytics.evaluate.words import Errors, count_errors, error_rate
 from pipeline.config import primary_language
 from pipeline.errors import ConfigError, did_you_mean
@@ -44,7 +51,7 @@ class Options:
         resamples: number of bootstrap resamples; 0 for no intervals.
         resample_by: the column whose values are drawn, because rows with the same value are not independent.
         seed: of the bootstrap.
-        published_test_set: whether the user declares that this is the test set of the published results.
+        published_test_set: the user declares that this is the test set of the published results.
     """
 
     labels: str
@@ -67,92 +74,92 @@ def read(outputs: Sequence[str], options: Options) -> list[Labelled]:
         options.resample_by,
     ]
     slices = [name for name in options.slices or SLICES if name != "duration"]
-    read_ = [read_labelled(output, options.labels, [*named, "dataset", *slices]) for output in outputs]
-    for labelled in read_:
-        asked = {"--slices": options.slices or (), "--resample-by": (options.resample_by,)}
-        for option, names in {**asked, "--references": filter(None, [options.references])}.items():
-            for name in names:
-                if name != "duration" and name not in labelled.table.column_names:
-                    near = did_you_mean(name, labelled.table.column_names)
-                    raise ConfigError(f"{option} {name}: {labelled.output} has no such column{near}")
-    return read_
+    labelled = [read_labelled(output, options.labels, [*named, "dataset", *slices]) for output in outputs]
+    required = {
+        "--slices": options.slices or (),
+        "--resample-by": (options.resample_by,),
+        "--references": filter(None, [options.references]),
+    }
+    for option, name in [(option, name) for option, names in required.items() for name in names]:
+        for each in labelled:
+            if name != "duration" and name not in each.table.column_names:
+                near = did_you_mean(name, each.table.column_names)
+                raise ConfigError(f"{option} {name}: {each.output} has no such column{near}")
+    return labelled
 
 
-def evaluate(outputs: Sequence[Labelled], options: Options) -> dict[str, Any]:
+def evaluate(outputs: Sequence[Labelled], options: Options) -> Evaluation:
     """Evaluate each output, and compare each but the first with the first."""
     drawing: dict[str, Any] = {"resample_by": options.resample_by, "resamples": options.resamples, "seed": options.seed}
     references = passthrough_name(options.references or REFERENCE)
     errors = [
         count_errors(labelled, references) if references in labelled.table.column_names else {} for labelled in outputs
     ]
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "labels": options.labels,
-        "interval": INTERVAL,
+    return Evaluation(
+        format=FORMAT,
+        version=__version__,
+        made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        labels=options.labels,
+        interval=INTERVAL,
         **drawing,
-        "outputs": [_of_output(labelled, options, found) for labelled, found in zip(outputs, errors, strict=True)],
-        "comparisons": [
-            compare(outputs[0], other, [errors[0], found], **drawing)
-            for other, found in list(zip(outputs, errors, strict=True))[1:]
-        ],
-    }
+        outputs=tuple(_of_output(labelled, options, of_it) for labelled, of_it in zip(outputs, errors, strict=True)),
+        comparisons=tuple(
+            compare(outputs[0], other, [errors[0], of_it], **drawing)
+            for other, of_it in list(zip(outputs, errors, strict=True))[1:]
+        ),
+    )
 
 
-def _of_output(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
-    slices = list(_slices(labelled, options, errors))
-    warnings = list(labelled.warnings)
-    small = [f"{part['column']} {part['value']} ({part['rows']})" for part in slices if part["small"]]
+def _of_output(labelled: Labelled, options: Options, errors: Errors) -> OutputResult:
+    slices = tuple(_slices(labelled, options, errors))
+    return OutputResult(
+        output=labelled.output,
+        mode=labelled.settings.mode,
+        settings=labelled.settings.document(),
+        models=tuple(sorted(set(labelled.column("model")))),
+        counts=labelled.counts,
+        overall=Measured(**_figures(labelled, options, errors)),
+        slices=slices,
+        slices_not_shown={name: len(values) - _MOST_VALUES for name, values in _values(labelled, options).items()
+                          if len(values) > _MOST_VALUES},
+        abstention=_abstention(labelled),
+        published=tuple(_published(labelled, options)),
+        warnings=(*labelled.warnings, *_warnings(labelled, slices)),
+    )  # fmt: skip
+
+
+def _warnings(labelled: Labelled, slices: Sequence[Slice]) -> Iterator[str]:
+    small = [f"{part.column} {part.value} ({part.rows})" for part in slices if part.small]
     if small:
-        shown = ", ".join(small[:10]) + (", ..." if len(small) > 10 else "")
-        warnings.append(
-            f"slices of fewer than {SMALL} rows, {len(small)} of them, whose figures are mostly chance: {shown}"
-        )
+        listed = ", ".join(small[:10]) + (", ..." if len(small) > 10 else "")
+        yield f"{len(small)} slices have fewer than {SMALL} rows, so their figures are mostly chance: {listed}"
     if len(labelled) < SMALL:
-        warnings.append(f"{len(labelled)} rows are too few for any figure to mean much")
+        yield f"the figures are of {len(labelled)} rows, so they are mostly chance"
     unknown = sorted(
         {EMOTIONS[t] for t in labelled.truth[labelled.scores[np.arange(len(labelled)), labelled.truth] <= 0]}
     )
     if unknown:
-        warnings.append(
-            f"some rows have a true class with a score of 0, which their model may not know: {', '.join(unknown)}"
-        )
-    return {
-        "output": labelled.output,
-        "mode": labelled.settings.mode,
-        "settings": labelled.settings.document(),
-        "models": sorted(set(labelled.column("model"))),
-        "counts": labelled.counts,
-        "overall": _measure(labelled, options, errors),
-        "slices": slices,
-        "slices_not_shown": {name: len(values) - _MOST_VALUES for name, values in _values(labelled, options).items()
-                             if len(values) > _MOST_VALUES},
-        "abstention": _abstention(labelled),
-        "published": list(_published(labelled, options)),
-        "warnings": warnings,
-    }  # fmt: skip
+        yield f"the score of the true class is 0 in some rows; the model may not know these classes: {', '.join(unknown)}"
 
 
-def _measure(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
-    """Compute the metrics of the given rows."""
+def _figures(labelled: Labelled, options: Options, errors: Errors) -> dict[str, Any]:
+    """Compute the fields of `Measured` for the given rows."""
     truth, predicted = labelled.truth, labelled.predicted
     groups = groups_of(labelled, options.resample_by)
-    calibration = reliability(labelled.confidence, truth == predicted)
     drawing: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     return {
         "rows": len(labelled),
-        "metrics": with_intervals(truth, predicted, groups, **drawing),
-        "per_class": per_class(truth, predicted),
-        "confusion": confusion(truth, predicted),
-        "calibration": {**calibration, "log_loss": log_loss(labelled.scores, truth)},
+        "metrics": with_intervals(truth, predicted, groups, len(EMOTIONS), **drawing),
+        "per_class": per_class(truth, predicted, EMOTIONS),
+        "confusion": confusion(truth, predicted, EMOTIONS),
+        "calibration": measure(labelled.scores, labelled.confidence, truth, predicted),
         "words": error_rate(errors, labelled.column("recording_id"), groups, **drawing) if errors else None,
     }
 
 
 def _values(labelled: Labelled, options: Options) -> dict[str, dict[str, NDArray[np.int64]]]:
     """Return the rows of each value, for each column to evaluate by value; the most frequent value comes first."""
-    found = {}
+    rows_of: dict[str, dict[str, NDArray[np.int64]]] = {}
     for name in options.slices or SLICES:
         if name == "duration":
             values = [_duration_step(value) for value in labelled.column("duration_s")]
@@ -164,15 +171,15 @@ def _values(labelled: Labelled, options: Options) -> dict[str, dict[str, NDArray
         for row, value in enumerate(values):
             rows.setdefault("(none)" if value is None else value, []).append(row)
         ranked = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
-        found[name] = {value: np.array(numbers, np.int64) for value, numbers in ranked}
-    return found
+        rows_of[name] = {value: np.array(numbers, np.int64) for value, numbers in ranked}
+    return rows_of
 
 
-def _slices(labelled: Labelled, options: Options, errors: Errors) -> Iterator[dict[str, Any]]:
+def _slices(labelled: Labelled, options: Options, errors: Errors) -> Iterator[Slice]:
     for name, values in _values(labelled, options).items():
         for value, rows in list(values.items())[:_MOST_VALUES]:
-            part = labelled.take(rows)
-            yield {"column": name, "value": value, "small": len(rows) < SMALL, **_measure(part, options, errors)}
+            figures = _figures(labelled.take(rows), options, errors)
+            yield Slice(column=name, value=value, small=len(rows) < SMALL, **figures)
 
 
 def _duration_step(duration_s: float | None) -> str | None:
@@ -185,7 +192,7 @@ def _duration_step(duration_s: float | None) -> str | None:
     return None
 
 
-def _abstention(labelled: Labelled) -> dict[str, Any]:
+def _abstention(labelled: Labelled) -> Abstention:
     """Compute coverage and accuracy with abstention: as done in this output, and for a range of thresholds."""
     right = labelled.truth == labelled.predicted
 
@@ -193,12 +200,13 @@ def _abstention(labelled: Labelled) -> dict[str, Any]:
         share = float(mask.mean())
         return {"rows": int(mask.sum()), "share": share, "accuracy": float(right[mask].mean()) if mask.any() else None}
 
-    thresholds = [{"min_confidence": bound, **kept(labelled.confidence >= bound)} for bound in _ABSTENTION]
-    done = kept(~labelled.abstained) if labelled.abstained.any() else None
-    return {"kept": done, "thresholds": thresholds}
+    done = Kept(**kept(~labelled.abstained)) if labelled.abstained.any() else None
+    return Abstention(
+        done, tuple(Threshold(min_confidence=bound, **kept(labelled.confidence >= bound)) for bound in _ABSTENTION)
+    )
 
 
-def _published(labelled: Labelled, options: Options) -> Iterator[dict[str, Any]]:
+def _published(labelled: Labelled, options: Options) -> Iterator[Published]:
     languages = np.array([primary_language(tag) for tag in labelled.column("language")])
     has_dataset = "dataset" in labelled.table.column_names
     for language in sorted(set(languages)):

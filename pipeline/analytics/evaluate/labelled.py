@@ -6,26 +6,22 @@ Costs about 150 bytes of memory per utterance, and one read of the columns that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from pipeline.analytics.evaluate.results import Counts
 from pipeline.config.settings import Settings
-from pipeline.dataset.compatibility import dataset_settings, read_columns
-from pipeline.dataset.plan import Plan, load_plans
-from pipeline.dataset.publish import is_published
+from pipeline.dataset.reader import committed_rows, reading
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.layout import UTTERANCES
-from pipeline.manifest.growth import path_type
-from pipeline.schema import EMOTIONS, emotion_of, passthrough_name, utterance_schema
-from pipeline.storage.access import without_query
-from pipeline.storage.store import open_store, resolve
+from pipeline.redaction import without_query
+from pipeline.schema import EMOTIONS, emotion_of, passthrough_name
+from pipeline.storage.store import open_store
 
 REFERENCE = "reference"
 """Default manifest column of the reference texts."""
@@ -48,8 +44,7 @@ class Labelled:
         confidence: float64 [N].
         scores: float64 [N, 7]; 0 for an emotion that the model does not know.
         abstained: bool [N].
-        counts: numbers of utterances, of those compared, without a label, with other labels, without a prediction, of
-            labelled rejects, and of recordings.
+        counts: numbers of utterances, by what keeps them out of the figures.
         warnings: sentences on what limits the results.
     """
 
@@ -61,7 +56,7 @@ class Labelled:
     confidence: NDArray[np.float64]
     scores: NDArray[np.float64]
     abstained: NDArray[np.bool_]
-    counts: dict[str, Any]
+    counts: Counts
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -82,64 +77,48 @@ class Labelled:
 
 
 def read_labelled(output: str, labels: str, columns: Sequence[str] = ()) -> Labelled:
-    """Read the utterances of an output whose true label is in the emotion vocabulary.
+    """Read the utterances of an output, of unfinished runs too, whose true label is in the emotion vocabulary.
 
     Args:
         output: value of the job's `--output`.
         labels: the manifest column that holds the true label.
         columns: further columns to keep, by their names in the output; missing ones are ignored.
-    Raises: ConfigError when there is no output, no such column, or no row to compare.
+    Raises: ConfigError when there is no output, no such column, or no row to compare; JobError when a file cannot be
+        read.
     """
-    store = open_store(output)
-    shown, settings, plans = without_query(output), dataset_settings(store), load_plans(store)
-    if settings is None or not plans:
-        raise ConfigError(f"{shown} holds no output of jobs.annotate")
-    schema, partitions = _schema_of(plans, settings)
-    column = _column_of(labels, [*schema.names, *partitions.names], shown)
-    wanted = [name for name in dict.fromkeys([*_NEEDED, column, *columns]) if name in schema.names + partitions.names]
-    table = _dataset(output, UTTERANCES, schema, partitions).to_table(columns=wanted)
+    shown, rows = without_query(output), committed_rows(open_store(output))
+    if not rows.plans:
+        raise ConfigError(f"the output at {shown} has no run; start its jobs.annotate again, then this")
+    names = rows.schema().names
+    column = _column_of(labels, names, shown)
+    wanted = [name for name in dict.fromkeys([*_NEEDED, column, *columns]) if name in names]
+    with reading():
+        table = rows.utterances().to_table(columns=wanted)
+        rejected = rows.rejects().count_rows(filter=pc.field(column).is_valid())
     truth, unknown = _truth(table[column])
     labelled = table["label"].is_valid().to_numpy()
     kept = np.flatnonzero((truth >= 0) & labelled)
-    rejected = _rejected_with_label(output, column, schema, partitions)
-    counts = {
-        "utterances": table.num_rows,
-        "compared": len(kept),
-        "without_label": table[column].null_count,
-        "other_labels": dict(sorted(unknown.items())),
-        "without_prediction": int(((truth >= 0) & ~labelled).sum()),
-        "rejected_with_label": rejected,
-        "recordings": pc.count_distinct(table["recording_id"].take(pa.array(kept))).as_py(),
-    }
     if not len(kept):
         words = ", ".join(map(repr, sorted(unknown)[:5])) or "none"
         raise ConfigError(
-            f"{shown}: no utterance has a label of {', '.join(EMOTIONS)} in {column!r}; its words are {words}"
+            f"{shown}: no value of column {column!r} is one of {', '.join(EMOTIONS)}; its values are {words}"
         )
+    counts = Counts(
+        utterances=table.num_rows,
+        compared=len(kept),
+        without_label=table[column].null_count,
+        other_labels=dict(sorted(unknown.items())),
+        without_prediction=int(((truth >= 0) & ~labelled).sum()),
+        rejected_with_label=rejected,
+        recordings=pc.count_distinct(table["recording_id"].take(pa.array(kept))).as_py(),
+    )
     table = table.take(pa.array(kept))
-    unfinished = [plan.plan for plan in plans if not is_published(store, plan)]
     return Labelled(
-        output=shown, settings=settings, table=table, truth=truth[kept], predicted=_numbers(table["label"]),
+        output=shown, settings=rows.plans[0].settings, table=table, truth=truth[kept], predicted=_numbers(table["label"]),
         confidence=table["confidence"].to_numpy().astype(np.float64), scores=_scores(table["scores"]),
         abstained=table["abstained"].fill_null(False).to_numpy(), counts=counts,
-        warnings=tuple(_warnings(counts, unfinished)),
+        warnings=tuple(_warnings(counts, rows.unfinished)),
     )  # fmt: skip
-
-
-def _schema_of(plans: Sequence[Plan], settings: Settings) -> tuple[pa.Schema, pa.Schema]:
-    """Return the schema of the files of all plans, and the schema of the partition columns in their paths."""
-    extra = read_columns(plan.extra for plan in plans)
-    whole = utterance_schema({}, "float32", extra, version=settings.schema_version)
-    fields = [whole.field(name) for name in settings.partition_by]
-    partitions = pa.schema([field.with_type(path_type(field.type)) for field in fields])
-    return pa.schema([field.with_nullable(True) for field in whole if field.name not in partitions.names]), partitions
-
-
-def _dataset(output: str, folder: str, schema: pa.Schema, partitions: pa.Schema) -> ds.Dataset:
-    filesystem, path = resolve(f"{output.rstrip('/')}/{folder}")
-    hive = ds.partitioning(partitions, flavor="hive") if len(partitions) else None
-    whole = pa.schema([*schema, *partitions])
-    return ds.dataset(path, schema=whole, format="parquet", filesystem=filesystem, partitioning=hive)
 
 
 def _column_of(labels: str, names: Sequence[str], shown: str) -> str:
@@ -177,26 +156,16 @@ def _scores(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.stack(fields, axis=1).astype(np.float64)
 
 
-def _rejected_with_label(output: str, column: str, schema: pa.Schema, partitions: pa.Schema) -> int:
-    """Count the labelled recordings of finished runs that were rejected, since they are missing from the results."""
-    field = pa.schema([*schema, *partitions]).field(column)
-    try:
-        dataset = _dataset(output, "rejects", pa.schema([field]), pa.schema([]))
-        return int(dataset.count_rows(filter=pc.field(column).is_valid()))
-    except FileNotFoundError:
-        return 0
-
-
-def _warnings(counts: dict[str, Any], unfinished: Sequence[str]) -> Iterable[str]:
+def _warnings(counts: Counts, unfinished: Sequence[str]) -> Iterator[str]:
     if unfinished:
-        yield f"{len(unfinished)} run(s) are not finished: the figures are of what is there"
-    if counts["rejected_with_label"]:
-        yield f"{counts['rejected_with_label']:,} labelled recordings were rejected, and are in no figure"
-    if counts["without_prediction"]:
-        yield f"{counts['without_prediction']:,} labelled utterances are in a language without a model, and are in no figure"
-    if counts["other_labels"]:
-        words = ", ".join(f"{word!r} {count:,}" for word, count in counts["other_labels"].items())
-        yield f"labels that are none of the classes are in no figure: {words}"
-    if counts["recordings"] < counts["compared"]:
-        more = counts["compared"] - counts["recordings"]
-        yield f"{more:,} utterances more than recordings: recordings were cut, and each part took its recording's label"
+        yield f"{len(unfinished)} run(s) are not finished; the figures cover the rows written so far"
+    if counts.rejected_with_label:
+        yield f"{counts.rejected_with_label:,} labelled recordings were rejected; no figure includes them"
+    if counts.without_prediction:
+        yield f"{counts.without_prediction:,} labelled utterances are in a language without a model; no figure includes them"
+    if counts.other_labels:
+        words = ", ".join(f"{word!r} {count:,}" for word, count in counts.other_labels.items())
+        yield f"some labels are not among the classes; no figure includes their rows: {words}"
+    if counts.recordings < counts.compared:
+        yield (f"{counts.compared:,} utterances come from {counts.recordings:,} recordings: recordings were segmented, and "
+               "each segment has the label of its recording")  # fmt: skip

@@ -3,165 +3,172 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from pipeline.analytics.evaluate.labelled import SMALL
 from pipeline.analytics.evaluate.published import CARD_METRICS
+from pipeline.analytics.evaluate.results import (
+    Comparison,
+    Difference,
+    Estimate,
+    Evaluation,
+    Fit,
+    Kept,
+    OutputResult,
+    WordErrors,
+)
 
 _TITLES = {
     "accuracy": "accuracy", "weighted_precision": "w. precision", "weighted_f1": "w. F1", "macro_f1": "macro F1", "uar": "UAR",
 }  # fmt: skip
-_SHOWN_BOUNDS = (0.5, 0.7, 0.9)
+_PRINTED_BOUNDS = (0.5, 0.7, 0.9)
 
 
-def lines_of(evaluation: Mapping[str, Any]) -> Iterator[str]:
+def lines_of(evaluation: Evaluation) -> Iterator[str]:
     """Yield the most important results as lines; `metrics.json` has all of them."""
-    for output in evaluation["outputs"]:
+    for output in evaluation.outputs:
         yield from _output(output)
-    for comparison in evaluation["comparisons"]:
+    for comparison in evaluation.comparisons:
         yield from _comparison(comparison)
-    for model, found in (evaluation["fitted_calibration"] or {"models": {}})["models"].items():
-        yield from _fitted(model, found)
+    if evaluation.fitted_calibration:
+        for model, fitted in evaluation.fitted_calibration.models.items():
+            yield from _fitted(model, fitted)
 
 
-def _output(output: Mapping[str, Any]) -> Iterator[str]:
-    overall, counts = output["overall"], output["counts"]
-    yield f"{output['output']}  mode {output['mode']}, {', '.join(output['models'])}"
-    yield f"{counts['compared']:,} of {counts['utterances']:,} utterances have a label; {counts['recordings']:,} recordings"
+def _output(output: OutputResult) -> Iterator[str]:
+    overall, counts = output.overall, output.counts
+    yield f"{output.output}  mode {output.mode}, {', '.join(output.models)}"
+    yield f"{counts.compared:,} of {counts.utterances:,} utterances are compared, of {counts.recordings:,} recordings"
     yield ""
-    yield from _table(["", *_TITLES.values()], [["percent", *map(_figure, overall["metrics"].values())]])
-    if any(figure["low"] is not None for figure in overall["metrics"].values()):
+    yield from _table(["", *_TITLES.values()], [["percent", *map(_figure, overall.metrics.values())]])
+    if any(figure.low is not None for figure in overall.metrics.values()):
         yield from (
             "",
-            "In brackets: 95 % bootstrap intervals. One without width says that the rows are too few to differ.",
+            "In brackets: 95 % bootstrap intervals. An interval without width means that there are too few rows.",
         )
     yield ""
-    classes = [[row["class"], *(_percent(row[name]) for name in ("precision", "recall", "f1")), f"{row['support']:,}"]
-               for row in overall["per_class"]]  # fmt: skip
+    classes = [[row.name, *map(_percent, (row.precision, row.recall, row.f1)), f"{row.support:,}"]
+               for row in overall.per_class]  # fmt: skip
     yield from _table(["class", "precision", "recall", "F1", "rows"], classes)
     yield ""
-    names = overall["confusion"]["classes"]
-    matrix = [[name, *map(str, counts_)] for name, counts_ in zip(names, overall["confusion"]["counts"], strict=True)]
-    yield from _table(["true \\ said", *names], matrix)
+    names = overall.confusion.classes
+    matrix = [[name, *map(str, row)] for name, row in zip(names, overall.confusion.counts, strict=True)]
+    yield from _table(["true \\ predicted", *names], matrix)
     yield ""
-    calibration = overall["calibration"]
-    yield (f"calibration: expected error {_percent(calibration['expected_error'])} %, largest "
-           f"{_percent(calibration['largest_error'])} %, log loss {calibration['log_loss']:.4f}")  # fmt: skip
-    if output["abstention"]["kept"]:
-        kept = output["abstention"]["kept"]
-        yield f"abstained from {_percent(1 - kept['share'])} %; {_percent(kept['accuracy'])} % of the others are right"
-    yield "if less sure ones abstained: " + "; ".join(_kept(row) for row in output["abstention"]["thresholds"]
-                                                            if row["min_confidence"] in _SHOWN_BOUNDS)  # fmt: skip
-    if overall["words"]:
-        yield f"words: {_words(overall['words'])}"
+    calibration = overall.calibration
+    yield (f"calibration: expected error {_percent(calibration.expected_error)} %, largest "
+           f"{_percent(calibration.largest_error)} %, log loss {calibration.log_loss:.4f}")  # fmt: skip
+    if kept := output.abstention.kept:
+        yield f"abstained from {_percent(1 - kept.share)} % of utterances; {_percent(kept.accuracy)} % of the others are correct"
+    yield "with --min-confidence " + "; ".join(
+        f"{row.min_confidence:g}: {_kept(row)}"
+        for row in output.abstention.thresholds
+        if row.min_confidence in _PRINTED_BOUNDS
+    )
+    if overall.words:
+        yield f"words: {_words(overall.words)}"
     yield from _slices(output)
     yield from _published(output)
-    for warning in output["warnings"]:
+    for warning in output.warnings:
         yield f"warning: {warning}"
     yield ""
 
 
-def _slices(output: Mapping[str, Any]) -> Iterator[str]:
-    if not output["slices"]:
+def _slices(output: OutputResult) -> Iterator[str]:
+    if not output.slices:
         return
     rows = [
-        [part["column"], part["value"], f"{part['rows']:,}",
-         *(_figure(part["metrics"][name]) for name in ("accuracy", "macro_f1", "uar")),
-         _rate(part["words"]) if part["words"] else ""]
-        for part in output["slices"]
-        if not part["small"]
+        [part.column, part.value, f"{part.rows:,}",
+         *(_figure(part.metrics[name]) for name in ("accuracy", "macro_f1", "uar")),
+         _rate(part.words) if part.words else ""]
+        for part in output.slices
+        if not part.small
     ]  # fmt: skip
     if rows:
         yield ""
         yield from _table(["slice", "", "rows", "accuracy", "macro F1", "UAR", "WER"], rows)
-    for name, count in Counter(part["column"] for part in output["slices"] if part["small"]).items():
-        yield f"{name}: values with fewer than {SMALL} rows, each by itself mostly chance: {count:,}; metrics.json has them"
-    for name, count in output["slices_not_shown"].items():
-        yield f"{name}: values with fewer rows still, not looked at apart: {count:,}"
+    for name, count in Counter(part.column for part in output.slices if part.small).items():
+        yield f"{name}: {count:,} values have fewer than {SMALL} rows, so their figures are mostly chance; see metrics.json"
+    for name, count in output.slices_not_shown.items():
+        yield f"{name}: {count:,} more values, the least frequent, are not evaluated"
 
 
-def _published(output: Mapping[str, Any]) -> Iterator[str]:
-    for row in output["published"]:
+def _published(output: OutputResult) -> Iterator[str]:
+    for row in output.published:
         yield ""
-        if row["same_test_set"]:
-            lines = [[name, *(f"{100 * row[who][metric]:.4f}" for metric in CARD_METRICS)]
-                     for name, who in (("published", "published"), ("this output", "ours"))]  # fmt: skip
-            header = [f"{row['language']}, {row['mode']}", *(_TITLES[metric] for metric in CARD_METRICS)]
-            yield from _table(header, lines)
+        if row.ours is not None:
+            lines = [[name, *(f"{100 * figures[metric]:.4f}" for metric in CARD_METRICS)]
+                     for name, figures in (("published", row.published), ("this output", row.ours))]  # fmt: skip
+            yield from _table([f"{row.language}, {row.mode}", *(_TITLES[metric] for metric in CARD_METRICS)], lines)
         else:
-            yield (f"The published figures for {row['language']} in mode {row['mode']} are of another test set, and are not "
-                   f"compared: {'; '.join(row['why_not'])}.")  # fmt: skip
+            yield (f"The published figures for {row.language} in mode {row.mode} are of another test set, and are not "
+                   f"compared: {'; '.join(row.why_not)}.")  # fmt: skip
 
 
-def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
-    yield f"first:  {comparison['first']}"
-    yield f"second: {comparison['second']}"
-    apart = [f"{comparison[name]:,} {what}" for name, what in (
-        ("only_in_first", "only in the first"), ("only_in_second", "only in the second"),
-        ("labels_differ", "with another true label")) if comparison[name]]  # fmt: skip
-    others = f"; the sets differ, and these are in no figure: {', '.join(apart)}" if apart else ", the same in both"
-    yield f"paired on {comparison['rows']:,} utterances{others}"
-    if comparison["metrics"] is None:
-        yield from _words_compared(comparison)
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    yield f"first:  {comparison.first}"
+    yield f"second: {comparison.second}"
+    unpaired = [f"{count:,} {kind}" for count, kind in (
+        (comparison.only_in_first, "only in the first"), (comparison.only_in_second, "only in the second"),
+        (comparison.labels_differ, "with different true labels")) if count]  # fmt: skip
+    others = f"; no figure includes the others: {', '.join(unpaired)}" if unpaired else ", the same in both"
+    yield f"paired on {comparison.rows:,} utterances{others}"
+    test = comparison.test
+    if comparison.metrics and test and comparison.agreement is not None:
         yield ""
-        return
-    yield ""
-    rows = [[_TITLES[name], _percent(row["first"]), _percent(row["second"]),
-             _figure({**row, "value": row["difference"]}, signed=True)]
-            for name, row in comparison["metrics"].items()]  # fmt: skip
-    yield from _table(["percent", "first", "second", "difference"], rows)
-    test = comparison["test"]
-    yield ""
-    yield (f"right in the first alone {test['only_first_right']:,}, in the second alone {test['only_second_right']:,}: "
-           f"p = {test['p_value']:.3g} ({test['name']}, of the accuracies)")  # fmt: skip
-    yield (f"same label in {_percent(comparison['agreement'])} % of utterances, scores at most "
-           f"{comparison['largest_score_difference']:.2g} apart")  # fmt: skip
-    yield from _words_compared(comparison)
+        rows = [[_TITLES[name], _percent(row.first), _percent(row.second), _difference(row)]
+                for name, row in comparison.metrics.items()]  # fmt: skip
+        yield from _table(["percent", "first", "second", "difference"], rows)
+        yield ""
+        yield (f"only the first is correct in {test.only_first_right:,} utterances, only the second in "
+               f"{test.only_second_right:,}: p = {test.p_value:.3g} ({test.name}, of the accuracies)")  # fmt: skip
+        yield (f"the same label in {_percent(comparison.agreement)} % of utterances; the largest difference of a score is "
+               f"{comparison.largest_score_difference:.2g}")  # fmt: skip
+    if words := comparison.words:
+        yield (f"word error rate over the same {words.recordings:,} recordings: {_percent(words.first)} and "
+               f"{_percent(words.second)} %, difference {_difference(words)}")  # fmt: skip
     yield ""
 
 
-def _fitted(model: str, found: Mapping[str, Any]) -> Iterator[str]:
-    held = found["cross_validated"]
-    yield f"{model}: temperature {found['temperature']:.4f} from {found['rows']:,} rows"
-    for name, stage in (("before", found["before"]), ("after, on the same rows", found["after"]),
-                        ("after, on rows it was not fitted on", held)):  # fmt: skip
+def _fitted(model: str, fitted: Fit) -> Iterator[str]:
+    held_out = fitted.cross_validated
+    yield f"{model}: temperature {fitted.temperature:.4f} from {fitted.rows:,} rows"
+    for name, stage in (("before", fitted.before), ("after, on the same rows", fitted.after),
+                        ("after, on held-out rows", held_out)):  # fmt: skip
         if stage is not None:
-            yield f"  {name}: log loss {stage['log_loss']:.4f}, expected error {_percent(stage['expected_error'])} %"
-    if held is None or held["log_loss"] >= found["before"]["log_loss"]:
-        yield "  warning: on rows it was not fitted on this temperature is not shown to help; label more rows"
+            yield f"  {name}: log loss {stage.log_loss:.4f}, expected error {_percent(stage.expected_error)} %"
+    if held_out is None or held_out.log_loss >= fitted.before.log_loss:
+        yield "  warning: on held-out rows this temperature is not better than none; label more rows"
 
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
-def _figure(figure: Mapping[str, Any], *, signed: bool = False) -> str:
-    value = f"{100 * figure['value']:+.2f}" if signed else _percent(figure["value"])
-    return value if figure["low"] is None else f"{value} [{_percent(figure['low'])}, {_percent(figure['high'])}]"
+def _bounded(text: str, low: float | None, high: float | None) -> str:
+    return text if low is None else f"{text} [{_percent(low)}, {_percent(high)}]"
 
 
-def _kept(row: Mapping[str, Any]) -> str:
-    stay = f"{_percent(row['share'])} % stay, {_percent(row['accuracy'])} % right" if row["rows"] else "none"
-    return f"from {row['min_confidence']:g} on {stay}"
+def _figure(figure: Estimate) -> str:
+    return _bounded(_percent(figure.value), figure.low, figure.high)
 
 
-def _rate(words: Mapping[str, Any]) -> str:
-    return _figure({**words, "value": words["word_error_rate"]})
+def _difference(row: Difference) -> str:
+    return _bounded(f"{100 * row.difference:+.2f}", row.low, row.high)
 
 
-def _words_compared(comparison: Mapping[str, Any]) -> Iterator[str]:
-    words = comparison["words"]
-    if words:
-        difference = _figure({**words, "value": words["difference"]}, signed=True)
-        yield (f"words wrong in the same {words['recordings']:,} recordings: {_percent(words['first'])} and "
-               f"{_percent(words['second'])} %, difference {difference}")  # fmt: skip
+def _kept(row: Kept) -> str:
+    return f"{_percent(row.share)} % remain, {_percent(row.accuracy)} % correct" if row.rows else "none remain"
 
 
-def _words(words: Mapping[str, Any]) -> str:
+def _rate(words: WordErrors) -> str:
+    return _bounded(_percent(words.word_error_rate), words.low, words.high)
+
+
+def _words(words: WordErrors) -> str:
     return (
-        f"{_rate(words)} % of {words['words']:,} wrong in {words['recordings']:,} recordings "
-        f"({words['substitutions']:,} others, {words['deletions']:,} missed, {words['insertions']:,} added)"
+        f"error rate {_rate(words)} % over {words.words:,} words of {words.recordings:,} recordings "
+        f"({words.substitutions:,} substituted, {words.deletions:,} deleted, {words.insertions:,} inserted)"
     )
 
 

@@ -6,19 +6,18 @@ takes 3 ms each; `scores_of` computes all of them at once, and a test compares b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from pipeline.schema import EMOTIONS
+from pipeline.analytics.evaluate.results import ClassFigures, Confusion, Estimate
 
 METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar")
 """Metrics of the model card, and the unweighted average recall over the classes that occur."""
-CLASSES = len(EMOTIONS)
 INTERVAL = 0.95
+"""Probability mass of the intervals."""
 Counts = NDArray[np.int64]
 
 
@@ -26,7 +25,7 @@ def summary(truth: Counts, predicted: Counts) -> dict[str, float]:
     """Compute `METRICS`, as fractions, over the classes that occur in either array, like scikit-learn.
 
     Args:
-        truth, predicted: indices into `EMOTIONS`, at least one.
+        truth, predicted: indices of classes, at least one.
     """
     weighted = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)
     macro = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
@@ -37,26 +36,27 @@ def summary(truth: Counts, predicted: Counts) -> dict[str, float]:
     return {name: float(figure) for name, figure in zip(METRICS, figures, strict=True)}
 
 
-def per_class(truth: Counts, predicted: Counts) -> list[dict[str, Any]]:
-    """Return precision, recall, F1 and support of each class that occurs, in the order of `EMOTIONS`."""
-    classes = np.union1d(truth, predicted)
-    columns = precision_recall_fscore_support(truth, predicted, labels=classes, average=None, zero_division=0)
-    return [
-        {"class": EMOTIONS[number], "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for number, p, r, f, n in zip(classes, *columns, strict=True)
-    ]
+def per_class(truth: Counts, predicted: Counts, classes: Sequence[str]) -> tuple[ClassFigures, ...]:
+    """Return precision, recall, F1 and number of rows of each class that occurs, in the order of `classes`."""
+    occurring = np.union1d(truth, predicted)
+    columns = precision_recall_fscore_support(truth, predicted, labels=occurring, average=None, zero_division=0)
+    return tuple(
+        ClassFigures(classes[number], float(p), float(r), float(f), int(n))
+        for number, p, r, f, n in zip(occurring, *columns, strict=True)
+    )
 
 
-def confusion(truth: Counts, predicted: Counts) -> dict[str, Any]:
-    """Return the confusion matrix as counts and as row shares: rows are true classes, columns predicted ones."""
-    classes = np.union1d(truth, predicted)
-    counts = confusion_matrix(truth, predicted, labels=np.arange(CLASSES))[np.ix_(classes, classes)]
+def confusion(truth: Counts, predicted: Counts, classes: Sequence[str]) -> Confusion:
+    """Return the confusion matrix of the classes that occur, in the order of `classes`."""
+    occurring = np.union1d(truth, predicted)
+    everything = confusion_matrix(truth, predicted, labels=np.arange(len(classes)))
+    counts = everything[np.ix_(occurring, occurring)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return {
-        "classes": [EMOTIONS[number] for number in classes],
-        "counts": counts.tolist(),
-        "shares": shares.round(6).tolist(),
-    }
+    return Confusion(
+        tuple(classes[number] for number in occurring),
+        tuple(map(tuple, counts.tolist())),
+        tuple(map(tuple, shares.round(6).tolist())),
+    )
 
 
 def resample(cells: Counts, groups: Counts, num_cells: int, *, resamples: int, seed: int) -> Counts:
@@ -87,15 +87,15 @@ def draws(num_groups: int, *, resamples: int, seed: int) -> Iterator[Counts]:
 def scores_of(matrices: Counts) -> NDArray[np.float64]:
     """Compute `METRICS` of many confusion matrices [B, classes, classes]. Returns: float64 [B, metrics]."""
     hits = np.einsum("bii->bi", matrices).astype(np.float64)
-    there, said = matrices.sum(axis=2), matrices.sum(axis=1)
-    precision = hits / np.maximum(said, 1)
-    recall = hits / np.maximum(there, 1)
-    f1 = 2 * hits / np.maximum(there + said, 1)
-    rows = np.maximum(there.sum(axis=1), 1)
-    occurs = np.maximum(((there + said) > 0).sum(axis=1), 1)
-    weighted = [(figure * there).sum(axis=1) / rows for figure in (precision, f1)]
-    uar = recall.sum(axis=1) / np.maximum((there > 0).sum(axis=1), 1)
-    return np.stack([hits.sum(axis=1) / rows, *weighted, f1.sum(axis=1) / occurs, uar], axis=1)
+    support, assigned = matrices.sum(axis=2), matrices.sum(axis=1)
+    precision = hits / np.maximum(assigned, 1)
+    recall = hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + assigned, 1)
+    rows = np.maximum(support.sum(axis=1), 1)
+    occurring = np.maximum(((support + assigned) > 0).sum(axis=1), 1)
+    weighted = [(figure * support).sum(axis=1) / rows for figure in (precision, f1)]
+    uar = recall.sum(axis=1) / np.maximum((support > 0).sum(axis=1), 1)
+    return np.stack([hits.sum(axis=1) / rows, *weighted, f1.sum(axis=1) / occurring, uar], axis=1)
 
 
 def interval(figures: NDArray[np.float64]) -> tuple[float, float]:
@@ -104,14 +104,13 @@ def interval(figures: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def with_intervals(truth: Counts, predicted: Counts, groups: Counts, *, resamples: int, seed: int) -> dict[str, Any]:
+def with_intervals(
+    truth: Counts, predicted: Counts, groups: Counts, num_classes: int, *, resamples: int, seed: int
+) -> Mapping[str, Estimate]:
     """Compute `summary` with a bootstrap interval of each metric; the bounds are None without resamples."""
-    figures = summary(truth, predicted)
     bounds: list[tuple[float | None, float | None]] = [(None, None)] * len(METRICS)
     if resamples:
-        drawn = resample(truth * CLASSES + predicted, groups, CLASSES**2, resamples=resamples, seed=seed)
-        bounds = [interval(column) for column in scores_of(drawn.reshape(-1, CLASSES, CLASSES)).T]
-    return {
-        name: {"value": figures[name], "low": low, "high": high}
-        for name, (low, high) in zip(METRICS, bounds, strict=True)
-    }
+        drawn = resample(truth * num_classes + predicted, groups, num_classes**2, resamples=resamples, seed=seed)
+        bounds = [interval(column) for column in scores_of(drawn.reshape(-1, num_classes, num_classes)).T]
+    figures = summary(truth, predicted)
+    return {name: Estimate(figures[name], low, high) for name, (low, high) in zip(METRICS, bounds, strict=True)}

@@ -6,11 +6,12 @@ clips of each class can be checked: it follows from the published confusion shar
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analytics.evaluate.results import Published
 from pipeline.schema import EMOTIONS
 
 CARD_METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1")
@@ -50,33 +51,30 @@ _ENGLISH_TEXTS = 11_691
 
 
 def beside_published(
-    language: str, mode: str, truth: NDArray[np.int64], ours: dict[str, float], datasets: set[str], *, declared: bool
-) -> dict[str, Any] | None:
+    language: str, mode: str, truth: NDArray[np.int64], ours: Mapping[str, float], datasets: set[str], *, declared: bool
+) -> Published | None:
     """Return the published results for a language and mode, with ours if the test set may be the same.
 
     Args:
         truth: indices into `EMOTIONS` of the rows in this language.
         ours: result of `metrics.summary` for these rows.
         datasets: values of their column `dataset`, empty without one.
-        declared: whether the user declares that this is the published test set.
+        declared: the user declares that this is the published test set.
     Returns: None when nothing is published.
     """
     row = PUBLISHED.get((language, mode))
     if row is None:
         return None
     why_not = _why_not(language, mode, truth, datasets, declared=declared)
-    return {
-        "language": language,
-        "mode": mode,
-        "published": {name: figure / 100 for name, figure in zip(CARD_METRICS, row, strict=True)},
-        "same_test_set": not why_not,
-        "why_not": why_not,
-        "ours": None if why_not else {name: ours[name] for name in CARD_METRICS},
-    }
+    return Published(
+        language=language, mode=mode, same_test_set=not why_not, why_not=tuple(why_not),
+        published={name: figure / 100 for name, figure in zip(CARD_METRICS, row, strict=True)},
+        ours=None if why_not else {name: ours[name] for name in CARD_METRICS},
+    )  # fmt: skip
 
 
 def _why_not(language: str, mode: str, truth: NDArray[np.int64], datasets: set[str], *, declared: bool) -> list[str]:
-    reasons = [] if declared else ["nobody said that it is the published test set (--published-test-set)"]
+    reasons = [] if declared else ["it was not declared to be the published test set (--published-test-set)"]
     sizes = TEST_SETS.get((language, mode))
     counts = {EMOTIONS[number]: int(count) for number, count in zip(*np.unique(truth, return_counts=True), strict=True)}
     if sizes is None and len(truth) != _ENGLISH_TEXTS:
@@ -84,8 +82,8 @@ def _why_not(language: str, mode: str, truth: NDArray[np.int64], datasets: set[s
     elif sizes is not None and counts != sizes:
         differing = [f"{name} {counts.get(name, 0):,} ({sizes.get(name, 0):,})" for name in EMOTIONS
                      if counts.get(name, 0) != sizes.get(name, 0)]  # fmt: skip
-        reasons.append(f"its classes have other numbers of clips than the published ones: {', '.join(differing)}")
-    strangers = sorted(datasets - (_SPEECH_CORPORA if language == "en" else {"meacorpus"}))
-    if strangers and mode != "text":
-        reasons.append(f"it holds other corpora: {', '.join(strangers)}")
+        reasons.append(f"the numbers of clips by class differ from the published ones: {', '.join(differing)}")
+    others = sorted(datasets - (_SPEECH_CORPORA if language == "en" else {"meacorpus"}))
+    if others and mode != "text":
+        reasons.append(f"it contains other corpora: {', '.join(others)}")
     return reasons

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.analytics.evaluate.labelled import Labelled
+from pipeline.analytics.evaluate.results import Comparison, Confusion, Evaluation, Measured, Published
+from pipeline.dataset.plan import parquet_bytes
 from pipeline.schema import EMOTIONS
 
 _WHERE = [pa.field("output", pa.string()), pa.field("slice", pa.string()), pa.field("value", pa.string())]
@@ -50,66 +51,66 @@ SCHEMAS = {
 
 The slice `all` is the whole output. `class` is null for metrics over all classes. `ours` is null when the test set is
 not the published one. The columns from `test` on are null except for accuracy, the only metric that is tested."""
-_TESTED = ("only_first_right", "only_second_right", "p_value")
 
 
-def tables_of(evaluation: Mapping[str, Any], outputs: Sequence[Labelled]) -> dict[str, bytes]:
+def tables_of(evaluation: Evaluation, outputs: Sequence[Labelled]) -> dict[str, bytes]:
     """Return the tables as Parquet files, by file name."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS if name != "predictions"}
-    for output in evaluation["outputs"]:
-        whole = {"column": "all", "value": None, **output["overall"]}
-        for part in (whole, *output["slices"]):
-            where = {"output": output["output"], "slice": part["column"], "value": part["value"]}
-            rows["metrics"] += [{**where, "rows": part["rows"], **figure} for figure in _figures(part)]
-            rows["confusion"] += [{**where, **cell} for cell in _cells(part["confusion"])]
-            rows["reliability"] += [{**where, **each} for each in part["calibration"]["bins"]]
-        whose = {"output": output["output"]}
-        rows["abstention"] += [{**whose, **each} for each in output["abstention"]["thresholds"]]
-        rows["published"] += [{**whose, **each} for row in output["published"] for each in _beside(row)]
-    rows["comparisons"] = [row for comparison in evaluation["comparisons"] for row in _differences(comparison)]
+    for output in evaluation.outputs:
+        whole: tuple[str, str | None, Measured] = ("all", None, output.overall)
+        for column, value, part in (whole, *((each.column, each.value, each) for each in output.slices)):
+            where = {"output": output.output, "slice": column, "value": value}
+            rows["metrics"] += [{**where, "rows": part.rows, **figure} for figure in _figures(part)]
+            rows["confusion"] += [{**where, **cell} for cell in _cells(part.confusion)]
+            rows["reliability"] += [{**where, **asdict(each)} for each in part.calibration.bins]
+        rows["abstention"] += [{"output": output.output, **asdict(each)} for each in output.abstention.thresholds]
+        rows["published"] += [{"output": output.output, **each} for row in output.published for each in _beside(row)]
+    rows["comparisons"] = [row for comparison in evaluation.comparisons for row in _differences(comparison)]
     tables = {name: pa.Table.from_pylist(rows[name], schema=SCHEMAS[name]) for name in rows}
     tables["predictions"] = pa.concat_tables(map(_predictions, outputs))
-    return {f"{name}.parquet": _content(table) for name, table in tables.items()}
+    return {f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}
 
 
-def _figures(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for name, figure in part["metrics"].items():
-        yield {"metric": name, "figure": figure["value"], "low": figure["low"], "high": figure["high"]}
-    for row in part["per_class"]:
-        for name in ("precision", "recall", "f1", "support"):
-            yield {"metric": name, "class": row["class"], "figure": row[name]}
-    for name in ("expected_error", "largest_error", "log_loss"):
-        yield {"metric": f"calibration_{name}", "figure": part["calibration"][name]}
-    if part["words"]:
-        words = part["words"]
+def _figures(part: Measured) -> Iterator[dict[str, Any]]:
+    for name, figure in part.metrics.items():
+        yield {"metric": name, "figure": figure.value, "low": figure.low, "high": figure.high}
+    for row in part.per_class:
+        for name, value in (
+            ("precision", row.precision),
+            ("recall", row.recall),
+            ("f1", row.f1),
+            ("support", row.support),
+        ):
+            yield {"metric": name, "class": row.name, "figure": value}
+    calibration = part.calibration
+    yield {"metric": "calibration_expected_error", "figure": calibration.expected_error}
+    yield {"metric": "calibration_largest_error", "figure": calibration.largest_error}
+    yield {"metric": "calibration_log_loss", "figure": calibration.log_loss}
+    if part.words:
+        words = part.words
+        yield {"metric": "word_error_rate", "figure": words.word_error_rate, "low": words.low, "high": words.high}
+
+
+def _beside(row: Published) -> Iterator[dict[str, Any]]:
+    for name, figure in row.published.items():
+        ours = None if row.ours is None else row.ours[name]
+        yield {"language": row.language, "mode": row.mode, "metric": name, "published": figure, "ours": ours}
+
+
+def _differences(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    words = {"word_error_rate": comparison.words} if comparison.words else {}
+    for name, row in {**(comparison.metrics or {}), **words}.items():
+        tested: dict[str, Any] = asdict(comparison.test) if comparison.test and name == "accuracy" else {}
         yield {
-            "metric": "word_error_rate",
-            "figure": words["word_error_rate"],
-            "low": words["low"],
-            "high": words["high"],
-        }
-
-
-def _beside(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for name, figure in row["published"].items():
-        ours = row["ours"] and row["ours"][name]
-        yield {"language": row["language"], "mode": row["mode"], "metric": name, "published": figure, "ours": ours}
-
-
-def _differences(comparison: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    words = comparison["words"] and {"word_error_rate": comparison["words"]}
-    for name, row in {**(comparison["metrics"] or {}), **(words or {})}.items():
-        test = comparison["test"] if name == "accuracy" else {}
-        yield {
-            "first": comparison["first"], "second": comparison["second"], "metric": name, "figure_first": row["first"],
-            "figure_second": row["second"], **{each: row[each] for each in ("difference", "low", "high")},
-            "test": test.get("name"), **{each: test.get(each) for each in _TESTED},
+            "first": comparison.first, "second": comparison.second, "metric": name, "figure_first": row.first,
+            "figure_second": row.second, "difference": row.difference, "low": row.low, "high": row.high,
+            "test": tested.pop("name", None), **tested,
         }  # fmt: skip
 
 
-def _cells(confusion: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for truth, counts, shares in zip(confusion["classes"], confusion["counts"], confusion["shares"], strict=True):
-        for predicted, count, share in zip(confusion["classes"], counts, shares, strict=True):
+def _cells(confusion: Confusion) -> Iterator[dict[str, Any]]:
+    for truth, counts, shares in zip(confusion.classes, confusion.counts, confusion.shares, strict=True):
+        for predicted, count, share in zip(confusion.classes, counts, shares, strict=True):
             yield {"truth": truth, "predicted": predicted, "count": count, "share": share}
 
 
@@ -124,9 +125,3 @@ def _predictions(labelled: Labelled) -> pa.Table:
         "abstained": pa.array(labelled.abstained),
     }
     return pa.table(columns, schema=SCHEMAS["predictions"])
-
-
-def _content(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jiwer
 import numpy as np
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 
 from pipeline.analytics.evaluate.labelled import Labelled
 from pipeline.analytics.evaluate.metrics import draws, interval
+from pipeline.analytics.evaluate.results import WordDifference, WordErrors
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 ERRORS = ("substitutions", "deletions", "insertions")
 Errors = Mapping[str, Mapping[str, int]]
-"""Recording -> number of words, of each kind of error, and of its utterances."""
+"""Numbers of words, of each kind of error, and of utterances, by recording."""
 
 
 def words(text: str) -> list[str]:
@@ -46,10 +46,11 @@ def count_errors(labelled: Labelled, references: str) -> Errors:
     kept = [recording for recording in texts if recording in reference_of and recording not in given]
     if not kept:
         return {}
-    heard = [" ".join(words(" ".join(text for _, text in sorted(texts[recording])))) for recording in kept]
-    said = [" ".join(words(reference_of[recording])) for recording in kept]
-    found = {}
-    for recording, reference, chunks in zip(kept, said, jiwer.process_words(said, heard).alignments, strict=True):
+    transcripts = [" ".join(words(" ".join(text for _, text in sorted(texts[recording])))) for recording in kept]
+    expected = [" ".join(words(reference_of[recording])) for recording in kept]
+    alignments = jiwer.process_words(expected, transcripts).alignments
+    errors = {}
+    for recording, reference, chunks in zip(kept, expected, alignments, strict=True):
         counts = dict.fromkeys(ERRORS, 0)
         for chunk in chunks:
             for kind, error in zip(("substitute", "delete", "insert"), ERRORS, strict=True):
@@ -57,13 +58,13 @@ def count_errors(labelled: Labelled, references: str) -> Errors:
                     counts[error] += max(
                         chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
                     )
-        found[recording] = {"words": len(reference.split()), **counts, "utterances": len(texts[recording])}
-    return found
+        errors[recording] = {"words": len(reference.split()), **counts, "utterances": len(texts[recording])}
+    return errors
 
 
 def error_rate(
     errors: Errors, recordings: Sequence[str], groups: NDArray[np.int64], *, resamples: int, seed: int
-) -> dict[str, Any] | None:
+) -> WordErrors | None:
     """Compute the word error rate of the given utterances, with its bootstrap interval.
 
     Args:
@@ -79,7 +80,7 @@ def error_rate(
     rates = _rates([errors], counted, _group_of(recordings, groups), resamples=resamples, seed=seed)
     low, high = interval(rates[:, 0]) if resamples else (None, None)
     rate = sum(totals[error] for error in ERRORS) / totals["words"]
-    return {"recordings": len(counted), "word_error_rate": rate, "low": low, "high": high, **totals}
+    return WordErrors(recordings=len(counted), word_error_rate=rate, low=low, high=high, **totals)
 
 
 def compare_rates(
@@ -89,7 +90,7 @@ def compare_rates(
     *,
     resamples: int,
     seed: int,
-) -> dict[str, Any] | None:
+) -> WordDifference | None:
     """Compute the difference of the word error rates of two outputs, second minus first.
 
     Only recordings transcribed in both, whose references have the same number of words, are counted.
@@ -110,14 +111,15 @@ def compare_rates(
     )
     rates = _rates(errors, counted, _group_of(recordings[0], groups), resamples=resamples, seed=seed)
     low, high = interval(rates[:, 1] - rates[:, 0]) if resamples else (None, None)
-    return {"recordings": len(counted), "first": first, "second": second, "difference": second - first, "low": low,
-            "high": high}  # fmt: skip
+    return WordDifference(
+        first=first, second=second, difference=second - first, low=low, high=high, recordings=len(counted)
+    )
 
 
 def _whole(errors: Errors, recordings: Sequence[str]) -> list[str]:
     """Return the recordings whose utterances are all present, because a reference covers the whole recording."""
-    there = Counter(recordings)
-    return [name for name, count in there.items() if name in errors and errors[name]["utterances"] == count]
+    present = Counter(recordings)
+    return [name for name, count in present.items() if name in errors and errors[name]["utterances"] == count]
 
 
 def _group_of(recordings: Sequence[str], groups: NDArray[np.int64]) -> dict[str, int]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from pipeline.analytics.evaluate.labelled import SMALL
+from pipeline.analytics.evaluate.results import Comparison, Evaluation, OutputResult
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.page import Page, Section, ask, listed, share, shown
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
 from pipeline.storage.access import without_query
@@ -55,122 +55,124 @@ def evaluation_page(folder: str) -> Page:
     store = open_store(folder)
     with reaching(store):
         try:
-            evaluation = json.loads(store.read("metrics.json"))
+            evaluation = Evaluation.of(store.read("metrics.json"))
             tables = {}
             for name in _TABLES:
                 with store.open(f"{name}.parquet") as file:
                     tables[name] = pq.read_table(file)
         except FileNotFoundError as error:
             raise ConfigError(
-                f"{without_query(folder)} holds no evaluation; jobs.evaluate --write writes one"
+                f"{without_query(folder)} contains no evaluation; jobs.evaluate --write writes one"
             ) from error
         except ValueError as error:
             raise ConfigError(f"{without_query(folder)}/metrics.json cannot be read: {error}") from error
-    outputs = evaluation["outputs"]
+    outputs = evaluation.outputs
     with asking(**tables) as connection:
-        several = len(outputs) > 1
         sections = [
             section
             for number, output in enumerate(outputs, 1)
-            for section in _of_output(connection, output, number, f" – {shown(output['output'])}" if several else "")
+            for section in _of_output(connection, output.output, number, several=len(outputs) > 1)
         ]
         compared = [
-            _comparison(connection, comparison, number)
-            for number, comparison in enumerate(evaluation["comparisons"], 1)
+            _comparison(connection, comparison, number) for number, comparison in enumerate(evaluation.comparisons, 1)
         ]
-    first = outputs[0]
+    overall = outputs[0].overall
     return Page(
         title="Evaluation",
-        subtitle=f"{', '.join(without_query(output['output']) for output in outputs)}; "
-        f"labels in column {evaluation['labels']}, made {evaluation['made_at']}",
+        subtitle=f"{', '.join(without_query(output.output) for output in outputs)}; "
+        f"labels in column {evaluation.labels}, made {evaluation.made_at}",
         facts={
-            "utterances compared": shown(first["overall"]["rows"]),
-            **{name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR"): shown(round(100 * figure["value"], 1)) + " %"
-               for name, figure in first["overall"]["metrics"].items()},
-            "calibration error": shown(round(100 * first["overall"]["calibration"]["expected_error"], 1)) + " %",
+            "utterances compared": formatted(overall.rows),
+            **{name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR"): _percent(figure.value)
+               for name, figure in overall.metrics.items()},
+            "calibration error": _percent(overall.calibration.expected_error),
         },
         sections=[*compared, *sections],
-        warnings=list(_warnings(evaluation)),
+        warnings=[sentence for output in outputs for sentence in _warnings(output, several=len(outputs) > 1)],
         details={
-            "version": evaluation["version"],
-            "intervals": f"{evaluation['interval']}, {evaluation['resamples']:,} resamples by {evaluation['resample_by']}",
-            **{f"models of {without_query(output['output'])}": ", ".join(output["models"]) for output in outputs},
+            "version": evaluation.version,
+            "intervals": f"{evaluation.interval}, {evaluation.resamples:,} resamples by {evaluation.resample_by}",
+            **{f"models of {without_query(output.output)}": ", ".join(output.models) for output in outputs},
         },
     )  # fmt: skip
 
 
-def _warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    several = len(evaluation["outputs"]) > 1
-    for output in evaluation["outputs"]:
-        where = f"{shown(output['output'])}: " if several else ""
-        yield from (f"{where}{sentence}" for sentence in output["warnings"])
-        for row in output["published"]:
-            if not row["same_test_set"]:
-                yield (f"{where}The published figures for {row['language']} in mode {row['mode']} are of another test set, and "
-                       f"are not compared: {'; '.join(row['why_not'])}.")  # fmt: skip
+def _percent(fraction: float) -> str:
+    return f"{formatted(round(100 * fraction, 1))} %"
 
 
-Asked = tuple[list[str], list[tuple[Any, ...]], str]
+def _warnings(output: OutputResult, *, several: bool) -> Iterator[str]:
+    where = f"{formatted(output.output)}: " if several else ""
+    yield from (f"{where}{sentence}" for sentence in output.warnings)
+    for row in output.published:
+        if not row.same_test_set:
+            yield (f"{where}The published figures for {row.language} in mode {row.mode} are of another test set, and are not "
+                   f"compared: {'; '.join(row.why_not)}.")  # fmt: skip
+
+
+Answer = tuple[list[str], list[tuple[Any, ...]], str]
 """Columns, rows, and the query with secrets removed."""
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, query: str, **outputs: str) -> Asked:
+def _ask(connection: duckdb.DuckDBPyConnection, query: str, **outputs: str) -> Answer:
     for name, output in outputs.items():
         query = query.replace(f"{{{name}}}", "'" + output.replace("'", "''") + "'")
-    shows_query = any("?" in output for output in outputs.values())
-    return *ask(connection, query), without_query(query) if shows_query else query
+    has_query = any("?" in output for output in outputs.values())
+    return *ask(connection, query), without_query(query) if has_query else query
 
 
-def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Mapping[str, Any], number: int) -> Section:
-    names, rows, query = _ask(connection, COMPARED, first=comparison["first"], second=comparison["second"])
-    test = comparison["test"]
-    note = f"Paired on {comparison['rows']:,} shared utterances" + "".join(
-        f"; {comparison[name]:,} {what} in no figure"
-        for name, what in (("only_in_first", "in the first alone are"), ("only_in_second", "in the second alone are"),
-                           ("labels_differ", "with another true label in each are"))
-        if comparison[name]
+def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Comparison, number: int) -> Section:
+    names, rows, query = _ask(connection, COMPARED, first=comparison.first, second=comparison.second)
+    test = comparison.test
+    note = f"Paired on {comparison.rows:,} shared utterances" + "".join(
+        f"; no figure includes {count:,} {kind}"
+        for count, kind in ((comparison.only_in_first, "in the first alone"), (comparison.only_in_second, "in the second alone"),
+                            (comparison.labels_differ, "with different true labels"))
+        if count
     )  # fmt: skip
     note += (
-        f". {test['only_second_right']:,} are right in the second alone, {test['only_first_right']:,} in the first alone: "
-        f"p = {test['p_value']:.2g} ({test['name']}). low and high bound the interval of a difference, where there is one; "
-        "one that holds 0 may be chance."
+        f". Only the second is correct in {test.only_second_right:,}, only the first in {test.only_first_right:,}: "
+        f"p = {test.p_value:.2g} ({test.name}). low and high are the bounds of the interval of a difference, if it has one; "
+        "if they include 0, the difference may be chance."
         if test
-        else ": there is nothing to compare."
+        else "; nothing can be compared."
     )
-    title = f"{shown(comparison['second'])} (second) against {shown(comparison['first'])} (first)"
+    title = f"{formatted(comparison.second)} (second) against {formatted(comparison.first)} (first)"
     return Section(f"comparison-{number}", title, names, rows, query, note)
 
 
-def _of_output(
-    connection: duckdb.DuckDBPyConnection, output: Mapping[str, Any], number: int, where: str
-) -> Iterator[Section]:
-    def asked(query: str) -> Asked:
-        return _ask(connection, query, output=output["output"])
+def _of_output(connection: duckdb.DuckDBPyConnection, output: str, number: int, *, several: bool) -> Iterator[Section]:
+    where = f" – {formatted(output)}" if several else ""
 
-    names, rows, query = asked(FIGURES)
-    note = "low and high bound the interval that resampling gives, where there is one."
+    def answer(query: str) -> Answer:
+        return _ask(connection, query, output=output)
+
+    names, rows, query = answer(FIGURES)
+    note = "low and high are the bounds of the bootstrap interval, if there is one."
     yield Section(f"figures-{number}", f"Figures{where}", names, rows, query, note)
-    names, rows, query = asked(PUBLISHED)
+    names, rows, query = answer(PUBLISHED)
     if rows:
-        note = "The user says that this is the test set of the model card; its classes have as many clips."
+        note = (
+            "The user declares that this is the test set of the model card; its classes have the same numbers of clips."
+        )
         yield Section(f"published-{number}", f"Beside the published figures{where}", names, rows, query, note)
-    names, rows, query = asked(CONFUSION)
+    names, rows, query = answer(CONFUSION)
     yield _confusion(names, rows, query, f"confusion-{number}", where)
-    names, rows, query = asked(RELIABILITY)
+    names, rows, query = answer(RELIABILITY)
     yield _reliability(names, rows, query, f"reliability-{number}", where)
-    names, rows, query = asked(ABSTENTION)
+    names, rows, query = answer(ABSTENTION)
     yield _abstention(names, rows, query, f"abstention-{number}", where)
-    names, rows, query = asked(CLASSES)
+    names, rows, query = answer(CLASSES)
     name = f"classes-{number}"
     classes = [row[0] for row in rows]
     svg = plots.bars(classes, [100 * row[3] for row in rows], label="F1, %", form="{:.1f}", name=name)
     yield Section(
         name, f"F1 by class{where}", names, rows, query, "", svg, listed(classes, [share(row[3], 1) for row in rows])
     )
-    names, rows, query = asked(SLICES)
+    names, rows, query = answer(SLICES)
     if rows:
-        yield Section(f"slices-{number}", f"Slices{where}", names, rows, query, "Small slices are mostly chance. low and high "
-                      "bound the accuracy.")  # fmt: skip
+        yield Section(f"slices-{number}", f"Slices{where}", names, rows, query, "Figures of small slices are mostly chance. low "
+                      "and high are the bounds of the accuracy.")  # fmt: skip
 
 
 def _confusion(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
@@ -180,22 +182,24 @@ def _confusion(names: list[str], rows: list[tuple[Any, ...]], query: str, name: 
     shares = [[cells[truth, other][3] for other in classes] for truth in classes]
     svg = plots.confusions(classes, counts, shares, name=name)
     right = [f"{100 * shares[place][place]:.0f} %" for place in range(len(classes))]
-    alt = f"recognised as what they are: {listed(classes, right)}"
-    note = "Utterances of each true class (rows) by what they were recognised as; a stronger colour is a larger share of the row."
+    alt = f"share of each class that is recognised correctly: {listed(classes, right)}"
+    note = (
+        "Utterances by true class (rows) and predicted class (columns); a stronger colour is a larger share of the row."
+    )
     return Section(name, f"Confusions{where}", names, rows, query, note, svg, alt)
 
 
 def _reliability(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
     svg = plots.reliability([row[3] for row in rows], [row[4] for row in rows], [row[2] for row in rows], name=name)
-    alt = listed([f"at confidence {row[3]:.2f}" for row in rows], [f"{100 * row[4]:.0f} % right" for row in rows])
-    note = "On the dashed line a confidence is right as often as it says; larger dots stand for more utterances."
+    alt = listed([f"at confidence {row[3]:.2f}" for row in rows], [f"{100 * row[4]:.0f} % correct" for row in rows])
+    note = "On the dashed line the accuracy equals the confidence; larger dots are more utterances."
     return Section(name, f"Reliability{where}", names, rows, query, note, svg, alt)
 
 
 def _abstention(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
     kept = [row for row in rows if row[1]]
     svg = plots.coverage([row[2] for row in kept], [row[3] for row in kept], name=name)
-    alt = listed([f"from confidence {row[0]:g}" for row in kept], [f"{share(row[2], 1)} stay, {share(row[3], 1)} right"
+    alt = listed([f"from confidence {row[0]:g}" for row in kept], [f"{share(row[2], 1)} remain, {share(row[3], 1)} correct"
                                                                    for row in kept])  # fmt: skip
-    note = "What --min-confidence of jobs.annotate would keep, and how much of that is right; a dot for each bound in the table."
+    note = "Share of utterances that --min-confidence would keep, and their accuracy; each dot is a row of the table."
     return Section(name, f"Abstention{where}", names, rows, query, note, svg, alt)

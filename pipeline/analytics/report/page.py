@@ -52,11 +52,11 @@ class Page:
 
 def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Run a query and return its column names and rows."""
-    found = connection.sql(query)
-    return found.columns, found.fetchall()
+    result = connection.sql(query)
+    return result.columns, result.fetchall()
 
 
-def shown(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
+def formatted(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
     """Format a value for a table: numbers to six digits, URLs in text without their queries."""
     if value is None:
         return "–"
@@ -95,7 +95,7 @@ def render(page: Page) -> bytes:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = shown
+    environment.filters["formatted"] = formatted
     environment.filters["numeric_columns"] = _numeric_columns
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(page=page).encode("utf-8", errors="replace")

@@ -107,21 +107,20 @@ def columns(
 
 def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
     """Draw the emotions of one recording over time, one row each. Spans are (start, end, emotion), in seconds."""
-
-    heard = [emotion for emotion in (*EMOTIONS, *_GREY) if any(span[2] == emotion for span in spans)]
+    occurring = [emotion for emotion in (*EMOTIONS, *_GREY) if any(span[2] == emotion for span in spans)]
 
     def draw(axes: Axes) -> None:
-        for row, emotion in enumerate(heard):
+        for row, emotion in enumerate(occurring):
             parts = [(start, end - start) for start, end, other in spans if other == emotion]
             axes.broken_barh(parts, (row - 0.38, 0.76), color=_EMOTION.get(emotion, _NONE))
-        axes.set_yticks(range(len(heard)), heard)
+        axes.set_yticks(range(len(occurring)), occurring)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlim(min(span[0] for span in spans), max(span[1] for span in spans))
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
 
-    return _drawn(draw, name, height_in=0.8 + 0.22 * len(heard))
+    return _drawn(draw, name, height_in=0.8 + 0.22 * len(occurring))
 
 
 def confusions(
@@ -161,7 +160,7 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Se
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("mean confidence")
-        axes.set_ylabel("share right")
+        axes.set_ylabel("share correct")
 
     return _drawn(draw, name, height_in=3.6)
 
@@ -174,7 +173,7 @@ def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Mar
         axes.set_xlim(0, 1.03)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("share kept")
-        axes.set_ylabel("share of these right")
+        axes.set_ylabel("share of these correct")
 
     return _drawn(draw, name, height_in=2.8)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.page import Page, Section, ask, listed, share, shown
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.parts import read_receipts
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, asking, quoted
@@ -73,9 +73,9 @@ FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end
 
 def by_column(column: str) -> str:
     """Return the query for one column: its most frequent values, and the number of utterances of each emotion."""
-    heard = ", ".join(f"count(*) FILTER (emotion = '{emotion}') AS {emotion}" for emotion in EMOTIONS)
+    counts = ", ".join(f"count(*) FILTER (emotion = '{emotion}') AS {emotion}" for emotion in EMOTIONS)
     return f"""SELECT coalesce({quoted(column)}::VARCHAR, '(none)') AS {quoted(column)}, count(*) AS utterances,
-    sum(duration_s) / 3600 AS hours, avg(confidence) AS mean_confidence, {heard}
+    sum(duration_s) / 3600 AS hours, avg(confidence) AS mean_confidence, {counts}
 FROM utterances GROUP BY 1 ORDER BY utterances DESC, 1 LIMIT {_VALUES}"""
 
 
@@ -160,10 +160,10 @@ def _speed(report: Mapping[str, Any], parts: pa.Table) -> Speed | None:
 def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
     measured = {"times real time": f"{speed.times_real_time:,.3g}"} if speed and speed.audio_s else {}
     return {
-        "utterances": shown(report["utterances"]),
-        "recordings annotated": shown(report["recordings_annotated"]),
-        "hours of audio": shown(round(report["audio_hours"], 3)),
-        "rows rejected": f"{shown(report['rejected'])} ({share(report['rejected'], report['rows'])})",
+        "utterances": formatted(report["utterances"]),
+        "recordings annotated": formatted(report["recordings_annotated"]),
+        "hours of audio": formatted(round(report["audio_hours"], 3)),
+        "rows rejected": f"{formatted(report['rejected'])} ({share(report['rejected'], report['rows'])})",
         **measured,
     }
 
@@ -171,12 +171,12 @@ def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
 def _details(plan: Plan, report: Mapping[str, Any]) -> dict[str, str]:
     models = {
         f"model {role}": ", ".join(
-            f"{name} {shown(value)}" for name, value in pin.document().items() if value is not None
+            f"{name} {formatted(value)}" for name, value in pin.document().items() if value is not None
         )
         for role, pin in plan.models.items()
     }
-    timed = {name.replace("_", " "): shown(report[name]) for name in ("started_at", "finished_at", "wall_seconds", "shards_run")
-             if name in report}  # fmt: skip
+    names = ("started_at", "finished_at", "wall_seconds", "shards_run")
+    timed = {name.replace("_", " "): formatted(report[name]) for name in names if name in report}
     return {
         "manifests": ", ".join(map(without_query, plan.manifests)),
         **timed,
@@ -190,10 +190,10 @@ def _details(plan: Plan, report: Mapping[str, Any]) -> dict[str, str]:
 
 def _listed(value: Any) -> str:  # noqa: ANN401 - settings are of many types
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {shown(each)}" for name, each in value.items()) or "–"
+        return ", ".join(f"{name} {formatted(each)}" for name, each in value.items()) or "–"
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown, value)) or "–"
-    return shown(value)
+        return ", ".join(map(formatted, value)) or "–"
+    return formatted(value)
 
 
 def _sections(
@@ -210,13 +210,13 @@ def _sections(
 
 def _emotions(connection: duckdb.DuckDBPyConnection) -> Section:
     names, rows = ask(connection, EMOTION)
-    heard = [row[0] for row in rows]
+    emotions = [row[0] for row in rows]
     svg = (
-        plots.bars(heard, [100 * row[2] for row in rows], label="% of utterances", form="{:.1f}", name="emotion")
+        plots.bars(emotions, [100 * row[2] for row in rows], label="% of utterances", form="{:.1f}", name="emotion")
         if rows
         else None
     )
-    alt = listed(heard, [share(row[2], 1) for row in rows])
+    alt = listed(emotions, [share(row[2], 1) for row in rows])
     return Section("emotion", "Emotions", names, rows, EMOTION, "" if rows else "No utterance.", svg, alt)
 
 
@@ -227,7 +227,7 @@ def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
     svg = plots.columns([row[0] for row in rows], 1 / _BINS, [row[1] for row in rows], x="confidence", y="utterances",
                         bounds=(0, 1), name="confidence") if rows else None  # fmt: skip
     alt = f"{share(sure, total)} of utterances have a confidence of 0.5 or more"
-    note = f"How sure the model says it is; {alt}." if rows else "No utterance."
+    note = f"Score of the predicted label; {alt}." if rows else "No utterance."
     return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt)
 
 
@@ -240,7 +240,7 @@ def _throughput(connection: duckdb.DuckDBPyConnection, speed: Speed | None) -> S
                             y="times real time", bounds=(0, rows[-1][0] + width), name="throughput")  # fmt: skip
         alt = f"{sum(row[3] for row in rows):,.3g} hours of audio in {len(rows)} intervals"
     if speed is None:
-        overall = "The report has no wall time of a start that annotated something."
+        overall = "The report has no wall time of a start that wrote parts."
     else:
         overall = (
             f"{speed.audio_s / 3600:,.3g} hours of audio in {speed.wall_s / 60:,.3g} minutes of wall time: "
@@ -249,8 +249,8 @@ def _throughput(connection: duckdb.DuckDBPyConnection, speed: Speed | None) -> S
         alt = f"{overall[:-1]}; {alt}"
         if speed.earlier_parts:
             overall += (
-                f" This is the last start of the run; {speed.earlier_parts:,} parts were written before it, in a time that "
-                "was not recorded."
+                f" This is the last start of the run; {speed.earlier_parts:,} parts were written before it, in an unrecorded "
+                "time."
             )
     note = (
         f"{overall} Columns: the audio of each part, spread evenly over the time from the first work on its shard to its "
@@ -264,13 +264,13 @@ def _rejects(connection: duckdb.DuckDBPyConnection) -> Iterator[Section]:
     if not rows:
         yield Section("rejects", "Rejects", names, rows, REJECTS, "No row was rejected.")
         return
-    told = [reason for reason, _, _ in rows]
-    reasons = [reason if told.count(reason) == 1 else f"{reason} ({stage})" for reason, stage, _ in rows]
+    names_of_reasons = [reason for reason, _, _ in rows]
+    reasons = [reason if names_of_reasons.count(reason) == 1 else f"{reason} ({stage})" for reason, stage, _ in rows]
     svg = plots.bars(reasons, [row[2] for row in rows], label="rows", form="{:,.0f}", name="rejects")
-    alt = listed(reasons, [shown(row[2]) for row in rows])
+    alt = listed(reasons, [formatted(row[2]) for row in rows])
     yield Section("rejects", "Rejects by reason", names, rows, REJECTS, "Rows that could not be annotated.", svg, alt)
     names, rows = ask(connection, EXAMPLES)
-    note = f"The first of each reason, {_EXAMPLES} at most; all are in rejects/."
+    note = f"The first {_EXAMPLES} of each reason; rejects/ has all."
     yield Section("examples", "Examples of rejects", names, rows, EXAMPLES, note)
 
 
@@ -280,9 +280,11 @@ def _by_column(connection: duckdb.DuckDBPyConnection, column: str, name: str) ->
     svg, alt = None, ""
     if rows:
         shares = [[number / row[1] for number in row[4:]] for row in rows]
-        svg = plots.stacks([shown(row[0]) for row in rows], shares, name=name)
-        alt = listed([shown(row[0]) for row in rows], [f"mostly {EMOTIONS[each.index(max(each))]}" for each in shares])
-    note = f"The {_VALUES} commonest values." if len(rows) == _VALUES else ""
+        svg = plots.stacks([formatted(row[0]) for row in rows], shares, name=name)
+        alt = listed(
+            [formatted(row[0]) for row in rows], [f"mostly {EMOTIONS[each.index(max(each))]}" for each in shares]
+        )
+    note = f"The {_VALUES} most frequent values." if len(rows) == _VALUES else ""
     return Section(name, f"Emotions by {column}", names, rows, query, note, svg, alt)
 
 
@@ -290,16 +292,23 @@ def _timelines(connection: duckdb.DuckDBPyConnection, *, with_texts: bool) -> It
     query = TIMELINES.replace("label, confidence\n", "label, confidence, text\n") if with_texts else TIMELINES
     names, rows = ask(connection, query)
     for place in sorted({row[0] for row in rows}):
-        mine = [row for row in rows if row[0] == place]
-        spans = [(row[3], row[4], row[5]) for row in mine]
+        of_recording = [row for row in rows if row[0] == place]
+        spans = [(row[3], row[4], row[5]) for row in of_recording]
         seconds: dict[str, float] = {}
         for start, end, emotion in spans:
             seconds[emotion] = seconds.get(emotion, 0.0) + end - start
         name = f"timeline-{place}"
         svg = plots.timeline(spans, name=name)
         alt = listed(list(seconds), [f"{each:,.4g} s" for each in seconds.values()])
-        table = [row[2:] for row in mine]
-        note = f"One of the longest recordings of more than one utterance; {len(mine):,} utterances."
+        table = [row[2:] for row in of_recording]
+        note = f"One of the longest recordings of more than one utterance; {len(of_recording):,} utterances."
         yield Section(
-            name, f"{shown(mine[0][1])} over time", names[2:], table, f"{query}\n-- place {place}", note, svg, alt
+            name,
+            f"{formatted(of_recording[0][1])} over time",
+            names[2:],
+            table,
+            f"{query}\n-- place {place}",
+            note,
+            svg,
+            alt,
         )

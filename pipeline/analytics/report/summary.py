@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.page import Page, Section, ask, listed, shown
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
 from pipeline.dataset.reader import asking, quoted
 from pipeline.errors import ConfigError
 from pipeline.schema import EMOTIONS
@@ -26,32 +26,32 @@ def summary_page(file: str) -> Page:
             with store.open(name) as content:
                 table = pq.read_table(content)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise ConfigError(f"{without_query(file)} is no table of jobs.summarize --to: {error}") from error
-    if not set(table.column_names) >= _NEEDED:
+            raise ConfigError(f"{without_query(file)} is not a table of jobs.summarize --to: {error}") from error
+    if missing := sorted(_NEEDED - set(table.column_names)):
         raise ConfigError(
-            f"{without_query(file)} is no table of jobs.summarize --to: it lacks {_NEEDED - set(table.column_names)}"
+            f"{without_query(file)} is not a table of jobs.summarize --to: it has no {', '.join(missing)}"
         )
     by = table.column_names[: table.column_names.index("recordings")]
-    shares = ", ".join(f"share.{emotion} AS {emotion}" for emotion in EMOTIONS)
+    share_columns = ", ".join(f"share.{emotion} AS {emotion}" for emotion in EMOTIONS)
     query = f"""SELECT {", ".join(f"coalesce({quoted(each)}::VARCHAR, '(none)') AS {quoted(each)}" for each in by)},
-    recordings, utterances, speech_s, confidence AS mean_confidence, {shares}
+    recordings, utterances, speech_s, confidence AS mean_confidence, {share_columns}
 FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1)))} LIMIT {_GROUPS}"""
     with asking(groups=table) as connection:
         names, rows = ask(connection, query)
         _, totals = ask(connection, "SELECT count(*), sum(utterances)::BIGINT, sum(speech_s) / 3600 FROM groups")
     ((groups, utterances, hours),) = totals
-    labels = [" · ".join(shown(value) for value in row[: len(by)]) for row in rows]
-    heard = [[each or 0.0 for each in row[len(by) + 4 :]] for row in rows]
-    svg = plots.stacks(labels, heard, name="groups") if rows else None
-    alt = listed(labels, [f"mostly {EMOTIONS[each.index(max(each))]}" for each in heard])
+    labels = [" · ".join(formatted(value) for value in row[: len(by)]) for row in rows]
+    shares = [[each or 0.0 for each in row[len(by) + 4 :]] for row in rows]
+    svg = plots.stacks(labels, shares, name="groups") if rows else None
+    alt = listed(labels, [f"mostly {EMOTIONS[each.index(max(each))]}" for each in shares])
     note = f"The {_GROUPS} largest groups of {groups:,}." if groups > _GROUPS else ""
     return Page(
         title=f"Summary by {', '.join(by)}",
         subtitle=without_query(file),
         facts={
-            "groups": shown(groups),
-            "utterances": shown(utterances or 0),
-            "hours of speech": shown(round(hours or 0.0, 3)),
+            "groups": formatted(groups),
+            "utterances": formatted(utterances or 0),
+            "hours of speech": formatted(round(hours or 0.0, 3)),
         },
         sections=[Section("groups", "Emotions by group", names, rows, query, note, svg, alt)],
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.page import Page, Section, ask, listed, shown
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
 from pipeline.analytics.stress.conditions import CLEAN, CONDITIONS
 from pipeline.analytics.stress.outcome import Outcome, place_of, title_of
 from pipeline.analytics.stress.results import FLIPS, UAR
@@ -50,7 +50,7 @@ def _facts(document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], dr
     clean = next(row for row in results if row["condition"] == CLEAN and row["metric"] == drawn)
     losses = [row for row in results if row["metric"] == drawn and row["loss"] is not None]
     worst = max(losses, key=lambda row: row["loss"], default=None)
-    facts = {"clips": shown(document["clips"])}
+    facts = {"clips": formatted(document["clips"])}
     if drawn != FLIPS:
         facts[f"{title_of(drawn)}, clean"] = _figure(clean["figure"], drawn)
     if document["chance_uar"] is not None:
