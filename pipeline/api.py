@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from pipeline.config import JobConfig, load_config, require_precision
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
-from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, ShardSize, held_keys, write_plan
+from pipeline.dataset.publish import publish
 from pipeline.dataset.reader import Rows, finished_rows, reading
 from pipeline.dataset.records import Record, Records
 from pipeline.dataset.row_checks import check_rows
@@ -36,7 +37,9 @@ from pipeline.models.transcriber import COMPUTE_TYPES
 from pipeline.pins import ModelPin, Role
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
-from pipeline.shard.steps import prepare, recognise, transcribe
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
+from pipeline.shard.transcribe import transcribe
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import open_store
 from pipeline.storage.temporary import naming_full_disk, temporary_folder

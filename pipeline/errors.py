@@ -1,16 +1,18 @@
-"""Exceptions of rows and jobs, and the closed list of reject reasons.
+"""Rejects, their closed list of reasons, and the exceptions of rows and jobs.
 
-A `RejectedRow` concerns one row: the row is recorded in `rejects/`, and other rows are not affected. A `ConfigError` is
-the caller's mistake, reported before any work: exit code 2. A `JobError` is a failure of the program or the
-cluster: exit code 1; committed shards are kept, and the same command resumes the job.
+A `Reject` says why one row has no utterance; a `RejectedRow` is the exception that carries it. The row is recorded in
+`rejects/`, and other rows are not affected. A `ConfigError` is the caller's mistake, reported before any work: exit code
+2. A `JobError` is a failure of the program or the cluster: exit code 1; committed shards are kept, and the same command
+resumes the job.
 
-Each exception redacts the URLs in its message on construction.
+Each exception redacts the URLs in its message on construction, and keeps its type and fields when it is pickled.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -68,26 +70,76 @@ class Stage(StrEnum):
     COMMIT = "commit"
 
 
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Reason for which one manifest row has no utterance.
+
+    Attributes:
+        reason: from the closed list.
+        detail: a sentence for people; the URLs in it are redacted on construction.
+        stage: stage in which the row was rejected.
+        attempts: number of tries.
+    """
+
+    reason: Reason
+    detail: str
+    stage: Stage
+    attempts: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", redacted(self.detail))
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form, whose keys are columns of `rejects`."""
+        return {"reason": str(self.reason), "detail": self.detail, "stage": str(self.stage), "attempts": self.attempts}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Reject:
+        """Read the JSON form. Raises: KeyError, TypeError; ValueError for an unknown reason or stage."""
+        detail, attempts = document["detail"], document.get("attempts", 1)
+        if not isinstance(detail, str) or not isinstance(attempts, int):
+            raise TypeError("the detail of a reject is text, and its attempts are a whole number")
+        return cls(Reason(document["reason"]), detail, Stage(document["stage"]), attempts)
+
+
 class RejectedRow(Exception):
     """One row cannot be annotated.
 
     Attributes:
-        reason: from the closed list.
-        detail: a sentence for people, with URLs redacted.
-        stage: where the row was rejected.
-        attempts: number of tries.
+        reject: the reason; `reason`, `detail`, `stage` and `attempts` are its fields.
     """
 
     def __init__(self, reason: Reason, detail: str, stage: Stage, attempts: int = 1) -> None:
-        detail = redacted(detail)
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.stage = stage
-        self.attempts = attempts
+        self.reject = Reject(reason, detail, stage, attempts)
+        super().__init__(f"{reason}: {self.reject.detail}")
+
+    @classmethod
+    def of(cls, reject: Reject) -> RejectedRow:
+        """Return the exception that carries a reject."""
+        return cls(reject.reason, reject.detail, reject.stage, reject.attempts)
+
+    @property
+    def reason(self) -> Reason:
+        """See `Reject`."""
+        return self.reject.reason
+
+    @property
+    def detail(self) -> str:
+        """See `Reject`."""
+        return self.reject.detail
+
+    @property
+    def stage(self) -> Stage:
+        """See `Reject`."""
+        return self.reject.stage
+
+    @property
+    def attempts(self) -> int:
+        """See `Reject`."""
+        return self.reject.attempts
 
     def __reduce__(self) -> tuple[type[RejectedRow], tuple[Reason, str, Stage, int]]:
-        """Support pickling between Ray processes, which by default passes `args` to the constructor."""
+        """Support pickling between processes, which by default passes `args` to the constructor."""
         return RejectedRow, (self.reason, self.detail, self.stage, self.attempts)
 
 

@@ -21,7 +21,8 @@ from pipeline.config import load_config
 from pipeline.dataset import records
 from pipeline.models import roles
 from pipeline.shard.commit import finish
-from pipeline.shard.steps import prepare, recognise
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
 from tests.support.corpus import ROOT
 from tests.support.noop_job import no_cluster
 

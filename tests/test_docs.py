@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.dataset.reader import finished_rows
 from pipeline.layout import SUMMARIES
-from pipeline.manifest.staging import reject_schema
+from pipeline.manifest.rejects import reject_schema
 from pipeline.schema import EMBEDDINGS, utterance_schema
 from pipeline.storage.store import open_store
 from tests.support.cases import case

@@ -1,9 +1,8 @@
-"""Parts and their receipts: one shard is one object, written by one PUT; all other results are derived.
+"""Parts and their receipts: one shard is one object, written by one PUT.
 
 A shard becomes one Parquet part. Its name is determined by plan and shard, and its footer holds its receipt. The commit
 is a put-if-absent: the first attempt wins, a later one learns that it lost, and no object is renamed or deleted. A job
-resumes from a listing. When every shard has its part, the rejects, the report and `_SUCCESS` are derived from the
-footers, and can be derived again.
+resumes from a listing. `pipeline.dataset.publish` derives all other results from the footers.
 """
 
 from __future__ import annotations
@@ -13,47 +12,36 @@ import hashlib
 import io
 import json
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.plan import Plan, parquet_bytes, read_rejects, read_shards
-from pipeline.errors import JobError, Reason, RejectedRow, Stage
-from pipeline.layout import REPORT, SHARD_NUMBER, SUCCESS, UTTERANCES, rejects_key, run_key
-from pipeline.manifest.staging import reject_schema, rejects_table, without_secrets
+from pipeline.dataset.plan import Plan
+from pipeline.errors import JobError, Reject
+from pipeline.layout import SHARD_NUMBER, UTTERANCES
 from pipeline.pins import Pins, pins_document, pins_of
 from pipeline.schema import EMBEDDINGS, utterance_schema
-from pipeline.stats import Figures, total
+from pipeline.stats import Figures
 from pipeline.storage.store import Store
 
 _RECEIPT = b"speech_emotion.receipt"
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _ROW_GROUP_ROWS = 4096
 _FOOTER_READERS = 16
-_DERIVED = ("rows", "utterances", "rejected", "rejects_by_reason")
-"""Report fields that depend on the parts alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class RejectNote:
-    """One rejected row of a shard: its position in the shard, and the reason."""
-
-    row: int
-    reason: str
-    detail: str
-    stage: str
-    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The description of a shard in its part's footer."""
+    """The description of a shard in its part's footer.
+
+    Attributes:
+        rejects: the rejected rows of the shard: position and reject.
+    """
 
     plan: str
     shard: int
@@ -65,14 +53,15 @@ class Receipt:
     models: Pins
     audio_s: float
     stage_s: Mapping[str, float]
-    rejects: tuple[RejectNote, ...] = field(default=())
+    rejects: tuple[tuple[int, Reject], ...] = ()
     figures: Figures = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return the receipt as a JSON object, as stored in the footer."""
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return {**fields, "models": pins_document(self.models), "rejects": [asdict(note) for note in self.rejects]}
+        rejects = [{"row": row, **reject.document()} for row, reject in self.rejects]
+        return {**fields, "models": pins_document(self.models), "rejects": rejects}
 
 
 def new_attempt() -> str:
@@ -152,7 +141,7 @@ def read_receipt(store: Store, key: str) -> Receipt:
     try:
         return parse_receipt(tail)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JobError(f"{store.root}/{key} is not a part of this pipeline: its footer has no receipt") from error
+        raise JobError(f"{store.root}/{key} is not a part of this pipeline: its footer has no valid receipt") from error
 
 
 def parse_receipt(tail: bytes) -> Receipt:
@@ -163,7 +152,7 @@ def parse_receipt(tail: bytes) -> Receipt:
 def receipt_of(metadata: Mapping[bytes, bytes] | None) -> Receipt:
     """Parse the receipt from a footer's key-value metadata. Raises: the exceptions that `read_receipt` catches."""
     content = json.loads((metadata or {})[_RECEIPT])
-    rejects = tuple(RejectNote(**note) for note in content.pop("rejects"))
+    rejects = tuple((reject["row"], Reject.of(reject)) for reject in content.pop("rejects"))
     return Receipt(**{**content, "models": pins_of(content["models"])}, rejects=rejects)
 
 
@@ -186,15 +175,6 @@ def is_committed(store: Store, key: str) -> bool:
     return True
 
 
-def is_published(store: Store, plan: Plan) -> bool:
-    """Return whether the plan is complete and its rejects and report are written."""
-    try:
-        store.read(run_key(plan.plan, SUCCESS))
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
     """Read the receipts of many parts, in shard order."""
     keys = [parts[shard] for shard in sorted(parts)]
@@ -203,80 +183,3 @@ def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
         return
     with ThreadPoolExecutor(_FOOTER_READERS) as pool:
         yield from pool.map(lambda key: read_receipt(store, key), keys)
-
-
-def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[str, Any]) -> dict[str, Any]:
-    """Derive `rejects/<plan>.parquet`, `report.json` and `_SUCCESS` from the footers.
-
-    Safe to repeat and to run concurrently: existing objects are kept.
-
-    Returns: the published report.
-    Raises: JobError when the receipts do not add up to the plan, in which case nothing is published; or when an earlier
-        report differs because parts were deleted and made again since.
-    """
-    receipts = list(read_receipts(store, parts))
-    counted = sum(r.rows for r in receipts)
-    foreign = [r.shard for r in receipts if r.config_hash != plan.config_hash]
-    astray = [
-        r.shard for r, shard in zip(receipts, sorted(parts), strict=True) if (r.plan, r.shard) != (plan.plan, shard)
-    ]
-    if len(receipts) != plan.num_shards or counted != plan.rows or foreign or astray:
-        raise JobError(
-            f"plan {plan.plan} does not add up: {len(receipts)} of {plan.num_shards} parts, {counted} of {plan.rows} rows, "
-            f"{len(foreign)} parts of another configuration, {len(astray)} under another shard's name"
-        )
-    rejects = _derive_rejects(store, plan, receipts)
-    report_at, rejects_at = run_key(plan.plan, REPORT), rejects_key(plan.plan)
-    if rejects.num_rows:
-        store.put_if_absent(rejects_at, parquet_bytes(rejects))
-    totals = _totals(plan, receipts, rejects)
-    store.put_if_absent(report_at, json.dumps({**report, **totals}, indent=1, ensure_ascii=False).encode())
-    found: dict[str, Any] = json.loads(store.read(report_at))
-    if any(found.get(name) != totals[name] for name in _DERIVED):
-        raise JobError(
-            f"run {plan.plan} is complete, but its report and rejects are of other parts, deleted since and made again with "
-            f"another outcome. Delete {run_key(plan.plan, SUCCESS)}, {report_at}, {rejects_at} and the page below "
-            f"{store.root}, and start the same command again: it derives them anew. python -m jobs.verify shows what differs"
-        )
-    store.put_if_absent(run_key(plan.plan, SUCCESS), b"")
-    return found
-
-
-def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa.Table:
-    tables = [pa.Table.from_pylist([], schema=reject_schema(plan.extra))]
-    refused = read_rejects(store, plan)
-    if refused is not None:
-        run_ids = pa.array([plan.plan] * refused.num_rows, pa.string())
-        tables.append(
-            without_secrets(refused).set_column(
-                refused.schema.get_field_index("run_id"), tables[0].schema.field("run_id"), run_ids
-            )
-        )
-    shards = {shard.number: shard for shard in plan.shards()}
-    rejecting = [receipt for receipt in receipts if receipt.rejects]
-    planned = read_shards(store, [shards[receipt.shard] for receipt in rejecting])
-    for receipt, rows in zip(rejecting, planned, strict=True):
-        causes = [RejectedRow(Reason(n.reason), n.detail, Stage(n.stage), n.attempts) for n in receipt.rejects]
-        rejected = rows.take([note.row for note in receipt.rejects])
-        tables.append(rejects_table(rejected, causes, run_id=plan.plan))
-    return pa.concat_tables(tables)
-
-
-def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[str, Any]:
-    """Return counts and sums over the receipts, for the report."""
-    reasons = Counter(rejects["reason"].to_pylist())
-    stages: dict[str, float] = {}
-    for receipt in receipts:
-        for stage, seconds in receipt.stage_s.items():
-            stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
-    return {
-        "rows": plan.rows + plan.rejects,
-        "recordings_annotated": plan.rows - sum(len(r.rejects) for r in receipts),
-        "utterances": sum(r.utterances for r in receipts),
-        "rejected": rejects.num_rows,
-        "rejects_by_reason": dict(sorted(reasons.items())),
-        "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
-        "stage_seconds": stages,
-        "figures": total(receipt.figures for receipt in receipts),
-        "parts": len(receipts),
-    }

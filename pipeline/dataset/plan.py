@@ -30,7 +30,8 @@ from pipeline.errors import ConfigError
 from pipeline.layout import plan_key, plan_name, planning_rejects_key, shard_file
 from pipeline.manifest.hash_buckets import Keys, id_keys
 from pipeline.manifest.python_values import groups
-from pipeline.manifest.staging import Selection, reject_keys
+from pipeline.manifest.rejects import reject_keys
+from pipeline.manifest.staging import Selection
 from pipeline.pins import Pins, Role, Task, pins_document, pins_of
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.documents import FORMAT, create_json, read_document

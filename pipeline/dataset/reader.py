@@ -19,12 +19,13 @@ from pyarrow import fs
 
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import dataset_settings, read_columns
-from pipeline.dataset.parts import committed_parts, is_published
+from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, load_plans
+from pipeline.dataset.publish import is_published
 from pipeline.errors import ConfigError, JobError, did_you_mean
 from pipeline.layout import RUNS, UTTERANCES, rejects_key
 from pipeline.manifest.growth import asked_type, path_type
-from pipeline.manifest.staging import reject_schema
+from pipeline.manifest.rejects import reject_schema
 from pipeline.schema import ROW_SCHEMA, utterance_schema
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause, reaching

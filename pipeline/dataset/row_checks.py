@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
 from pipeline.dataset.parts import NULL_PARTITION, partition_folder
-from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.errors import Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.read import conform, unify
 from pipeline.schema import rename_passthrough
 from pipeline.storage.access import AudioRoots
@@ -20,7 +20,7 @@ _LONGEST_PARTITION_BYTES = 200
 
 def check_rows(
     config: JobConfig, rows: pa.Table, *, version: int, roots: AudioRoots, known: set[str]
-) -> tuple[pa.Table, dict[int, RejectedRow]]:
+) -> tuple[pa.Table, dict[int, Reject]]:
     """Set the language of each row, and reject rows that may not be opened, have no model, or cannot name a folder.
 
     Args:
@@ -36,7 +36,7 @@ def check_rows(
     else:
         languages = pc.fill_null(rows["language"], "en")
     rows = rows.set_column(rows.schema.get_field_index("language"), rows.schema.field("language"), languages)
-    rejected_rows: dict[int, RejectedRow] = {}
+    rejects: dict[int, Reject] = {}
     columns = [name for name in rows.schema.names if name.lower() in map(str.lower, config.partition_by)]
     checked = rows.select(list(dict.fromkeys(["audio", "language", *columns])))
     checked = conform(checked, unify([checked.schema]))
@@ -46,9 +46,9 @@ def check_rows(
                 roots.check(record["audio"])
             check_language(record["language"], known)
             check_partition_value({name: checked[name][row] for name in checked.column_names if name in columns})
-        except RejectedRow as rejected:
-            rejected_rows[row] = rejected
-    return rows, rejected_rows
+        except RejectedRow as error:
+            rejects[row] = error.reject
+    return rows, rejects
 
 
 def check_language(tag: str | None, known: set[str]) -> None:

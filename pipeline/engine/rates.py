@@ -7,7 +7,7 @@ from pipeline.engine.progress import Progress
 from pipeline.errors import JobError
 from pipeline.shard.commit import MAX_DENIED, Finished
 from pipeline.shard.context import Work
-from pipeline.shard.missing_audio import IS_IT_THERE, MAX_ABSENT
+from pipeline.shard.missing_audio import MAX_ABSENT, MISSING_AUDIO_REMEDY
 from pipeline.storage.access import common_folder
 
 _RATE_ROWS = 100
@@ -33,7 +33,7 @@ def check_rates(progress: Progress, work: Work, shard: Finished, max_reject_rate
             f"{progress.denied:,} of {rows:,} rows are rejected for want of access, more than --max-reject-rate allows"
         )
     elif max_reject_rate is None and progress.absent > MAX_ABSENT * rows:
-        what = f"{progress.absent:,} of {rows:,} audio files are missing. {IS_IT_THERE.rstrip('.')}"
+        what = f"{progress.absent:,} of {rows:,} audio files are missing. {MISSING_AUDIO_REMEDY.rstrip('.')}"
     if what:
         audio = read_shard(work.store, work.plan.shard(shard.shard))["audio"].drop_null().to_pylist()
         reasons = ", ".join(sorted(set(shard.rejects))) or "none"

@@ -26,8 +26,9 @@ from pipeline.dataset.compatibility import (
     settle_types,
     with_columns,
 )
-from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
+from pipeline.dataset.publish import publish
 from pipeline.dataset.renewal import renew
 from pipeline.dataset.row_checks import check_rows
 from pipeline.dataset.survey import pending_shards, survey

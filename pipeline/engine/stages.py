@@ -45,8 +45,10 @@ from pipeline.errors import JobError
 from pipeline.models import roles
 from pipeline.shard.commit import MAX_DENIED, Finished, finish
 from pipeline.shard.context import Work
-from pipeline.shard.crashes import Ledger, count_deaths
-from pipeline.shard.steps import prepare, recognise, transcribe
+from pipeline.shard.crashes import CrashTracker, count_deaths
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
+from pipeline.shard.transcribe import transcribe
 
 _log = logging.getLogger(__name__)
 _SHARDS_PER_WAVE = 4096
@@ -68,7 +70,7 @@ def run_shards(
     remaining = {shard.number: shard for shard in shards}
     # on the driver's node: the crash tracker must not die with an actor's node
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
+    ledger = ray.remote(CrashTracker).options(num_cpus=0, scheduling_strategy=here).remote()
     metrics = Metrics(work.output, work.plan)
     total = len(remaining)
     while remaining:

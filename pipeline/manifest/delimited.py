@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, Reason
+from pipeline.errors import ConfigError
 from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.quotes import RowTest, plain_cells, split_line
-from pipeline.manifest.records import CHUNK_BYTES, BadLine, BadName, Names, raw_text
+from pipeline.manifest.records import CHUNK_BYTES, BadName, Names, RejectedLine, malformed, raw_text
 from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
 
 _DECLARED = re.compile('"?sep=([,;|\t])"?', re.IGNORECASE)
@@ -38,7 +38,7 @@ class CsvRecords:
 
     def __init__(self, header: Sequence[str]) -> None:
         self.lines: list[int] = []
-        self.bad: list[BadLine] = []
+        self.rejects: list[RejectedLine] = []
         self.names: dict[str, None] = dict.fromkeys(header)
         self.rows: list[list[str]] = []
         self.texts: list[bytes] = []
@@ -122,7 +122,7 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
         except StopIteration:
             break
         except (csv.Error, _TooLong) as error:
-            records.bad.append(_stray(feed, error))
+            records.rejects.append(_stray(feed, error))
         else:
             if not feed.taken[0][1].strip() and len(cells) <= 1:
                 continue  # a blank line; `""` is a record of one empty cell
@@ -135,7 +135,7 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
                 records.rows.append(cells)
                 records.texts.append(feed.taken[0][1])
         size += feed.size
-        if size >= CHUNK_BYTES or len(records.lines) + len(records.bad) >= chunk_rows:
+        if size >= CHUNK_BYTES or len(records.lines) + len(records.rejects) >= chunk_rows:
             yield records
             records, size = CsvRecords(header), 0
     yield records  # also when empty, since the header alone shows whether the file is a manifest
@@ -232,10 +232,10 @@ def delimiter_of(header: str) -> str:
 
 def _reject(records: CsvRecords, feed: _Feed, detail: str) -> None:
     number, line = feed.taken[0]
-    records.bad.append(BadLine(number, Reason.MALFORMED, detail, raw_text(line)))
+    records.rejects.append(RejectedLine(number, malformed(detail), raw_text(line)))
 
 
-def _stray(feed: _Feed, error: csv.Error | _TooLong) -> BadLine:
+def _stray(feed: _Feed, error: csv.Error | _TooLong) -> RejectedLine:
     """Reject the first line of a record that does not parse, and return its other lines to the feed."""
     number, line = feed.taken[0]
     feed.give_back(1)
@@ -243,7 +243,7 @@ def _stray(feed: _Feed, error: csv.Error | _TooLong) -> BadLine:
         why = f"the record is longer than {MAX_LINE_BYTES:,} bytes; is a quote left open?"
     else:
         why = f"not CSV: {error}; is a quote left open?"
-    return BadLine(number, Reason.MALFORMED, why, raw_text(line))
+    return RejectedLine(number, malformed(why), raw_text(line))
 
 
 def _wrong_count(feed: _Feed, found: int, wanted: int) -> str:

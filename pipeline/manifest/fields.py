@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.errors import Reason, RejectedRow
+from pipeline.errors import Reject, RejectedRow
+from pipeline.manifest.records import bad_field
 from pipeline.storage.access import resolve_audio, without_query
 
 ALIASES = {
@@ -45,7 +46,7 @@ class BadValue(Exception):
 
 @dataclass
 class Fields:
-    """The checked known columns of some records; `bad` has the reject reason by position."""
+    """The checked known columns of some records; `rejects` has the rejects by position."""
 
     audio: list[str | None]
     recording_id: list[str | None]
@@ -54,7 +55,7 @@ class Fields:
     offset_s: list[float | None]
     duration_s: list[float | None]
     channel: list[int | None]
-    bad: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+    rejects: dict[int, Reject] = field(default_factory=dict)
 
 
 def check_fields(
@@ -68,25 +69,25 @@ def check_fields(
         manifest: URI to which relative audio references are resolved.
         audio_optional: whether a row with text may lack audio.
     """
-    bad: dict[int, tuple[Reason, str]] = {}
+    rejects: dict[int, Reject] = {}
 
     def column(name: str) -> Sequence[object]:
         return [value or None for value in values_of(name)] if from_csv else values_of(name)
 
     def numbers(name: str) -> list[float | None]:
-        return _numbers(column(name), name, bad, from_csv=from_csv)
+        return _numbers(column(name), name, rejects, from_csv=from_csv)
 
-    audio = _strings(column("audio"), "audio", _audio, bad)
-    ids = _strings(column("id"), "id", _id, bad)
-    text = _strings(column("text"), "text", _text, bad)
-    language = _languages(column("language"), bad)
+    audio = _strings(column("audio"), "audio", _audio, rejects)
+    ids = _strings(column("id"), "id", _id, rejects)
+    text = _strings(column("text"), "text", _text, rejects)
+    language = _languages(column("language"), rejects)
     # tools write 0 for an unknown duration; the audio itself gives it later
     durations = [value or None for value in numbers("duration")]
-    fields = Fields(audio, ids, text, language, numbers("offset"), durations, [], bad)
-    fields.channel = _channels(numbers("channel"), bad)
+    fields = Fields(audio, ids, text, language, numbers("offset"), durations, [], rejects)
+    fields.channel = _channels(numbers("channel"), rejects)
     _resolve(fields, manifest, audio_optional=audio_optional)
     for position, recording_id in enumerate(fields.recording_id):
-        if recording_id is None and position not in bad:
+        if recording_id is None and position not in rejects:
             fields.recording_id[position] = _derived(fields, position)
     return fields
 
@@ -119,24 +120,24 @@ def _derived(fields: Fields, i: int) -> str:
 def _resolve(fields: Fields, manifest: str, *, audio_optional: bool) -> None:
     """Make audio absolute in place; reject rows without audio and audio that may never be opened."""
     for position, audio in enumerate(fields.audio):
-        if position in fields.bad:
+        if position in fields.rejects:
             continue
         if audio is None:
             if not (audio_optional and fields.text[position]):
                 wanted = "neither audio nor text" if audio_optional else "no audio"
-                fields.bad[position] = (Reason.BAD_FIELD, f"the row has {wanted}")
+                fields.rejects[position] = bad_field(f"the row has {wanted}")
             continue
         try:
             fields.audio[position] = resolve_audio(audio, manifest)
-        except RejectedRow as refused:
-            fields.bad[position] = (refused.reason, refused.detail)
+        except RejectedRow as error:
+            fields.rejects[position] = error.reject
 
 
 # ---------------------------------------------------------------------------------------------- columns, then values
 
 
-def _blame(position: int, name: str, error: BadValue, bad: dict[int, tuple[Reason, str]]) -> None:
-    bad.setdefault(position, (Reason.BAD_FIELD, f"{name} {error}"))
+def _blame(position: int, name: str, error: BadValue, rejects: dict[int, Reject]) -> None:
+    rejects.setdefault(position, bad_field(f"{name} {error}"))
 
 
 def _kinds(values: Iterable[object]) -> set[type]:
@@ -144,7 +145,7 @@ def _kinds(values: Iterable[object]) -> set[type]:
 
 
 def _strings(
-    values: Sequence[object], name: str, check: Callable[[object], str], bad: dict[int, tuple[Reason, str]]
+    values: Sequence[object], name: str, check: Callable[[object], str], rejects: dict[int, Reject]
 ) -> list[str | None]:
     given = [value for value in values if value is not None]
     if _kinds(given) <= {str}:
@@ -156,7 +157,7 @@ def _strings(
         try:
             out.append(None if value is None else check(value))
         except BadValue as error:
-            _blame(position, name, error, bad)
+            _blame(position, name, error, rejects)
             out.append(None)
     return out
 
@@ -201,7 +202,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _languages(values: Sequence[object], bad: dict[int, tuple[Reason, str]]) -> list[str | None]:
+def _languages(values: Sequence[object], rejects: dict[int, Reject]) -> list[str | None]:
     known: dict[object, str | None] = {None: None}
     out: list[str | None] = []
     for position, value in enumerate(values):
@@ -214,7 +215,7 @@ def _languages(values: Sequence[object], bad: dict[int, tuple[Reason, str]]) -> 
             else:
                 out.append(known[value])
         except BadValue as error:
-            _blame(position, "language", error, bad)
+            _blame(position, "language", error, rejects)
             out.append(None)
     return out
 
@@ -228,9 +229,7 @@ def _language(value: object) -> str | None:
     return tag or None
 
 
-def _numbers(
-    values: Sequence[object], name: str, bad: dict[int, tuple[Reason, str]], *, from_csv: bool
-) -> list[float | None]:
+def _numbers(values: Sequence[object], name: str, rejects: dict[int, Reject], *, from_csv: bool) -> list[float | None]:
     given = [value for value in values if value is not None]
     if not given:
         return [None] * len(values)
@@ -242,7 +241,7 @@ def _numbers(
         try:
             out.append(None if value is None else _number(value, from_csv=from_csv))
         except BadValue as error:
-            _blame(position, name, error, bad)
+            _blame(position, name, error, rejects)
             out.append(None)
     return out
 
@@ -284,12 +283,12 @@ def _number(value: object, *, from_csv: bool) -> float:
     return number
 
 
-def _channels(numbers: list[float | None], bad: dict[int, tuple[Reason, str]]) -> list[int | None]:
+def _channels(numbers: list[float | None], rejects: dict[int, Reject]) -> list[int | None]:
     """Convert channels to integers; pandas writes whole numbers as `1.0` in a column with missing values."""
     out: list[int | None] = []
     for position, number in enumerate(numbers):
         if number is not None and (number != int(number) or number > _MAX_CHANNEL):
-            _blame(position, "channel", BadValue(f"is {number}; a whole number from 0 is expected"), bad)
+            _blame(position, "channel", BadValue(f"is {number}; a whole number from 0 is expected"), rejects)
             out.append(None)
         else:
             out.append(None if number is None else int(number))

@@ -12,9 +12,17 @@ from typing import NoReturn
 
 import pyarrow as pa
 
-from pipeline.errors import Reason
 from pipeline.manifest.columns import array_of
-from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names, raw_text
+from pipeline.manifest.records import (
+    CHUNK_BYTES,
+    RAW_CHARACTERS,
+    BadName,
+    Names,
+    RejectedLine,
+    bad_field,
+    malformed,
+    raw_text,
+)
 from pipeline.manifest.source import MAX_LINE_BYTES, OverLong, lines_of
 
 _MAX_DEPTH = 32  # of nested lists and objects; Parquet readers fail at depths not much greater
@@ -27,7 +35,7 @@ class JsonRecords:
 
     def __init__(self) -> None:
         self.lines: list[int] = []
-        self.bad: list[BadLine] = []
+        self.rejects: list[RejectedLine] = []
         self.names: dict[str, None] = {}
         self.rows: list[dict[str, object]] = []
         self.texts: list[str] = []
@@ -63,18 +71,18 @@ def read_jsonl(blocks: Iterator[bytes], chunk_rows: int) -> Iterator[JsonRecords
                 if not row.keys() <= records.names.keys():
                     row = _by_column(row, records, names)
             except BadName as error:
-                records.bad.append(BadLine(number, Reason.BAD_FIELD, str(error), raw_text(line)))
+                records.rejects.append(RejectedLine(number, bad_field(str(error)), raw_text(line)))
             except (ValueError, RecursionError, StopIteration) as error:
-                records.bad.append(BadLine(number, Reason.MALFORMED, _why(error), raw_text(line)))
+                records.rejects.append(RejectedLine(number, malformed(_why(error)), raw_text(line)))
             else:
                 records.lines.append(number)
                 records.rows.append(row)
                 records.texts.append(text)
             size += len(line)
-            if size >= CHUNK_BYTES or len(records.lines) + len(records.bad) >= chunk_rows:
+            if size >= CHUNK_BYTES or len(records.lines) + len(records.rejects) >= chunk_rows:
                 yield records
                 records, size = JsonRecords(), 0
-    if records.lines or records.bad:
+    if records.lines or records.rejects:
         yield records
 
 

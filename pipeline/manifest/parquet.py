@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, Reason
+from pipeline.errors import ConfigError
 from pipeline.manifest.columns import plain_type, to_python
 from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.python_values import plain_values
-from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadLine, BadName, Names
+from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadName, Names, RejectedLine, malformed
 from pipeline.manifest.source import READ_BYTES
 from pipeline.manifest.store import store_errors
 
@@ -37,9 +37,9 @@ class ParquetRecords:
 
     from_csv = False
 
-    def __init__(self, batch: pa.RecordBatch, first: int, bad: list[BadLine], lines: list[int]) -> None:
+    def __init__(self, batch: pa.RecordBatch, first: int, rejects: list[RejectedLine], lines: list[int]) -> None:
         self.lines = lines
-        self.bad = bad
+        self.rejects = rejects
         self.names: dict[str, None] = dict.fromkeys(batch.schema.names)
         self._batch = batch if len(lines) == batch.num_rows else batch.take(pa.array([n - first for n in lines]))
 
@@ -124,9 +124,9 @@ def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int, shown: str) -
     for column, field in zip(columns, wanted, strict=True):
         if not _valid(column):
             wrong |= {i: field.name for i in rows if i not in wrong and not _valid(column.take(pa.array([i])))}
-    bad = [BadLine(first + i, Reason.MALFORMED, f"column {wrong[i]!r} is not UTF-8", None) for i in sorted(wrong)]
+    rejects = [RejectedLine(first + i, malformed(f"column {wrong[i]!r} is not UTF-8"), None) for i in sorted(wrong)]
     lines = [first + i for i in rows if i not in wrong]
-    return ParquetRecords(pa.RecordBatch.from_arrays(columns, schema=wanted), first, bad, lines)
+    return ParquetRecords(pa.RecordBatch.from_arrays(columns, schema=wanted), first, rejects, lines)
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -55,7 +55,7 @@ class Partitioned:
 
     def __init__(self, records: Records, stated: Mapping[str, str | None]) -> None:
         self._records = records
-        self.from_csv, self.lines, self.bad = records.from_csv, records.lines, records.bad
+        self.from_csv, self.lines, self.rejects = records.from_csv, records.lines, records.rejects
         spelling = {passthrough_name(name).lower(): name for name in records.names}
         own = {spelling.get(passthrough_name(name).lower(), name): value for name, value in stated.items()}
         self.names: dict[str, None] = {**records.names, **dict.fromkeys(own)}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, Reason, did_you_mean
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.manifest.columns import array_of, field_of, unify, untyped_field
 from pipeline.manifest.delimited import read_csv
 from pipeline.manifest.expand import expand
@@ -26,38 +26,17 @@ from pipeline.manifest.fit import conform
 from pipeline.manifest.jsonl import read_jsonl
 from pipeline.manifest.parquet import read_parquet
 from pipeline.manifest.partitions import Partitioned, partition_columns
-from pipeline.manifest.records import RAW_CHARACTERS, Records
+from pipeline.manifest.records import RAW_CHARACTERS, Records, RejectedLine, bad_field
 from pipeline.manifest.source import Form, Source, open_manifest
 from pipeline.schema import ROW_SCHEMA, passthrough_name
 
-__all__ = ["ManifestChunk", "ManifestReject", "conform", "derived_id", "expand", "read_manifest", "unify"]
+__all__ = ["ManifestChunk", "conform", "derived_id", "expand", "read_manifest", "unify"]
 
 CHUNK_ROWS = 20_000
 
 _PATIENCE_ROWS = (
     10_000  # rows to read before a file without an audio column is refused, since a later line may have one
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestReject:
-    """A manifest line that was rejected.
-
-    Attributes:
-        manifest: the manifest's URI without the query.
-        line: 1-based; the first line of the record in text formats, the row in Parquet.
-        recording_id: the row's id, if it could be read.
-        audio: the row's audio reference, absolute if it could be resolved.
-        raw: the original line (Parquet: as JSON), at most 2,048 characters.
-    """
-
-    manifest: str
-    line: int
-    reason: Reason
-    detail: str
-    recording_id: str | None
-    audio: str | None
-    raw: str | None
 
 
 @dataclass
@@ -67,10 +46,12 @@ class ManifestChunk:
     Attributes:
         rows: `ROW_SCHEMA`, then the pass-through columns of these lines, with types from their values (see `unify`).
         rejects: the rejected lines, in order.
+        manifest: the manifest's URI without the query.
     """
 
     rows: pa.Table
-    rejects: list[ManifestReject]
+    rejects: list[RejectedLine]
+    manifest: str
 
 
 @dataclass
@@ -117,7 +98,7 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
             seen.add(records)
             if seen.rows >= _PATIENCE_ROWS:
                 seen.verify()
-            if records.lines or records.bad:
+            if records.lines or records.rejects:
                 yield _chunk(records, uri, source.shown, audio_optional=audio_optional)
         seen.verify()
 
@@ -137,18 +118,14 @@ def _chunk(records: Partitioned, uri: str, shown: str, *, audio_optional: bool) 
         lambda name: found[name], from_csv=records.from_csv, manifest=uri, audio_optional=audio_optional
     )
     for position, detail in records.contradictions().items():
-        fields.bad.setdefault(position, (Reason.BAD_FIELD, detail))
-    rejects = [ManifestReject(shown, b.line, b.reason, b.detail, None, None, b.raw) for b in records.bad]
-    for position, (reason, detail) in fields.bad.items():
-        given = fields.audio[position] or _as_given(found["audio"][position])
-        rejects.append(
-            ManifestReject(
-                shown, records.lines[position], reason, detail, fields.recording_id[position], given,
-                records.raw(position),
-            )
-        )  # fmt: skip
+        fields.rejects.setdefault(position, bad_field(detail))
+    rejects = list(records.rejects)
+    for position, cause in fields.rejects.items():
+        audio = fields.audio[position] or _as_given(found["audio"][position])
+        line, raw = records.lines[position], records.raw(position)
+        rejects.append(RejectedLine(line, cause, raw, fields.recording_id[position], audio))
     rejects.sort(key=lambda reject: reject.line)
-    kept = [i for i in range(len(records.lines)) if i not in fields.bad] if fields.bad else None
+    kept = [i for i in range(len(records.lines)) if i not in fields.rejects] if fields.rejects else None
     table = _row_columns(fields, records.lines, shown, kept)
     for name in records.names:
         if name.lower() in KNOWN and name not in leftover:
@@ -159,7 +136,7 @@ def _chunk(records: Partitioned, uri: str, shown: str, *, audio_optional: bool) 
             array = records.array(name, kept)
         field = (untyped_field if records.untyped(name) else field_of)(passthrough_name(name), array)
         table = table.append_column(field, getattr(array, "storage", array))
-    return ManifestChunk(table, rejects)
+    return ManifestChunk(table, rejects, shown)
 
 
 def _as_given(audio: object) -> str | None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.errors import Reason
+from pipeline.errors import Reason, Reject, Stage
 from pipeline.schema import passthrough_name
 
 CHUNK_BYTES = 32 << 20
@@ -26,13 +26,31 @@ RAW_CHARACTERS = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that is not a valid record: its number, the reason and the text."""
+class RejectedLine:
+    """A manifest line that was rejected.
+
+    Attributes:
+        line: 1-based; the first line of the record in text formats, the row in Parquet.
+        raw: the original line (Parquet: as JSON), at most `RAW_CHARACTERS` characters.
+        recording_id: the row's id, if it could be read.
+        audio: the row's audio reference, absolute if it could be resolved.
+    """
 
     line: int
-    reason: Reason
-    detail: str
+    cause: Reject
     raw: str | None
+    recording_id: str | None = None
+    audio: str | None = None
+
+
+def malformed(detail: str) -> Reject:
+    """Return the reject of a line that is not a record."""
+    return Reject(Reason.MALFORMED, detail, Stage.MANIFEST)
+
+
+def bad_field(detail: str) -> Reject:
+    """Return the reject of a line with an invalid value or column name."""
+    return Reject(Reason.BAD_FIELD, detail, Stage.MANIFEST)
 
 
 class BadName(Exception):
@@ -80,11 +98,11 @@ class Names:
 
 
 class Records(Protocol):
-    """Some rows of a manifest, and the bad lines among them."""
+    """Some rows of a manifest, and the rejected lines among them."""
 
     from_csv: bool
     lines: list[int]  # 1-based line number of each row
-    bad: list[BadLine]
+    rejects: list[RejectedLine]
     names: dict[str, None]  # columns of these rows, in first-seen order
 
     def raw(self, position: int) -> str:

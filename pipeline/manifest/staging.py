@@ -18,30 +18,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest.columns import json_of
 from pipeline.manifest.fit import Misfit, fit
 from pipeline.manifest.hash_buckets import KeyHeaps, Keys, as_keys, id_keys, key_of, repeated
 from pipeline.manifest.python_values import plain_row
-from pipeline.manifest.read import ManifestReject, read_manifest, unify
+from pipeline.manifest.read import read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
-from pipeline.redaction import redacted, redacted_audio, redacted_line, without_query
-from pipeline.schema import REJECT_SCHEMA, ROW_SCHEMA
+from pipeline.manifest.rejects import (
+    extra_schema,
+    joined_keys,
+    lines_table,
+    refused_table,
+    reject_keys,
+    reject_schema,
+    without_secrets,
+)
+from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.temporary import naming_full_disk
-
-_CARRIED = ("text", "language", "offset_s", "duration_s", "channel")
-"""Columns of a row that its reject has in addition to those of `REJECT_SCHEMA`."""
 
 Mask = NDArray[np.bool_]
 
-Check = Callable[[pa.Table], tuple[pa.Table, dict[int, RejectedRow]]]
+Check = Callable[[pa.Table], tuple[pa.Table, dict[int, Reject]]]
 """Function that checks one chunk of rows and returns them, possibly completed, with the rejects by position."""
-
-
-def reject_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
-    """Return the schema of rejects: reason and position, the row's own columns, and the raw line if unreadable."""
-    carried = [ROW_SCHEMA.field(name) for name in _CARRIED]
-    return pa.schema([*REJECT_SCHEMA, *carried, pa.field("raw", pa.string()), *extra])
 
 
 @dataclass
@@ -77,10 +76,10 @@ class Spool:
                 kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
                 self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
                 self._add_rows(rows.take(pa.array(kept)))
-                self._add_rejects(_refused_table(rows, refused), _raw_table(chunk.rejects))
+                self._add_rejects(refused_table(rows, refused), lines_table(chunk.rejects, chunk.manifest))
 
     def _find(self, schema: pa.Schema) -> None:
-        self.found = self.extra = unify([self.found, _extra_schema(schema)])
+        self.found = self.extra = unify([self.found, extra_schema(schema)])
 
     def _add_rows(self, rows: pa.Table) -> None:
         if not rows.num_rows:
@@ -93,7 +92,7 @@ class Spool:
     def _add_rejects(self, *tables: pa.Table) -> None:
         for rejects in tables:
             if rejects.num_rows:
-                self._reject_keys += _joined_keys(rejects)
+                self._reject_keys += joined_keys(rejects)
                 self.reject_chunks.append(
                     _write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
                 )
@@ -218,18 +217,18 @@ class Selection:
         self, start: int, table: pa.Table, misfits: dict[int, list[Misfit]], schema: pa.Schema
     ) -> Iterator[pa.Table]:
         """Yield the rejects of one chunk's rows that were accepted when read but not selected."""
-        refused: dict[int, RejectedRow] = {}
+        refused: dict[int, Reject] = {}
         raw: dict[int, str] = {}
         for row in np.flatnonzero(self.clashing[start : start + table.num_rows]).tolist():
             detail = "several rows with different contents have this id"
-            refused[row] = RejectedRow(Reason.DUPLICATE_ID, detail, Stage.MANIFEST)
+            refused[row] = Reject(Reason.DUPLICATE_ID, detail, Stage.MANIFEST)
         for row in np.flatnonzero(self.misfit[start : start + table.num_rows]).tolist():
             detail = "; ".join(misfit.sentence for misfit in misfits[row])
-            refused[row] = RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)
+            refused[row] = Reject(Reason.BAD_FIELD, detail, Stage.MANIFEST)
             raw[row] = json_of({misfit.column: misfit.value for misfit in misfits[row]})[:RAW_CHARACTERS]
         if not refused:
             return
-        rejects = _refused_table(table, refused)
+        rejects = refused_table(table, refused)
         texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
         rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts)
         mask = ~np.isin(reject_keys(rejects), self.held_rejects)
@@ -255,96 +254,13 @@ def _with_misfits(rejects: pa.Table, misfits: dict[int, list[Misfit]]) -> pa.Tab
     return rejects.set_column(place, rejects.schema.field(place), pa.array(said, pa.string()))
 
 
-def _extra_schema(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([f for f in schema if f.name not in ROW_SCHEMA.names])
-
-
-def _refused_table(rows: pa.Table, refused: dict[int, RejectedRow]) -> pa.Table:
-    """Return rejects for rows that were read but may not be planned."""
-    positions = sorted(refused)
-    causes = [refused[p] for p in positions]
-    return rejects_table(rows.take(pa.array(positions, pa.int64())), causes)
-
-
-def rejects_table(rows: pa.Table, causes: Sequence[RejectedRow], *, run_id: str = "") -> pa.Table:
-    """Return rejects for plan rows, each with its cause; pass-through columns are unchanged."""
-    columns = {
-        "recording_id": rows["recording_id"],
-        "audio": pa.array([uri and without_query(uri) for uri in rows["audio"].to_pylist()], pa.string()),
-        "reason": pa.array([str(c.reason) for c in causes], pa.string()),
-        "detail": pa.array([c.detail for c in causes], pa.string()),
-        "stage": pa.array([str(c.stage) for c in causes], pa.string()),
-        "manifest": rows["manifest"],
-        "line": rows["line"],
-        "attempts": pa.array([c.attempts for c in causes], pa.int32()),
-        "run_id": pa.array([run_id] * len(causes), pa.string()),
-        **{name: rows[name] for name in _CARRIED},
-        "raw": pa.nulls(len(causes), pa.string()),
-        **{name: rows[name] for name in rows.schema.names if name not in ROW_SCHEMA.names},
-    }
-    return pa.table(columns, schema=reject_schema(_extra_schema(rows.schema)))
-
-
-def _raw_table(rejects: Sequence[ManifestReject]) -> pa.Table:
-    """Return rejects for lines that could not be read."""
-    records = [
-        {
-            "recording_id": r.recording_id,
-            "audio": r.audio,
-            "reason": str(r.reason),
-            "detail": r.detail,
-            "stage": str(Stage.MANIFEST),
-            "manifest": r.manifest,
-            "line": r.line,
-            "attempts": 1,
-            "run_id": "",
-            "raw": r.raw,
-        }
-        for r in rejects
-    ]
-    return pa.Table.from_pylist(records, schema=reject_schema())
-
-
-def without_secrets(rejects: pa.Table) -> pa.Table:
-    """Redact the URLs that rejects quote in their audio, detail and raw line."""
-    quoted = [rejects[name].to_pylist() for name in ("manifest", "audio", "detail", "raw")]
-    redactions = [
-        (audio and redacted_audio(audio, manifest), redacted(detail), raw and redacted_line(raw, manifest))
-        for manifest, audio, detail, raw in zip(*quoted, strict=True)
-    ]
-    for number, name in enumerate(("audio", "detail", "raw")):
-        field = rejects.schema.field(name)
-        values = pa.array([texts[number] for texts in redactions], field.type)
-        rejects = rejects.set_column(rejects.schema.get_field_index(name), field, values)
-    return rejects
-
-
 def _content_key(row: dict[str, object]) -> bytes:
     """Return a key of a row's content without its manifest and line: rows of one id with equal keys are one row."""
     content = {name: value for name, value in row.items() if name not in ("manifest", "line")}
     return key_of(json.dumps(content, sort_keys=True, default=repr))
 
 
-def _joined_keys(rejects: pa.Table) -> bytes:
-    """Return the keys of rejects: the same line rejected for the same reason by a later run is the same reject.
-
-    Rejects of earlier versions hold the line with its queries.
-    """
-    told = rejects.select(["manifest", "line", "recording_id", "reason", "raw"]).to_pylist()
-    return b"".join(key_of("reject", *map(str, _without_queries(reject).values())) for reject in told)
-
-
-def _without_queries(reject: dict[str, object]) -> dict[str, object]:
-    raw = reject["raw"] and redacted_line(str(reject["raw"]), str(reject["manifest"]))
-    return {**reject, "raw": raw}
-
-
 def _write(table: pa.Table, path: Path) -> Path:
     with naming_full_disk(path):
         pq.write_table(table, path, compression="lz4")
     return path
-
-
-def reject_keys(rejects: pa.Table) -> Keys:
-    """Return the keys of a plan's rejects, for `Spool.select` in a later run."""
-    return as_keys(_joined_keys(rejects))

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.segmentation import speech_seconds
-from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
+from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage
 from pipeline.models.batching import Batcher
 from pipeline.models.memory import shortage_as_memory_error
 from pipeline.stats import BatchFigures
@@ -111,14 +111,14 @@ class Transcriber:
 
     def transcribe(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
         """Transcribe one utterance: see `transcribe_many`. Raises: RejectedRow UNSUPPORTED_LANGUAGE."""
-        (found,) = self.transcribe_many([waveform], [language])
-        if isinstance(found, RejectedRow):
-            raise found
-        return found
+        (transcript,) = self.transcribe_many([waveform], [language])
+        if isinstance(transcript, Reject):
+            raise RejectedRow.of(transcript)
+        return transcript
 
     def transcribe_many(
         self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
-    ) -> list[Transcript | RejectedRow]:
+    ) -> list[Transcript | Reject]:
         """Transcribe utterances.
 
         Args:
@@ -129,7 +129,7 @@ class Transcriber:
         Raises: MemoryError when one utterance alone does not fit in memory; any other error of the model, for all of
             them.
         """
-        found: dict[int, Transcript | RejectedRow] = {}
+        found: dict[int, Transcript | Reject] = {}
         windows: list[int] = []
         for row, (waveform, language) in enumerate(zip(waveforms, languages, strict=True)):
             if language is not None and not self._knows(language):
@@ -287,9 +287,9 @@ def check_model(directory: Path, language: str) -> None:
         raise ConfigError(f"{directory} does not support language {language!r}")
 
 
-def _unsupported(language: str) -> RejectedRow:
+def _unsupported(language: str) -> Reject:
     detail = f"the speech recognition model does not support language {language!r}"
-    return RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
+    return Reject(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
 
 
 def _transcript(result: Any, tokenizer: Any, language: str) -> Transcript:  # noqa: ANN401 - as above

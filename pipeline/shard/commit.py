@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from pipeline.config import primary_language
 from pipeline.dataset.parts import (
     Receipt,
-    RejectNote,
     ids_sha256,
     new_attempt,
     part_schema,
@@ -22,11 +21,12 @@ from pipeline.dataset.parts import (
     write_part,
 )
 from pipeline.dataset.plan import Plan, Shard, read_shard
-from pipeline.errors import JobError, Reason, Stage
+from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.models import roles
 from pipeline.schema import ABSTAINED, emotion_of, utterance_id
-from pipeline.shard.context import CAUSE, Work
+from pipeline.shard.context import Work
+from pipeline.shard.work_table import is_committed_elsewhere
 from pipeline.storage.access import common_folder, without_query
 from pipeline.storage.retry import principal
 from pipeline.storage.store import Store
@@ -42,12 +42,10 @@ MAX_DENIED = 0.5
 or the store did not answer. The rows stay undone, so the same command with valid credentials processes them."""
 NO_ACCESS = (Reason.FORBIDDEN, Reason.FETCH_FAILED)
 
-_TAKE_THEM = (
-    "Nothing of the shard is committed; put it right and start the same command again, or take them for rejects with "
+_REMEDY = (
+    "Nothing of the shard is committed. Remove the cause and run the same command again, or reject these rows with "
     "--max-reject-rate 1"
 )
-DONE_ELSEWHERE = -1
-"""The `row` of the single line that represents a shard committed by another run meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +82,18 @@ def finish(
     """
     started = time.perf_counter()
     rows = read_shard(work.store, shard)
-    if table["row"][0].as_py() == DONE_ELSEWHERE:
+    if is_committed_elsewhere(table):
         return Finished(shard.plan, shard.number, False, rows.num_rows, 0, (), 0.0, dict(stage_s), dict(figures or {}))
     if set(table["row"].to_pylist()) != set(range(rows.num_rows)):
-        raise JobError(f"shard {shard.name} arrived with {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows")
+        raise JobError(
+            f"shard {shard.name} has {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows before its commit"
+        )
     lines = set(zip(table["row"].to_pylist(), table["segment_index"].to_pylist(), strict=True))
     if len(lines) != table.num_rows:
-        raise JobError(f"shard {shard.name} arrived with {table.num_rows - len(lines)} utterances twice")
-    notes, kept = _split(table)
-    _refuse_unforeseen(shard, rows, notes, _MAX_UNFORESEEN if max_denied < 1 else 1.0)
-    _refuse_denied(shard, rows, notes, max_denied)
+        raise JobError(f"shard {shard.name} has {table.num_rows - len(lines)} repeated utterances before its commit")
+    rejects, kept = _split(table)
+    _refuse_unforeseen(shard, rows, rejects, _MAX_UNFORESEEN if max_denied < 1 else 1.0)
+    _refuse_denied(shard, rows, rejects, max_denied)
     utterances = _output_table(work.plan, rows, kept)
     audio_s = float(np.nansum(utterances["duration_s"].fill_null(float("nan")).to_numpy()))
     built_s = time.perf_counter() - started
@@ -108,7 +108,7 @@ def finish(
         models=work.plan.models,
         audio_s=audio_s,
         stage_s={**stage_s, "build": built_s},
-        rejects=tuple(notes),
+        rejects=tuple(rejects.items()),
         figures=figures or {},
         versions=roles.versions(),
     )
@@ -119,7 +119,7 @@ def finish(
         won=won,
         rows=rows.num_rows,
         utterances=utterances.num_rows,
-        rejects=tuple(note.reason for note in notes),
+        rejects=tuple(str(reject.reason) for reject in rejects.values()),
         audio_s=audio_s,
         stage_s={**stage_s, "build": built_s, "commit": time.perf_counter() - started - built_s},
         figures=dict(figures or {}),
@@ -129,7 +129,7 @@ def finish(
 def give_up(store: Store, plan: Plan, shard: Shard) -> None:
     """Commit a shard with every row rejected as GIVEN_UP; a part that already exists is kept."""
     rows = read_shard(store, shard)
-    cause = (str(Reason.GIVEN_UP), "the run was not finished, and was given up with --give-up", str(Stage.COMMIT))
+    reject = Reject(Reason.GIVEN_UP, "the run was not finished, and was given up with --give-up", Stage.COMMIT)
     receipt = Receipt(
         plan=shard.plan,
         shard=shard.number,
@@ -141,7 +141,7 @@ def give_up(store: Store, plan: Plan, shard: Shard) -> None:
         models=plan.models,
         audio_s=0.0,
         stage_s={},
-        rejects=tuple(RejectNote(row, *cause) for row in range(rows.num_rows)),
+        rejects=tuple((row, reject) for row in range(rows.num_rows)),
         versions=roles.versions(),
     )
     write_part(store, key_of(plan, shard, rows), part_schema(plan).empty_table(), receipt)
@@ -153,38 +153,39 @@ def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
     return part_key(shard.name, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
 
 
-def _refuse_unforeseen(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_share: float) -> None:
-    failed = [note for note in notes if note.reason == Reason.INTERNAL
-              or (note.reason == Reason.OUT_OF_MEMORY and note.stage != Stage.DECODE)]  # fmt: skip
+def _refuse_unforeseen(shard: Shard, rows: pa.Table, rejects: dict[int, Reject], max_share: float) -> None:
+    failed = [reject for reject in rejects.values() if reject.reason == Reason.INTERNAL
+              or (reject.reason == Reason.OUT_OF_MEMORY and reject.stage != Stage.DECODE)]  # fmt: skip
     if len(failed) > max(_FEW, max_share * rows.num_rows):
         raise JobError(
-            f"{len(failed)} of {rows.num_rows} rows of shard {shard.name} failed as a sick machine or a bug would have it: "
-            f"{failed[0].reason}, {failed[0].detail}. {_TAKE_THEM}"
+            f"{len(failed)} of {rows.num_rows} rows of shard {shard.name} failed in the models, so a bug or a faulty machine is "
+            f"the likely cause: {failed[0].reason}, {failed[0].detail}. {_REMEDY}"
         )
 
 
-def _refuse_denied(shard: Shard, rows: pa.Table, notes: list[RejectNote], max_denied: float) -> None:
-    denied = [note for note in notes if note.reason in NO_ACCESS]
+def _refuse_denied(shard: Shard, rows: pa.Table, rejects: dict[int, Reject], max_denied: float) -> None:
+    denied = {row: reject for row, reject in rejects.items() if reject.reason in NO_ACCESS}
     if len(denied) <= max(_FEW, max_denied * rows.num_rows):
         return
-    below = common_folder([rows["audio"][note.row].as_py() for note in denied])
+    folder = common_folder([rows["audio"][row].as_py() for row in denied])
+    first = next(iter(denied.values()))
     raise JobError(
-        f"{len(denied)} of {rows.num_rows} rows of shard {shard.name} cannot be read below {below}/ by "
-        f"{principal()}: {denied[0].reason}, {denied[0].detail}. {_TAKE_THEM}"
+        f"{len(denied)} of {rows.num_rows} rows of shard {shard.name} cannot be read below {folder}/ by "
+        f"{principal()}: {first.reason}, {first.detail}. {_REMEDY}"
     )
 
 
-def _split(table: pa.Table) -> tuple[list[RejectNote], pa.Table]:
-    """Split the table into rejected rows and the remaining utterances.
+def _split(table: pa.Table) -> tuple[dict[int, Reject], pa.Table]:
+    """Split the table into rejects by row, in order, and the remaining utterances.
 
     One failed utterance rejects its whole recording: half a recording would look like a complete one.
     """
-    notes: dict[int, RejectNote] = {}
-    for line in table.select(["row", *CAUSE]).to_pylist():
-        if line["reason"] is not None:
-            notes.setdefault(line["row"], RejectNote(**line))
-    mask = np.isin(table["row"].to_numpy(), list(notes), invert=True)
-    return [notes[row] for row in sorted(notes)], table.filter(pa.array(mask))
+    rejects: dict[int, Reject] = {}
+    for row, reject in zip(table["row"].to_pylist(), table["reject"].to_pylist(), strict=True):
+        if reject is not None:
+            rejects.setdefault(row, Reject.of(reject))
+    mask = np.isin(table["row"].to_numpy(), list(rejects), invert=True)
+    return dict(sorted(rejects.items())), table.filter(pa.array(mask))
 
 
 def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
@@ -192,8 +193,8 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
 
     Partition columns are only in the path, as in Hive: pyarrow and pandas refuse a column that is in both.
     """
-    theirs = rows.take(kept["row"])
-    ids = theirs["recording_id"].to_pylist()
+    planned = rows.take(kept["row"])
+    ids = planned["recording_id"].to_pylist()
     labels = kept["label"].to_pylist()
     duration_s = pc.subtract(kept["end_s"], kept["start_s"])
     least = pa.scalar(plan.settings.min_confidence or 0.0, pa.float32())
@@ -204,7 +205,7 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
                     if plan.knows_language(primary_language(language))}  # fmt: skip
     computed = {
         # the plan keeps the whole pre-signed URI for fetching; the table must not contain it
-        "audio": pa.array([uri and without_query(uri) for uri in theirs["audio"].to_pylist()], pa.string()),
+        "audio": pa.array([uri and without_query(uri) for uri in planned["audio"].to_pylist()], pa.string()),
         "utterance_id": pa.array(
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
         ),
@@ -219,12 +220,12 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     schema = part_schema(plan)
     for field in schema:
         if field.name in plan.extra.names:
-            column = theirs[field.name]
+            column = planned[field.name]
         elif field.name in computed:
             column = computed[field.name]
         elif field.name in kept.schema.names:
             column = kept[field.name]
         else:
-            column = theirs[field.name]
+            column = planned[field.name]
         columns.append(column if column.type == field.type else column.cast(field.type))
     return pa.table(columns, schema=schema)

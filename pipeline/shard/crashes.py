@@ -15,7 +15,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.errors import Reason, Reject, Stage
 
 MOST_DEATHS = 2
 MOST_LOST_NODES = 5
@@ -35,25 +35,25 @@ class Watch(Protocol):
 
 
 @dataclass
-class Ledger:
+class CrashTracker:
     """The crash tracker: starts and deaths of every unfinished step, by `<stage> <shard>`. Memory: a few bytes per step."""
 
     _starts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _nodes: dict[str, str] = field(default_factory=dict)
-    _inside: dict[str, int] = field(default_factory=dict)
+    _current: dict[str, int] = field(default_factory=dict)
     _deaths: dict[str, dict[int, list[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
     def begin(self, step: str, node: str = "") -> dict[int, list[str]] | None:
         """Record the start of a step on a node. Returns: as `Watch.begin`, with the nodes of the deaths instead of counts."""
         self._starts[step] += 1
-        if step in self._inside:
-            self._deaths[step][self._inside.pop(step)].append(self._nodes[step])
+        if step in self._current:
+            self._deaths[step][self._current.pop(step)].append(self._nodes[step])
         self._nodes[step] = node
         return {line: [*nodes] for line, nodes in self._deaths[step].items()} if self._starts[step] > 1 else None
 
     def enter(self, step: str, line: int) -> None:
         """Record the line that a step processes next."""
-        self._inside[step] = line
+        self._current[step] = line
 
     def under_way(self, nodes: Container[str]) -> int:
         """Count the unfinished steps on these nodes, including those of dead processes until another process takes over."""
@@ -61,28 +61,28 @@ class Ledger:
 
     def end(self, step: str) -> None:
         """Forget a finished step."""
-        for kept in (self._starts, self._nodes, self._inside, self._deaths):
+        for kept in (self._starts, self._nodes, self._current, self._deaths):
             kept.pop(step, None)
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerWatch:
+class LocalWatch:
     """A `Watch` that reports to a crash tracker in this process."""
 
-    ledger: Ledger
+    tracker: CrashTracker
     step: str
 
     def begin(self) -> dict[int, int] | None:
         """See `Watch`."""
-        return count_deaths(self.ledger.begin(self.step), {""})
+        return count_deaths(self.tracker.begin(self.step), {""})
 
     def enter(self, line: int) -> None:
         """See `Watch`."""
-        self.ledger.enter(self.step, line)
+        self.tracker.enter(self.step, line)
 
     def end(self) -> None:
         """See `Watch`."""
-        self.ledger.end(self.step)
+        self.tracker.end(self.step)
 
 
 class Unwatched:
@@ -99,23 +99,26 @@ class Unwatched:
         """See `Watch`."""
 
 
-def count_deaths(found: Mapping[int, Sequence[str]] | None, living: Container[str]) -> dict[int, int] | None:
+UNWATCHED = Unwatched()
+
+
+def count_deaths(deaths: Mapping[int, Sequence[str]] | None, living: Container[str]) -> dict[int, int] | None:
     """Turn the nodes of deaths into the counts that `Watch.begin` returns.
 
     Args:
-        found: the nodes of the deaths in each line, as `Ledger.begin` returns them.
+        deaths: the nodes of the deaths in each line, as `CrashTracker.begin` returns them.
         living: nodes that are still alive.
     """
-    if found is None:
+    if deaths is None:
         return None
     counts = {}
-    for line, nodes in found.items():
-        there = sum(node in living for node in nodes)
-        counts[line] = there if len(nodes) - there <= MOST_LOST_NODES else len(nodes)
+    for line, nodes in deaths.items():
+        on_living = sum(node in living for node in nodes)
+        counts[line] = on_living if len(nodes) - on_living <= MOST_LOST_NODES else len(nodes)
     return counts
 
 
-def lethal(deaths: int, stage: Stage) -> RejectedRow:
+def lethal(deaths: int, stage: Stage) -> Reject:
     """Return the reject of a line that killed its process too often."""
-    detail = f"the process that worked on it died {deaths + 1} times, {deaths} of them with nothing else in hand"
-    return RejectedRow(Reason.INTERNAL, detail, stage, attempts=deaths + 1)
+    detail = f"its process died {deaths + 1} times, {deaths} of them while it processed this utterance alone"
+    return Reject(Reason.INTERNAL, detail, stage, attempts=deaths + 1)

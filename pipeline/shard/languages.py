@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.dataset.plan import Plan
-from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.errors import Reason, Reject, Stage
 from pipeline.models.transcriber import Transcript
 from pipeline.schema import CLEAR_PROB, OTHER_LANGUAGE
-from pipeline.shard.context import cause_columns
 
 CLEAR_SPEECH_S = 5.0
 """Least speech at which a segment with `CLEAR_PROB` keeps its own language instead of its recording's."""
@@ -81,7 +80,7 @@ def settle_languages(plan: Plan, lines: Sequence[dict[str, Any]], transcripts: M
         language = recording_language(segments.values(), allowed)
         if language is None or not plan.knows_language(language):
             for number in numbers:
-                lines[number].update(cause_columns(_without_model(language)))
+                lines[number]["reject"] = _without_model(language).document()
                 del transcripts[number]
             continue
         for number, segment in segments.items():
@@ -97,9 +96,11 @@ def _detection(line: Mapping[str, Any], transcript: Transcript) -> Detection:
     return Detection(line["speech_s"] or 0.0, transcript.language_probs or certain)
 
 
-def _without_model(language: str | None) -> RejectedRow:
+def _without_model(language: str | None) -> Reject:
     if language is None:
-        detail = "nobody speaks, so no language could be detected; give the row one, or name one with --language"
-        return RejectedRow(Reason.NO_SPEECH, detail, Stage.TRANSCRIBE)
+        detail = (
+            "no speech was found, so no language could be detected; give the row a language, or set one with --language"
+        )
+        return Reject(Reason.NO_SPEECH, detail, Stage.TRANSCRIBE)
     detail = f"detected language {language!r} has no emotion model; name one with --emotion-model {language}=X"
-    return RejectedRow(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
+    return Reject(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)

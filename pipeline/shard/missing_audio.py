@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.dataset.plan import Shard, read_shard
-from pipeline.errors import JobError, Reason, RejectedRow
+from pipeline.errors import JobError, Reason, Reject, RejectedRow
 from pipeline.schema import ROW_SCHEMA
-from pipeline.shard.context import Work, needs_audio
+from pipeline.shard.context import Work
+from pipeline.shard.recording import needs_audio
 from pipeline.storage.access import common_folder, without_query
-from pipeline.storage.refusals import rejected
+from pipeline.storage.refusals import reject_of
 from pipeline.storage.retry import DENIED, TRANSIENT, plain_http_errors, retried
 from pipeline.storage.store import resolve
 
@@ -27,9 +28,9 @@ _FEW, _MANY = 9, 90
 """Up to `_FEW` missing objects are rejects whatever their share, for very small corpora; a full sample has over `_MANY`."""
 _SAMPLE_ROWS, _SAMPLE_SHARDS, _READERS = 100, 20, 16
 _BUDGET_S = 5.0
-IS_IT_THERE = (
-    "Is the disk mounted, and is it the right bucket? Make the audio available and start the same command again: it resumes. "
-    "If the files are gone for good, --max-reject-rate 1 makes their rows rejects."
+MISSING_AUDIO_REMEDY = (
+    "Check that the disk is mounted and the bucket is the right one. Make the audio available and run the same command again "
+    "to resume. If the files no longer exist, --max-reject-rate 1 rejects their rows."
 )
 
 
@@ -41,30 +42,31 @@ def absent_reasons(rows: int) -> tuple[Reason, ...]:
     return (Reason.NOT_FOUND, Reason.REFUSED) if rows >= _MANY else (Reason.NOT_FOUND,)
 
 
-def refuse_absent(work: Work, shard: Shard, missing: int, asked: int) -> None:
+def refuse_absent(work: Work, shard: Shard, missing: int, needed: int) -> None:
     """Stop the run when nearly all audio of the shard and of the plan is missing.
 
     Costs nothing unless nearly all of the shard is missing; then 100 stats or HEADs, 16 at once.
 
     Args:
         missing: rows of the shard whose audio is missing.
-        asked: rows of the shard that need their audio.
+        needed: rows of the shard that need their audio.
     Raises: JobError.
     """
-    if not missing or missing <= MAX_ABSENT * asked:
+    if not missing or missing <= MAX_ABSENT * needed:
         return
     with ThreadPoolExecutor(_READERS) as pool:
         sample = [
             str(row["audio"]) for row in _sample(work, pool) if needs_audio(work, row) and row["audio"] is not None
         ]
-        found = pool.map(lambda uri: _outside(work, uri) or _missing(uri), sample)
+        rejects = pool.map(lambda uri: _outside(work, uri) or _missing(uri), sample)
         reasons = absent_reasons(len(sample))
-        absent = [uri for uri, why in zip(sample, found, strict=True) if why and why.reason in reasons]
+        absent = [uri for uri, reject in zip(sample, rejects, strict=True) if reject and reject.reason in reasons]
     if len(absent) <= max(_FEW, MAX_ABSENT * len(sample)):
         return
     raise JobError(
-        f"{missing} of the {asked} audio files of shard {shard.name} are missing, and so are {len(absent)} of {len(sample)} "
-        f"looked for all over the run, all below {common_folder(absent)}/. {IS_IT_THERE} Nothing of the shard is committed"
+        f"{missing} of the {needed} audio files of shard {shard.name} are missing, and so are {len(absent)} of a sample of "
+        f"{len(sample)} from the whole run, all below {common_folder(absent)}/. {MISSING_AUDIO_REMEDY} Nothing of the shard is "
+        "committed"
     )
 
 
@@ -79,16 +81,16 @@ def _sample(work: Work, pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
         yield from rows.take(list(range(0, rows.num_rows, math.ceil(rows.num_rows / share)))).to_pylist()
 
 
-def _outside(work: Work, uri: str) -> RejectedRow | None:
+def _outside(work: Work, uri: str) -> Reject | None:
     """Return the reject of a URI outside the audio roots, which is not looked for, or None."""
     try:
         work.roots.check(uri)
-    except RejectedRow as refused:
-        return refused
+    except RejectedRow as error:
+        return error.reject
     return None
 
 
-def _missing(uri: str) -> RejectedRow | None:
+def _missing(uri: str) -> Reject | None:
     """Return why an audio object cannot be read, or None. Costs one stat or HEAD, and seconds if the store is silent."""
     shown = without_query(uri)
     filesystem, path = resolve(uri)
@@ -100,5 +102,5 @@ def _missing(uri: str) -> RejectedRow | None:
     try:
         retried(look, what=shown, budget_s=_BUDGET_S)
     except (*TRANSIENT, *DENIED, ValueError) as error:
-        return rejected(error, filesystem, path, shown)
+        return reject_of(error, filesystem, path, shown)
     return None

@@ -9,7 +9,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.errors import Reason, Reject, Stage
 from pipeline.storage.retry import (
     ABSENT,
     DENIED,
@@ -30,29 +30,28 @@ _SHOWN_CHARACTERS = 300
 """Longest name in a message: a name that is too long for its store is also too long for a table."""
 
 
-def rejected(error: Exception, filesystem: AbstractFileSystem, path: str, shown: str) -> RejectedRow:
+def reject_of(error: Exception, filesystem: AbstractFileSystem, path: str, shown: str) -> Reject:
     """Return the reject of the row for a store error. Raises: JobError when the credentials are at fault."""
     if isinstance(error, ABSENT):
-        return RejectedRow(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH)
+        return Reject(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH)
     if isinstance(error, Redirected):
-        return RejectedRow(Reason.NOT_ALLOWED, f"{shown} {error}", Stage.FETCH)
+        return Reject(Reason.NOT_ALLOWED, f"{shown} {error}", Stage.FETCH)
     if isinstance(error, DENIED):
         look_closer(filesystem, path, shown)
-        return RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH)
+        return Reject(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH)
     if isinstance(error, GaveUp):
-        said = str(error).removeprefix("[Errno 5] ")
-        return RejectedRow(Reason.FETCH_FAILED, said, Stage.FETCH, attempts=error.attempts)
+        return Reject(Reason.FETCH_FAILED, error.sentence, Stage.FETCH, attempts=error.attempts)
     if error_code(error) == "400":  # S3 reports no more than this for a HEAD request
         error = look_closer(filesystem, path, shown) or error
     status = getattr(error, "status", None)
     if status == _BAD_REQUEST and (code := _code_in_body(filesystem, path)) and is_credential_code(code):
         # a pre-signed URL: Google returns this when it has expired, S3 when its session has expired
-        return RejectedRow(Reason.FORBIDDEN, f"not allowed to read {shown} ({code})", Stage.FETCH)
+        return Reject(Reason.FORBIDDEN, f"not allowed to read {shown} ({code})", Stage.FETCH)
     why = f"HTTP {status}" if status else type(error).__name__
     if isinstance(error, OSError) and error.errno and error.strerror:
         why = error.strerror
     reason = Reason.REFUSED if is_refusal(error) else Reason.FETCH_FAILED
-    return RejectedRow(reason, f"{shown[:_SHOWN_CHARACTERS]} failed with {why}", Stage.FETCH)
+    return Reject(reason, f"{shown[:_SHOWN_CHARACTERS]} failed with {why}", Stage.FETCH)
 
 
 def look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> Exception | None:

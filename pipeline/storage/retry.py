@@ -55,18 +55,32 @@ class Redirected(OSError):
     """A redirect from an http server. It is not followed, since its target may be outside the audio roots."""
 
     def __init__(self, status: int, target: str) -> None:
-        where = f" to {without_query(target)[:_LONGEST_TARGET]}" if target else ""
+        self.status, self.target = status, without_query(target)[:_LONGEST_TARGET]
+        where = f" to {self.target}" if self.target else ""
         super().__init__(
-            f"answers {status}, a redirect{where}. Redirects are not followed; name the address that it leads to"
+            f"answers {status}, a redirect{where}. Redirects are not followed; use the address that it leads to"
         )
+
+    def __reduce__(self) -> tuple[type[Redirected], tuple[int, str]]:
+        """Support pickling between processes."""
+        return Redirected, (self.status, self.target)
 
 
 class GaveUp(OSError):
-    """A call that still failed at the end of its budget, after `attempts` attempts, the last with `cause`."""
+    """A call that still failed at the end of its budget.
 
-    def __init__(self, what: str, attempts: int, budget_s: float, cause: BaseException) -> None:
-        super().__init__(errno.EIO, f"{what} failed {attempts} times in {budget_s:.0f} s, last with {_named(cause)}")
-        self.attempts = attempts
+    Attributes:
+        sentence: the call, the number of attempts, the budget and the last error.
+        attempts: number of attempts.
+    """
+
+    def __init__(self, sentence: str, attempts: int) -> None:
+        super().__init__(errno.EIO, sentence)
+        self.sentence, self.attempts = sentence, attempts
+
+    def __reduce__(self) -> tuple[type[GaveUp], tuple[str, int]]:
+        """Support pickling between processes."""
+        return GaveUp, (self.sentence, self.attempts)
 
 
 def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) -> T:
@@ -94,7 +108,8 @@ def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) 
                 raise
             backoff = random.uniform(0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**attempts))
             if time.monotonic() + backoff > deadline:
-                raise GaveUp(what, attempts, budget_s, error) from error
+                sentence = f"{what} failed {attempts} times in {budget_s:.0f} s, last with {_named(error)}"
+                raise GaveUp(sentence, attempts) from error
             with _counting:
                 _again[0] += 1
             time.sleep(backoff)

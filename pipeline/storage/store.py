@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
 from pipeline.redaction import without_query
 from pipeline.storage.http_body import GRACE_S, SLOWEST_BYTES_PER_S, HttpBody, http_options
 from pipeline.storage.local_file import open_regular
-from pipeline.storage.refusals import look_closer, rejected
+from pipeline.storage.refusals import look_closer, reject_of
 from pipeline.storage.retry import (
     CONNECT_TIMEOUT_S,
     DENIED,
@@ -90,7 +90,7 @@ def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = Non
     try:
         return retried(lambda: _read_bounded(filesystem, path, max_bytes, shown, allow), what=shown)
     except (*TRANSIENT, *DENIED, ValueError) as error:
-        raise rejected(error, filesystem, path, shown) from error
+        raise RejectedRow.of(reject_of(error, filesystem, path, shown)) from error
 
 
 def _read_bounded(

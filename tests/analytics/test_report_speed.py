@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import read_shard
+from pipeline.dataset.publish import publish
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
 from pipeline.storage.access import AudioRoots

@@ -13,10 +13,9 @@ from pipeline.analytics.nearest import nearest
 from pipeline.analytics.search import heard, like, read
 from pipeline.dataset.reader import finished_rows
 from pipeline.errors import ConfigError
-from pipeline.shard.steps import annotate_shard
 from pipeline.storage.store import open_store
 from tests.support.outputs import finished_output, publish_plan
-from tests.support.shards import CLIP, models_of, row, work_of
+from tests.support.shards import CLIP, annotate_shard, models_of, row, work_of
 
 TEXTS = ("We won two prizes!", "Leave me alone.", "The bus leaves at nine.")
 

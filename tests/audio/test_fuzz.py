@@ -76,7 +76,7 @@ def test_a_lost_line_is_a_violation(tmp_path, monkeypatch) -> None:
     def losing(uri, **options):
         for chunk in real(uri, **options):
             chunk.rejects.pop()
-            yield read.ManifestChunk(chunk.rows.slice(1), chunk.rejects)
+            yield read.ManifestChunk(chunk.rows.slice(1), chunk.rejects, chunk.manifest)
 
     monkeypatch.setattr(fuzz, "read_manifest", losing)
     assert any("is lost" in what for what in fuzz.fuzz_manifest(1000, 1, tmp_path).violations)

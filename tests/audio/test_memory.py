@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.audio.decode import decode
-from pipeline.shard.context import pack_waveform, unpack_waveform
+from pipeline.shard.work_table import pack_waveform, unpack_waveform
 from tests.hostile import make_audio as make
 from tests.support.corpus import ROOT
 

@@ -19,13 +19,12 @@ from pipeline.audio.limits import AudioLimits
 from pipeline.audio.sandbox import CHILD, Sandbox
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
 from pipeline.shard.context import Work
-from pipeline.shard.steps import annotate_shard
 from tests.hostile import make_audio as make
 from tests.hostile.stub_decoder import ACTS, MODULE, stub
 from tests.support.corpus import ROOT
 from tests.support.golden import PARITY
 from tests.support.processes import descendants
-from tests.support.shards import assert_same, models_of, parts, row, work_of
+from tests.support.shards import annotate_shard, assert_same, models_of, parts, row, work_of
 from tests.support.sounds import CLIPS, SOUND
 from tests.test_layering import loaded_by
 
@@ -311,7 +310,7 @@ def test_a_forked_process_has_a_child_of_its_own(stubbed):
 
 def test_a_shard_with_a_crash_and_a_hang(tmp_path, checkpoints, monkeypatch, stubbed, one_thread):
     """Fails if such files cost their shard, or change the rows beside them."""
-    monkeypatch.setattr("pipeline.shard.context.sandbox", lambda: stubbed)
+    monkeypatch.setattr("pipeline.shard.recording.sandbox", lambda: stubbed)
     monkeypatch.setattr(Work, "limits", property(lambda _: SHORT))
     good = [row(number, str(clip)) for number, clip in enumerate(CLIPS) if clip.name.startswith("en_16k_p")]
     bad = []

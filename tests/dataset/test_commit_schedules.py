@@ -21,16 +21,11 @@ from greenlet import GreenletExit, greenlet
 
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset import parts as parts_module
-from pipeline.dataset.parts import (
-    Receipt,
-    RejectNote,
-    committed_parts,
-    ids_sha256,
-    publish,
-    read_receipt,
-    write_part,
-)
+from pipeline.dataset import publish as publish_module
+from pipeline.dataset.parts import Receipt, committed_parts, ids_sha256, read_receipt, write_part
 from pipeline.dataset.plan import Plan, ShardSize, load_plans, read_shard, write_plan
+from pipeline.dataset.publish import publish
+from pipeline.errors import Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.schema import utterance_schema
 from tests.support.memory_store import MemoryStore
@@ -93,7 +88,7 @@ def _annotated(store: MemoryStore, plan: Plan, number: int, label: str) -> tuple
     if (number, label) not in _MADE:
         rows = read_shard(store, list(plan.shards())[number])
         kept = rows.num_rows - 1 if number == 0 else rows.num_rows
-        rejects = (RejectNote(kept, "NOT_FOUND", "no object", "fetch"),) if kept < rows.num_rows else ()
+        rejects = ((kept, Reject(Reason.NOT_FOUND, "no object", Stage.FETCH)),) if kept < rows.num_rows else ()
         receipt = Receipt(plan.plan, number, f"{number}-{label}", rows.num_rows, kept, ids_sha256(rows), plan.config_hash,
                           {}, 0.0, {}, rejects)  # fmt: skip
         _MADE[number, label] = (_utterances(rows, kept, label), receipt)
@@ -108,8 +103,8 @@ def _parquet_made_once() -> Iterator[None]:
     files: dict[int, bytes] = {}
     real_part, real_rejects, real_bytes = (
         parts_module.part_bytes,
-        parts_module._derive_rejects,
-        parts_module.parquet_bytes,
+        publish_module._derive_rejects,
+        publish_module.parquet_bytes,
     )
 
     def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
@@ -128,8 +123,8 @@ def _parquet_made_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts_module, "part_bytes", part_bytes)
-        patch.setattr(parts_module, "parquet_bytes", parquet_bytes)
-        patch.setattr(parts_module, "_derive_rejects", derive_rejects)
+        patch.setattr(publish_module, "parquet_bytes", parquet_bytes)
+        patch.setattr(publish_module, "_derive_rejects", derive_rejects)
         patch.setattr(parts_module, "parse_receipt", lru_cache(parts_module.parse_receipt))
         yield
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.analytics import compact as compaction
 from pipeline.analytics.publish import FORMATS, publish
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.parts import publish as publish_plan
+from pipeline.dataset.publish import publish as publish_plan
 from pipeline.dataset.reader import finished_rows
 from pipeline.dataset.verify import audit as auditing
 from pipeline.storage.store import LocalStore, open_store

@@ -18,20 +18,18 @@ from hypothesis import strategies as st
 
 from pipeline.dataset.parts import (
     Receipt,
-    RejectNote,
     committed_parts,
     ids_sha256,
-    is_published,
     new_attempt,
     part_bytes,
     partition_folder,
-    publish,
     read_receipt,
     read_receipts,
     write_part,
 )
 from pipeline.dataset.plan import Plan, ShardSize, read_shard, write_plan
-from pipeline.errors import JobError
+from pipeline.dataset.publish import is_published, publish
+from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Spool
@@ -69,13 +67,13 @@ def planned(store: Store, folder: Path, records: list[dict[str, object]], *, row
     return plan
 
 
-def commit_all(store: Store, plan: Plan, rejects: dict[int, tuple[RejectNote, ...]] | None = None) -> None:
+def commit_all(store: Store, plan: Plan, rejects: dict[int, tuple[tuple[int, Reject], ...]] | None = None) -> None:
     for shard in plan.shards():
         rows = read_shard(store, shard)
-        notes = (rejects or {}).get(shard.number, ())
-        kept = [n for n in range(rows.num_rows) if n not in {note.row for note in notes}]
+        rejected = (rejects or {}).get(shard.number, ())
+        kept = [n for n in range(rows.num_rows) if n not in {row for row, _ in rejected}]
         made = receipt(shard.number, rows=rows.num_rows, utterances=len(kept), ids_sha256=ids_sha256(rows),
-                       config_hash=plan.config_hash, rejects=notes)  # fmt: skip
+                       config_hash=plan.config_hash, rejects=rejected)  # fmt: skip
         assert write_part(store, part_key(shard.name, ""), rows.take(pa.array(kept, pa.int64())), made)
 
 
@@ -117,7 +115,7 @@ def test_a_lost_answer_is_settled_by_the_attempt():
 def test_a_receipt_is_read_as_it_was_written(tmp_path, on_disk, rejects):
     """Fails if a receipt loses a field, or one larger than the first 64 KiB read is not found."""
     store = LocalStore(tmp_path) if on_disk else MemoryStore()
-    notes = tuple(RejectNote(n, "NOT_FOUND", f"no object at /a/{n}/é🙂\n", "fetch", 2) for n in range(rejects))
+    notes = tuple((n, Reject(Reason.NOT_FOUND, f"no object at /a/{n}/é🙂\n", Stage.FETCH, 2)) for n in range(rejects))
     written = receipt(rejects=notes, rows=rejects + 1)
     assert write_part(store, "utterances/p.parquet", one_column("a"), written)
     found = read_receipt(store, "utterances/p.parquet")
@@ -276,14 +274,14 @@ def test_odd_column_names_come_back(tmp_path):
 
 
 RECORDS = [{"id": f"r{n}", "audio": f"/a/{n}.wav", "text": "t", "channel": 0, "take": n} for n in range(5)]
-NOTE = RejectNote(1, "NOT_FOUND", "no object", "fetch")
+NOTE = (1, Reject(Reason.NOT_FOUND, "no object", Stage.FETCH))
 
 
 def test_what_publish_derives(tmp_path):
     """Fails if counts, reasons or the rows of the rejects are not those of the receipts and the plan."""
     store = LocalStore(tmp_path)
     plan = planned(store, tmp_path / "s", [*RECORDS, {"id": "bad", "audio": 5}])
-    commit_all(store, plan, {0: (NOTE,), 2: (RejectNote(0, "TOO_SHORT", "0.01 s", "decode"),)})
+    commit_all(store, plan, {0: (NOTE,), 2: ((0, Reject(Reason.TOO_SHORT, "0.01 s", Stage.DECODE)),)})
     assert not is_published(store, plan)
     report = publish(store, plan, parts_of(store, plan), {"run_id": plan.plan})
     assert is_published(store, plan)

@@ -18,7 +18,8 @@ from pipeline.dataset.verify.audit import audit
 from pipeline.errors import JobError, Reason, RejectedRow
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
-from pipeline.shard.steps import prepare, recognise
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
 from pipeline.storage import retry, store
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.retry import GaveUp, retried
@@ -29,6 +30,7 @@ from tests.support.fault_proxy import Fault, FaultProxy, Request, at_rate, fault
 from tests.support.manifests import jsonl
 from tests.support.outputs import plan_rows
 from tests.support.s3_server import S3Server
+from tests.support.shards import causes
 
 ROWS = [{"id": f"r{n}", "audio": f"/a/{n}.wav", "text": f"Words {n}.", "speaker": "ab"[n % 2]} for n in range(8)]
 BAD = {"id": "bad", "audio": 5}
@@ -208,12 +210,12 @@ def test_a_store_that_is_gone_stops_the_job(monkeypatch: pytest.MonkeyPatch, tmp
         calls.append(uri)
         raise RejectedRow(Reason.FETCH_FAILED, f"{uri} failed", "fetch")
 
-    monkeypatch.setattr("pipeline.shard.context.fetch", gone)
+    monkeypatch.setattr("pipeline.shard.recording.fetch", gone)
     work = Work(output, plan, AudioRoots.parse(("/a",), []))
     with pytest.raises(JobError, match="5 objects in succession"):
         prepare(work, shard)
     assert 5 <= len(calls) <= 8  # the others were on their way
-    assert prepare(work, shard, unreachable=None)["reason"].to_pylist() == ["FETCH_FAILED"] * 8
+    assert causes(prepare(work, shard, unreachable=None)) == ["FETCH_FAILED"] * 8
 
 
 def test_a_full_disk_is_said_at_once() -> None:

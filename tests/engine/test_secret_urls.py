@@ -120,7 +120,7 @@ def test_an_output_of_before_is_not_extended_by_its_own_rejects(host, quick, tmp
     options = {"manifest": [f"{host}/m.jsonl?token={CANARY}"], "output": str(tmp_path / "out"), "audio_root": [f"{host}/a"],
                "embeddings": "audio"}  # fmt: skip
     with monkeypatch.context() as before:
-        for name in ("pipeline.manifest.staging.without_secrets", "pipeline.dataset.parts.without_secrets"):
+        for name in ("pipeline.manifest.staging.without_secrets", "pipeline.dataset.publish.without_secrets"):
             before.setattr(name, lambda rejects: rejects)
         (done,) = driver_module.Driver(load_config(None, options), io.StringIO()).run()
     assert CANARY in str(pq.read_table(tmp_path / "out/rejects/000001.parquet")["raw"].to_pylist())

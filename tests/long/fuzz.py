@@ -232,12 +232,12 @@ def _read(path: Path, lines: list[bytes], mutated: dict[int, str], report: Repor
                 seen[row["line"]] += 1
             for reject in chunk.rejects:
                 seen[reject.line] += 1
-                report.count(str(reject.reason))
-                said = f"{reject.detail}{reject.raw}{reject.recording_id}{reject.audio}"
+                report.count(str(reject.cause.reason))
+                said = f"{reject.cause.detail}{reject.raw}{reject.recording_id}{reject.audio}"
                 said.encode()  # raises for half a surrogate pair, which no output can hold
                 if reject.line not in mutated:
-                    wrong.append(f"good line {reject.line} is rejected: {reject.reason} {reject.detail}")
-                if not reject.detail or len(reject.raw or "") > RAW_CHARACTERS:
+                    wrong.append(f"good line {reject.line} is rejected: {reject.cause.reason} {reject.cause.detail}")
+                if not reject.cause.detail or len(reject.raw or "") > RAW_CHARACTERS:
                     wrong.append(f"line {reject.line}: an empty detail or an endless one")
     except Exception as error:  # noqa: BLE001 - what escapes is what is looked for
         return [f"{type(error).__name__}: {error}"]

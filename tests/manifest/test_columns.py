@@ -131,7 +131,7 @@ def test_columns_that_differ_in_case(tmp_path) -> None:
     rows, rejects = read(path)
     assert rows["Take"].to_pylist() == [1, 2, None]
     assert [Path(audio).name for audio in rows["audio"].to_pylist()] == ["a.wav", "b.wav", "c.wav"]
-    assert [(reject.line, reject.reason) for reject in rejects] == [(n, Reason.BAD_FIELD) for n in range(4, 10)]
+    assert [(reject.line, reject.cause.reason) for reject in rejects] == [(n, Reason.BAD_FIELD) for n in range(4, 10)]
 
 
 @pytest.mark.parametrize("first", [

@@ -64,10 +64,10 @@ def test_bad_fields(tmp_path) -> None:
                 jsonl(tmp_path / "m.jsonl", good, good | {"id": "bad", column: value}, good | {"id": "good"})
             )
             assert rows["line"].to_pylist() == [1, 3]
-            assert [(r.line, r.reason, r.recording_id) for r in rejects] == [
+            assert [(r.line, r.cause.reason, r.recording_id) for r in rejects] == [
                 (2, Reason.BAD_FIELD, None if column == "id" else "bad")
             ]
-            assert column in rejects[0].detail
+            assert column in rejects[0].cause.detail
 
 
 CSV_NUMBERS = [
@@ -106,14 +106,14 @@ def test_bad_field_details_do_not_quote_transcripts_or_secrets(tmp_path) -> None
     ]  # fmt: skip
     _, rejects = read(jsonl(tmp_path / "m.jsonl", *rows))
     assert len(rejects) == len(rows)
-    assert not [reject.detail for reject in rejects if "CANARY" in reject.detail]
+    assert not [reject.cause.detail for reject in rejects if "CANARY" in reject.cause.detail]
 
 
 def test_not_allowed_audio_is_a_reject(tmp_path) -> None:
     """Fails if what may never be opened stops the reading, or is accepted as a file name."""
     rows, rejects = read(jsonl(tmp_path / "m.jsonl", {"audio": "concat:/etc/passwd", "id": "x"}, {"audio": "a.wav"}))
     assert rows["audio"].to_pylist() == [str(tmp_path / "a.wav")]
-    assert [(r.line, r.reason, r.recording_id, r.audio) for r in rejects] == [
+    assert [(r.line, r.cause.reason, r.recording_id, r.audio) for r in rejects] == [
         (1, Reason.NOT_ALLOWED, "x", "concat:/etc/passwd")
     ]
 
@@ -167,4 +167,4 @@ def test_odd_spaces_around_a_number_cost_no_more_than_their_row(tmp_path, separa
     (tmp_path / "m.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows, rejects = read(tmp_path / "m.csv")
     assert rows["duration_s"].to_pylist() == [1.5, 1.5, 2.0]
-    assert [(reject.line, reject.reason) for reject in rejects] == [(5, Reason.BAD_FIELD)]
+    assert [(reject.line, reject.cause.reason) for reject in rejects] == [(5, Reason.BAD_FIELD)]

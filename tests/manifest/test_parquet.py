@@ -58,7 +58,7 @@ def test_parquet_known_columns(tmp_path) -> None:
     assert rows["offset_s"].to_pylist() == [0.5, None, None]
     assert rows["channel"].to_pylist() == [0, None, 1]
     assert rows["line"].to_pylist() == [1, 3, 4]
-    assert [(r.line, r.reason, r.recording_id) for r in rejects] == [
+    assert [(r.line, r.cause.reason, r.recording_id) for r in rejects] == [
         (2, Reason.BAD_FIELD, "2"), (5, Reason.BAD_FIELD, str(2**63 - 1)),
     ]  # fmt: skip
     assert json.loads(rejects[0].raw)["id"] == 2
@@ -88,4 +88,4 @@ def test_parquet_bad_utf8(tmp_path) -> None:
     pq.write_table(pa.table({"audio": ["a.wav", "b.wav", "c.wav"], "note": text, "n": nested}), tmp_path / "m")
     rows, rejects = read(tmp_path / "m")
     assert rows["note"].to_pylist() == ["good", "fine"]
-    assert [(reject.line, reject.reason) for reject in rejects] == [(2, Reason.MALFORMED)]
+    assert [(reject.line, reject.cause.reason) for reject in rejects] == [(2, Reason.MALFORMED)]

@@ -75,8 +75,11 @@ def test_a_column_in_file_and_folder_must_agree(tmp_path):
     rows, rejects = read(path)
     assert rows["recording_id"].to_pylist() == ["same", "silent"] and rows["language"].to_pylist() == ["es", "es"]
     assert [str(take) for take in rows["take"].to_pylist()] == ["7", "7"]
-    assert [(r.recording_id, r.reason) for r in rejects] == [("other", Reason.BAD_FIELD), ("text", Reason.BAD_FIELD)]
-    assert "'language' is 'en' in the file" in rejects[0].detail and "'es'" in rejects[0].detail
+    assert [(r.recording_id, r.cause.reason) for r in rejects] == [
+        ("other", Reason.BAD_FIELD),
+        ("text", Reason.BAD_FIELD),
+    ]
+    assert "'language' is 'en' in the file" in rejects[0].cause.detail and "'es'" in rejects[0].cause.detail
     for name, column, bad in (("k.parquet", pa.array([7, 8]), 1), ("d.parquet", pa.array(["7", None]), 0)):
         pq.write_table(pa.table({"audio": ["/a.wav", "/b.wav"], "take": column}), in_folders(tmp_path, "take=7", name))
         rows, rejects = read(tmp_path / "take=7" / name)

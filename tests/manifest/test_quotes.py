@@ -64,11 +64,11 @@ def test_a_stray_quote_in_a_csv_is_never_silent(tmp_path):
             rows, rejects = read(unquoted(tmp_path / "m.csv", texts, tab=tab, audio=audio))
             lines = sorted([*rows["line"].to_pylist(), *(reject.line for reject in rejects)])
             assert lines == list(range(2, len(texts) + 2))
-            assert {reject.reason for reject in rejects} <= {Reason.MALFORMED}
+            assert {reject.cause.reason for reject in rejects} <= {Reason.MALFORMED}
             for line, text in zip(rows["line"].to_pylist(), rows["text"].to_pylist(), strict=True):
                 assert text in (texts[line - 2], texts[line - 2].strip('"') or None)
             if seed == 0:
-                assert [(reject.line, "quote" in reject.detail) for reject in rejects] == [(3, True)]
+                assert [(reject.line, "quote" in reject.cause.detail) for reject in rejects] == [(3, True)]
 
 
 ORDERS = [("audio", "text"), ("text", "audio"), ("id", "text", "audio", "x"), ("id", "audio", "text")]
@@ -95,7 +95,7 @@ def test_a_record_of_several_lines_that_is_rejected_says_so(tmp_path):
     """Fails if the reject of a record over several lines does not say which lines it takes with it."""
     rows, rejects = read(put(tmp_path / "m.csv", 'audio,text\na.wav,"one\ntwo",x,y\nb.wav,fine\n'))
     assert rows["line"].to_pylist() == [4]
-    assert [(reject.line, reject.detail) for reject in rejects] == [
+    assert [(reject.line, reject.cause.detail) for reject in rejects] == [
         (2, "4 cells, but the header has 2; the record spans the lines to 3")
     ]
 

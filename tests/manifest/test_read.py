@@ -30,12 +30,12 @@ def test_m1_jsonl(tmp_path, chunk_rows) -> None:
     bad = make_manifests.write(tmp_path / "m.jsonl", iter(lines))
     rows, rejects = read(tmp_path / "m.jsonl", chunk_rows=chunk_rows)
     assert [reject.line for reject in rejects] == bad
-    assert {reject.reason for reject in rejects} == {Reason.MALFORMED}
+    assert {reject.cause.reason for reject in rejects} == {Reason.MALFORMED}
     wanted = [(n, json.loads(line)) for n, (line, is_bad) in enumerate(lines, 1) if not is_bad and line.strip()]
     assert rows["line"].to_pylist() == [number for number, _ in wanted]
     for column, name in (("recording_id", "id"), ("text", "text"), ("duration_s", "duration"), ("take", "take")):
         assert rows[column].to_pylist() == [row[name] for _, row in wanted]
-    assert all(len(reject.raw) <= 2048 and reject.detail and len(reject.detail) < 300 for reject in rejects)
+    assert all(len(reject.raw) <= 2048 and reject.cause.detail and len(reject.cause.detail) < 300 for reject in rejects)
 
 
 WAYS_AND_PLACES = [
@@ -65,7 +65,7 @@ def test_m1_csv(tmp_path) -> None:
     rows, rejects = read(tmp_path / "m.csv")
     assert [reject.line for reject in rejects] == bad
     assert rows.num_rows == 20_000 - len(bad)
-    assert {reject.reason for reject in rejects} == {Reason.MALFORMED, Reason.BAD_FIELD}
+    assert {reject.cause.reason for reject in rejects} == {Reason.MALFORMED, Reason.BAD_FIELD}
 
 
 def test_csv_open_quote_swallows_nothing(tmp_path) -> None:
@@ -87,7 +87,7 @@ def test_csv_multi_line_records(tmp_path) -> None:
     assert rows["line"].to_pylist() == [2, 9]
     assert rows["text"].to_pylist() == ['one\r\ntwo, "so"\r\n\r\nfour', None]
     assert rows["x"].to_pylist() == ["1", ""]
-    assert [(reject.line, reject.reason) for reject in rejects] == [(6, Reason.MALFORMED)]
+    assert [(reject.line, reject.cause.reason) for reject in rejects] == [(6, Reason.MALFORMED)]
 
 
 def test_csv_too_many_cells_hid_a_row(tmp_path) -> None:
@@ -220,4 +220,4 @@ def test_csv_a_line_of_two_quotes_is_no_blank_line(tmp_path) -> None:
     """Fails if a record of one empty cell under a header of several disappears without a reject, as it did."""
     rows, rejects = read(put(tmp_path / "m.csv", 'audio,text\na.wav,x\n""\n\n  \nb.wav,y\n'))
     assert rows["line"].to_pylist() == [2, 6]
-    assert [(reject.line, reject.reason) for reject in rejects] == [(3, Reason.MALFORMED)]
+    assert [(reject.line, reject.cause.reason) for reject in rejects] == [(3, Reason.MALFORMED)]

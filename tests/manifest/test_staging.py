@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest import hash_buckets, read
 from pipeline.manifest.hash_buckets import id_keys, key_of
 from pipeline.manifest.staging import Selection, Spool, reject_keys, reject_schema
@@ -26,7 +26,7 @@ from tests.support.manifests import jsonl, put
 NOTHING = id_keys([])
 
 
-def accept(rows: pa.Table) -> tuple[pa.Table, dict[int, RejectedRow]]:
+def accept(rows: pa.Table) -> tuple[pa.Table, dict[int, Reject]]:
     return rows, {}
 
 
@@ -190,7 +190,7 @@ def test_rejects_of_a_rerun_are_not_logged_again(tmp_path):
 
     def no_beds(rows):
         bad = [n for n, audio in enumerate(rows["audio"].to_pylist()) if audio.endswith("bed.wav")]
-        return rows, {n: RejectedRow(Reason.NOT_ALLOWED, "a bed", Stage.MANIFEST) for n in bad}
+        return rows, {n: Reject(Reason.NOT_ALLOWED, "a bed", Stage.MANIFEST) for n in bad}
 
     lines = [
         '{"id": "ok", "audio": "a.wav"}', "not json", '{"id": "bed", "audio": "bed.wav"}', '{"id": "none"}',
@@ -212,7 +212,7 @@ def test_rejects_carry_their_row(tmp_path):
     """Fails if a reject loses what its row said: it could not be repaired and sent again."""
 
     def all_bad(rows):
-        causes = {n: RejectedRow(Reason.NOT_ALLOWED, "no", Stage.MANIFEST) for n in range(rows.num_rows)}
+        causes = {n: Reject(Reason.NOT_ALLOWED, "no", Stage.MANIFEST) for n in range(rows.num_rows)}
         return rows, causes
 
     row = {"id": "a", "audio": "/x/a.wav", "text": "t", "language": "en", "offset": 1, "duration": 2, "channel": 1}
@@ -278,7 +278,7 @@ def test_a_chunk_of_which_every_row_is_refused(tmp_path):
 
     def only_ours(rows):
         bad = [n for n, i in enumerate(rows["recording_id"].to_pylist()) if i.startswith("bad")]
-        return rows, {n: RejectedRow(Reason.UNSUPPORTED_LANGUAGE, "no", Stage.MANIFEST) for n in bad}
+        return rows, {n: Reject(Reason.UNSUPPORTED_LANGUAGE, "no", Stage.MANIFEST) for n in bad}
 
     good = jsonl(tmp_path / "good.jsonl", {"id": "ok", "audio": "a.wav", "take": 1})
     bad = jsonl(tmp_path / "bad.jsonl", {"id": "bad", "audio": "a.wav", "take": "one", "speaker": "s"})
@@ -337,7 +337,7 @@ def test_an_id_is_not_both_a_refused_row_and_a_new_one(tmp_path, refused_first):
     manifest.write_text("\n".join(json.dumps(line) for line in [*lines, {"id": "y", "audio": "other.wav"}]))
 
     def check(rows):
-        cause = RejectedRow(Reason.NOT_ALLOWED, "no", Stage.MANIFEST)
+        cause = Reject(Reason.NOT_ALLOWED, "no", Stage.MANIFEST)
         return rows, {i: cause for i, audio in enumerate(rows["audio"].to_pylist()) if audio.endswith("refused.wav")}
 
     spool = Spool(tmp_path / "spool")

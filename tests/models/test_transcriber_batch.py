@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.audio.decode import decode
-from pipeline.errors import Reason, RejectedRow
+from pipeline.errors import Reason, Reject
 from pipeline.models.transcriber import Transcriber, Transcript
 from tests.support.corpus import ROOT
 
@@ -73,7 +73,7 @@ def alone(request, asr) -> tuple[int, list[Transcript]]:
     return request.param, [transcriber.transcribe(*each) for each in zip(WAVEFORMS, LANGUAGES, strict=True)]
 
 
-def differing(found: list[Transcript | RejectedRow], expected: list[Transcript]) -> list[int]:
+def differing(found: list[Transcript | Reject], expected: list[Transcript]) -> list[int]:
     """Rows with another text or language, or figures that are not near."""
     rows = []
     for row, (one, two) in enumerate(zip(found, expected, strict=True)):
@@ -123,7 +123,7 @@ def test_rows_come_back_in_the_order_they_were_given(asr):
 def test_a_language_nobody_knows_costs_its_row_alone(asr):
     """Fails if one unknown language takes the batch down, or is decoded as another."""
     found = transcriber_of(asr, max_batch=4).transcribe_many(CLIPS[:3], ["en", "yy", "en"])
-    assert isinstance(found[1], RejectedRow) and found[1].reason == Reason.UNSUPPORTED_LANGUAGE
+    assert isinstance(found[1], Reject) and found[1].reason == Reason.UNSUPPORTED_LANGUAGE
     expected = transcriber_of(asr).transcribe_many([CLIPS[0], CLIPS[2]], ["en", "en"])
     assert differing([found[0], found[2]], expected) == []
 

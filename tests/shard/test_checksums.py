@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import Reason, RejectedRow
 from pipeline.shard.checksums import check_content, identity
-from pipeline.shard.steps import prepare
-from tests.support.shards import CLIP, by_hand, models_of, parts, real_recogniser, row, work_of
+from pipeline.shard.prepare import prepare
+from tests.support.shards import CLIP, by_hand, causes, models_of, parts, real_recogniser, row, work_of
 
 CONTENT = b"the bytes of a recording"
 SHA256 = hashlib.sha256(CONTENT).digest()
@@ -72,7 +72,7 @@ def test_spellings_of_a_checksum_column_may_be_mixed(tmp_path, spellings):
     wrong = "0" * (32 if spellings[0].lower() == "md5" else 64)
     work = work_of(tmp_path, [row(n, **{name: wrong}) for n, name in enumerate(spellings)], {}, mode="audio")
     (shard,) = work.plan.shards()
-    assert prepare(work, shard)["reason"].to_pylist() == ["CHECKSUM"] * 3
+    assert causes(prepare(work, shard)) == ["CHECKSUM"] * 3
 
 
 def test_rows_are_held_against_their_manifest(tmp_path, checkpoints):
@@ -82,5 +82,5 @@ def test_rows_are_held_against_their_manifest(tmp_path, checkpoints):
     work = work_of(tmp_path, records, models_of(checkpoints, "mean", ["en"]))
     table, finished = by_hand(work, recogniser_for=lambda _: real_recogniser(checkpoints))
     assert finished.rejects == ("CHECKSUM",)
-    assert right in table["detail"][1].as_py()
+    assert right in causes(table, "detail")[1]
     assert parts(work)["recording_id"].to_pylist() == ["r0", "r2"]

@@ -10,14 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import load_config
-from pipeline.dataset.parts import RejectNote, committed_parts, read_receipt
+from pipeline.dataset.parts import committed_parts, read_receipt
 from pipeline.dataset.plan import ShardSize, write_plan
-from pipeline.errors import JobError
+from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Spool
 from pipeline.schema import EMOTIONS, utterance_schema
 from pipeline.shard.commit import finish
-from pipeline.shard.context import WORK_SCHEMA, Work
+from pipeline.shard.context import Work
+from pipeline.shard.work_table import WORK_SCHEMA
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import LocalStore
 from tests.support.manifests import jsonl
@@ -50,8 +51,7 @@ def recognised(*lines: tuple[int, int, str | None]) -> pa.Table:
     records = [
         {
             "row": r, "segment_index": s, "start_s": 1.5 * s, "end_s": 1.5 * s + 1.25, "language": "en", "text": "t",
-            "text_source": "asr", "reason": why, "detail": why and f"{why} it is", "stage": why and "decode",
-            "attempts": why and 3,
+            "text_source": "asr", "reject": why and {"reason": why, "detail": f"{why} it is", "stage": "decode", "attempts": 3},
         }
         for r, s, why in lines
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def test_what_is_written(tmp_path):
     assert table.schema.remove_metadata().equals(expected.remove_metadata())
     receipt = read_receipt(work.store, parts[0])
     assert (receipt.rows, receipt.utterances, receipt.config_hash) == (4, 4, work.plan.config_hash)
-    assert list(receipt.rejects) == [RejectNote(2, "TOO_SHORT", "TOO_SHORT it is", "decode", attempts=3)]
+    assert list(receipt.rejects) == [(2, Reject(Reason.TOO_SHORT, "TOO_SHORT it is", Stage.DECODE, attempts=3))]
     assert receipt.models == MODELS and receipt.stage_s["prepare"] == 1.0 and receipt.versions["torch"]
 
 

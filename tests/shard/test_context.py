@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from pipeline.audio.decode import decode
-from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
-from pipeline.shard.context import guard, pack_waveform, unpack_waveform
+from pipeline.errors import ConfigError, JobError, Reason, Reject, RejectedRow, Stage
+from pipeline.shard.isolation import guard
+from pipeline.shard.work_table import pack_waveform, unpack_waveform
 from tests.support.corpus import AUDIO
 
 
-def raising(error: BaseException) -> RejectedRow:
+def raising(error: BaseException) -> Reject:
     def work() -> None:
         raise error
 
     outcome = guard(work, Stage.RECOGNISE)
-    assert isinstance(outcome, RejectedRow)
+    assert isinstance(outcome, Reject)
     return outcome
 
 
@@ -29,8 +30,8 @@ def test_results_pass():
 
 def test_a_rejection_passes_as_it_is():
     """Fails if a reason that was found is replaced by another."""
-    rejected = RejectedRow(Reason.TRUNCATED, "cut", Stage.DECODE)
-    assert raising(rejected) is rejected
+    error = RejectedRow(Reason.TRUNCATED, "cut", Stage.DECODE, attempts=2)
+    assert raising(error) is error.reject
 
 
 def test_what_nobody_foresaw_is_internal():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.shard.crashes import MOST_DEATHS, MOST_LOST_NODES, Ledger, LedgerWatch, count_deaths
-from pipeline.shard.steps import prepare, recognise
+from pipeline.shard.crashes import MOST_DEATHS, MOST_LOST_NODES, CrashTracker, LocalWatch, count_deaths
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
 from tests.support.corpus import ROOT, annotate, model_options, rejects, rows, utterances, write_manifest
 from tests.support.lethal_hook import LETHAL, environment
-from tests.support.shards import models_of, real_recogniser, work_of
+from tests.support.shards import causes, models_of, real_recogniser, work_of
 from tests.support.shards import row as shard_row
 
 
 def test_the_ledger_remembers_who_was_inside():
     """Fails if a death is charged to another line or step, or an end does not close the account."""
-    ledger = Ledger()
+    ledger = CrashTracker()
     assert ledger.begin("a") is None
     assert ledger.begin("b") is None
     assert ledger.begin("a") == {}
@@ -31,7 +32,7 @@ def test_the_ledger_remembers_who_was_inside():
 
 def test_what_a_lost_node_had_in_hand_is_not_under_way():
     """Fails if a job with nothing but the shards of a lost node waits for them as if somebody worked."""
-    ledger = Ledger()
+    ledger = CrashTracker()
     for step, node in (("a", "one"), ("b", "two"), ("c", "two")):
         ledger.begin(step, node)
     ledger.end("c")
@@ -42,7 +43,7 @@ def test_what_a_lost_node_had_in_hand_is_not_under_way():
 
 def test_a_line_is_not_charged_with_its_nodes():
     """Fails if an utterance that was in hand on three nodes that were preempted is rejected as the one that killed them."""
-    ledger = Ledger()
+    ledger = CrashTracker()
     for node in ("one", "two", "three", "four"):
         found = ledger.begin("a", node)
         ledger.enter("a", 4)
@@ -87,7 +88,7 @@ def test_a_lethal_line_is_found_and_its_neighbours_are_done(tmp_path, checkpoint
     prepared = prepare(work, shard)
     real = real_recogniser(checkpoints)
     expected = recognise(work, shard, prepared, lambda _: real)
-    deadly, watch = Deadly(real, LETHAL), LedgerWatch(Ledger(), "recognise x")
+    deadly, watch = Deadly(real, LETHAL), LocalWatch(CrashTracker(), "recognise x")
     found = None
     for _ in range(10):
         try:
@@ -97,8 +98,8 @@ def test_a_lethal_line_is_found_and_its_neighbours_are_done(tmp_path, checkpoint
             continue
     assert found is not None
     assert deadly.deaths == MOST_DEATHS + 1
-    assert found["reason"].to_pylist() == [None, None, "INTERNAL", None, None]
-    assert "died 3 times" in found["detail"][2].as_py()
+    assert causes(found) == [None, None, "INTERNAL", None, None]
+    assert "died 3 times" in causes(found, "detail")[2]
     assert found["label"].to_pylist()[3:] == expected["label"].to_pylist()[3:]
     for column in ("confidence", "margin"):
         assert found[column].to_pylist()[0] == pytest.approx(expected[column].to_pylist()[0], abs=1e-5)

@@ -17,13 +17,14 @@ from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
 from pipeline.models import roles
 from pipeline.models.transcriber import Transcriber, Transcript
-from pipeline.shard.crashes import MOST_DEATHS, Ledger, LedgerWatch
+from pipeline.shard.crashes import MOST_DEATHS, CrashTracker, LocalWatch
 from pipeline.shard.languages import CLEAR_SPEECH_S, Detection, recording_language, segment_language
-from pipeline.shard.steps import prepare, transcribe
+from pipeline.shard.prepare import prepare
+from pipeline.shard.transcribe import transcribe
 from tests.shard.test_crashes import Death
 from tests.support.cases import case
 from tests.support.detecting import ENGLISH, HELDOUT, SPANISH, UNSURE, WELSH, Detecting, auto, foreign, pieces, shown
-from tests.support.shards import FakeTranscriber, by_hand, models_of, parts, published, work_of
+from tests.support.shards import FakeTranscriber, by_hand, causes, models_of, parts, published, work_of
 
 # -- the rule alone
 
@@ -121,7 +122,7 @@ def test_a_recording_without_a_model_is_still_rejected(tmp_path, checkpoints):
     work = auto(tmp_path, checkpoints, [{"id": "r", "audio": audio}, {"id": "s", "audio": audio}])
     table, finished = by_hand(work, Detecting(WELSH, {"en": 0.99}, WELSH, ENGLISH, ENGLISH, ENGLISH))
     assert finished.rejects == ("UNSUPPORTED_LANGUAGE",) and finished.utterances == 3
-    assert table["detail"][0].as_py() == (
+    assert causes(table, "detail")[0] == (
         "detected language 'cy' has no emotion model; name one with --emotion-model cy=X"
     )
 
@@ -130,7 +131,7 @@ def test_segments_in_which_nobody_speaks_decide_nothing(tmp_path, checkpoints, m
     """Fails if a silent segment rejects its recording, is put to Whisper, or has a language of its own."""
     audio = pieces(tmp_path / "a.wav", 3, 3, 3)
     silent = iter([0.0, 2.5, 0.0, 0.0, 0.0, 0.0])
-    monkeypatch.setattr("pipeline.shard.steps.speech_seconds", lambda waveform: next(silent))
+    monkeypatch.setattr("pipeline.shard.prepare.speech_seconds", lambda waveform: next(silent))
     work = auto(tmp_path, checkpoints, [{"id": "r", "audio": audio}, {"id": "s", "audio": audio}])
     fake = Detecting(ENGLISH)
     _, finished = by_hand(work, fake)
@@ -201,14 +202,14 @@ def test_a_segment_that_kills_the_second_time_is_found(tmp_path, checkpoints):
             probs = {"es": 0.6, "en": 0.4} if len(waveform) > 3.5 * SAMPLING_RATE else ENGLISH
             return Transcript("words", max(probs, key=probs.__getitem__), language_probs=probs)
 
-    table, watch = prepare(work, shard), LedgerWatch(Ledger(), "transcribe x")
+    table, watch = prepare(work, shard), LocalWatch(CrashTracker(), "transcribe x")
     for _ in range(MOST_DEATHS + 2):
         try:
             found = transcribe(work, shard, table, lambda _: Deadly(None), watch)
         except Death:
             continue
         break
-    assert found is not None and found["reason"].to_pylist() == [None, "INTERNAL", None, None]
+    assert found is not None and causes(found) == [None, "INTERNAL", None, None]
     assert found["text"].to_pylist()[2:] == ["words"] * 2
 
 

@@ -10,11 +10,13 @@ import soundfile
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.models import roles
 from pipeline.models.transcriber import Transcriber
-from pipeline.shard import context as work_module
-from pipeline.shard import steps as annotate_module
+from pipeline.shard import prepare as prepare_module
+from pipeline.shard import work_table as work_table_module
 from pipeline.shard.commit import finish
-from pipeline.shard.crashes import MOST_DEATHS, Ledger, LedgerWatch
-from pipeline.shard.steps import prepare, recognise, transcribe
+from pipeline.shard.crashes import MOST_DEATHS, CrashTracker, LocalWatch
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
+from pipeline.shard.transcribe import transcribe
 from tests.shard.test_crashes import Death
 from tests.support.corpus import ROOT
 from tests.support.golden import LONG, PARITY
@@ -23,6 +25,7 @@ from tests.support.shards import (
     FailingRecogniser,
     FakeTranscriber,
     by_hand,
+    causes,
     models_of,
     parts,
     real_recogniser,
@@ -60,7 +63,7 @@ def test_a_heard_language_without_a_model_is_rejected(tmp_path, checkpoints):
     work = work_of(tmp_path, [{"id": "r0", "audio": CLIP}], models_of(checkpoints, "mean", ["en"]), language="auto")
     table, finished = by_hand(work, FakeTranscriber("fr"), lambda _: real_recogniser(checkpoints))
     assert finished.rejects == ("UNSUPPORTED_LANGUAGE",) and finished.utterances == 0
-    assert "'fr'" in table["detail"][0].as_py() and "--emotion-model fr=X" in table["detail"][0].as_py()
+    assert "'fr'" in causes(table, "detail")[0] and "--emotion-model fr=X" in causes(table, "detail")[0]
 
 
 @pytest.mark.parametrize("duration_s", [3, 40])
@@ -89,7 +92,7 @@ def test_silence_has_no_language(tmp_path, checkpoints):
     work = work_of(tmp_path, [record], models_of(checkpoints, "mean", ["en"]), language="auto")
     table, finished = by_hand(work, FakeTranscriber("en"), lambda _: real_recogniser(checkpoints))
     assert finished.rejects == ("NO_SPEECH",)
-    assert "None" not in table["detail"][0].as_py()
+    assert "None" not in causes(table, "detail")[0]
 
 
 def test_a_transcriber_that_dies_of_one_row(tmp_path, checkpoints):
@@ -105,7 +108,7 @@ def test_a_transcriber_that_dies_of_one_row(tmp_path, checkpoints):
     work = work_of(tmp_path, records, models_of(checkpoints, "mean", ["en"]))
     table, finished = by_hand(work, Moody("en"), lambda _: real_recogniser(checkpoints))
     assert finished.rejects == ("OUT_OF_MEMORY",) and parts(work)["recording_id"].to_pylist() == ["r0", "r2"]
-    assert table["stage"].to_pylist() == [None, "transcribe", None]
+    assert causes(table, "stage") == [None, "transcribe", None]
 
 
 def test_half_a_recording_is_not_written(tmp_path, checkpoints):
@@ -156,7 +159,7 @@ def spoken_records() -> list[dict[str, object]]:
 
 def assert_heard_alike(found, expected) -> None:
     """Every line that was not rejected says what it was to say."""
-    kept = [line for line, reason in enumerate(found["reason"].to_pylist()) if reason is None]
+    kept = [line for line, reason in enumerate(causes(found)) if reason is None]
     for name in HEARD:
         values = [[table[name][line].as_py() for line in kept] for table in (found, expected)]
         assert values[0] == [pytest.approx(v, abs=1e-5) if isinstance(v, float) else v for v in values[1]]
@@ -176,7 +179,7 @@ def test_a_failing_row_leaves_its_neighbours_as_they_are(tmp_path, checkpoints, 
     expected, found = (transcribe(work, shard, table, lambda _, each=each: each) for each in (well, bad))
     assert well.calls == [bad.calls[0]] and len(well.calls[0]) == table.num_rows, "one call for all"
     reason = "OUT_OF_MEMORY" if isinstance(error, MemoryError) else "INTERNAL"
-    assert found["reason"].to_pylist() == [reason if count == 16_000 else None for count in well.calls[0]]
+    assert causes(found) == [reason if count == 16_000 else None for count in well.calls[0]]
     assert_heard_alike(found, expected)
     assert len({text for text in expected["text"].to_pylist() if text}) > 1
 
@@ -186,7 +189,7 @@ def test_a_lethal_line_is_found_in_transcription(tmp_path, checkpoints, asr):
     work, shard, table = shard_of_speech(tmp_path, checkpoints)
     well = Choosy(asr)
     expected = transcribe(work, shard, table, lambda _: well)
-    deadly, watch, found = Choosy(asr, 16_000, Death()), LedgerWatch(Ledger(), "transcribe x"), None
+    deadly, watch, found = Choosy(asr, 16_000, Death()), LocalWatch(CrashTracker(), "transcribe x"), None
     for _ in range(MOST_DEATHS + 2):
         try:
             found = transcribe(work, shard, table, lambda _: deadly, watch)
@@ -196,14 +199,14 @@ def test_a_lethal_line_is_found_in_transcription(tmp_path, checkpoints, asr):
     assert found is not None
     assert len(deadly.calls[0]) == table.num_rows and {len(call) for call in deadly.calls[1:]} == {1}
     assert sum(16_000 in call for call in deadly.calls) == MOST_DEATHS + 1
-    reasons = found["reason"].to_pylist()
+    reasons = causes(found)
     assert [reason for reason in reasons if reason] == ["INTERNAL"]
     assert_heard_alike(found, expected)
 
 
 def test_recordings_over_the_budget_are_heard_one_at_a_time(tmp_path, checkpoints, monkeypatch):
     """Fails if all that was too much to carry is decoded at once, or a recording that is gone is asked for by each utterance."""
-    monkeypatch.setattr(annotate_module, "PCM_BUDGET_BYTES", 300_000)
+    monkeypatch.setattr(prepare_module, "PCM_BUDGET_BYTES", 300_000)
     long = {"audio": str(PARITY / LONG), "text": None, "duration": 31.0}
     records = [row(0, text=None), row(1, **long), row(2, **long)]
     work = work_of(tmp_path, records, models_of(checkpoints, "mean", ["en"]))
@@ -219,8 +222,8 @@ def test_recordings_over_the_budget_are_heard_one_at_a_time(tmp_path, checkpoint
             return super().transcribe_many(waveforms, languages)
 
     counting, asked = Counting("en"), []
-    real = work_module.load_recording
-    monkeypatch.setattr(work_module, "load_recording", lambda w, record: asked.append(record) or real(w, record))
+    real = work_table_module.load_recording
+    monkeypatch.setattr(work_table_module, "load_recording", lambda w, record: asked.append(record) or real(w, record))
     transcribe(work, shard, table, lambda _: counting)
     assert sum(calls) == table.num_rows and max(calls[1:]) <= max(pieces)
     assert len(asked) == 2
@@ -230,7 +233,7 @@ def test_recordings_over_the_budget_are_heard_one_at_a_time(tmp_path, checkpoint
         raise RejectedRow(Reason.NOT_FOUND, "gone", Stage.FETCH)
 
     asked.clear()
-    monkeypatch.setattr(work_module, "load_recording", gone)
-    reasons = transcribe(work, shard, table, lambda _: counting)["reason"].to_pylist()
+    monkeypatch.setattr(work_table_module, "load_recording", gone)
+    reasons = causes(transcribe(work, shard, table, lambda _: counting))
     missing = table["waveform"].null_count
     assert reasons.count("NOT_FOUND") == missing > 2 and len(asked) == 2

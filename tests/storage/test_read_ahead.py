@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from pipeline.audio.limits import AudioLimits
 from pipeline.errors import Reason, RejectedRow, Stage
-from pipeline.shard import context as work_module
+from pipeline.shard import recording as recording_module
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.read_ahead import MOST_AHEAD, read_ahead
 
@@ -54,11 +54,11 @@ def test_large_ones_wait_for_their_turn(tmp_path, monkeypatch):
     for number, file in enumerate(files):
         file.write_bytes(bytes(1000 if number == 1 else 10))
     work = SimpleNamespace(roots=AudioRoots.parse((str(tmp_path),), []), limits=AudioLimits(max_bytes=2000))
-    monkeypatch.setattr(work_module, "SMALL_BYTES", 100)
+    monkeypatch.setattr(recording_module, "SMALL_BYTES", 100)
     records = [{"audio": str(file), "sha256": None, "md5": None} for file in files]
-    contents = [content() for content in read_ahead(partial(work_module.fetch_small, work), records)]
+    contents = [content() for content in read_ahead(partial(recording_module.fetch_small, work), records)]
     assert contents == [bytes(10), None, bytes(10)]
-    assert work_module.fetch_recording(work, records[1]) == bytes(1000)
+    assert recording_module.fetch_recording(work, records[1]) == bytes(1000)
 
 
 def test_who_stops_early_leaves_no_queue():

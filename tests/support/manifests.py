@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.manifest.read import ManifestChunk, ManifestReject, conform, read_manifest, unify
+from pipeline.manifest.read import ManifestChunk, conform, read_manifest, unify
+from pipeline.manifest.records import RejectedLine
 from pipeline.schema import ROW_SCHEMA
 
 
-def read(path: Path | str, **options: object) -> tuple[pa.Table, list[ManifestReject]]:
+def read(path: Path | str, **options: object) -> tuple[pa.Table, list[RejectedLine]]:
     """Read the whole manifest as one table."""
     chunks: list[ManifestChunk] = list(read_manifest(str(path), **options))
     schema = unify(chunk.rows.schema for chunk in chunks)

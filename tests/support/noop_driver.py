@@ -20,7 +20,8 @@ from pipeline.config import load_config
 from pipeline.engine.run import Driver
 from pipeline.models import roles
 from pipeline.shard.commit import MAX_DENIED, Finished, finish
-from pipeline.shard.steps import prepare, recognise
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
 from tests.support.golden import PARITY
 from tests.support.noop_job import no_cluster
 from tests.support.noop_models import NoOpRecogniser

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.schema import EMBEDDINGS
 from tests.support.checkpoints import materialize
 from tests.support.corpus import ROOT
 
@@ -43,6 +44,7 @@ class NoOpRecogniser:
             margin=np.full(count, 0.4, np.float32),
             truncated=np.zeros(count, np.bool_),
             text_truncated=np.zeros(count, np.bool_),
+            **dict.fromkeys(EMBEDDINGS),
             **{name: np.zeros((count, width), np.float32) for name, width in self._widths.items()},
         )
 

@@ -11,12 +11,15 @@ import pyarrow as pa
 from pipeline.config import load_config
 from pipeline.config.settings import Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
-from pipeline.dataset.parts import committed_parts, publish
+from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
+from pipeline.dataset.publish import publish
+from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest.staging import Spool
 from pipeline.schema import EMOTIONS
 from pipeline.shard.commit import finish
-from pipeline.shard.context import WORK_SCHEMA, Work
+from pipeline.shard.context import Work
+from pipeline.shard.work_table import WORK_SCHEMA
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import Store, open_store
 from tests.support.manifests import jsonl
@@ -75,7 +78,7 @@ def recognised(rows: pa.Table, seed: int) -> pa.Table:
         {
             "row": n, "segment_index": s, "start_s": 1.5 * s, "end_s": 1.5 * s + 1.25, "language": "en", "text": "t",
             "text_source": "asr",
-            **({"reason": "NOT_FOUND", "detail": f"no {i}", "stage": "fetch", "attempts": 1} if i in REJECTED else {}),
+            **({"reject": Reject(Reason.NOT_FOUND, f"no {i}", Stage.FETCH).document()} if i in REJECTED else {}),
         }
         for (n, s), i in zip(lines, ids, strict=True)
     ]  # fmt: skip

@@ -14,16 +14,19 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.dataset.compatibility import claim_dataset
-from pipeline.dataset.parts import committed_parts, publish
-from pipeline.dataset.plan import ShardSize, write_plan
+from pipeline.dataset.parts import committed_parts
+from pipeline.dataset.plan import Shard, ShardSize, write_plan
+from pipeline.dataset.publish import publish
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Spool
 from pipeline.models import roles
 from pipeline.models.transcriber import Transcript
 from pipeline.pins import ModelPin, Role
-from pipeline.shard.commit import finish
+from pipeline.shard.commit import Finished, finish
 from pipeline.shard.context import Work
-from pipeline.shard.steps import prepare, recognise, transcribe
+from pipeline.shard.prepare import prepare
+from pipeline.shard.recognise import recognise
+from pipeline.shard.transcribe import transcribe
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import LocalStore
 from tests.support.golden import PARITY
@@ -92,6 +95,20 @@ def by_hand(
         recogniser_for = roles.Loaded(work.plan.models, settings=work.plan.settings, device="cpu").recogniser_for
     table = recognise(work, shard, table, recogniser_for)
     return table, finish(work, shard, table, {})
+
+
+def annotate_shard(work: Work, shard: Shard) -> Finished:
+    """Run all steps of one shard in this process; models are loaded for it and released afterwards."""
+    loaded = roles.Loaded(work.plan.models, settings=work.plan.settings, device="cpu")
+    table = prepare(work, shard)
+    if work.plan.needs_asr:
+        table = transcribe(work, shard, table, loaded.transcriber_for)
+    return finish(work, shard, recognise(work, shard, table, loaded.recogniser_for), {})
+
+
+def causes(table: pa.Table, name: str = "reason") -> list[Any]:
+    """Return one field of the reject of each line of a work table, None where the line is not rejected."""
+    return [reject and reject[name] for reject in table["reject"].to_pylist()]
 
 
 def published(work: Work) -> LocalStore:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.config.settings import Settings
 from pipeline.dataset.compatibility import dataset_settings, read_columns
-from pipeline.dataset.parts import is_published
 from pipeline.dataset.plan import Plan, load_plans
+from pipeline.dataset.publish import is_published
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.layout import UTTERANCES
 from pipeline.manifest.growth import path_type

@@ -17,7 +17,7 @@ from pipeline.dataset.verify.plans import PlannedShard
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, parquet
 from pipeline.layout import PAGE, REJECTS, REPORT, SUCCESS, rejects_key, run_key
 from pipeline.manifest.hash_buckets import key_of
-from pipeline.manifest.staging import reject_schema
+from pipeline.manifest.rejects import reject_schema
 from pipeline.redaction import redacted, redacted_line
 from pipeline.storage.cleanup import reaching
 from pipeline.storage.store import Store
@@ -49,15 +49,14 @@ class Tally:
     def add(self, planned: PlannedShard, receipt: Receipt | None) -> None:
         """Count a part; a part without a valid receipt makes the sums unusable."""
         self.parts += 1
-        if receipt is None or any(not 0 <= note.row < planned.rows.num_rows for note in receipt.rejects):
+        if receipt is None or any(not 0 <= row < planned.rows.num_rows for row, _ in receipt.rejects):
             self.whole = False
             return
         self.utterances += receipt.utterances
         self.audio_s += receipt.audio_s
-        for note in receipt.rejects:
-            row = {name: planned.rows[name][note.row].as_py() for name in ("recording_id", "manifest", "line")}
-            cause = {"reason": note.reason, "detail": note.detail, "stage": note.stage, "attempts": note.attempts}
-            self._count({**row, **cause, "raw": None, "run_id": self.plan.plan})
+        for row, reject in receipt.rejects:
+            position = {name: planned.rows[name][row].as_py() for name in ("recording_id", "manifest", "line")}
+            self._count({**position, **reject.document(), "raw": None, "run_id": self.plan.plan})
 
     def add_planning_rejects(self, store: Store, *, deep: bool) -> int:
         """Count the rejects of planning. Returns: their number. Raises: DamagedFile."""

@@ -47,7 +47,7 @@ def read_rows(source: str, *, output: str | None = None) -> Corpus:
                     f"{uri} is part of an output of jobs.annotate; read the whole output with --layout output"
                 )
             for reject in chunk.rejects:
-                corpus.leave_out(f"{reject.reason}: {reject.detail}", f"line {reject.line}")
+                corpus.leave_out(f"{reject.cause.reason}: {reject.cause.detail}", f"line {reject.line}")
             for line in chunk.rows.to_pylist():
                 row = {
                     _written(name): value for name, value in line.items() if name not in _PLACE and value is not None

@@ -1,0 +1,105 @@
+"""The first step of a shard: fetch, decode and segment its rows.
+
+    prepare -> transcribe -> recognise -> finish
+
+The steps pass on one table (`pipeline.shard.work_table`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.audio.segmentation import cut, speech_seconds
+from pipeline.dataset.parts import is_committed
+from pipeline.dataset.plan import Shard, read_shard
+from pipeline.errors import JobError, Reason, Reject, Stage
+from pipeline.shard.commit import key_of
+from pipeline.shard.context import Work
+from pipeline.shard.isolation import guard
+from pipeline.shard.missing_audio import refuse_absent
+from pipeline.shard.recording import check_span, fetch_small, load_recording, needs_audio, records_of
+from pipeline.shard.transcribe import needs_transcription
+from pipeline.shard.work_table import PCM_BUDGET_BYTES, WORK_SCHEMA, committed_elsewhere, pack_waveform
+from pipeline.storage.read_ahead import read_ahead
+
+_UNREACHABLE = 5
+
+
+def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE) -> pa.Table:
+    """Fetch, decode and segment every row of a shard.
+
+    Args:
+        unreachable: number of successive rows that cannot be fetched, each retried for a minute, after which the store
+            counts as unreachable. None disables this, and rejects missing audio whatever its share.
+    Returns: a table of `WORK_SCHEMA` with at least one line per row, or `committed_elsewhere()` if another run has committed
+        the shard meanwhile.
+    Raises: JobError when the store is unreachable, or when nearly all audio of the plan is missing.
+    """
+    rows = read_shard(work.store, shard)
+    if is_committed(work.store, key_of(work.plan, shard, rows)):
+        return committed_elsewhere()
+    lines: list[dict[str, Any]] = []
+    pcm_bytes = failed_in_succession = missing = 0
+    records = records_of(rows)
+    with_audio = [record for record in records if needs_audio(work, record)]
+    contents = read_ahead(partial(fetch_small, work), with_audio)
+    for row, record in enumerate(records):
+        content = next(contents) if needs_audio(work, record) else None
+        outcome = guard(partial(_lines_of, work, record, content), Stage.DECODE)
+        if isinstance(outcome, Reject):
+            missing += outcome.reason in (Reason.NOT_FOUND, Reason.REFUSED)
+            failed_in_succession = failed_in_succession + 1 if outcome.reason == Reason.FETCH_FAILED else 0
+            if failed_in_succession == unreachable:
+                raise JobError(
+                    f"the audio's store failed for {unreachable} objects in succession; the last error: {outcome.detail}. "
+                    "Nothing of the shard is committed; run the same command again when the store is available"
+                )
+            lines.append({"row": row, "segment_index": 0, "reject": outcome.document()})
+            continue
+        failed_in_succession = 0
+        for line in outcome:
+            pcm_bytes += len(line["waveform"] or b"")
+            if pcm_bytes > PCM_BUDGET_BYTES:
+                line["waveform"] = None
+            lines.append({"row": row, **line})
+    if unreachable is not None:
+        refuse_absent(work, shard, missing, len(with_audio))
+    return pa.Table.from_pylist(lines, schema=WORK_SCHEMA)
+
+
+def _lines_of(work: Work, record: dict[str, Any], content: Callable[[], bytes | None] | None) -> list[dict[str, Any]]:
+    """Return the lines of one recording's utterances. Raises: RejectedRow.
+
+    Args:
+        content: returns the audio object's bytes, or None if they were not read ahead; None when no audio is needed.
+    """
+    check_span(record)
+    text = record["text"]
+    common = {"language": record["language"], "text": text, "text_source": "none" if text is None else "manifest"}
+    offset_s = record["offset_s"] or 0.0
+    if content is None:
+        duration_s = record["duration_s"]
+        end_s = None if duration_s is None else offset_s + duration_s
+        return [{**common, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
+    recording = load_recording(work, record, content())
+    waveform = recording.waveform
+    spans = cut(waveform, segmentation=work.plan.settings.segmentation, has_text=text is not None)
+    if len(spans) > 1:
+        common = {**common, "text": None, "text_source": "none"}
+    return [
+        {
+            **common,
+            "segment_index": index,
+            "start_s": offset_s + span.start_s,
+            "end_s": offset_s + span.end_s,
+            **dict(zip(("waveform", "sample_bytes"), pack_waveform(waveform[span.start : span.end]), strict=True)),
+            "identity": recording.identity,
+            # counted here, on the CPU workers, because Whisper's device would have to wait for it
+            "speech_s": speech_seconds(waveform[span.start : span.end]) if needs_transcription(work, common) else None,
+        }
+        for index, span in enumerate(spans)
+    ]

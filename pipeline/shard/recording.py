@@ -1,0 +1,97 @@
+"""One recording of a shard: its plan row as Python values, its bytes, and its decoded waveform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.audio.limits import LONGEST_SPAN_S
+from pipeline.audio.sandbox import sandbox
+from pipeline.errors import Reason, RejectedRow, Stage
+from pipeline.manifest.python_values import plain_values
+from pipeline.schema import ROW_SCHEMA
+from pipeline.shard.checksums import check_content, identity, is_checksum
+from pipeline.shard.context import Work
+from pipeline.storage.access import without_query
+from pipeline.storage.read_ahead import SMALL_BYTES
+from pipeline.storage.store import fetch
+
+Waveform = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One decoded recording: float32 [num_samples] at 16 kHz, and the identity of its object (`checksums.identity`)."""
+
+    waveform: Waveform
+    identity: bytes
+
+
+def records_of(rows: pa.Table) -> list[dict[str, Any]]:
+    """Return plan rows as Python values, with only the columns that the pipeline reads.
+
+    Arrow copies the other columns to the output. Python cannot represent all their values, such as years after 9999.
+    """
+    names = [name for name in rows.schema.names if name in ROW_SCHEMA.names or is_checksum(name)]
+    values = zip(*(plain_values(rows[name]) for name in names), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in values]
+
+
+def needs_audio(work: Work, record: Mapping[str, Any]) -> bool:
+    """Return whether annotating a plan row requires its audio."""
+    return work.mode != "text" or record["text"] is None or record["language"] is None
+
+
+def check_span(record: Mapping[str, Any]) -> None:
+    """Check that offset and duration are possible for a recording. Raises: RejectedRow BAD_SPAN."""
+    for name in ("offset_s", "duration_s"):
+        if record[name] is not None and not 0 <= record[name] <= LONGEST_SPAN_S:
+            detail = f"the {name.removesuffix('_s')} is {record[name]:g} s; 0 to {LONGEST_SPAN_S:g} s is expected"
+            raise RejectedRow(Reason.BAD_SPAN, detail, Stage.DECODE)
+
+
+def fetch_small(work: Work, record: dict[str, Any]) -> bytes | None:
+    """Fetch a recording ahead of time, as `fetch_recording`. Returns: None for an object too large to read ahead."""
+    try:
+        return fetch_recording(work, record, max_bytes=min(SMALL_BYTES, work.limits.max_bytes))
+    except RejectedRow as error:
+        if error.reason == Reason.TOO_LARGE:
+            return None
+        raise
+
+
+def fetch_recording(work: Work, record: dict[str, Any], *, max_bytes: int | None = None) -> bytes:
+    """Fetch the bytes of one plan row's object and verify its checksums. Raises: RejectedRow.
+
+    The audio roots are checked again, for the name and for the opened file: links may have changed since planning.
+    """
+    if record["audio"] is None:
+        detail = "the row has no audio from which to detect its language; give the row a language, or set one with --language"
+        raise RejectedRow(Reason.BAD_FIELD, detail, Stage.FETCH)
+    work.roots.check(str(record["audio"]))
+    max_bytes = max_bytes or work.limits.max_bytes
+    content = fetch(str(record["audio"]), max_bytes=max_bytes, allow=work.roots.check_opened)
+    check_content(content, record, without_query(str(record["audio"])))
+    return content
+
+
+def load_recording(work: Work, record: dict[str, Any], content: bytes | None = None) -> Recording:
+    """Decode one plan row from its content, which is fetched if not given. Raises: RejectedRow.
+
+    A separate process decodes, so that the file cannot crash this one.
+    """
+    content = fetch_recording(work, record) if content is None else content
+    content_identity = identity(content)
+    waveform = sandbox().decode(
+        content,
+        offset_s=record["offset_s"] or 0.0,
+        duration_s=record["duration_s"],
+        channel=record["channel"],
+        limits=work.limits,
+    )
+    return Recording(waveform, content_identity)
