@@ -143,18 +143,31 @@ class RejectedRow(Exception):
         return RejectedRow, (self.reason, self.detail, self.stage, self.attempts)
 
 
-class ConfigError(Exception):
+class _MessageError(Exception):
+    """Base of exceptions that end a job.
+
+    Attributes:
+        message: a sentence for people, with URLs redacted. Ray Data appends advice to `args`; this field stays as it is.
+    """
+
+    def __init__(self, message: str) -> None:
+        self.message = redacted(message)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Support pickling between processes, from the fields instead of `args`."""
+        return type(self), (self.message,)
+
+
+class ConfigError(_MessageError):
     """The command line, the config file, a model or the store cannot be used as requested. Exit code 2."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(redacted(message))
 
-
-class JobError(Exception):
+class JobError(_MessageError):
     """The job cannot continue. Exit code 1; committed shards are kept, and the same command resumes."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(redacted(message))
 
 
 class NoWorkersError(JobError):
@@ -162,11 +175,19 @@ class NoWorkersError(JobError):
 
 
 class StuckPlansError(JobError):
-    """Some plans could not be finished; `reports` holds the reports of the plans that were."""
+    """Some plans could not be finished.
+
+    Attributes:
+        reports: the reports of the plans that were finished.
+    """
 
     def __init__(self, message: str, reports: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__(message)
-        self.reports = reports
+        self.reports = tuple(reports)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See the base class."""
+        return type(self), (self.message, self.reports)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

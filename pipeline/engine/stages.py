@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -33,15 +34,15 @@ from pipeline.engine.pools import Pools, size_pools
 from pipeline.engine.watchdog import (
     CRASHED,
     OUT_OF_MEMORY,
+    ActorState,
+    ClusterSnapshot,
     DeadWorker,
-    Patience,
-    Seen,
-    StartOver,
-    bounded,
+    RestartNeeded,
+    StallDetector,
     deaths_by_stage,
-    is_of_stage,
+    detecting_stalls,
 )
-from pipeline.errors import JobError
+from pipeline.errors import ConfigError, JobError
 from pipeline.models import roles
 from pipeline.shard.commit import MAX_DENIED, Finished, finish
 from pipeline.shard.context import Work
@@ -53,9 +54,7 @@ from pipeline.shard.transcribe import transcribe
 _log = logging.getLogger(__name__)
 _SHARDS_PER_WAVE = 4096
 """Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
-_LEDGER_ANSWERS_WITHIN_S = 5.0
-_OUR_ERROR = re.compile(r"^pipeline\.errors\.(?:JobError|ConfigError): (.*)$", re.MULTILINE)
-_ANY_ERROR = re.compile(r"^((?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception): .*)$", re.MULTILINE)
+_TRACKER_ANSWERS_WITHIN_S = 5.0
 
 
 def run_shards(
@@ -70,16 +69,18 @@ def run_shards(
     remaining = {shard.number: shard for shard in shards}
     # on the driver's node: the crash tracker must not die with an actor's node
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(CrashTracker).options(num_cpus=0, scheduling_strategy=here).remote()
+    tracker = ray.remote(CrashTracker).options(num_cpus=0, scheduling_strategy=here).remote()
     metrics = Metrics(work.output, work.plan)
     total = len(remaining)
     while remaining:
         wave = tuple(islice(remaining.values(), _SHARDS_PER_WAVE))
         ray.data.DataContext.get_current().op_resource_reservation_ratio = pools.reserved_share
-        patience = Patience(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
+        detector = StallDetector(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
         try:
-            with bounded(patience, partial(_look, pools, ledger, metrics), lambda: total - len(remaining)):
-                for table in _pipeline(work, wave, pools, config, ledger).iter_batches(
+            with detecting_stalls(
+                detector, partial(_snapshot, pools, tracker, metrics), lambda: total - len(remaining)
+            ):
+                for table in _pipeline(work, wave, pools, config, tracker).iter_batches(
                     batch_size=None, batch_format="pyarrow"
                 ):
                     for line in pa.table(table)["finished"].to_pylist():
@@ -87,35 +88,33 @@ def run_shards(
                         del remaining[shard.shard]
                         metrics.count(shard)
                         on_finished(shard)
-        except StartOver as stuck:
+        except RestartNeeded as stuck:
             on_device = config.model_copy(update={"device": pools.device})
             pools = size_pools(on_device, resources_of(living_nodes(), grows=True), work.plan, len(remaining))
             _log.warning("warning: %s", stuck)
         except ray.exceptions.RayError as error:
-            raise JobError(_root_cause(error)) from error
+            raise _root_cause(error, tracker) from error
 
 
-def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: ANN401 - Ray's handles are untyped
+def _snapshot(pools: Pools, tracker: Any, metrics: Metrics) -> ClusterSnapshot | None:  # noqa: ANN401 - Ray's handles are untyped
     """Take a cluster snapshot: the state of actors and nodes. Returns: None when Ray does not answer."""
     counts = {pool.stage: {"asked": 0, "alive": 0, "waiting": 0} for pool in pools.pools}
     try:
-        # private API: there is no public one for a cluster without a dashboard; ray is pinned to one version
-        actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id).values()
+        actors = _actors()
         deaths, causes = deaths_by_stage(actors, _dead_workers(), counts)
         nodes = {node["NodeID"]: node["Resources"] for node in living_nodes()}
     except (ray.exceptions.RayError, RuntimeError, OSError):
         return None
     try:
-        under_way = int(ray.get(ledger.under_way.remote(set(nodes)), timeout=_LEDGER_ANSWERS_WITHIN_S))
+        under_way = int(ray.get(tracker.under_way.remote(set(nodes)), timeout=_TRACKER_ANSWERS_WITHIN_S))
     except ray.exceptions.RayError:  # the crash tracker's actor cannot start either
         under_way = 0
     for actor in actors:
-        for stage, states in counts.items():
-            if is_of_stage(actor, stage) and actor["State"] != "DEAD":
-                states["asked"] += 1
-                states["alive" if actor["State"] == "ALIVE" else "waiting"] += 1
+        if actor.stage in counts and actor.state != "DEAD":
+            counts[actor.stage]["asked"] += 1
+            counts[actor.stage]["alive" if actor.state == "ALIVE" else "waiting"] += 1
     metrics.actors(counts)
-    return Seen(
+    return ClusterSnapshot(
         alive={stage: states["alive"] for stage, states in counts.items()},
         waiting={stage: states["waiting"] for stage, states in counts.items()},
         under_way=under_way,
@@ -123,6 +122,23 @@ def _look(pools: Pools, ledger: Any, metrics: Metrics) -> Seen | None:  # noqa: 
         deaths=deaths,
         causes=causes,
     )
+
+
+def _actors() -> list[ActorState]:
+    """Return the job's actors; those of a pool are recognised by the class that Ray Data runs in them."""
+    # private API: there is no public one for a cluster without a dashboard; ray is pinned to one version
+    actors = ray._private.state.actors(job_id=ray.get_runtime_context().job_id).values()
+    stages = {f"MapWorker(MapBatches({actor.__name__}))": stage for stage, actor in ACTORS.items()}
+    return [
+        ActorState(
+            stage=stages.get(actor["ActorClassName"]),
+            state=actor["State"],
+            restarts=actor["NumRestarts"],
+            node=actor["Address"]["NodeID"],
+            pid=actor["Pid"],
+        )
+        for actor in actors
+    ]
 
 
 def _dead_workers() -> list[DeadWorker]:
@@ -143,7 +159,7 @@ def _pipeline(
     wave: tuple[Shard, ...],
     pools: Pools,
     config: JobConfig,
-    ledger: Any,  # noqa: ANN401 - as above
+    tracker: Any,  # noqa: ANN401 - as above
 ) -> ray.data.Dataset:
     """Build the lazy dataset of one wave, one block per shard.
 
@@ -151,102 +167,124 @@ def _pipeline(
     """
     max_denied = MAX_DENIED if config.max_reject_rate is None else config.max_reject_rate
     # one row is one shard; Ray refuses whole blocks as batches for stages with GPUs
-    whole: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # each new process spends two seconds on imports: on one machine, start no more of them than cores
-    few = {"concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))} if is_embedded() else {}  # type: ignore[no-untyped-call]
-    shared = {"work": work, "max_denied": max_denied, "ledger": ledger}
-    task: dict[str, Any] = {**whole, **few, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
+    limit = {"concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))} if is_embedded() else {}  # type: ignore[no-untyped-call]
+    shared = {"work": work, "max_denied": max_denied, "tracker": tracker}
+    task: dict[str, Any] = {**one_shard, **limit, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
     loaded = {"device": pools.device, "num_threads": pools.num_threads, "max_batch_s": config.max_batch_s}
     dataset: ray.data.Dataset = ray.data.from_items(
         [{"shard": json.dumps(asdict(s))} for s in wave], override_num_blocks=len(wave)
     )
     dataset.set_name(f"annotate_{work.plan.plan}")
     dataset = dataset.map_batches(prepare_shard, **task)  # type: ignore[arg-type]
-    actors: dict[str, Any] = {"transcribe": Transcribe, "recognise": Recognise}
     for pool in pools.pools:
         dataset = dataset.map_batches(
-            actors[pool.stage],
-            fn_constructor_kwargs={"work": work, "ledger": ledger, **loaded, "gpu_share": min(1.0, pool.gpus)},
+            ACTORS[pool.stage],
+            fn_constructor_kwargs={"work": work, "tracker": tracker, **loaded, "gpu_share": min(1.0, pool.gpus)},
             compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most, initial_size=pool.start),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
             memory=pool.memory_bytes or None,
-            **whole,
+            **one_shard,
         )
     return dataset.map_batches(commit_shard, **task)  # type: ignore[arg-type]
 
 
-def _root_cause(error: BaseException) -> str:
-    """Return the message of the original exception without Ray's wrapping; Ray sometimes keeps it only as text."""
-    if ours := _OUR_ERROR.findall(str(error)):
-        return str(ours[-1])
-    if theirs := _ANY_ERROR.findall(str(error)):
-        return str(theirs[-1])
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1] if text else ''}"
+def _root_cause(error: BaseException, tracker: Any) -> JobError | ConfigError:  # noqa: ANN401 - as above
+    """Return the error of the step or model that failed, else Ray's own error as a JobError.
+
+    Ray Data pickles errors without their cause, appends advice to their arguments, and keeps those of an actor's start only
+    as text. So a step reports its error to the crash tracker.
+    """
+    try:
+        failure: JobError | ConfigError | None = ray.get(tracker.failure.remote(), timeout=_TRACKER_ANSWERS_WITHIN_S)
+    except ray.exceptions.RayError:
+        failure = None
+    if failure is not None:
+        return failure
+    lines = str(error).strip().splitlines()
+    return JobError(f"{type(error).__name__}: {lines[-1] if lines else ''}")
 
 
-def prepare_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) -> pa.Table:  # noqa: ANN401 - as above
+@dataclass(frozen=True, slots=True)
+class _Reporting:
+    """Context manager that reports the error of a step, or of an actor's start, to the crash tracker."""
+
+    tracker: Any
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if not isinstance(error, Exception):
+            return
+        ours = error if isinstance(error, (JobError, ConfigError)) else JobError(f"{type(error).__name__}: {error}")
+        with suppress(ray.exceptions.RayError):
+            ray.get(self.tracker.fail.remote(ours), timeout=_TRACKER_ANSWERS_WITHIN_S)
+
+
+def prepare_shard(block: pa.Table, work: Work, max_denied: float, tracker: Any) -> pa.Table:  # noqa: ANN401 - as above
     """Fetch, decode and segment one shard."""
-    trip = transport.trip_of(block)
-    watch = _RayWatch(ledger, f"prepare {trip.shard.name}")
-    with trip.stage("prepare") as counted:
+    envelope = transport.envelope_of(block)
+    watch = _RayWatch(tracker, f"prepare {envelope.shard.name}")
+    with _Reporting(tracker), envelope.stage("prepare") as counted:
         counted["restarts"] = float(watch.begin() is not None)
-        table = prepare(work, trip.shard, **({} if max_denied < 1 else {"unreachable": None}))
+        table = prepare(work, envelope.shard, **({} if max_denied < 1 else {"unreachable": None}))
     watch.end()
-    return trip.pack(table)
+    return envelope.pack(table)
 
 
-def commit_shard(block: pa.Table, work: Work, max_denied: float, ledger: Any) -> pa.Table:  # noqa: ANN401 - as above
+def commit_shard(block: pa.Table, work: Work, max_denied: float, tracker: Any) -> pa.Table:  # noqa: ANN401 - as above
     """Commit one shard. Returns: a block with its outcome only."""
-    trip, table = transport.unpack(block)
-    watch = _RayWatch(ledger, f"commit {trip.shard.name}")
-    stage_s, figures = dict(trip.stage_s), dict(trip.figures)
-    with trip.stage("commit") as counted:
+    envelope, table = transport.unpack(block)
+    watch = _RayWatch(tracker, f"commit {envelope.shard.name}")
+    stage_s, figures = dict(envelope.stage_s), dict(envelope.figures)
+    with _Reporting(tracker), envelope.stage("commit") as counted:
         counted["restarts"] = float(watch.begin() is not None)
-        finished = finish(work, trip.shard, table, stage_s, figures=figures, max_denied=max_denied)
+        finished = finish(work, envelope.shard, table, stage_s, figures=figures, max_denied=max_denied)
     watch.end()
-    return pa.table({"finished": [json.dumps(asdict(replace(finished, figures=trip.figures)))]})
+    return pa.table({"finished": [json.dumps(asdict(replace(finished, figures=envelope.figures)))]})
 
 
 @dataclass(slots=True)
 class _RayWatch:
     """A `Watch` that reports to the run's crash tracker, an actor."""
 
-    ledger: Any
+    tracker: Any
     step: str
     restarted: bool = False
 
     def begin(self) -> dict[int, int] | None:
         node = ray.get_runtime_context().get_node_id()
-        found: dict[int, list[str]] | None = ray.get(self.ledger.begin.remote(self.step, node))
-        self.restarted = found is not None
-        return count_deaths(found, {node["NodeID"] for node in living_nodes()} if found else ())
+        deaths: dict[int, list[str]] | None = ray.get(self.tracker.begin.remote(self.step, node))
+        self.restarted = deaths is not None
+        return count_deaths(deaths, {node["NodeID"] for node in living_nodes()} if deaths else ())
 
     def enter(self, line: int) -> None:
-        ray.get(self.ledger.enter.remote(self.step, line))
+        ray.get(self.tracker.enter.remote(self.step, line))
 
     def end(self) -> None:
-        self.ledger.end.remote(self.step)
+        self.tracker.end.remote(self.step)
 
 
 class _ModelActor:
     """Base class of actors that hold models. Subclasses load them before the first block, so failures appear early."""
 
-    def __init__(self, *, work: Work, ledger: Any, **loaded: Any) -> None:  # noqa: ANN401 - as above
+    def __init__(self, *, work: Work, tracker: Any, **loaded: Any) -> None:  # noqa: ANN401 - as above
         self._work = work
-        self._ledger = ledger
+        self._tracker = tracker
         self._models = roles.Loaded(work.plan.models, settings=work.plan.settings, **loaded)
 
     def _run(
         self, name: str, step: Callable[..., pa.Table], model_for: Callable[..., Any], block: pa.Table
     ) -> pa.Table:
-        trip, table = transport.unpack(block)
-        watch = _RayWatch(self._ledger, f"{name} {trip.shard.name}")
-        with trip.stage(name) as counted:
-            table = step(self._work, trip.shard, table, model_for, watch)
+        envelope, table = transport.unpack(block)
+        watch = _RayWatch(self._tracker, f"{name} {envelope.shard.name}")
+        with _Reporting(self._tracker), envelope.stage(name) as counted:
+            table = step(self._work, envelope.shard, table, model_for, watch)
             counted |= {"restarts": float(watch.restarted), **self._models.take_figures()}
-        return trip.pack(table)
+        return envelope.pack(table)
 
 
 class Transcribe(_ModelActor):
@@ -254,7 +292,8 @@ class Transcribe(_ModelActor):
 
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401 - as above
         super().__init__(**arguments)
-        self._models.load_transcribers()
+        with _Reporting(self._tracker):
+            self._models.load_transcribers()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Transcribe one shard."""
@@ -266,8 +305,13 @@ class Recognise(_ModelActor):
 
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401 - as above
         super().__init__(**arguments)
-        self._models.load_recognisers()
+        with _Reporting(self._tracker):
+            self._models.load_recognisers()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Recognise one shard. Returns: a block without audio."""
         return self._run("recognise", recognise, self._models.recogniser_for, block)
+
+
+ACTORS: dict[str, type[_ModelActor]] = {"transcribe": Transcribe, "recognise": Recognise}
+"""The actor class of each pool's stage."""

@@ -19,8 +19,8 @@ from pipeline.storage import retry
 
 
 @dataclass
-class Trip:
-    """A shard envelope: the shard and its measurements so far.
+class ShardEnvelope:
+    """The envelope of a shard between stages: the shard and its measurements so far.
 
     Attributes:
         stage_s: seconds of work, by stage.
@@ -58,15 +58,15 @@ class Trip:
         return pa.table({"shard": [json.dumps(asdict(self.shard))], "measured": [measured], "table": packed})
 
 
-def unpack(block: pa.Table) -> tuple[Trip, pa.Table]:
-    """Return the envelope and the table that `Trip.pack` packed. Raises: JobError when the block is not one shard."""
-    trip = trip_of(block)
-    return trip, pa.ipc.open_stream(block["table"][0].as_buffer()).read_all()
+def unpack(block: pa.Table) -> tuple[ShardEnvelope, pa.Table]:
+    """Return the envelope and the table that `ShardEnvelope.pack` packed. Raises: JobError when the block is not one shard."""
+    envelope = envelope_of(block)
+    return envelope, pa.ipc.open_stream(block["table"][0].as_buffer()).read_all()
 
 
-def trip_of(block: pa.Table) -> Trip:
+def envelope_of(block: pa.Table) -> ShardEnvelope:
     """Return the envelope of a block, without its table. Raises: JobError when the block is not one shard."""
     if block.num_rows != 1:
         raise JobError(f"a block holds {block.num_rows} shards instead of one")
     measured = json.loads(block["measured"][0].as_py()) if "measured" in block.column_names else {}
-    return Trip(Shard(**json.loads(block["shard"][0].as_py())), **measured)
+    return ShardEnvelope(Shard(**json.loads(block["shard"][0].as_py())), **measured)

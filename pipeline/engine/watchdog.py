@@ -22,13 +22,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 from pipeline.engine.pools import Pool
 from pipeline.errors import JobError, NoWorkersError
 
 _log = logging.getLogger(__name__)
-_LOOK_EVERY_S = 10.0
+_CHECK_EVERY_S = 10.0
 _WARN_AFTER_S, _WARN_EVERY_S = 120.0, 600.0
 MOST_DEATHS = 3
 """Deaths of each actor, in a pool where none runs, that end the job. Fewer may be a temporary shortage of memory."""
@@ -36,18 +35,17 @@ _DYING_FOR_S = 60.0
 TASKS = "task"
 """Key used instead of a stage in counts of deaths, for the workers that prepare and commit shards."""
 OUT_OF_MEMORY = (
-    "Ray ended it because its node ran out of memory (by default at 95 % in use, by whatever process: "
-    "RAY_memory_usage_threshold)"
+    "Ray ended it because its node ran out of memory (by default at 95 % in use: RAY_memory_usage_threshold)"
 )
-CRASHED = "its process was killed or crashed; as a rule that is the kernel short of memory (dmesg on its node says so)"
+CRASHED = "its process was killed or crashed, usually by the kernel for lack of memory (see dmesg on its node)"
 
 
-class StartOver(Exception):
+class RestartNeeded(Exception):
     """Restart request: the job hangs after losing a node, and pools sized for the remaining nodes may work."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ClusterSnapshot:
     """A cluster snapshot.
 
     Attributes:
@@ -76,39 +74,50 @@ class DeadWorker:
     cause: str
 
 
+@dataclass(frozen=True, slots=True)
+class ActorState:
+    """One actor of the job, as Ray lists it.
+
+    Attributes:
+        stage: the stage whose pool it belongs to; None for other actors.
+        state: Ray's name of the state, such as ALIVE or DEAD.
+        restarts: number of times that Ray has started it again.
+    """
+
+    stage: str | None
+    state: str
+    restarts: int
+    node: str
+    pid: int
+
+
 def deaths_by_stage(
-    actors: Collection[Mapping[str, Any]], dead: Sequence[DeadWorker], stages: Iterable[str]
+    actors: Collection[ActorState], dead: Sequence[DeadWorker], stages: Iterable[str]
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Count deaths by stage for a cluster snapshot, and find the cause of the last one for each stage.
 
     Ray's table of actors gives the number of restarts of each; its table of workers, which names no actor, gives the causes.
 
     Args:
-        actors: the actors as Ray lists them.
         dead: dead workers in the order of their deaths.
     Returns: the numbers of deaths, and the causes.
     """
     by_process = {(worker.node, worker.pid): worker.cause for worker in dead}
     deaths, causes = {}, {}
     for stage in stages:
-        restarted = [actor for actor in actors if is_of_stage(actor, stage) and actor["NumRestarts"]]
-        deaths[stage] = sum(actor["NumRestarts"] for actor in restarted if actor["State"] != "DEAD")
-        known = [by_process.get((actor["Address"]["NodeID"], actor["Pid"])) for actor in restarted]
+        restarted = [actor for actor in actors if actor.stage == stage and actor.restarts]
+        deaths[stage] = sum(actor.restarts for actor in restarted if actor.state != "DEAD")
+        known = [by_process.get((actor.node, actor.pid)) for actor in restarted]
         last = next((cause for cause in known if cause), dead[-1].cause if dead else None)
         if last:
             causes[stage] = last
-    deaths[TASKS] = max(0, len(dead) - sum(actor["NumRestarts"] for actor in actors))
+    deaths[TASKS] = max(0, len(dead) - sum(actor.restarts for actor in actors))
     if dead:
         causes[TASKS] = dead[-1].cause
     return deaths, causes
 
 
-def is_of_stage(actor: Mapping[str, Any], stage: str) -> bool:
-    """Return whether an actor, as Ray lists it, belongs to the pool of this stage."""
-    return stage.capitalize() in actor["ActorClassName"]
-
-
-class Patience:
+class StallDetector:
     """The stall detector; decides at each cluster snapshot whether to keep waiting.
 
     Args:
@@ -124,121 +133,121 @@ class Patience:
         self._since: float | None = None
         self._warned: float | None = None
         self._deaths_before: dict[str, int] = {}
-        self._deaths_told: dict[str, tuple[int, float]] = {}
+        self._deaths_reported: dict[str, tuple[int, float]] = {}
 
-    def look(self, seen: Seen, finished: int, now: float) -> None:
+    def check(self, snapshot: ClusterSnapshot, finished: int, now: float) -> None:
         """Process one cluster snapshot; logs warnings.
 
         Args:
             finished: number of shards finished so far.
             now: monotonic time in seconds.
-        Raises: JobError beyond the limit or when all actors of a pool keep dying; StartOver earlier if a node was lost.
+        Raises: JobError beyond the limit or when all actors of a pool keep dying; RestartNeeded earlier if a node was lost.
         """
-        self._tell_deaths(seen, now)
-        alive = sum(seen.alive.values())
-        news = finished > self._finished or alive > self._alive or bool(set(seen.nodes) - self._nodes)
+        self._report_deaths(snapshot, now)
+        alive = sum(snapshot.alive.values())
+        news = finished > self._finished or alive > self._alive or bool(set(snapshot.nodes) - self._nodes)
         self._finished, self._alive = finished, alive
-        self._nodes |= set(seen.nodes)
-        stuck = self._stuck(seen)
+        self._nodes |= set(snapshot.nodes)
+        stuck = self._stuck(snapshot)
         if stuck is None or news or self._since is None:
             self._since, self._warned = now, None
             return
         waited_s = now - self._since
-        if self._limit_s and waited_s >= min(_DYING_FOR_S, self._limit_s) and not self._nodes - set(seen.nodes):
-            self._refuse_dying(seen)
+        if self._limit_s and waited_s >= min(_DYING_FOR_S, self._limit_s) and not self._nodes - set(snapshot.nodes):
+            self._refuse_dying(snapshot)
         if self._limit_s and waited_s >= self._limit_s:
             raise NoWorkersError(
-                f"{stuck} For {_time(waited_s)} nothing has changed, and --wait-for-workers-s allows no more"
+                f"{stuck} Nothing has changed for {_time(waited_s)}, the limit set by --wait-for-workers-s"
             )
-        if waited_s >= _WARN_AFTER_S and self._nodes - set(seen.nodes):
-            raise StartOver(f"{stuck} A node was lost: what is not done starts anew on those that are left.")
+        if waited_s >= _WARN_AFTER_S and self._nodes - set(snapshot.nodes):
+            raise RestartNeeded(f"{stuck} A node was lost; the unfinished shards are restarted on the remaining nodes.")
         if waited_s >= _WARN_AFTER_S and (self._warned is None or now - self._warned >= _WARN_EVERY_S):
             self._warned = now
-            until = f"up to {_time(self._limit_s)}" if self._limit_s else "for ever"
-            _log.warning("warning: %s Waiting for %s, %s (--wait-for-workers-s)", stuck, _time(waited_s), until)
+            limit = f"at most {_time(self._limit_s)}" if self._limit_s else "without a limit"
+            _log.warning("warning: %s Waiting for %s so far, %s (--wait-for-workers-s)", stuck, _time(waited_s), limit)
 
-    def _tell_deaths(self, seen: Seen, now: float) -> None:
+    def _report_deaths(self, snapshot: ClusterSnapshot, now: float) -> None:
         """Warn about dead workers, for each stage at most every `_WARN_EVERY_S`."""
-        for stage, deaths in seen.deaths.items():
-            told, at = self._deaths_told.get(stage, (0, -math.inf))
-            if deaths > told and now - at >= _WARN_EVERY_S:
-                self._deaths_told[stage] = deaths, now
-                _log.warning("warning: %s Ray starts new ones.", self._died(stage, deaths - told, seen))
-            if seen.alive.get(stage, 0):
+        for stage, deaths in snapshot.deaths.items():
+            reported, reported_at = self._deaths_reported.get(stage, (0, -math.inf))
+            if deaths > reported and now - reported_at >= _WARN_EVERY_S:
+                self._deaths_reported[stage] = deaths, now
+                _log.warning("warning: %s Ray starts new ones.", self._died(stage, deaths - reported, snapshot))
+            if snapshot.alive.get(stage, 0):
                 self._deaths_before[stage] = deaths
 
-    def _refuse_dying(self, seen: Seen) -> None:
+    def _refuse_dying(self, snapshot: ClusterSnapshot) -> None:
         for pool in self._pools:
-            stage, asked = pool.stage, seen.waiting.get(pool.stage, 0)
-            died = seen.deaths.get(stage, 0) - self._deaths_before.get(stage, 0)
-            if asked and not seen.alive.get(stage, 0) and died >= MOST_DEATHS * asked:
+            stage, waiting = pool.stage, snapshot.waiting.get(pool.stage, 0)
+            died = snapshot.deaths.get(stage, 0) - self._deaths_before.get(stage, 0)
+            if waiting and not snapshot.alive.get(stage, 0) and died >= MOST_DEATHS * waiting:
                 raise NoWorkersError(
-                    f"{self._died(stage, died, seen)} No {stage} actor survives its start. Give the "
-                    "nodes more memory, or ask for smaller models or fewer actors (--asr-actors, --emotion-actors)"
+                    f"{self._died(stage, died, snapshot)} No {stage} actor survives its start. Give the "
+                    "nodes more memory, or use smaller models or fewer actors (--asr-actors, --emotion-actors)"
                 )
 
-    def _died(self, stage: str, deaths: int, seen: Seen) -> str:
+    def _died(self, stage: str, deaths: int, snapshot: ClusterSnapshot) -> str:
         """Return two sentences: the number and cause of the deaths, and the requested memory."""
-        cause = seen.causes.get(stage, "Ray does not say why")
+        cause = snapshot.causes.get(stage, "Ray gives no cause")
         if stage == TASKS:
             return f"{_plural(deaths, 'worker')} that prepare and commit shards died; {cause}."
         (pool,) = (pool for pool in self._pools if pool.stage == stage)
-        asked = (
+        requested = (
             f"{pool.memory_bytes / 1e9:.3g} GB of memory"
             if pool.memory_bytes
             else "no memory, as on any single machine"
         )
-        largest = max((memory for _, _, memory in seen.nodes.values()), default=0.0)
+        largest = max((memory for _, _, memory in snapshot.nodes.values()), default=0.0)
         return (
-            f"{_plural(deaths, stage + ' actor')} died; {cause}. Each loads models of {pool.model_bytes / 1e9:.3g} GB and asks "
-            f"Ray for {asked}; the largest node has {largest / 1e9:.3g} GB for actors."
+            f"{_plural(deaths, stage + ' actor')} died; {cause}. Each loads models of {pool.model_bytes / 1e9:.3g} GB and "
+            f"requests {requested} from Ray; the largest node has {largest / 1e9:.3g} GB for actors."
         )
 
-    def _stuck(self, seen: Seen) -> str | None:
-        cpus, gpus = (sum(node[held] for node in seen.nodes.values()) for held in (0, 1))
-        cluster = (
-            f"the cluster has {_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')} on {_plural(len(seen.nodes), 'node')}"
-        )
+    def _stuck(self, snapshot: ClusterSnapshot) -> str | None:
+        cpus, gpus = (sum(node[resource] for node in snapshot.nodes.values()) for resource in (0, 1))
+        cluster = f"the cluster has {_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')} on {_plural(len(snapshot.nodes), 'node')}"
         for pool in self._pools:
-            if seen.waiting.get(pool.stage, 0) and not seen.alive.get(pool.stage, 0):
+            if snapshot.waiting.get(pool.stage, 0) and not snapshot.alive.get(pool.stage, 0):
                 each = f"{_plural(pool.cpus, 'CPU')} and {_plural(pool.gpus, 'GPU')}"
                 each += f" and {pool.memory_bytes / 1e9:.3g} GB" if pool.memory_bytes else ""
                 needs = (pool.cpus, pool.gpus, pool.memory_bytes)
-                fits = any(all(map(operator.ge, node, needs)) for node in seen.nodes.values())
+                fits = any(all(map(operator.ge, node, needs)) for node in snapshot.nodes.values())
                 why = (
-                    "which is enough for one: other work holds it, the models are still loading, or workers die as they start."
+                    "which is enough for one: other work uses it, the models are still loading, or workers die at their start."
                     if fits else "and no node is large enough for one."
                 )  # fmt: skip
-                asked = seen.waiting[pool.stage]
-                return f"no {pool.stage} actor runs: of {asked} asked for each needs {each}; {cluster}, {why}"
-        if not seen.under_way:
-            return f"no stage has a shard in hand: tasks ask for {_plural(self._task_cpus, 'CPU')} each; {cluster}."
+                waiting = snapshot.waiting[pool.stage]
+                return f"no {pool.stage} actor runs: {waiting} requested, each needs {each}; {cluster}, {why}"
+        if not snapshot.under_way:
+            return f"no stage is processing a shard: each task needs {_plural(self._task_cpus, 'CPU')}; {cluster}."
         return None
 
 
 @contextmanager
-def bounded(patience: Patience, look: Callable[[], Seen | None], finished: Callable[[], int]) -> Iterator[None]:
+def detecting_stalls(
+    detector: StallDetector, take_snapshot: Callable[[], ClusterSnapshot | None], finished: Callable[[], int]
+) -> Iterator[None]:
     """Run the stall detector every few seconds during the block, and interrupt the block when it raises.
 
     Must be entered in the main thread, where a signal interrupts the block as Ctrl-C would.
 
     Args:
-        patience: the stall detector.
-        look: takes a cluster snapshot; None when Ray does not answer.
+        detector: the stall detector.
+        take_snapshot: takes a cluster snapshot; None when Ray does not answer.
         finished: returns the number of finished shards.
-    Raises: the exceptions of `Patience.look`.
+    Raises: the exceptions of `StallDetector.check`.
     """
-    ended, refusals = threading.Event(), list[JobError | StartOver]()
+    ended, errors = threading.Event(), list[JobError | RestartNeeded]()
     main = threading.get_ident()
 
     def watch() -> None:
-        while not ended.wait(_LOOK_EVERY_S):
-            seen = look()
+        while not ended.wait(_CHECK_EVERY_S):
+            snapshot = take_snapshot()
             try:
-                if seen is not None:
-                    patience.look(seen, finished(), time.monotonic())
-            except (JobError, StartOver) as refusal:
-                refusals.append(refusal)
+                if snapshot is not None:
+                    detector.check(snapshot, finished(), time.monotonic())
+            except (JobError, RestartNeeded) as error:
+                errors.append(error)
                 if not ended.is_set():
                     signal.pthread_kill(main, signal.SIGUSR1)
                 return
@@ -249,12 +258,12 @@ def bounded(patience: Patience, look: Callable[[], Seen | None], finished: Calla
     try:
         yield
     except KeyboardInterrupt:
-        if refusals:
-            raise refusals[0] from None
+        if errors:
+            raise errors[0] from None
         raise
     finally:
         ended.set()
-        watcher.join(_LOOK_EVERY_S)
+        watcher.join(_CHECK_EVERY_S)
         signal.signal(signal.SIGUSR1, previous)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.errors import Reason, Reject, Stage
+from pipeline.errors import ConfigError, JobError, Reason, Reject, Stage
 
 MOST_DEATHS = 2
 MOST_LOST_NODES = 5
@@ -36,11 +36,15 @@ class Watch(Protocol):
 
 @dataclass
 class CrashTracker:
-    """The crash tracker: starts and deaths of every unfinished step, by `<stage> <shard>`. Memory: a few bytes per step."""
+    """The crash tracker: starts and deaths of every unfinished step, by `<stage> <shard>`, and the error that ends the run.
+
+    Memory: a few bytes per step.
+    """
 
     _starts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _nodes: dict[str, str] = field(default_factory=dict)
     _current: dict[str, int] = field(default_factory=dict)
+    _failure: JobError | ConfigError | None = None
     _deaths: dict[str, dict[int, list[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
     def begin(self, step: str, node: str = "") -> dict[int, list[str]] | None:
@@ -58,6 +62,14 @@ class CrashTracker:
     def under_way(self, nodes: Container[str]) -> int:
         """Count the unfinished steps on these nodes, including those of dead processes until another process takes over."""
         return sum(node in nodes for node in self._nodes.values())
+
+    def fail(self, error: JobError | ConfigError) -> None:
+        """Record the error that ended a step or the start of a model's process; only the first is kept."""
+        self._failure = self._failure or error
+
+    def failure(self) -> JobError | ConfigError | None:
+        """Return the first recorded error."""
+        return self._failure
 
     def end(self, step: str) -> None:
         """Forget a finished step."""

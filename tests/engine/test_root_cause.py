@@ -1,44 +1,85 @@
-"""What a person reads when a task or an actor of the job failed."""
+"""The error that a job ends with when a step or a model failed on a worker."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pyarrow as pa
 import pytest
+import ray
+import ray.data
 from ray.exceptions import RayError
 
-from pipeline.engine.cluster import _Starting
-from pipeline.engine.stages import _root_cause
-from pipeline.errors import JobError
+from pipeline.engine.cluster import _Starting, cluster
+from pipeline.engine.stages import _Reporting, _root_cause
+from pipeline.errors import ConfigError, JobError, StuckPlansError
+from pipeline.shard.crashes import CrashTracker
 
-TASK = """\x1b[36mray::MapBatches(commit_shard)()\x1b[39m (pid=1, ip=10.0.0.1)
-  File "pipeline/storage/store.py", line 7, in put_if_absent
-    file.write(content)
-{cause}
-
-The above exception was the direct cause of the following exception:
-
-\x1b[36mray::MapBatches(commit_shard)()\x1b[39m (pid=1, ip=10.0.0.1)
-ray.exceptions.UserCodeException: UDF failed to process a data block.
-Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
-To change retry attempts, backoff, or which errors are retried, configure `DataContext` (`retried_io_errors` for I/O)"""
-
-
-@pytest.mark.parametrize(
-    ("cause", "said"),
-    [
-        ("OSError: [Errno 28] No space left on device: '/x'", "OSError: [Errno 28] No space left on device: '/x'"),
-        ("pipeline.errors.JobError: 5 of 9 rows", "5 of 9 rows"),
-        ("KeyError: 'a'\n\nDuring handling of it:\n\nlib.OddError: b", "lib.OddError: b"),
-        ("ValueError: two\nlines", "ValueError: two"),
-    ],
-)
-def test_the_cause_is_said_and_not_rays_advice(cause, said):
-    """Fails if a full disk is reported as `To change retry attempts ...`, as it was."""
-    assert _root_cause(RayError(TASK.format(cause=cause))) == said
+ERRORS: dict[str, tuple[Exception, type[Exception], str]] = {
+    "ours": (
+        JobError("5 of 9 rows of shard 000001-000000 failed"),
+        JobError,
+        "5 of 9 rows of shard 000001-000000 failed",
+    ),
+    "the caller's": (ConfigError("fusion/en: other weights"), ConfigError, "fusion/en: other weights"),
+    "with fields": (StuckPlansError("a plan", [{"run_id": "000001"}]), StuckPlansError, "a plan"),
+    "a full disk": (
+        OSError(28, "No space left on device", "/x"),
+        JobError,
+        "OSError: [Errno 28] No space left on device: '/x'",
+    ),
+    "a bug": (KeyError("a"), JobError, "KeyError: 'a'"),
+}
 
 
-def test_without_a_known_cause_the_last_line_is_said():
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    with cluster():
+        yield
+
+
+class FailingStart:
+    """An actor that fails as its models would."""
+
+    def __init__(self, tracker, error) -> None:
+        with _Reporting(tracker):
+            raise error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return block
+
+
+def failing_step(block: pa.Table, tracker, error) -> pa.Table:
+    with _Reporting(tracker):
+        raise error
+
+
+@pytest.mark.usefixtures("_ray")
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("place", ["step", "start of an actor"])
+def test_the_driver_raises_the_workers_error(name, place):
+    """Fails if the driver loses the type, message or fields of the error, or reports Ray Data's advice in its place."""
+    error, kind, message = ERRORS[name]
+    tracker = ray.remote(CrashTracker).options(num_cpus=0).remote()
+    rows, arguments = ray.data.range(1), {"tracker": tracker, "error": error}
+    if place == "step":
+        failing = rows.map_batches(failing_step, batch_format="pyarrow", fn_kwargs=arguments)
+    else:
+        one = ray.data.ActorPoolStrategy(size=1)
+        failing = rows.map_batches(FailingStart, batch_format="pyarrow", fn_constructor_kwargs=arguments, compute=one)
+    with pytest.raises(RayError) as raised:
+        failing.materialize()
+    cause = _root_cause(raised.value, tracker)
+    assert type(cause) is kind and str(cause) == message
+    assert getattr(cause, "reports", None) == getattr(error, "reports", None)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_without_a_reported_error_rays_last_line_is_the_message():
     """Fails if an error of Ray's own is reported as nothing."""
-    assert _root_cause(RayError("The node died.\nIts address was 10.0.0.1")) == "RayError: Its address was 10.0.0.1"
+    tracker = ray.remote(CrashTracker).options(num_cpus=0).remote()
+    cause = _root_cause(RayError("The node died.\nIts address was 10.0.0.1"), tracker)
+    assert type(cause) is JobError and str(cause) == "RayError: Its address was 10.0.0.1"
 
 
 def test_a_start_that_fails_is_a_sentence() -> None:
