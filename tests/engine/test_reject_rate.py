@@ -77,7 +77,7 @@ def test_what_is_within_the_limit_goes_on(play, reasons, limit):
         (("TOO_SHORT", "FETCH_FAILED", "TOO_SHORT"), 0.2, "reasons: FETCH_FAILED, TOO_SHORT"),
         (("FORBIDDEN", "FETCH_FAILED") * 3, None, "60 of 100 rows are rejected for want of access"),
         (("NOT_FOUND",), 0.0, "10 of 100 rows"),
-        (("NOT_FOUND",) * 10, None, "100 of 100 audio files are missing. Is the disk mounted"),
+        (("NOT_FOUND",) * 10, None, "100 of 100 audio files are missing. Check that the disk is mounted"),
         (("REFUSED", "NOT_FOUND") * 5, None, "100 of 100 audio files are missing"),
     ],
 )

@@ -85,7 +85,7 @@ def run(work: Work, *lines: tuple[int, int, str | None], **options: float):
 def test_a_table_that_is_not_the_shard_is_not_committed(tmp_path, lines):
     """Fails if a row lost or added between the steps is committed as a whole shard."""
     work = work_of(tmp_path, 3)
-    with pytest.raises(JobError, match=r"shard 000001-000000 arrived with \d of 3 rows"):
+    with pytest.raises(JobError, match=r"shard 000001-000000 has \d of 3 rows before"):
         run(work, *lines)
     assert not (tmp_path / "out" / "utterances").exists()
 
