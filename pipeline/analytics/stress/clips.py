@@ -35,10 +35,11 @@ from pipeline.config import JobConfig
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import settle_types
 from pipeline.dataset.row_checks import check_rows
-from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
+from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.expand import expand
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Spool, rejects_table
+from pipeline.manifest.rejects import refused_table, rejects_table
+from pipeline.manifest.staging import Spool
 from pipeline.models import roles
 from pipeline.redaction import redacted
 from pipeline.schema import ROW_SCHEMA
@@ -139,15 +140,15 @@ def prepare(
         return
     there = {entry.key for entry in store.list("clips")}
     records: list[dict[str, Any]] = []
-    causes: dict[int, RejectedRow] = {}
+    causes: dict[int, Reject] = {}
     for number, row in enumerate(rows.table.to_pylist()):
         try:
             waveform = _load(row, rows.roots, limits, check)
             records += list(_clips_of(store, row, waveform, variants, seed=seed, there=there))
-        except RejectedRow as rejected:
-            causes[number] = rejected
+        except RejectedRow as error:
+            causes[number] = error.reject
         progress(number + 1)
-    refused = rejects_table(rows.table.take(pa.array(sorted(causes), pa.int64())), [causes[n] for n in sorted(causes)])
+    refused = refused_table(rows.table, causes)
     rejects = pa.concat_tables([rows.rejects, refused], promote_options="default")
     write_file(f"{store.root}/{REJECTS}", parquet(rejects))  # an earlier, killed preparation may have left another
     if not records:
