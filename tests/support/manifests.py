@@ -13,7 +13,7 @@ from pipeline.schema import ROW_SCHEMA
 
 
 def read(path: Path | str, **options: object) -> tuple[pa.Table, list[RejectedLine]]:
-    """The whole manifest as one table."""
+    """Read the whole manifest as one table."""
     chunks: list[ManifestChunk] = list(read_manifest(str(path), **options))
     schema = unify(chunk.rows.schema for chunk in chunks)
     tables = [conform(chunk.rows, schema) for chunk in chunks]
