@@ -168,7 +168,8 @@ def outcome(truth, predictions):
     table = compare(truth, predictions, VARIANTS, resamples=50, seed=0)
     document = {
         "folder": "out?", "labels": "label<b>", "mode": "audio", "models": ["m"], "clips": len(truth.ids), "groups": 6, "seed": 0,
-        "resamples": 50, "resample_by": "speaker", "interval": 0.95, "version": "0", "clean_uar": clean_uar(truth, predictions, resamples=50, seed=0),
+        "resamples": 50, "resample_by": "speaker", "interval": 0.95, "version": "0",
+        "clean_uar": clean_uar(truth, predictions, resamples=50, seed=0),
         "warnings": ["2 < 3"],
         "results": table.to_pylist(),
     }  # fmt: skip
