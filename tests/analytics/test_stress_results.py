@@ -16,7 +16,14 @@ from pipeline.analytics.stress.conditions import parse_conditions
 from pipeline.analytics.stress.figures import Bootstrap, ccc, figure, uar
 from pipeline.analytics.stress.outcome import Outcome, lines_of
 from pipeline.analytics.stress.page import stress_page
-from pipeline.analytics.stress.results import Truth, compare, predictions_of, predictions_table, without_strangers
+from pipeline.analytics.stress.results import (
+    Truth,
+    clean_uar,
+    compare,
+    predictions_of,
+    predictions_table,
+    without_strangers,
+)
 from pipeline.audio.decode import decode
 from pipeline.audio.limits import DEFAULT_LIMITS
 from pipeline.config import load_config
@@ -120,6 +127,16 @@ def test_intervals_draw_speakers_and_pair_the_runs():
     assert row["low"] > 0.2 and row["low"] < row["loss"] < row["high"]
 
 
+def test_the_clean_run_is_compared_with_chance():
+    """Fails if the UAR of the clean run is another figure than in the table, or its interval does not contain it."""
+    truth = random_truth()
+    predictions = run_of(truth, wrong=WRONG)
+    clean = clean_uar(truth, predictions, resamples=200, seed=0)
+    table = compare(truth, predictions, VARIANTS, resamples=0, seed=0)
+    assert clean["value"] == rows_of(table, "uar")["clean", None]["figure"] and clean["chance"] == pytest.approx(1 / 3)
+    assert clean["chance"] < clean["low"] < clean["value"] < clean["high"] <= 1
+
+
 def test_one_speaker_has_no_interval():
     """Fails if an interval of no width is given where there is nothing to draw."""
     bootstrap = Bootstrap(np.zeros(3, np.int64), 100, 0)
@@ -151,7 +168,9 @@ def outcome(truth, predictions):
     table = compare(truth, predictions, VARIANTS, resamples=50, seed=0)
     document = {
         "folder": "out?", "labels": "label<b>", "mode": "audio", "models": ["m"], "clips": len(truth.ids), "groups": 6, "seed": 0,
-        "resamples": 50, "resample_by": "speaker", "interval": 0.95, "version": "0", "chance_uar": 1 / 3, "warnings": ["2 < 3"],
+        "resamples": 50, "resample_by": "speaker", "interval": 0.95, "version": "0",
+        "clean_uar": clean_uar(truth, predictions, resamples=50, seed=0),
+        "warnings": ["2 < 3"],
         "results": table.to_pylist(),
     }  # fmt: skip
     return Outcome(document, table, predictions_table(truth, predictions, VARIANTS))

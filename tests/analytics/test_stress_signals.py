@@ -79,13 +79,11 @@ def test_levels_share_their_noise():
     assert severe == pytest.approx(10 * mild, abs=1e-6)
 
 
-def test_gain_scales_limits_and_rounds():
-    """Fails if decibels are of power, a loud clip exceeds full scale, or the samples are not those of 16 bits."""
-    quiet = degrade("gain", tone(0.5), -20)
-    assert np.abs(quiet).max() == pytest.approx(0.05, abs=2**-15)
-    assert np.array_equal(quiet * 2**15, np.round(quiet * 2**15))
+def test_gain_scales_and_limits():
+    """Fails if decibels are of power, a quiet clip is rounded, or a loud one exceeds full scale."""
+    assert degrade("gain", tone(0.5), -60) == pytest.approx(0.001 * tone(0.5), rel=1e-6)
     loud = degrade("gain", tone(0.5), 12)
-    assert loud.min() == -1.0 and loud.max() == 1 - 2**-15
+    assert loud.min() == -1 and loud.max() == 1 and (np.abs(loud) == 1).mean() > 0.5
 
 
 @pytest.mark.parametrize("percent", [1, 5, 20])

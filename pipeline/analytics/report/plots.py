@@ -60,23 +60,28 @@ def losses(
     highs: Sequence[float | None],
     *,
     label: str,
+    form: str,
+    bounds: tuple[float, float],
     name: str,
 ) -> Markup:
-    """Draw horizontal bars around zero, each with its value and, where there are bounds, the interval as a line."""
+    """Draw horizontal bars around zero, each with its value and, where it has one, its interval as a line.
+
+    Args:
+        bounds: ends of the axis, before room for the values is added; plots to be compared share them.
+    """
 
     def draw(axes: Axes) -> None:
-        ends = [bound for bound in (*values, *lows, *highs, 0.0) if bound is not None]
-        width = max(ends) - min(ends) or 1.0
+        width = bounds[1] - bounds[0] or 1.0
         axes.barh(range(len(names)), values, color=_ACCENT, alpha=0.75, height=0.5)
         for row, (value, low, high) in enumerate(zip(values, lows, highs, strict=True)):
             if low is not None and high is not None:
                 axes.plot([low, high], [row, row], color=_INK, linewidth=1.2, marker="|", markersize=7)
             end = max(value, high or value, 0.0)
-            axes.text(end + 0.03 * width, row, f"{value:.3g}", va="center", ha="left")
+            axes.text(end + 0.03 * width, row, form.format(value), va="center", ha="left")
         axes.axvline(0, color=_FAINT, linewidth=1)
         axes.set_yticks(range(len(names)), [_short(each) for each in names])
         axes.tick_params(axis="y", length=0)
-        axes.set_xlim(min(ends) - 0.05 * width, max(ends) + 0.22 * width)
+        axes.set_xlim(bounds[0] - 0.05 * width, bounds[1] + 0.22 * width)
         axes.spines["left"].set_visible(False)
         axes.invert_yaxis()
         axes.set_xlabel(label, loc="left")

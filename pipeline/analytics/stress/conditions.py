@@ -74,7 +74,7 @@ CONDITIONS: Mapping[str, Condition] = {condition.name: condition for condition i
     _noise("white_noise", "white Gaussian noise"),
     _noise("pink_noise", "Gaussian noise that falls by 3 dB per octave"),
     _noise("speech_noise", "stationary noise with the long-term spectrum of the clip itself"),
-    Condition("gain", "dB", (-10, -20, -30), "the level is changed, limited to full scale and rounded to 16 bits",
+    Condition("gain", "dB", (-10, -20, -30), "the level is changed and limited to full scale, without rounding",
               partial(_within, -60, 60), "-60 to 60"),
     Condition("clipping", "% clipped", (1, 5, 20), "the loudest samples are limited: this share of the samples in the 20 ms "
               "frames at most 30 dB below the loudest reaches the limit", partial(_within, 0.01, 90), "0.01 to 90"),

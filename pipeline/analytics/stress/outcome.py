@@ -21,6 +21,7 @@ from pipeline.analytics.stress.results import (
     UAR,
     Truth,
     class_of,
+    clean_uar,
     compare,
     predictions_of,
     predictions_table,
@@ -99,7 +100,7 @@ def outcome_of(store: Store, rows: Rows, variants: Sequence[Variant], options: O
         "groups": len(set(truth.groups.tolist())),
         "rejected_before": dict(sorted(reasons.items())),
         "other_labels": strangers,
-        "chance_uar": 1 / len(classes) if (classes := {each for each in truth.labels or () if each}) else None,
+        "clean_uar": clean_uar(truth, predictions, resamples=options.resamples, seed=options.seed),
         "texts_given": _texts_given(annotated) if finished.plans[-1].settings.mode != "audio" else 0,
         "results": table.to_pylist(),
     }
@@ -182,10 +183,24 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[str]:
     if document["texts_given"]:
         yield (f"the texts of {document['texts_given']:,} of {document['clips']:,} clips came with the manifest and stay the "
                "same under every condition; --transcribe includes the errors of the transcription")  # fmt: skip
+    clean = document["clean_uar"]
+    if clean and (clean["value"] if clean["low"] is None else clean["low"]) <= clean["chance"]:
+        yield (f"the UAR of the clean run, {_with_bounds(clean)}, may be chance ({_percent(clean['chance'])}): a loss of it "
+               "means nothing here, flips still do")  # fmt: skip
     if document["clips"] < _FEW:
         yield f"{document['clips']} clips are too few for any figure to mean much"
     if document["resamples"] and document["groups"] == 1:
         yield f"all clips have one {document['resample_by']}, so there are no intervals"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _with_bounds(figure: Mapping[str, float | None]) -> str:
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    bounds = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{_percent(value or 0.0)}{bounds}"
 
 
 def place_of(row: Mapping[str, Any]) -> str:
@@ -222,8 +237,8 @@ def lines_of(document: Mapping[str, Any]) -> Iterator[str]:
     for line in cells:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
     yield ""
-    if document["chance_uar"] is not None:
-        yield f"UAR by chance: {100 * document['chance_uar']:.1f} %"
+    if clean := document["clean_uar"]:
+        yield f"UAR of the clean run: {_with_bounds(clean)}; by chance {_percent(clean['chance'])}"
     yield "A loss is the clean figure minus this one, on the same clips."
     if document["resamples"] and document["groups"] > 1:
         yield f"In brackets: {100 * document['interval']:.0f} % bootstrap intervals over {document['resample_by']}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from pipeline.analytics.report import plots
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
 from pipeline.analytics.stress.conditions import CLEAN, CONDITIONS
@@ -15,7 +17,9 @@ from pipeline.dataset.reader import asking
 if TYPE_CHECKING:
     import duckdb
 
-OVERVIEW = """SELECT condition, level, unit, any_value(clips) AS clips, any_value(rejected) AS rejected, {columns}
+OVERVIEW = """SELECT condition, CASE WHEN level IS NULL THEN '' ELSE printf('%g %s', level, unit) END AS level,
+    {columns},
+    {clips} AS clips, any_value(rejected) AS rejected
 FROM results GROUP BY condition, level, unit, severity
 ORDER BY min(place)"""
 DETAIL = """SELECT level, unit, metric, clips, rejected, no_prediction, clean, figure, loss, low, high
@@ -53,8 +57,8 @@ def _facts(document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], dr
     facts = {"clips": formatted(document["clips"])}
     if drawn != FLIPS:
         facts[f"{title_of(drawn)}, clean"] = _figure(clean["figure"], drawn)
-    if document["chance_uar"] is not None:
-        facts["UAR by chance"] = _figure(document["chance_uar"], UAR)
+    if document["clean_uar"]:
+        facts["UAR by chance"] = _figure(document["clean_uar"]["chance"], UAR)
     if worst is not None and worst["loss"] > 0:
         facts[f"largest loss: {place_of(worst)}"] = _figure(worst["loss"], drawn)
     return facts
@@ -73,39 +77,48 @@ def _overview(connection: duckdb.DuckDBPyConnection, metrics: Sequence[str], dra
         if metric != FLIPS:
             columns.append(f"{rounded.format('figure')} AS {metric}")
         columns.append(f"{rounded.format('loss')} AS {metric if metric == FLIPS else f'{metric}_loss'}")
-    columns += [f"{f'round(max({bound}) FILTER (metric = {drawn!r}), 4)'} AS {bound}" for bound in ("low", "high")]
-    query = OVERVIEW.format(columns=",\n    ".join(columns))
+    columns += [f"round(max({bound}) FILTER (metric = '{drawn}'), 4) AS {bound}" for bound in ("low", "high")]
+    query = OVERVIEW.format(columns=",\n    ".join(columns), clips=f"max(clips) FILTER (metric = '{drawn}')")
     names, rows = ask(connection, query)
     note = (
         "flips is the share of clips whose label changes. A loss is the clean figure minus the figure under the condition, on "
-        f"the same clips; below 0 the condition helped. low and high bound {_cost(drawn)}; a loss whose interval contains 0 may "
-        "be chance."
+        f"the same clips; below 0 the condition helped. low and high bound the {_cost(drawn)}; with 0 between them "
+        "it may be chance."
     )
     return Section("conditions", "All conditions", names, rows, query, note)
 
 
 def _cost(metric: str) -> str:
-    return "the flips" if metric == FLIPS else f"the loss of {title_of(metric)}"
+    return "flips" if metric == FLIPS else f"loss of {title_of(metric)}"
 
 
 def _conditions(
     connection: duckdb.DuckDBPyConnection, results: Sequence[Mapping[str, Any]], drawn: str
 ) -> Iterator[Section]:
-    for condition in dict.fromkeys(row["condition"] for row in results if row["condition"] != CLEAN):
-        query = DETAIL.format(condition=condition)
-        names, rows = ask(connection, query)
-        levels = [row for row in results if row["condition"] == condition and row["metric"] == drawn]
-        defined = [row for row in levels if row["loss"] is not None]
-        scale = 1.0 if drawn.startswith("ccc_") else 100.0
-        labels = [f"{row['level']:g} {row['unit']}" for row in defined]
-        values = [scale * row["loss"] for row in defined]
-        lows, highs = (
-            [None if row[name] is None else scale * row[name] for row in defined] for name in ("low", "high")
-        )
-        svg = plots.losses(
-            labels, values, lows, highs, label=f"{_cost(drawn)}{'' if scale == 1 else ', points'}", name=condition
-        )
-        alt = listed(labels, [_figure(row["loss"], drawn) for row in defined])
-        meaning = CONDITIONS[condition].meaning
-        yield Section(condition, condition.replace("_", " "), names, rows, query, f"{meaning[0].upper()}{meaning[1:]}.",
-                      svg if defined else None, alt)  # fmt: skip
+    losses = [row for row in results if row["metric"] == drawn and row["loss"] is not None]
+    for name in dict.fromkeys(row["condition"] for row in results if row["condition"] != CLEAN):
+        query = DETAIL.format(condition=name)
+        columns, rows = ask(connection, query)
+        levels = [row for row in losses if row["condition"] == name]
+        labels = [f"{row['level']:g} {row['unit']}" for row in levels]
+        svg = _bars(labels, levels, losses, drawn) if levels else None
+        alt = listed(labels, [_figure(row["loss"], drawn) for row in levels])
+        meaning = CONDITIONS[name].meaning
+        note = f"{meaning[0].upper()}{meaning[1:]}."
+        yield Section(name, name.replace("_", " "), columns, rows, query, note, svg, alt)
+
+
+def _bars(
+    labels: Sequence[str], levels: Sequence[Mapping[str, Any]], losses: Sequence[Mapping[str, Any]], drawn: str
+) -> Markup:
+    """Draw the losses of the levels of a condition, on the scale of all conditions."""
+    scale, form, unit = (1.0, "{:.3f}", "") if drawn.startswith("ccc_") else (100.0, "{:.1f}", ", points")
+
+    def scaled(rows: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
+        return [None if row[name] is None else scale * row[name] for row in rows]
+
+    ends = [end for name in ("loss", "low", "high") for end in scaled(losses, name) if end is not None]
+    return plots.losses(
+        labels, [scale * row["loss"] for row in levels], scaled(levels, "low"), scaled(levels, "high"), form=form,
+        label=f"{_cost(drawn)}{unit}", bounds=(min(0.0, *ends), max(0.0, *ends)), name=levels[0]["condition"],
+    )  # fmt: skip

@@ -153,6 +153,20 @@ def compare(
     return pa.Table.from_pylist(rows, schema=TABLE_SCHEMA)
 
 
+def clean_uar(
+    truth: Truth, predictions: Mapping[Key, Predictions], *, resamples: int, seed: int
+) -> dict[str, float | None] | None:
+    """Return the UAR of the clean run with its interval and the UAR by chance; None without labelled predictions."""
+    clean = predictions[_CLEAN].labels
+    labelled = np.array([None not in pair for pair in zip(truth.labels or clean, clean, strict=True)])
+    if truth.labels is None or not labelled.any():
+        return None
+    statistic = uar(truth.labels, clean)
+    low, high = Bootstrap(truth.groups, resamples, seed).interval_of(statistic, labelled)
+    value = float(statistic(labelled.astype(np.float64)[np.newaxis])[0])
+    return {"value": value, "low": low, "high": high, "chance": 1 / len({each for each in truth.labels if each})}
+
+
 def keys_of(variants: Sequence[Variant]) -> dict[Key, Variant | None]:
     """Return the conditions of a test in the order of its results, the clean run first."""
     return {_CLEAN: None, **{(each.condition.name, float(each.level)): each for each in variants}}

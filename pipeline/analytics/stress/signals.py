@@ -25,8 +25,6 @@ _ACTIVE = 1e-3
 """Power of a frame, as a share of the loudest frame's, from which it counts as speech: 30 dB below."""
 _LOWEST_HZ = 20.0
 """Frequency below which pink noise is flat; its power would be infinite at 0 Hz."""
-_STEPS = 1 << 15
-"""Steps of 16-bit audio between 0 and full scale."""
 
 
 def active(waveform: Waveform) -> Waveform:
@@ -81,9 +79,9 @@ def _with_noise(waveform: Waveform, noise: Waveform, snr_db: float) -> Waveform:
 
 
 def gain(waveform: Waveform, gain_db: float, _random: np.random.Generator) -> Waveform:
-    """Scale, limit to full scale and round to 16 bits, as a recorder with another level does."""
-    steps = np.round(np.asarray(waveform, np.float64) * 10 ** (gain_db / 20) * _STEPS)
-    return (np.clip(steps, -_STEPS, _STEPS - 1) / _STEPS).astype(np.float32)
+    """Scale and limit to full scale, without rounding to 16 bits, which would add noise to a quiet clip."""
+    scaled: Waveform = np.clip(waveform * np.float32(10 ** (gain_db / 20)), -1, 1)
+    return scaled
 
 
 def clipping(waveform: Waveform, percent: float, _random: np.random.Generator) -> Waveform:
