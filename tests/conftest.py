@@ -1,4 +1,4 @@
-"""Shared fixtures: checkpoints made once a machine, an S3 server made once a session."""
+"""Shared fixtures: checkpoints made once a machine, an S3 server and a Ray once a test process; and the option `--quick`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.support.shared_ray import SharedRay, started_ray
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 _LONGEST = ("test_kills", "test_annotate_job", "test_crashes", "test_listening", "test_secrets", "test_faults", "test_nightly",
-            "test_airgapped", "test_orchestrators", "test_watchdog", "test_nodes", "test_cluster")  # fmt: skip
+            "test_airgapped", "test_old_outputs", "test_orchestrators", "test_watchdog", "test_nodes", "test_cluster",
+            "test_notebook")  # fmt: skip
 """Files of minutes rather than seconds, each started first: one begun last would keep one process busy and the others idle."""
 
 
