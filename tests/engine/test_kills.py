@@ -81,7 +81,7 @@ def test_an_interrupt_then_a_kill_then_a_resume(
     assert json.loads((output / "_runs/000001/report.json").read_text())["shards_run"] <= (_parts(output) - after_kill)
 
 
-def test_kills_of_the_driver_on_s3(
+def test_a_kill_of_the_driver_on_s3(
     tmp_path: Path, s3: S3Server, options: list[str], undisturbed: pa.Table, shared_ray: SharedRay
 ) -> None:
     """Fails if the protocol depends on something that only a disk gives, or a bucket's manifest and audio read otherwise."""
@@ -96,10 +96,9 @@ def test_kills_of_the_driver_on_s3(
     def parts() -> int:
         return len(files.glob(f"{output}/utterances/**/*.parquet"))
 
-    for committed in (1, 6):
-        with started(start, log) as process:
-            wait_until(lambda at_least=committed: parts() >= at_least, process, log)
-            kill_hard(process)
+    with started(start, log) as process:
+        wait_until(lambda: parts() >= 3, process, log)
+        kill_hard(process)
     shared_ray(manifest, output, *options)
     found = (
         ds.dataset(f"{home}/out/utterances", filesystem=files, partitioning="hive").to_table().sort_by("utterance_id")
