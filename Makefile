@@ -28,8 +28,8 @@ $(VENV)/installed: requirements.lock pyproject.toml
 demo: $(VENV)/installed
 	$(RUN) -m demo.run
 
-# many tests wait; a file's tests share what they start
-PYTEST_2 = $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# many tests wait; a file's tests share what they start; with a thread for each core, torch's threads spin while they wait for one another
+PYTEST_2 = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed
 	$(PYTEST_2)

@@ -1,4 +1,4 @@
-"""Shared fixtures: checkpoints made once a machine, an S3 server made once a session."""
+"""Shared fixtures: checkpoints made once a machine, an S3 server and a Ray once a test process; and the option `--quick`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from demo.models import MODELS
 from tests.support.checkpoints import materialize
 from tests.support.corpus import NO_SERVERS, ROOT
 from tests.support.s3_server import S3Server, s3_server
-from tests.support.shared_ray import Annotate, annotate, started_ray
+from tests.support.shared_ray import SharedRay, started_ray
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 _LONGEST = ("test_kills", "test_annotate_job", "test_crashes", "test_listening", "test_secrets", "test_faults", "test_nightly",
-            "test_airgapped", "test_orchestrators", "test_watchdog", "test_nodes", "test_cluster")  # fmt: skip
+            "test_airgapped", "test_old_outputs", "test_orchestrators", "test_watchdog", "test_nodes", "test_cluster",
+            "test_notebook")  # fmt: skip
 """Files of minutes rather than seconds, each started first: one begun last would keep one process busy and the others idle."""
 
 
@@ -67,10 +68,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def shared_ray(s3: S3Server) -> Iterator[Annotate]:
-    """The one Ray of this process: call it as `corpus.annotate`. Its workers can reach the S3 server."""
-    with started_ray():
-        yield annotate
+def shared_ray(s3: S3Server) -> Iterator[SharedRay]:
+    """The one Ray of this process, for jobs whose start and end are not the subject; each has an output of its own."""
+    with started_ray(s3.endpoint) as ray:
+        yield ray
 
 
 @pytest.fixture(scope="session")

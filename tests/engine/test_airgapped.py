@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.support.corpus import ROOT, utterances
+from tests.support.corpus import ONE_ACTOR, ROOT, utterances
 from tests.support.published import ENCODER, FUSION, OLD
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -47,7 +47,7 @@ def test_a_job_without_a_network(tmp_path, shared_ray):
     demo = ROOT / "demo" / "models"
     shared_ray(
         tmp_path / "m.jsonl", tmp_path / "local", "--emotion-model", str(demo / "mean-en"), "--sentence-encoder",
-        str(demo / "sentence-encoder"), "--asr-model", str(demo / "whisper"), "--device", "cpu",
+        str(demo / "sentence-encoder"), "--asr-model", str(demo / "whisper"), "--device", "cpu", *ONE_ACTOR,
     )  # fmt: skip
     expected = utterances(tmp_path / "local")
     same = ["utterance_id", "text", "label"]

@@ -18,14 +18,14 @@ import pytest
 
 from pipeline.schema import EMOTIONS
 from tests.support.corpus import AUDIO, broken_rows, model_options, rejects, rows, utterances, write_manifest
-from tests.support.shared_ray import Annotate
+from tests.support.shared_ray import SharedRay
 
 GOOD, HEARD = 12, 6
 
 
 @pytest.fixture(scope="module")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, asr: Path, shared_ray: Annotate
+    tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, asr: Path, shared_ray: SharedRay
 ) -> tuple[Path, Path, list[str], str]:
     """One run over good rows with and without text, broken rows and broken lines. Returns folder, output, options, stdout."""
     folder = tmp_path_factory.mktemp("job")
@@ -137,7 +137,7 @@ def test_the_report_adds_up(finished: tuple[Path, Path, list[str], str]) -> None
     assert receipt["config_hash"] == report["config_hash"]
 
 
-def test_running_it_again_does_nothing(finished: tuple[Path, Path, list[str], str], shared_ray: Annotate) -> None:
+def test_running_it_again_does_nothing(finished: tuple[Path, Path, list[str], str], shared_ray: SharedRay) -> None:
     """Fails if a finished dataset is touched, or rejects are logged a second time."""
     folder, output, options, _ = finished
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
@@ -155,7 +155,7 @@ def test_running_it_again_does_nothing(finished: tuple[Path, Path, list[str], st
     ],
 )
 def test_other_settings_on_the_same_output_are_refused(
-    finished: tuple[Path, Path, list[str], str], change: list[str], named: str, shared_ray: Annotate
+    finished: tuple[Path, Path, list[str], str], change: list[str], named: str, shared_ray: SharedRay
 ) -> None:
     """Fails if two kinds of rows can get into one dataset, or the refusal does not say which setting differs."""
     folder, output, options, _ = finished
@@ -166,7 +166,7 @@ def test_other_settings_on_the_same_output_are_refused(
 
 
 def test_other_models_on_the_same_output_are_refused(
-    finished: tuple[Path, Path, list[str], str], checkpoints: Path, tmp_path: Path, shared_ray: Annotate
+    finished: tuple[Path, Path, list[str], str], checkpoints: Path, tmp_path: Path, shared_ray: SharedRay
 ) -> None:
     """Fails if a changed checkpoint under the same option goes unnoticed."""
     folder, output, options, _ = finished
@@ -184,7 +184,7 @@ def test_other_models_on_the_same_output_are_refused(
 
 
 def test_a_grown_manifest_does_only_the_new_rows(
-    finished: tuple[Path, Path, list[str], str], tmp_path: Path, shared_ray: Annotate
+    finished: tuple[Path, Path, list[str], str], tmp_path: Path, shared_ray: SharedRay
 ) -> None:
     """Fails if old rows are done again, or new ones are not done."""
     _, original, options, _ = finished

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.corpus import ROOT, annotate, model_options, rows, utterances, write_manifest
+from tests.support.corpus import ONE_ACTOR, ROOT, annotate, model_options, rows, utterances, write_manifest
 from tests.support.ray_head import BIN, free_port, head
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -27,7 +27,7 @@ def test_it_runs_on_any_number_of_logical_cpus(cpus: int, tmp_path: Path, checkp
 def test_a_submitted_job_ships_its_code_and_ends_with_its_status(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
     """Fails if `ray job submit --working-dir .` cannot run the job, or hides that it failed."""
     manifest = write_manifest(tmp_path / "m.jsonl", rows(4))
-    options = [*model_options(checkpoints, asr), "--shard-rows", "2"]
+    options = [*model_options(checkpoints, asr), "--shard-rows", "2", *ONE_ACTOR]
     with head(tmp_path, 2) as cluster:
 
         def submit(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.corpus import AUDIO, ROOT, annotate, model_options, rows, utterances, write_manifest
+from tests.support.corpus import AUDIO, ONE_ACTOR, ROOT, annotate, model_options, rows, utterances, write_manifest
 from tests.support.fault_proxy import Fault, Request, at_rate, fault_proxy
 from tests.support.s3_server import S3Server
 
@@ -51,7 +51,7 @@ def left_behind(
         manifest = write_manifest(folder / "m.jsonl", records)
 
         proxy.plan = at_rate(0.1, FAULTS, seed=3)
-        done = annotate(manifest, folder / "out", *model_options(checkpoints, asr), *roots, env=env)
+        done = annotate(manifest, folder / "out", *model_options(checkpoints, asr), *roots, *ONE_ACTOR, env=env)
         assert len(proxy.faults) >= 3
         printed += [done.stdout, done.stderr]
 
@@ -59,7 +59,9 @@ def left_behind(
             return Fault.EXPIRED if "/secrets/" in request.path else None
 
         proxy.plan = expired
-        done = annotate(manifest, folder / "out2", *model_options(checkpoints, asr), *roots, env=env, expect=1)
+        done = annotate(
+            manifest, folder / "out2", *model_options(checkpoints, asr), *roots, *ONE_ACTOR, env=env, expect=1
+        )
         printed += [done.stdout, done.stderr]
         assert "ExpiredToken" in done.stderr and "the same command goes on" in done.stderr
     secrets = [s3.environment["AWS_SECRET_ACCESS_KEY"], s3.environment["AWS_ACCESS_KEY_ID"], TOKEN, "canary0000"]

@@ -165,7 +165,7 @@ def test_a_run_that_is_given_up_is_rejected_and_published(noop, named, done):
     new = noop.manifest("n.jsonl", noop.clips("new", 3))
     committed = noop.utterances().num_rows if done else 0
     assert noop.job(new, give_up=[named]) == [("000001", committed, {"GIVEN_UP": 20 - committed}), ("000002", 3, {})]
-    assert f"the rows of {3 - done:,} shards are rejected" in noop.said
+    assert f"the rows of {3 - done:,} shards are rejected" in noop.printed
     rejects = pq.read_table(noop.output / "rejects/000001.parquet").to_pylist()
     assert len(rejects) == 20 - committed and {r["stage"] for r in rejects} == {"commit"}
     assert noop.job(new, give_up=[named]) == []
@@ -210,8 +210,8 @@ def test_what_was_deleted_by_hand_is_made_again(noop, lost):
     for path in deleted:
         path.unlink()
     assert noop.job(manifest) == before
-    assert "run 000001 was published, but" in noop.said and "jobs.verify" in noop.said
-    assert noop.job(manifest) == [] and noop.said == ""
+    assert "run 000001 was published, but" in noop.printed and "jobs.verify" in noop.printed
+    assert noop.job(manifest) == [] and noop.printed == ""
     sound(noop)
 
 

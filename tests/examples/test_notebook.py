@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.corpus import ROOT
 
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
@@ -21,6 +23,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     """Fails if a cell raises, labels the demo's clips with another emotion, loses a row, or if outputs are saved in the file."""
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))

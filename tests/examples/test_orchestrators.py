@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import iam
-from tests.support.corpus import AUDIO, ROOT
+from tests.support.corpus import AUDIO, ONE_ACTOR, ROOT
 from tests.support.fault_proxy import fault_proxy
 from tests.support.ray_head import head
 from tests.support.s3_server import S3Server
@@ -33,7 +33,15 @@ def models(s3: S3Server, checkpoints: Path, asr: Path) -> list[str]:
         for file in folder.iterdir():
             filesystem.put_file(str(file.resolve()), f"{s3.bucket}/models/{name}/{file.name}")
     at = f"s3://{s3.bucket}/models"
-    return ["--emotion-model", f"{at}/mean-en", "--sentence-encoder", f"{at}/bert-en", "--asr-model", f"{at}/whisper"]
+    return [
+        "--emotion-model",
+        f"{at}/mean-en",
+        "--sentence-encoder",
+        f"{at}/bert-en",
+        "--asr-model",
+        f"{at}/whisper",
+        *ONE_ACTOR,
+    ]
 
 
 def test_they_run_the_job_and_read_its_record_with_no_more_than_their_role_allows(

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.corpus import ROOT, model_options, rows, utterances, write_manifest
+import pytest
+
+from tests.support.corpus import ONE_ACTOR, ROOT, model_options, rows, utterances, write_manifest
 from tests.support.processes import started
 
 BIN = Path(sys.executable).parent
@@ -28,6 +30,7 @@ exec "$@"
 """
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_the_slurm_script_runs_the_job_and_ends_with_its_status(tmp_path, checkpoints, asr):
     """Fails if the script cannot start Ray, does not find its own Ray, or hides how the job ended."""
     (tmp_path / "srun").write_text(_SRUN)
@@ -37,6 +40,7 @@ def test_the_slurm_script_runs_the_job_and_ends_with_its_status(tmp_path, checkp
     slurm |= {"SLURM_CPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": str(ROOT), "SRUN_LOG": str(tmp_path / "log")}
     slurm |= {"SPEECH_EMOTION_BIN": str(BIN), "SPEECH_EMOTION_ADDRESS": "127.0.0.1", "TMPDIR": "/tmp"}
     options = ["--manifest", str(manifest), "--output", str(tmp_path / "out"), *model_options(checkpoints, asr)]
+    options += ONE_ACTOR
     environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", str(ROOT / "examples" / "annotate.sbatch"), *options]
     with started(command, tmp_path / "job.log", environment) as process:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
 from demo.models import MODELS
 from jobs import drift, nightly
-from tests.support.corpus import ROOT
-from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.corpus import ONE_ACTOR, ROOT
 from tests.support.s3_server import S3Server
+from tests.support.shared_ray import SharedRay
 
 CLIPS = ROOT / "demo" / "corpus" / "audio"
 FIRST = {"day-1/a.wav": "ada-prizes.wav", "day-1/b.mp3": "ben-ticket.mp3", "day-1/c.flac": "ada-goodbye.flac"}
@@ -30,8 +29,8 @@ SAME, OTHER = {"day-1/a.wav": "ada-prizes.wav"}, {"day-1/b.mp3": "cleo-letter.mp
 class Nights:
     """The bucket, and what one night after another does to it."""
 
-    def __init__(self, s3: S3Server, proxy: FaultProxy, manifest: Path) -> None:
-        self.files, self.proxy, self.manifest = s3.filesystem(), proxy, manifest
+    def __init__(self, s3: S3Server, ray: SharedRay, manifest: Path) -> None:
+        self.files, self.ray, self.manifest = s3.filesystem(), ray, manifest
         self.corpus, self.output = f"{s3.bucket}/calls", f"{s3.bucket}/nights"
 
     def put(self, clips: dict[str, str]) -> None:
@@ -39,17 +38,14 @@ class Nights:
             self.files.put_file(str(CLIPS / clip), f"{self.corpus}/{key}")
 
     def night(self) -> tuple[set[str], str]:
-        """Which audio was read, and what the command said."""
-        before, seen = self.written(), len(self.proxy.requests)
+        """Run the command. Returns: the keys of the audio that was read, and the command's output."""
+        requests = self.ray.proxy.requests
+        before, seen = self.written(), len(requests)
         words = [f"s3://{self.corpus}", "--manifest", str(self.manifest), "--by", "emotion", "--"]
         options = ["--output", f"s3://{self.output}", "--audio-root", f"s3://{self.corpus}", "--mode", "audio"]
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.nightly", *words, *options, "--emotion-model", f"{MODELS}/audio-en"], cwd=ROOT,
-            env={**os.environ, "AWS_ENDPOINT_URL": self.proxy.endpoint}, capture_output=True, text=True, timeout=200, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = self.ray.run("nightly", *words, *options, "--emotion-model", f"{MODELS}/audio-en", *ONE_ACTOR)
         assert before.items() <= self.written().items(), "something that stood was replaced or removed"
-        gets = [r.path for r in self.proxy.requests[seen:] if r.method == "GET" and f"/{self.corpus}/" in r.path]
+        gets = [r.path for r in requests[seen:] if r.method == "GET" and f"/{self.corpus}/" in r.path]
         return {path.partition(f"/{self.corpus}/")[2] for path in gets}, done.stdout
 
     def written(self) -> dict[str, tuple[str, str]]:
@@ -62,9 +58,12 @@ class Nights:
 
 
 @pytest.fixture
-def nights(s3: S3Server, tmp_path: Path):
-    with fault_proxy(s3.endpoint) as proxy:
-        yield Nights(s3, proxy, tmp_path / "tonight.jsonl")
+def nights(s3: S3Server, shared_ray: SharedRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nights]:
+    """The driver's requests go through the proxy too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", shared_ray.proxy.endpoint)
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield Nights(s3, shared_ray, tmp_path / "tonight.jsonl")
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def test_three_nights(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def words_of(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def tested(tmp_path_factory: pytest.TempPathFactory, own_ray: None) -> tuple[Path, dict]:
     """A test that was killed after its first shard and started again, and what its second start printed."""
     folder = tmp_path_factory.mktemp("stress")
     rows = [{"id": name, "audio": str(ROOT / "demo/corpus/audio" / name), "label": label, "speaker": name.partition("-")[0]}

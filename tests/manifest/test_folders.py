@@ -44,22 +44,8 @@ def corpus_with_output(corpus: Path) -> Path:
 # -- the output
 
 
-NAMES_OF_THE_FOLDER = [
-    "{c}",
-    "{c}/",
-    "{c}//",
-    "file://{c}",
-    ".",
-    "../corpus",
-    "{link}",
-    "{link}/",
-    "{c}/*",
-    "{c}/*/*",
-    "{c}/**",
-    "{c}/**/*",
-    "{c}/[!x]*/",
-    "{link}/**/*.*",
-]
+NAMES_OF_THE_FOLDER = ["{c}", "{c}/", "{c}//", "file://{c}", ".", "../corpus", "{link}", "{link}/", "{c}/*", "{c}/*/*", "{c}/**",
+                       "{c}/**/*", "{c}/[!x]*/", "{link}/**/*.*"]  # fmt: skip
 
 
 NAMES_OF_THE_OUTPUT = ["{c}/out", "{c}/out/", "{link}/out", "out", "{out_link}", "file://{c}/out"]

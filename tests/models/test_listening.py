@@ -24,8 +24,8 @@ from pipeline.analytics.evaluate.evaluation import Options, evaluate, read
 from pipeline.audio.decode import decode
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
-from tests.support.corpus import ROOT, utterances, write_manifest
-from tests.support.shared_ray import Annotate
+from tests.support.corpus import ONE_ACTOR, ROOT, utterances, write_manifest
+from tests.support.shared_ray import SharedRay
 
 HELDOUT = ROOT / "demo" / "heldout"
 ROWS = [json.loads(line) for line in (HELDOUT / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -43,10 +43,10 @@ SWAPPED, WRONG_RATE = 120, 40
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory, shared_ray: Annotate) -> Path:
+def output(tmp_path_factory: pytest.TempPathFactory, shared_ray: SharedRay) -> Path:
     """The output of the job in mode mean, every row listened to."""
     output = tmp_path_factory.mktemp("heldout") / "out"
-    shared_ray(HELDOUT / "manifest.jsonl", output, *options())
+    shared_ray(HELDOUT / "manifest.jsonl", output, *options(), *ONE_ACTOR)
     return output
 
 
@@ -57,7 +57,7 @@ def heard(output: Path) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory, shared_ray: Annotate) -> pa.Table:
+def spoiled(tmp_path_factory: pytest.TempPathFactory, shared_ray: SharedRay) -> pa.Table:
     """The controls: rows with the text of another row, and 8 kHz audio under a header that says 16 kHz."""
     folder = tmp_path_factory.mktemp("spoiled")
     new = [row for row in CLIPS if row["heldout"] == "voices"]
@@ -74,7 +74,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory, shared_ray: Annotate) -> p
         path = folder / f"{row['id']}.wav"
         soundfile.write(path, soxr.resample(waveform, SAMPLING_RATE, SAMPLING_RATE / 2), SAMPLING_RATE, "PCM_16")
         rows.append({**row, "id": f"rate-{row['id']}", "audio": str(path)})
-    options_ = [*options(), "--audio-root", str(HELDOUT), "--audio-root", str(folder)]
+    options_ = [*options(), *ONE_ACTOR, "--audio-root", str(HELDOUT), "--audio-root", str(folder)]
     shared_ray(write_manifest(folder / "manifest.jsonl", rows), folder / "out", *options_)
     return utterances(folder / "out")
 
@@ -136,13 +136,18 @@ def test_the_evaluation_says_the_same(heard, output):
 
 def test_fusion_beats_either_side(heard):
     """Fails if a mode does not use one of its inputs, or a mode's weights are another's."""
-    texts = dict(zip(heard["recording_id"].to_pylist(), heard["text"].to_pylist(), strict=True))
+    texts, labels = (
+        dict(zip(heard["recording_id"].to_pylist(), heard[column].to_pylist(), strict=True))
+        for column in ("text", "emotion")
+    )
     encoder = resolve(str(ROOT / MODELS / "sentence-encoder"))
     right: dict[tuple[str, str], list[bool]] = {}
     for language in ("en", "es"):
         rows = [row for row in CLIPS if row["language"] == language]
+        for row in rows:
+            right.setdefault(("mean", row["heldout"]), []).append(labels[row["id"]] == row["label"])
         waveforms = [decode((HELDOUT / row["audio"]).read_bytes()) for row in rows]
-        for mode in ("audio", "text", "mean", "concat", "multihead"):
+        for mode in ("audio", "text", "concat", "multihead"):
             recogniser = EmotionRecogniser(mode, resolve(str(ROOT / MODELS / f"{mode}-{language}")), encoder)
             found = recogniser.recognise(waveforms, [texts[row["id"]] for row in rows])
             emotions = [recogniser.emotions[best] for best in found.scores.argmax(axis=1)]

@@ -7,7 +7,7 @@ import pytest
 from pipeline.shard.crashes import MOST_DEATHS, MOST_LOST_NODES, CrashTracker, LocalWatch, count_deaths
 from pipeline.shard.prepare import prepare
 from pipeline.shard.recognise import recognise
-from tests.support.corpus import ROOT, annotate, model_options, rejects, rows, utterances, write_manifest
+from tests.support.corpus import ONE_ACTOR, ROOT, annotate, model_options, rejects, rows, utterances, write_manifest
 from tests.support.lethal_hook import LETHAL, environment
 from tests.support.shards import causes, models_of, real_recogniser, work_of
 from tests.support.shards import row as shard_row
@@ -110,9 +110,9 @@ def test_a_lethal_utterance_in_a_real_job(tmp_path, checkpoints, asr, shared_ray
     """Fails if Ray gives up on the shard or the job, if the row is tried for ever, or if a neighbour is lost or changed."""
     records = rows(8)
     records[2]["text"] = LETHAL
-    manifest, options = write_manifest(tmp_path / "m.jsonl", records), model_options(checkpoints, asr)
+    manifest, options = write_manifest(tmp_path / "m.jsonl", records), [*model_options(checkpoints, asr), *ONE_ACTOR]
     output = tmp_path / "out"
-    annotate(manifest, output, *options, "--shard-rows", "4", "--emotion-actors", "1", env=environment(str(ROOT)))
+    annotate(manifest, output, *options, "--shard-rows", "4", env=environment(str(ROOT)))
     (refused,) = rejects(output).to_pylist()
     assert (refused["recording_id"], refused["reason"], refused["stage"]) == ("clip-002", "INTERNAL", "recognise")
     assert refused["attempts"] == MOST_DEATHS + 1

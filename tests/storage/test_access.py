@@ -200,20 +200,8 @@ def test_prefixes() -> None:
             assert _allowed(AudioRoots.parse([prefix], [LOCAL]), audio) is allowed
 
 
-INTERNAL_HOSTS = [
-    "169.254.169.254",
-    "[::1]",
-    "127.0.0.1",
-    "localhost",
-    "2852039166",
-    "0xA9FEA9FE",
-    "0251.0376.0251.0376",
-    "127.1",
-    "[::ffff:169.254.169.254]",
-    "[fd00:ec2::254]",
-    "metadata.google.internal",
-    "10.0.0.1",
-]
+INTERNAL_HOSTS = ["169.254.169.254", "[::1]", "127.0.0.1", "localhost", "2852039166", "0xA9FEA9FE", "0251.0376.0251.0376",
+                  "127.1", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "metadata.google.internal", "10.0.0.1"]  # fmt: skip
 
 
 def test_internal_addresses_say_so() -> None:

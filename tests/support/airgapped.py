@@ -53,7 +53,7 @@ def run(*arguments: str, **environment: str) -> str:
 
 def main(folder: Path) -> None:
     from tests.support import published
-    from tests.support.corpus import AUDIO, write_manifest
+    from tests.support.corpus import AUDIO, ONE_ACTOR, write_manifest
     from tests.support.hub_standin import serve
     from tests.support.s3_server import s3_server
 
@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
         # the job starts with empty caches and a hub that is not there, and is not told to be offline
         home |= {"HF_HOME": str(folder / "hf-of-node"), "XDG_CACHE_HOME": str(folder / "cache-of-node")}
         run("jobs.annotate", "--manifest", str(manifest), "--output", str(folder / "out"), "--models", models,
-            "--device", "cpu", **home, **s3.environment)  # fmt: skip
+            "--device", "cpu", *ONE_ACTOR, **home, **s3.environment)  # fmt: skip
     print(json.dumps({"copies": sorted(p.name for p in (folder / "cache-of-node").glob("*/checkpoints/*-*"))}))
 
 

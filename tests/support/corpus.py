@@ -76,6 +76,10 @@ def write_manifest(path: Path, records: Sequence[Mapping[str, object] | str]) ->
     return path
 
 
+ONE_ACTOR = ("--asr-actors", "1", "--emotion-actors", "1")
+"""Options for a job whose pools are not the subject: each actor spends five seconds of a core on its imports."""
+
+
 def model_options(checkpoints: Path, asr: Path, mode: str = "mean") -> list[str]:
     """Return the options that name the small local models for both languages."""
     fusion = [f"{language}={checkpoints / f'{mode}-{language}'}" for language in ("en", "es")]

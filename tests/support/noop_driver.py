@@ -41,14 +41,14 @@ class NoOpDriver:
     Attributes:
         kill_after: number of shards after which the next job dies.
         before: called with each shard before it is prepared; an exception from it stops the run.
-        said: the output of the last driver.
+        printed: the output of the last driver.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.output = folder, folder / "out"
         self.kill_after: int | None = None
         self.before: Callable[[Any], None] = lambda _: None
-        self.said = ""
+        self.printed = ""
         self.driver: Driver | None = None
 
     def run_shards(self, work: Any, shards: Iterable[Any], _pools: Any, config: Any, on_finished: Any) -> None:
@@ -70,7 +70,7 @@ class NoOpDriver:
         try:
             reports = self.driver.run()
         finally:
-            self.said = out.getvalue()
+            self.printed = out.getvalue()
         return [(r["run_id"], r["recordings_annotated"], r["rejects_by_reason"]) for r in reports]
 
     def manifest(self, name: str, rows: Iterable[dict[str, object]]) -> Path:
