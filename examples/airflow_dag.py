@@ -1,7 +1,7 @@
-"""An Airflow DAG: every night, what is new or changed in the corpus. Lies in the DAG folder beside `ray_job.py`.
+"""Airflow DAG that annotates new and changed files of a corpus every night. Copy it to the DAG folder, with `ray_job.py`.
 
 Airflow's workers need `ray[default]==2.60.0` and `s3fs`, and in their environment RAY_DASHBOARD, RAY_AUTH_MODE=token,
-RAY_AUTH_TOKEN and whatever reads the output. The job runs on the cluster; the task waits.
+RAY_AUTH_TOKEN and the credentials for the output. The job runs on the cluster; the task waits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray_job import run_night
     schedule="30 1 * * *",
     start_date=datetime(2026, 1, 1),
     catchup=False,
-    max_active_runs=1,  # two at once would cooperate, and pay twice for what both do
+    max_active_runs=1,  # two runs at once would be safe, but do some work twice
     params={
         "corpus": Param("s3://BUCKET/corpus", type="string"),
         "output": Param("s3://BUCKET/emotions", type="string"),
@@ -27,9 +27,9 @@ from ray_job import run_night
     },
 )
 def speech_emotion() -> None:
-    """Annotate what is new, and sum it up."""
+    """Annotate new files and summarize."""
 
-    @task(retries=3, retry_delay=timedelta(minutes=5))  # a retry goes on from what is committed
+    @task(retries=3, retry_delay=timedelta(minutes=5))  # a retry resumes from what is committed
     def run() -> list[dict[str, Any]]:
         context = get_current_context()
         params, instance = context["params"], context["ti"]

@@ -1,10 +1,10 @@
-"""A Dagster asset: the dataset of utterances, and a schedule that adds each night what is new. `dagster dev -f` this file.
+"""Dagster asset for the dataset of utterances, and a schedule that adds new files every night: `dagster dev -f` this file.
 
 Dagster's process needs `ray[default]==2.60.0` and `s3fs`, `ray_job.py` beside this file, and in its environment
-RAY_AUTH_MODE=token, RAY_AUTH_TOKEN and whatever reads the output.
+RAY_AUTH_MODE=token, RAY_AUTH_TOKEN and the credentials for the output.
 """
 
-# no postponed annotations here: Dagster resolves what it is given as types, not as text
+# no postponed annotations: Dagster needs annotations as types, not as text
 from dagster import (
     AssetExecutionContext,
     Config,
@@ -20,11 +20,12 @@ from ray_job import run_night
 
 
 class Run(Config):
-    """Where the cluster and the corpus are.
+    """Configuration of one materialisation.
 
     Attributes:
-        dashboard: of the Ray cluster.
+        dashboard: URL of the Ray cluster's dashboard.
         corpus: folder or prefix of audio.
+        output: location of the output, such as s3://bucket/emotions.
         by: columns of the summary.
         options: more options of jobs.annotate.
     """
@@ -36,9 +37,9 @@ class Run(Config):
     options: list[str] = Field(default_factory=list)
 
 
-@asset(retry_policy=RetryPolicy(max_retries=3, delay=300))  # a retry goes on from what is committed
+@asset(retry_policy=RetryPolicy(max_retries=3, delay=300))  # a retry resumes from what is committed
 def utterances(context: AssetExecutionContext, config: Run) -> MaterializeResult:
-    """One row for each labelled span of speech."""
+    """Materialise the table with one row for each labelled span of speech."""
     name = f"dagster-{context.run_id}-{context.retry_number}"
     options = ["--output", config.output, *config.options]
     reports = run_night(config.dashboard, name, config.corpus, config.by, options, log=context.log.info)

@@ -1,7 +1,7 @@
-"""Submit a night's job to a standing Ray cluster, wait for it, read what its run recorded: what DAG and asset share.
+"""Submission of a night's job to a running Ray cluster, for the Airflow DAG and the Dagster asset.
 
-Needs `ray[default]` of the cluster's version and, for outputs in S3, `s3fs`. The token comes from the environment, as Ray has it:
-`RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`.
+Needs `ray[default]` of the cluster's version and, for outputs in S3, `s3fs`. Ray reads its token from the
+environment: `RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 _REPORT = re.compile(r"^report in (.+/_runs/\d{6,}/report\.json)$", re.MULTILINE)
 _POLL_S = 5.0
-_SHOWN_OF_A_FAILURE = 2000
+_FAILURE_CHARACTERS = 2000
 
 
 class JobFailedError(RuntimeError):
-    """The job ended with another status than 0. What it committed stays; submitted again it goes on."""
+    """Raised when the job failed. What it committed stays; a new submission resumes."""
 
 
 def run_night(
@@ -35,45 +35,46 @@ def run_night(
     working_dir: str | None = None,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Run `python -m jobs.nightly` on the cluster; the reports of the runs it published, none when nothing was new.
+    """Run `python -m jobs.nightly` on the cluster.
 
     Args:
-        address: of Ray's dashboard, such as http://speech-emotion-head-svc:8265.
-        submission_id: one name for one try. A try that is there already, because whoever waited for it was restarted, is joined;
-            to try again, use another name.
-        corpus: folder or prefix of audio; what is new or changed in it since the last night is annotated.
-        by: columns to sum up by.
-        options: of jobs.annotate.
-        working_dir: a checkout to send along; None where the nodes' image holds the code.
-    Raises: JobFailedError with the last of what the job said.
+        address: URL of Ray's dashboard, such as http://speech-emotion-head-svc:8265.
+        submission_id: name of one attempt. If it exists already, because the waiting task was restarted, it is followed; use
+            another name for another attempt.
+        corpus: folder or prefix of audio; files that are new or changed since the last night are annotated.
+        by: columns of the summary.
+        options: options of jobs.annotate.
+        working_dir: source tree to upload; None if the nodes' image contains the code.
+    Returns: the reports of the published runs; none when nothing was new.
+    Raises: JobFailedError with the end of the job's log.
     """
     client = JobSubmissionClient(address)
     if submission_id not in {job.submission_id for job in client.list_jobs()}:
-        manifest = f"/tmp/{submission_id}.jsonl"  # on the head; what was planned stays in the output
+        manifest = f"/tmp/{submission_id}.jsonl"  # on the head; the plan is kept in the output
         words = ["python", "-m", "jobs.nightly", corpus, "--manifest", manifest, *(["--by", *by] if by else [])]
         client.submit_job(
             entrypoint=shlex.join([*words, "--", "--audio-root", corpus, *options]),
             submission_id=submission_id,
             runtime_env={"working_dir": working_dir} if working_dir else None,
         )
-    said = _follow(client, submission_id, log)
+    text = _follow(client, submission_id, log)
     status = client.get_job_status(submission_id)
     if status != JobStatus.SUCCEEDED:
-        raise JobFailedError(f"{submission_id} ended as {status}:\n{said[-_SHOWN_OF_A_FAILURE:]}")
-    return [_read(uri) for uri in _REPORT.findall(said)]
+        raise JobFailedError(f"{submission_id} ended as {status}:\n{text[-_FAILURE_CHARACTERS:]}")
+    return [_read(uri) for uri in _REPORT.findall(text)]
 
 
 def _follow(client: JobSubmissionClient, submission_id: str, log: Callable[[str], None]) -> str:
-    """Hand on what the job says until it has ended; returns all of it."""
-    said = ""
+    """Pass on the lines of the job's log until it has ended. Returns: the whole log."""
+    text = ""
     while True:
         ended = client.get_job_status(submission_id).is_terminal()
-        now = client.get_job_logs(submission_id)
-        for line in now[len(said) :].splitlines():
+        longer = client.get_job_logs(submission_id)
+        for line in longer[len(text) :].splitlines():
             log(line)
-        said = now
+        text = longer
         if ended:
-            return said
+            return text
         time.sleep(_POLL_S)
 
 

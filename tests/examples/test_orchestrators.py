@@ -1,7 +1,7 @@
-"""The Airflow DAG and the Dagster asset: their own code, run against a real Ray cluster and a real S3 server.
+"""The Airflow DAG and the Dagster asset, run against a real Ray cluster and a real S3 server.
 
-Airflow and Dagster are not among the packages of the tests: their decorators are stood in for by ones that hand back the
-function. That both files load and run under the real ones is tried by hand; cluster/README.md says with which versions.
+Airflow and Dagster are not installed: stand-ins for their decorators return the function. Both files were run by hand with the
+real ones; cluster/README.md has the versions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.s3_server import S3Server
 
 @pytest.fixture
 def models(s3: S3Server, checkpoints: Path, asr: Path) -> list[str]:
-    """Puts audio and models below the prefixes that cluster/aws speaks of; options that name the models."""
+    """Store audio and models below the prefixes of cluster/aws. Returns: the options for the models."""
     filesystem = s3.filesystem()
     for name in ("en_16k_short.wav", "en_22k05.mp3", "en_16k_pcm16.wav"):
         filesystem.put_file(str(AUDIO / name), f"{s3.bucket}/corpus/audio/{name}")
@@ -47,9 +47,8 @@ def models(s3: S3Server, checkpoints: Path, asr: Path) -> list[str]:
 def test_they_run_the_job_and_read_its_record_with_no_more_than_their_role_allows(
     tmp_path: Path, s3: S3Server, models: list[str]
 ) -> None:
-    """Fails if the night's job cannot be submitted, nothing is summed up, its report is not found, a second night does work
-    again or fails for having none, or any call it makes to S3 is one that the policies in cluster/aws refuse.
-    """
+    """Fails if the job cannot be submitted, writes no summary or has no report; if a second night repeats work or fails
+    because nothing is new; or if the policies in cluster/aws refuse any of its calls to S3."""
     asked = {
         "corpus": f"s3://{s3.bucket}/corpus",
         "output": f"s3://{s3.bucket}/emotions",

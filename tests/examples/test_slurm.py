@@ -23,7 +23,7 @@ def test_the_slurm_script_has_no_lint():
 
 
 _SRUN = """#!/bin/bash
-# runs on this machine what srun would run on a node; remembers how it was asked
+# runs on this machine what srun would run on a node, and logs its arguments
 echo "$@" >> "$SRUN_LOG"
 while [[ $1 == --* ]]; do shift; done
 exec "$@"
@@ -32,7 +32,7 @@ exec "$@"
 
 @pytest.mark.usefixtures("own_ray")
 def test_the_slurm_script_runs_the_job_and_ends_with_its_status(tmp_path, checkpoints, asr):
-    """Fails if the script cannot start Ray, does not find its own Ray, or hides how the job ended."""
+    """Fails if the script cannot start Ray, does not find its own Ray, or ends with another status than the job."""
     (tmp_path / "srun").write_text(_SRUN)
     (tmp_path / "srun").chmod(0o755)
     manifest = write_manifest(tmp_path / "m.jsonl", rows(2))
