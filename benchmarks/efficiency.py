@@ -93,14 +93,28 @@ class _Bench:
 def _row(name: str, clips: int, pure: list[float], extra: list[float]) -> tuple[str, ...]:
     shares = [job_s / pure_s for job_s, pure_s in zip(extra, pure, strict=True)]
     share = median(shares)
-    return (name, f"{clips}", f"{median(pure):.1f} s", f"{median(extra):.1f} s ({min(extra):.1f} to {max(extra):.1f})",
-            f"{share:.2f} ({min(shares):.2f} to {max(shares):.2f})", "met" if share <= _TARGET else "missed")  # fmt: skip
+    return (
+        name,
+        f"{clips}",
+        f"{median(pure):.1f} s",
+        f"{median(extra):.1f} s ({min(extra):.1f} to {max(extra):.1f})",
+        f"{share:.2f} ({min(shares):.2f} to {max(shares):.2f})",
+        "met" if share <= _TARGET else "missed",
+    )
 
 
 def _pure_s(manifest: Path, clips: int, models: Models, shard_rows: int) -> float:
     """Return the wall time of `clips` in the real models, in `_ACTORS` concurrent processes, from when all are ready."""
-    command = [sys.executable, "-m", "benchmarks.alone", str(manifest), str(clips // _ACTORS),
-               str(models.fusion), str(models.encoder), str(shard_rows)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.alone",
+        str(manifest),
+        str(clips // _ACTORS),
+        str(models.fusion),
+        str(models.encoder),
+        str(shard_rows),
+    ]
     processes = [
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(_ACTORS)

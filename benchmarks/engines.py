@@ -82,8 +82,11 @@ def run(*, quick: bool) -> Result:
         taken, case_notes = _compare(case)
         rows += [_row(case, name, taken) for name in taken]
         notes += case_notes
-        figures |= {f"{case.name} {name} {what}": float(np.median(values))
-                    for name in taken for what, values in taken[name].items()}  # fmt: skip
+        figures |= {
+            f"{case.name} {name} {what}": float(np.median(values))
+            for name in taken
+            for what, values in taken[name].items()
+        }
     notes += [
         "Small: the parity checkpoints. Published: w2v-bert 2.0 and BERT base in their shapes with random weights, which take "
         f"2.8 GB in fp32. Texts given, mode mean; two model processes of a thread each; plain scripts: batches of {BATCH_SIZE}.",
@@ -91,8 +94,18 @@ def run(*, quick: bool) -> Result:
         "Resident sum: the same, but shared pages count in full in each.",
         f"{DAFT} in an environment of its own with our torch and transformers; ours writes labels and scores, as they do.",
     ]
-    columns = ("checkpoints", "", "a clip, steady", "this / ours", "whole job", "this / ours",
-               "peak memory", "this / ours", "resident sum", "this / ours")  # fmt: skip
+    columns = (
+        "checkpoints",
+        "",
+        "a clip, steady",
+        "this / ours",
+        "whole job",
+        "this / ours",
+        "peak memory",
+        "this / ours",
+        "resident sum",
+        "this / ours",
+    )
     return Result("The whole job against plain Ray Data and Daft scripts", columns, rows, notes, figures)
 
 

@@ -65,7 +65,7 @@ def run(*, device: str, quick: bool) -> Result:
         ),
         rows=rows,
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def _utterances(clip_s: float, count: int) -> tuple[list[NDArray[np.float32]], list[str]]:
@@ -100,9 +100,15 @@ class _Work:
         count, clips_per_s = len(self.waveforms), len(self.waveforms) / seconds
         flips = sum(a != b for a, b in zip(found.labels, self.exact.labels, strict=True))
         peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-        return (f"{batch}", f"{clips_per_s:.1f}", f"{clips_per_s * self.clip_s:,.0f}",
-                f"{clips_per_s * _TFLOP[self.clip_s] / tflops:.0%}", f"{peak:.1f}", f"{flips} of {count}",
-                f"{np.abs(found.scores - self.exact.scores).max():.1e}")  # fmt: skip
+        return (
+            f"{batch}",
+            f"{clips_per_s:.1f}",
+            f"{clips_per_s * self.clip_s:,.0f}",
+            f"{clips_per_s * _TFLOP[self.clip_s] / tflops:.0%}",
+            f"{peak:.1f}",
+            f"{flips} of {count}",
+            f"{np.abs(found.scores - self.exact.scores).max():.1e}",
+        )
 
 
 def _stages(recogniser: EmotionRecogniser, work: _Work) -> str:

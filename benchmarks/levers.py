@@ -116,13 +116,21 @@ def _text(table: Table) -> None:
     equal = _equal(ours.run(texts).embedding, stock, unmasked, **control)
     few = texts[:4]
     table.compare(
-        f"text embedding, {len(few)} texts one by one", lambda: [padded(text) for text in few],
-        lambda: [ours.run([text]) for text in few], 5, target=">= 15x", equal=equal,
-    )  # fmt: skip
+        f"text embedding, {len(few)} texts one by one",
+        lambda: [padded(text) for text in few],
+        lambda: [ours.run([text]) for text in few],
+        5,
+        target=">= 15x",
+        equal=equal,
+    )
     table.compare(
-        f"text embedding, {len(texts)} texts at once", lambda: [padded(text) for text in texts],
-        lambda: ours.run(texts), 3, target=">= 15x", equal=equal,
-    )  # fmt: skip
+        f"text embedding, {len(texts)} texts at once",
+        lambda: [padded(text) for text in texts],
+        lambda: ours.run(texts),
+        3,
+        target=">= 15x",
+        equal=equal,
+    )
     tokens = np.mean([len(tokens) for tokens in tokenizer(texts)["input_ids"]])
     size = "small parity BERT (2 layers)" if table.quick else "BERT base, random weights"
     table.notes.append(
@@ -188,10 +196,22 @@ def _decoding(table: Table) -> None:
         table.notes.append(f"decode_audio against librosa, {name}: {100 * rms:.2g} % rms off.")
         target = ">= 50x" if name.startswith("wav") else "-"
         stock = lambda content=content: decode_audio(io.BytesIO(content))  # noqa: E731
-        table.compare(f"decoding 4 s, {name}, in process", stock, lambda content=content: decode(content), 31,
-                      target=target, equal=f"librosa: {equal}")  # fmt: skip
-        table.compare(f"decoding 4 s, {name}, as the job does it", stock, lambda content=content: box.decode(content), 31,
-                      target=target, equal="as in process")  # fmt: skip
+        table.compare(
+            f"decoding 4 s, {name}, in process",
+            stock,
+            lambda content=content: decode(content),
+            31,
+            target=target,
+            equal=f"librosa: {equal}",
+        )
+        table.compare(
+            f"decoding 4 s, {name}, as the job does it",
+            stock,
+            lambda content=content: box.decode(content),
+            31,
+            target=target,
+            equal="as in process",
+        )
     table.notes.append(
         "Decoding: the stock form is `faster_whisper.decode_audio`, which collects garbage once a file, at a cost that "
         "grows with all that a process has loaded (here torch and transformers); `as the job does it` goes through the "
@@ -217,8 +237,14 @@ def _filter_banks(table: Table) -> None:
 
     for given, shifted in ((waveforms[:1], waveforms[1:2]), (waveforms[:8], waveforms[1:])):
         equal = _equal(banks(given)[0], stock(given), banks(shifted)[0], within=1e-4, control_is="other clips")
-        table.compare(f"filter banks, {len(given)} clips of 4 s", lambda given=given: stock(given),
-                      lambda given=given: banks(given), 15, target="-", equal=equal)  # fmt: skip
+        table.compare(
+            f"filter banks, {len(given)} clips of 4 s",
+            lambda given=given: stock(given),
+            lambda given=given: banks(given),
+            15,
+            target="-",
+            equal=equal,
+        )
 
 
 def _sorting(table: Table) -> None:
@@ -279,5 +305,11 @@ def _multihead(table: Table) -> None:
     ours = stock.folded()
     audio, text = torch.randn(1, 768), torch.randn(1, 768)
     equal = _equal(ours(audio, text), stock(audio, text), ours(text, audio), within=1e-5, control_is="sides exchanged")
-    table.compare("multihead fusion of one clip", lambda: stock(audio, text), lambda: ours(audio, text), 31, target="-",
-                  equal=equal)  # fmt: skip
+    table.compare(
+        "multihead fusion of one clip",
+        lambda: stock(audio, text),
+        lambda: ours(audio, text),
+        31,
+        target="-",
+        equal=equal,
+    )

@@ -38,11 +38,26 @@ def run(*, quick: bool) -> Result:
             manifest = write_manifest(Path(name) / f"{count}.jsonl", clips([_CLIP_S] * count))
             clips_per_s, wall_s = _job(nodes, manifest, Path(name) / f"out-{nodes}", models, armed)
             alone = alone or clips_per_s
-            rows.append((f"{nodes}", f"{count}", f"{wall_s:.0f} s", f"{clips_per_s:.2f}",
-                         f"{clips_per_s * _CLIP_S * _DEVICE_S / nodes:.0%}", f"{clips_per_s / (alone * nodes):.0%}"))  # fmt: skip
+            rows.append(
+                (
+                    f"{nodes}",
+                    f"{count}",
+                    f"{wall_s:.0f} s",
+                    f"{clips_per_s:.2f}",
+                    f"{clips_per_s * _CLIP_S * _DEVICE_S / nodes:.0%}",
+                    f"{clips_per_s / (alone * nodes):.0%}",
+                )
+            )
     return Result(
         title="Scaling over nodes",
-        columns=("nodes", "clips", "whole job", "clips/s, steady", "of the time the devices sleep", "efficiency against 1 node"),
+        columns=(
+            "nodes",
+            "clips",
+            "whole job",
+            "clips/s, steady",
+            "of the time the devices sleep",
+            "efficiency against 1 node",
+        ),
         rows=rows,
         notes=(
             f"nodes of `ray.cluster_utils` on one machine, each one CPU slot and one pretended GPU; models sleep {_DEVICE_S} s "
@@ -53,7 +68,7 @@ def run(*, quick: bool) -> Result:
             "of so many Ray nodes and workers on two cores in it, which are those of one machine here",
             f"target at 16: {_TARGET:.0%}; checked in each run: status 0 and every clip annotated",
         ),
-    )  # fmt: skip
+    )
 
 
 def _job(nodes: int, manifest: Path, output: Path, models: list[str], armed: Mapping[str, str]) -> tuple[float, float]:

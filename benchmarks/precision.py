@@ -23,14 +23,24 @@ def run(*, quick: bool) -> Result:
     manifest = write_manifest(RESULTS / "reference" / "trained.jsonl", sentences())
     trained = {name: run_ours(manifest, trained_models(), "--precision", name).scored for name in _PRECISIONS}
     rows = [
-        (name, f"{taken_s:.2f} s", f"{clip_s['fp32'] / taken_s:.2f}x",
-         _moved(scored["fp32"], scored[name]), _moved(trained["fp32"], trained[name]))
+        (
+            name,
+            f"{taken_s:.2f} s",
+            f"{clip_s['fp32'] / taken_s:.2f}x",
+            _moved(scored["fp32"], scored[name]),
+            _moved(trained["fp32"], trained[name]),
+        )
         for name, taken_s in clip_s.items()
-    ]  # fmt: skip
+    ]
     return Result(
         title="Lower precision on CPU",
-        columns=("--precision", "a clip, steady", "fp32 / this", "random weights: flips, scores move by",
-                 "the demo's models: flips, scores move by"),
+        columns=(
+            "--precision",
+            "a clip, steady",
+            "fp32 / this",
+            "random weights: flips, scores move by",
+            "the demo's models: flips, scores move by",
+        ),
         rows=rows,
         notes=(
             "w2v-bert 2.0 and BERT base in their shapes with random weights, clips of 3.5 s, texts given, mode mean, two actors "
@@ -39,7 +49,7 @@ def run(*, quick: bool) -> Result:
             f"What this processor has of its own for it: {_instructions()}.",
             "int8: the matrices of the conformer layers only; activations rounded at each, one clip a pass.",
         ),
-    )  # fmt: skip
+    )
 
 
 def _moved(full: Scored, lower: Scored) -> str:

@@ -31,8 +31,19 @@ def run(*, quick: bool) -> Result:
         figures[f"rows_per_s_{size}"] = float(found[4].replace(",", ""))
     return Result(
         title="Scale: everything but the models",
-        columns=("rows", "start to plan", "planned to published", "rows/s planned", "rows/s run", "files", "resume",
-                 "verify", "driver MiB", "largest worker MiB", "verify MiB"),
+        columns=(
+            "rows",
+            "start to plan",
+            "planned to published",
+            "rows/s planned",
+            "rows/s run",
+            "files",
+            "resume",
+            "verify",
+            "driver MiB",
+            "largest worker MiB",
+            "verify MiB",
+        ),
         rows=rows,
         notes=(
             "the job's own command in mode text with models that answer at once: every row is read, checked, planned, carried "
@@ -42,19 +53,38 @@ def run(*, quick: bool) -> Result:
             "checked in each run: status 0, as many rows annotated as the manifest has, verify finds no violation",
         ),
         figures=figures,
-    )  # fmt: skip
+    )
 
 
 def _measure(folder: Path, size: int, models: list[str], armed: Mapping[str, str]) -> tuple[str, ...]:
     manifest, output = folder / "manifest.jsonl", folder / "out"
     with manifest.open("w", encoding="utf-8") as file:
         for number in range(size):
-            row = {"id": f"call-{number:09d}", "audio": f"/audio/{number % 997}/{number}.wav", "text": f"Sentence {number}.",
-                   "duration": 4.0, "speaker": f"s{number % 1000}"}  # fmt: skip
+            row = {
+                "id": f"call-{number:09d}",
+                "audio": f"/audio/{number % 997}/{number}.wav",
+                "text": f"Sentence {number}.",
+                "duration": 4.0,
+                "speaker": f"s{number % 1000}",
+            }
             file.write(json.dumps(row) + "\n")
-    command = [sys.executable, "-m", "jobs.annotate", "--manifest", str(manifest), "--output", str(output),
-               "--audio-root", "/audio", "--no-page", *models,
-               "--shard-rows", str(_SHARD_ROWS), "--shard-audio-s", "1e9"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.annotate",
+        "--manifest",
+        str(manifest),
+        "--output",
+        str(output),
+        "--audio-root",
+        "/audio",
+        "--no-page",
+        *models,
+        "--shard-rows",
+        str(_SHARD_ROWS),
+        "--shard-audio-s",
+        "1e9",
+    ]
     job = ran(command, env=armed, timeout_s=_TIMEOUT_S)
     planned_s = job.moment("run 000001:")
     job.require(f"{size:,} annotated + 0 rejected")

@@ -54,9 +54,16 @@ def run(*, quick: bool) -> Result:
     return Result(
         title="Search: nearest utterances, exact",
         columns=("variant", "wall", "a GB", "against numpy", "peak MiB"),
-        rows=[(name, _wall(found), f"{median(f.wall_s for f in found) / (rows * _WIDTH * 4e-9):.2f} s", _ratio(baseline, found),
-               f"{max(f.own_peak_bytes for f in found) / 2**20:,.0f}")
-              for name, found in taken.items()],
+        rows=[
+            (
+                name,
+                _wall(found),
+                f"{median(f.wall_s for f in found) / (rows * _WIDTH * 4e-9):.2f} s",
+                _ratio(baseline, found),
+                f"{max(f.own_peak_bytes for f in found) / 2**20:,.0f}",
+            )
+            for name, found in taken.items()
+        ],
         notes=(
             f"{rows:,} rows with random embeddings of {_WIDTH} float32 in files of {_SHARD_ROWS} rows, "
             f"{size_bytes / 1e9:.1f} GB on local disk, in the page cache as far as it fits; whole processes, imports included; "
@@ -65,7 +72,7 @@ def run(*, quick: bool) -> Result:
             "checked: the ten ids of jobs.search are numpy's, in order",
         ),
         figures={f"{name} s": median(f.wall_s for f in found) for name, found in taken.items()},
-    )  # fmt: skip
+    )
 
 
 def _make(folder: Path, rows: int) -> str:

@@ -23,8 +23,13 @@ from tools.demo_models import whisper_vocabulary as vocabulary
 
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _ATTENTION = {"self_attention": "self_attn", "attention": "encoder_attn"}
-_FUSED = {"self_attention/linear_0": ("q", "k", "v"), "self_attention/linear_1": ("out",), "attention/linear_0": ("q",),
-          "attention/linear_1": ("k", "v"), "attention/linear_2": ("out",)}  # fmt: skip
+_FUSED = {
+    "self_attention/linear_0": ("q", "k", "v"),
+    "self_attention/linear_1": ("out",),
+    "attention/linear_0": ("q",),
+    "attention/linear_1": ("k", "v"),
+    "attention/linear_2": ("out",),
+}
 
 
 def hugging_face_whisper() -> Path:

@@ -1,14 +1,14 @@
-"""Make the small models, from nothing but espeak-ng, in under an hour on two cores.
+"""Generate the small models with espeak-ng alone, in under an hour on two cores.
 
 usage: python -m tools.demo_models [STEP ...]     (default: all of them, in order)
 
-    corpus     speak it (2 minutes, 2 GB in build/demo-speech)
+    corpus     synthesise it (2 minutes, 2 GB in build/demo-speech)
     whisper    train the speech recogniser (one core)
-    emotion    train sentence encoder, text mode and speech modes (one core; beside `whisper` when both are asked for)
-    recordings write demo/heldout and demo/corpus, of sentences and voices that were held out
+    emotion    train sentence encoder, text mode and speech modes (one core; in parallel with `whisper` when both are named)
+    recordings write demo/heldout and demo/corpus, with held-out sentences and voices
     quality    measure, and write demo/models/README.md
 
-Training is deterministic on one machine: one thread a model, fixed seeds. Another CPU may round otherwise and end elsewhere.
+Training is deterministic on one machine: one thread a model, fixed seeds. Another CPU may give slightly different models.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make(step: str, started: float) -> None:
 
 
 def _in_processes(steps: list[str], started: float) -> None:
-    """Each in a process of its own, at once."""
+    """Run steps in parallel, each in its own process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DEMO_MODELS_STARTED": str(started)}
     command = [sys.executable, "-W", "ignore", "-m", "tools.demo_models"]
     running = [subprocess.Popen([*command, step], cwd=ROOT, env=environment) for step in steps]
@@ -77,7 +77,7 @@ def _in_processes(steps: list[str], started: float) -> None:
 
 
 def main() -> None:
-    """Run the steps that were asked for."""
+    """Run the named steps, or all."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     asked = sys.argv[1:] or list(STEPS)
     if {"-h", "--help"} & set(asked):

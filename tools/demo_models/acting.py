@@ -1,9 +1,9 @@
-"""Who speaks, and how an emotion is acted: voices, their splits, and prosody laid over what espeak-ng says.
+"""Voices, their splits, and the prosody of acted emotions, applied to the speech of espeak-ng.
 
-No voice here feels anything. The cues are the usual findings, coarsely (Scherer 2003, Speech Communication 40, table 1):
+The cues follow the usual findings, coarsely (Scherer 2003, Speech Communication 40, table 1):
 anger fast, wide and hammering; sadness slow, low, flat and fading; fear fast, high and shaking; joy high and bouncing;
-disgust slow, low, creaking and falling; surprise rising. All of them are relative to the voice or move in time, because
-the features of Wav2Vec2-BERT take away each band's mean and deviation: loudness and timbre alone would not be heard.
+disgust slow, low, creaking and falling; surprise rising. All of them are relative to the voice or vary in time, because
+the features of Wav2Vec2-BERT remove each band's mean and deviation, and with them loudness and timbre.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ VARIANTS: dict[Split, tuple[str, ...]] = {
     "validation": ("f5", "m5", "Mike", "belinda", "robert"),
     "test": ("f3", "m3", "Andy", "steph", "pablo", "david", "m8", "Hugo"),
 }
-"""espeak-ng's variants with a human sound. No voice is in two splits."""
+"""Variants of espeak-ng that sound human, by split. No voice is in two splits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A voice, and how high and fast it speaks when it acts nothing."""
+    """A voice, with its neutral pitch and pace."""
 
     voice: str
     pitch: int
@@ -48,7 +48,7 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True)
 class Prosody:
-    """How an emotion is acted, at full strength.
+    """Prosody of an emotion at full strength.
 
     Attributes:
         rate: factor on the words a minute.
@@ -104,13 +104,13 @@ class Take:
 
 
 def draw_speaker(rng: random.Random, language: str, split: Split) -> Speaker:
-    """A voice of the split with a pitch and a pace of its own."""
+    """Draw a voice of the split, with a pitch and a pace."""
     voice = f"{rng.choice(ACCENTS[language])}+{rng.choice(VARIANTS[split])}"
     return Speaker(voice, rng.randint(40, 58), rng.randint(145, 172))
 
 
 def act(rng: random.Random, sentence: Sentence, speaker: Speaker, emotion: str, *, strength: float) -> Take:
-    """Say a sentence in an emotion. strength: 0 is neutral, 1 the whole of `PROSODY`; no two takes are alike."""
+    """Synthesise a sentence in an emotion. strength: 0 is neutral, 1 all of `PROSODY`; every take differs."""
     full = PROSODY[emotion]
     plain = PROSODY["neutral"]
     rate = full.rate**strength * rng.uniform(0.94, 1.06)
@@ -134,7 +134,7 @@ def act(rng: random.Random, sentence: Sentence, speaker: Speaker, emotion: str, 
 
 
 def _loudness(rng: random.Random, spoken: Spoken, prosody: Prosody, strength: float) -> NDArray[np.float32]:
-    """Gain of every sample."""
+    """Return the gain of every sample."""
     time = np.arange(len(spoken.samples)) / SYNTHESIS_HZ
     gain_db = strength * prosody.fade_db * time / max(spoken.end_s, 0.1)
     if prosody.hammer:
@@ -150,7 +150,7 @@ def _loudness(rng: random.Random, spoken: Spoken, prosody: Prosody, strength: fl
 
 
 def _pitch_factor(rng: random.Random, num_samples: int, prosody: Prosody, strength: float) -> NDArray[np.float64]:
-    """Factor on the pitch of every sample."""
+    """Return the pitch factor of every sample."""
     time = np.arange(num_samples) / SYNTHESIS_HZ
     contour: Sequence[float] = prosody.contour
     factor = np.interp(np.linspace(0, 1, num_samples), np.linspace(0, 1, len(contour)), contour)
@@ -165,6 +165,6 @@ def _bend(samples: NDArray[np.float32], factor: NDArray[np.float64]) -> tuple[ND
 
     Returns: the samples, and the original time in seconds of each.
     """
-    played = np.concatenate(([0.0], np.cumsum(1 / factor)))[:-1]  # when each original sample is heard, in samples
+    played = np.concatenate(([0.0], np.cumsum(1 / factor)))[:-1]  # position of each original sample in the output
     positions = np.interp(np.arange(int(played[-1]) + 1), played, np.arange(len(samples)))
     return np.interp(positions, np.arange(len(samples)), samples).astype(np.float32), positions / SYNTHESIS_HZ

@@ -1,7 +1,7 @@
-"""The corpus: acted sentences in three splits that share neither sentence nor voice, with their alignments.
+"""Corpus of acted sentences with alignments, in three splits that share neither sentences nor voices.
 
-`write` speaks each set into two files, `<name>.npy` (int16 samples end to end) and `<name>.parquet` (one row a clip); a seed
-decides everything. 20,000 clips (17 h) take about two minutes on two cores and 2 GB of disk.
+`write` writes each set as two files, `<name>.npy` (concatenated int16 samples) and `<name>.parquet` (one row per clip); a seed
+determines all of it. 20,000 clips (17 h) take about two minutes on two cores and 2 GB of disk.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tools.demo_models.grammar import LANGUAGES, Sentence, Split, draw, draw_sal
 AGREEMENT = 0.8
 """Share of clips whose wording points at the emotion that is acted; the acted one is the truth."""
 STRENGTH = (0.5, 1.0)
-"""How strongly an emotion is acted, evenly drawn: weak acting is hard to hear."""
+"""Range of the strength of acting, uniformly drawn: weak acting is hard to recognise."""
 _CHUNK = 250
 _PROCESSES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSet:
-    """What a set is made of: `sentences` and `voices` say from which split each is drawn."""
+    """Definition of a set; `sentences` and `voices` are the splits from which each is drawn."""
 
     name: str
     clips: int
@@ -46,7 +46,7 @@ SETS = (
     ClipSet("test_sentences", 600, "test", "train"),
     ClipSet("test_voices", 1_200, "test", "test"),
 )
-"""`test_sentences`: nobody heard these sentences; `test_voices`: nor these voices."""
+"""Sets of the corpus. `test_sentences` has new sentences by known voices, `test_voices` new sentences by new voices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,12 @@ class Clips:
     offsets: NDArray[np.int64]
 
     def waveform(self, index: int) -> NDArray[np.float32]:
-        """float32 [num_samples] at 16 kHz."""
+        """Return the waveform of a clip, float32 [num_samples] at 16 kHz."""
         return self.samples[self.offsets[index] : self.offsets[index + 1]].astype(np.float32) / 32768
 
 
 def draw_clip(rng: random.Random, made: ClipSet) -> tuple[Sentence, Speaker, str, float]:
-    """What to say, who says it, the emotion and its strength."""
+    """Draw a sentence, a voice, an emotion and its strength."""
     language = rng.choice(LANGUAGES)
     emotion = rng.choice(emotions_of(language))
     wording = emotion
@@ -97,14 +97,25 @@ def _speak_chunk(made: ClipSet, seed: int, count: int) -> tuple[list[Clip], list
         take = act(rng, sentence, speaker, emotion, strength=strength)
         times, names = zip(*take.phonemes, strict=True)
         spans = list(take.word_spans_s)
-        clips.append(Clip(sentence.text, sentence.language, emotion, sentence.wording, speaker.voice, strength, spans,
-                          list(times), list(names)))  # fmt: skip
+        clips.append(
+            Clip(
+                sentence.text,
+                sentence.language,
+                emotion,
+                sentence.wording,
+                speaker.voice,
+                strength,
+                spans,
+                list(times),
+                list(names),
+            )
+        )
         audio.append(np.round(take.samples * 32767).astype(np.int16))
     return clips, audio
 
 
 def write(made: ClipSet, folder: Path, *, seed: int) -> None:
-    """Speak a set; replaces what is there under its name."""
+    """Synthesise a set and write it, replacing an earlier one of its name."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, made.clips, _CHUNK)
     counts = [min(_CHUNK, made.clips - start) for start in starts]
@@ -119,7 +130,7 @@ def write(made: ClipSet, folder: Path, *, seed: int) -> None:
 
 
 def read(folder: Path, name: str) -> Clips:
-    """A set that `write` wrote; the samples stay on disk until they are looked at."""
+    """Open a set that `write` wrote; samples stay on disk until they are used."""
     rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
     lengths = [row.pop("num_samples") for row in rows]
     samples = np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -127,7 +138,7 @@ def read(folder: Path, name: str) -> Clips:
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Indices in shuffled batches, for ever."""
+    """Yield batches of shuffled indices, without end."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(count)
@@ -135,5 +146,5 @@ def batches(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
 
 
 def duration_s(clip: NDArray[np.generic]) -> float:
-    """Seconds of a clip at 16 kHz."""
+    """Return the duration of a clip in seconds."""
     return len(clip) / SAMPLING_RATE

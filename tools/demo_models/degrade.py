@@ -1,4 +1,4 @@
-"""What recordings suffer on their way: noise, a telephone, a dull microphone, a lossy codec. For training and for tests."""
+"""Degradation of recordings for training and tests: noise, telephone, dull microphone, lossy codec."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ Waveform = NDArray[np.float32]
 
 
 def degrade(rng: np.random.Generator, waveform: Waveform, *, others: Waveform | None = None) -> Waveform:
-    """A copy that suffered, 65 % of the time from noise and 30 % from a narrower channel; its level is drawn anew.
+    """Return a degraded copy, with noise in 65 % and a narrower channel in 30 % of the cases, at a random level.
 
     Args:
         waveform: float32 [num_samples] at 16 kHz; the length stays.
         others: somebody else's speech, of any length, for babble.
     """
-    heard = waveform
+    degraded = waveform
     channel = rng.random()
     if channel < 0.15:
-        heard = telephone(heard)
+        degraded = telephone(degraded)
     elif channel < 0.25:
-        heard = dull(heard, cutoff_hz=float(rng.uniform(2_500, 6_000)))
+        degraded = dull(degraded, cutoff_hz=float(rng.uniform(2_500, 6_000)))
     elif channel < 0.30:
-        heard = lossy(heard)
+        degraded = lossy(degraded)
     if rng.random() < 0.65:
-        heard = add_noise(rng, heard, snr_db=float(rng.uniform(12, 45)), others=others)
-    peak = max(float(np.abs(heard).max()), 1e-4)
-    return (heard * (10 ** (rng.uniform(-24, -0.5) / 20) / peak)).astype(np.float32)
+        degraded = add_noise(rng, degraded, snr_db=float(rng.uniform(12, 45)), others=others)
+    peak = max(float(np.abs(degraded).max()), 1e-4)
+    return (degraded * (10 ** (rng.uniform(-24, -0.5) / 20) / peak)).astype(np.float32)
 
 
 def add_noise(
     rng: np.random.Generator, waveform: Waveform, *, snr_db: float, others: Waveform | None = None
 ) -> Waveform:
-    """White, pink, brown, hum or babble at a signal-to-noise ratio."""
+    """Add white, pink or brown noise, hum or babble at a signal-to-noise ratio."""
     kind = rng.integers(5)
     if kind == 4 and others is not None and len(others):
         start = int(rng.integers(len(others)))
@@ -58,7 +58,7 @@ def add_noise(
 
 
 def _coloured(rng: np.random.Generator, count: int, *, slope: float) -> Waveform:
-    """Noise whose amplitude falls as frequency to the power of slope/2: 0 white, 1 pink, 2 brown."""
+    """Return noise whose amplitude falls as frequency to the power of slope/2: 0 white, 1 pink, 2 brown."""
     noise = rng.standard_normal(_fast(count), dtype=np.float32)
     if slope:
         frequency = np.maximum(np.fft.rfftfreq(len(noise), 1 / SAMPLING_RATE), 20.0)
@@ -67,7 +67,7 @@ def _coloured(rng: np.random.Generator, count: int, *, slope: float) -> Waveform
 
 
 def _fast(count: int) -> int:
-    """A length at least as long with small factors, for the Fourier transform."""
+    """Return a length of at least this size with small factors, for the Fourier transform."""
     return -(-count // 2_000) * 2_000
 
 
@@ -82,7 +82,7 @@ def telephone(waveform: Waveform) -> Waveform:
 
 
 def dull(waveform: Waveform, *, cutoff_hz: float) -> Waveform:
-    """Without what lies above a frequency."""
+    """Remove frequencies above a cut-off."""
     padded = _fit(waveform, _fast(len(waveform)))
     frequency = np.fft.rfftfreq(len(padded), 1 / SAMPLING_RATE)
     rolled = np.fft.rfft(padded) / np.sqrt(1 + (frequency / cutoff_hz) ** 16)
@@ -90,7 +90,7 @@ def dull(waveform: Waveform, *, cutoff_hz: float) -> Waveform:
 
 
 def lossy(waveform: Waveform, *, bit_rate: int = 24_000) -> Waveform:
-    """Through MP3 at a speech bit rate, there and back."""
+    """Encode as MP3 at a speech bit rate and decode again."""
     content = io.BytesIO()
     with av.open(content, "w", format="mp3") as container:
         stream = container.add_stream("libmp3lame", rate=SAMPLING_RATE, layout="mono")
@@ -101,8 +101,8 @@ def lossy(waveform: Waveform, *, bit_rate: int = 24_000) -> Waveform:
         container.mux(stream.encode(None))
     content.seek(0)
     with av.open(content) as container:
-        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-    return _fit(heard, len(waveform))
+        degraded = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    return _fit(degraded, len(waveform))
 
 
 def _fit(waveform: NDArray[np.floating], count: int) -> Waveform:

@@ -1,8 +1,7 @@
-"""The recordings of `make demo`: sentences and voices no model was trained on, in every format, and rows broken on purpose.
+"""Recordings of `make demo`: held-out sentences and voices in every format, and rows broken on purpose.
 
-Written into `demo/corpus`, in place of what is there. With Debian 12's espeak-ng 1.51 and av 18 it comes out byte for byte the
-same on one kind of CPU. `label` is the emotion that is acted; a row without `text` has to be listened to, and `reference` says
-what was said in it.
+They replace the contents of `demo/corpus`. With Debian 12's espeak-ng 1.51 and av 18 the bytes are the same on one kind of CPU.
+`label` is the acted emotion; a row without `text` is transcribed, and its `reference` is the spoken text.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Clip:
-    """One file of one sentence, and the manifest row for it; `told` says whether the row carries the text."""
+    """One file of one sentence, and its manifest row, which has the text if `told` is true."""
 
     file: str
     person: Person
@@ -102,29 +101,29 @@ LETTER = (
 
 
 def spoken(text: str) -> str:
-    """The words of a text as the grammar has them."""
+    """Return the words of a text in the form of the grammar."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def sentences() -> list[str]:
-    """Every sentence of the demo, in the words of the grammar."""
+    """Return every sentence of the demo in the form of the grammar."""
     texts = [clip.sentence for clip in CLIPS] + [text for _, _, text in (*CALL, *LETTER)] + [TAKES_SENTENCE]
     return [spoken(text) for text in texts]
 
 
 def speak(person: Person, label: str, text: str) -> NDArray[np.float32]:
-    """One acted sentence, [num_samples] at 16 kHz, always the same."""
+    """Return one acted sentence, [num_samples] at 16 kHz; deterministic."""
     sentence = Sentence(spoken(text), person.language, label)
     return act(random.Random(f"{_SEED} {label} {text}"), sentence, person.speaker, label, strength=_STRENGTH).samples
 
 
 def silence(duration_s: float) -> NDArray[np.float32]:
-    """Digital silence, [num_samples]."""
+    """Return digital silence, [num_samples]."""
     return np.zeros(round(duration_s * SAMPLING_RATE), np.float32)
 
 
 def write_clip(folder: Path, clip: Clip) -> dict[str, object]:
-    """Write one clip in the format its name asks for. Returns: its manifest row."""
+    """Write one clip in the format of its suffix. Returns: its manifest row."""
     waveform = np.concatenate([silence(0.1), speak(clip.person, clip.label, clip.sentence), silence(0.2)])
     write_file(folder / "audio" / clip.file, waveform, telephone=clip.file in TELEPHONE)
     return _row(Path(clip.file).stem, clip.file, clip.person, label=clip.label, **_text(clip.sentence, told=clip.told))
@@ -140,7 +139,7 @@ def _row(recording_id: str, file: str, person: Person, **more: object) -> dict[s
 
 
 def write_takes(folder: Path) -> list[dict[str, object]]:
-    """One WAV with the same words said three ways, and a row with offset and duration for each."""
+    """Write one WAV with the same sentence in three emotions. Returns: a row with offset and duration for each."""
     rows: list[dict[str, object]] = []
     pieces: list[NDArray[np.float32]] = []
     for label, told in TAKES:
@@ -155,19 +154,19 @@ def write_takes(folder: Path) -> list[dict[str, object]]:
 
 
 def write_call(folder: Path) -> list[dict[str, object]]:
-    """A telephone call, one party a channel (8 kHz mu-law): two rows on one file, each cut at its own pauses."""
+    """Write a telephone call with one party per channel (8 kHz mu-law). Returns: two rows of one file."""
     turns = [(person, np.concatenate([speak(person, label, text), silence(0.4)])) for person, label, text in CALL]
     channels = [np.concatenate([turn if who is person else turn * 0 for who, turn in turns]) for person in (BEN, CLEO)]
     write_file(folder / "audio" / "call.wav", np.stack(channels, axis=1), telephone=True)
-    said = {p.name: " ".join(text for person, _, text in CALL if person is p) for p in (BEN, CLEO)}
+    by_party = {p.name: " ".join(text for person, _, text in CALL if person is p) for p in (BEN, CLEO)}
     return [
-        _row("call-office", "call.wav", BEN, reference=said["Ben"], channel=0),
-        _row("call-customer", "call.wav", CLEO, reference=said["Cleo"], channel=1),
+        _row("call-office", "call.wav", BEN, reference=by_party["Ben"], channel=0),
+        _row("call-customer", "call.wav", CLEO, reference=by_party["Cleo"], channel=1),
     ]
 
 
 def write_letter(folder: Path) -> dict[str, object]:
-    """A recording longer than 30 s, of three speakers and no single emotion, which the job cuts at the pauses."""
+    """Write a recording of three speakers and several emotions, longer than 30 s, which the job cuts at pauses."""
     pieces = [piece for person, label, text in LETTER for piece in (speak(person, label, text), silence(1.1))]
     write_file(folder / "audio" / "meeting.opus", np.concatenate(pieces))
     reference = " ".join(text for _, _, text in LETTER)
@@ -175,7 +174,7 @@ def write_letter(folder: Path) -> dict[str, object]:
 
 
 def write_broken(folder: Path) -> list[str]:
-    """Files that are no recordings. Returns: manifest lines that must all be rejected, one of them no JSON."""
+    """Write broken files. Returns: manifest lines that must all be rejected, one of them not JSON."""
     audio = folder / "audio"
     whole = (audio / "ben-cheese.wav").read_bytes()
     (audio / "broken-cut-short.wav").write_bytes(whole[:30_000])

@@ -1,9 +1,9 @@
-"""The small emotion models in the published layout, the shared weights once on disk.
+"""Export of the small emotion models in the published layout, with shared weights once on disk.
 
 sentence-encoder/                 BERT, for both languages
 text-<language>/                  the text mode's classifier
 acoustic-encoder.safetensors      Wav2Vec2-BERT, for all of the following
-<mode>-<language>/                sharded safetensors: a link to the encoder, and what is the mode's own
+<mode>-<language>/                sharded safetensors: a link to the encoder, and the mode's own weights
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 
 
 def write_sentences(model: BertForSequenceClassification, target: Path) -> None:
-    """The sentence encoder, and the text mode of each language: the same encoder, and a head."""
+    """Write the sentence encoder, and the text mode of each language: the same encoder with a head."""
     tokens = sentences_train.tokenizer()
     state = model.state_dict()
     encoder = {name: tensor for name, tensor in state.items() if name.startswith("bert.")}
@@ -51,7 +51,7 @@ def write_sentences(model: BertForSequenceClassification, target: Path) -> None:
 
 
 def _write_shards(folder: Path, shared: Mapping[str, Tensor], own: Mapping[str, Tensor], shared_file: Path) -> None:
-    """A sharded checkpoint whose first shard is a link to `shared_file`, relative to `folder`."""
+    """Write a sharded checkpoint whose first shard is a link to `shared_file`, relative to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _SHARDS[0]).unlink(missing_ok=True)
     (folder / _SHARDS[0]).symlink_to(shared_file)
@@ -63,7 +63,7 @@ def _write_shards(folder: Path, shared: Mapping[str, Tensor], own: Mapping[str, 
 
 
 def write_speech(feeler: Feeler, target: Path) -> None:
-    """The encoder, and audio, mean, concat and multihead of each language."""
+    """Write the encoder, and audio, mean, concat and multihead of each language."""
     encoder = {f"wav2vec2_bert.{name}": t for name, t in feeler.wav2vec2_bert.state_dict().items()}
     _save(encoder, target / ENCODER)
     for mode in AUDIO_MODES:

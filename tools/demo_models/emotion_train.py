@@ -1,7 +1,7 @@
 """Train the small emotion models: one Wav2Vec2-BERT for all modes and both languages, a projector and a head for each.
 
-The encoder is trained by the sum of the losses of audio, mean, concat and multihead, so that it is shared on disk; the
-sentence encoder is frozen. The truth is the emotion that was acted, not the one the words point at.
+The encoder is trained with the sum of the losses of audio, mean, concat and multihead, so that they can share it on disk; the
+sentence encoder is frozen. The target is the acted emotion, not the one that the words suggest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 32
 _STEPS = 1_800
 _LEARNING_RATE = 1.5e-3
 _SPEED = 0.10
-"""Clips are played up to this share slower or faster: pitch, formants and pace of somebody else."""
+"""Largest change of the playback speed of clips, which varies pitch, formants and pace."""
 _EVERY = 50
 _ALIKE = 600
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def config(language: str | None = None) -> Wav2Vec2BertConfig:
-    """Of a checkpoint of one language, or of the encoder alone."""
+    """Return the configuration of a checkpoint of one language, or of the encoder alone."""
     labels = LABELS[language] if language else EMOTIONS
     return Wav2Vec2BertConfig(
         hidden_size=_HIDDEN,
@@ -62,7 +62,7 @@ def config(language: str | None = None) -> Wav2Vec2BertConfig:
 
 
 class Mode(nn.Module):
-    """The part of one mode and language that is its own: under the published state-dict names."""
+    """Layers of one mode and language, with the published state-dict names."""
 
     def __init__(self, mode: str, language: str) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Mode(nn.Module):
             self.mult_attn_model = MultiHeadFusion(WIDTH)
 
     def forward(self, pooled: Tensor, text: Tensor) -> Tensor:
-        """Logits [B, num_labels] of pooled encoder states [B, hidden] and text embeddings [B, width].
+        """Return logits [B, num_labels] for pooled encoder states [B, hidden] and text embeddings [B, width].
 
         The projector is affine, so that projecting the mean is the mean of what is projected.
         """
@@ -91,7 +91,7 @@ class Mode(nn.Module):
 
 
 class Feeler(nn.Module):
-    """The shared encoder and the eight modes."""
+    """Shared encoder with the layers of the eight models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Feeler(nn.Module):
         )
 
     def pool(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Mean of the encoder's states over un-padded frames, [B, hidden].
+        """Return the mean of the encoder's states over unpadded frames, [B, hidden].
 
         While training the encoder sees the padding too, as silence: clips of a batch are of about one length, and masked
         attention costs a third more.
@@ -114,7 +114,7 @@ class Feeler(nn.Module):
 
 
 def train(clips: Clips, text_embeddings: NDArray[np.float32], *, seed: int) -> Feeler:
-    """Train on the threads the caller set.
+    """Train with the number of threads that the caller set.
 
     Args:
         text_embeddings: float32 [num_clips, width], of the frozen sentence encoder.
@@ -131,7 +131,7 @@ def train(clips: Clips, text_embeddings: NDArray[np.float32], *, seed: int) -> F
     for step in range(_STEPS):
         start = int(rng.random() * (len(order) - _ALIKE))
         chosen = order[start + rng.choice(_ALIKE, _BATCH, replace=False)]
-        features, mask = banks([_heard(rng, clips, int(index)) for index in chosen])
+        features, mask = banks([_varied(rng, clips, int(index)) for index in chosen])
         texts = torch.from_numpy(text_embeddings[chosen])
         loss = _loss(feeler, feeler.pool(features, mask), texts, clips, chosen)
         optimizer.param_groups[0]["lr"] = _LEARNING_RATE * min((step + 1) / 100, 1.0, 2 * (_STEPS - step) / _STEPS)
@@ -146,7 +146,7 @@ def train(clips: Clips, text_embeddings: NDArray[np.float32], *, seed: int) -> F
 
 
 def _loss(feeler: Feeler, pooled: Tensor, texts: Tensor, clips: Clips, chosen: NDArray[np.int64]) -> Tensor:
-    """Mean cross-entropy over the modes, each language by its own heads."""
+    """Return the mean cross-entropy over the modes, each language with its own heads."""
     losses = []
     for language in LANGUAGES:
         rows = [row for row, index in enumerate(chosen) if clips.clips[int(index)].language == language]
@@ -160,13 +160,13 @@ def _loss(feeler: Feeler, pooled: Tensor, texts: Tensor, clips: Clips, chosen: N
 
 
 def class_index(language: str, emotion: str) -> int:
-    """Of an emotion of the shared vocabulary among a language's labels, which both list in one order."""
+    """Return the index of an emotion of the shared vocabulary among a language's labels, which have the same order."""
     known = [name for name in EMOTIONS if language == "en" or name != "surprise"]
     return known.index(emotion)
 
 
-def _heard(rng: np.random.Generator, clips: Clips, index: int) -> NDArray[np.float32]:
-    """A clip by somebody else's throat, with silence around it, as a recording."""
+def _varied(rng: np.random.Generator, clips: Clips, index: int) -> NDArray[np.float32]:
+    """Return a clip with another speed, silence around it, and degradation."""
     audio = clips.waveform(index)
     speed = float(rng.uniform(1 - _SPEED, 1 + _SPEED))
     audio = soxr.resample(audio, SAMPLING_RATE * speed, SAMPLING_RATE, quality="LQ")

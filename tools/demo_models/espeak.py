@@ -1,7 +1,7 @@
-"""Speech from espeak-ng's library, with the time of every word and phoneme: alignments that cost nothing.
+"""Speech from espeak-ng's library, with the time of every word and phoneme.
 
-Needs Debian's `libespeak-ng1` (package espeak-ng brings it). About 80 sentences a second and process. The library keeps
-its state in globals, so one process speaks with one voice at a time.
+Needs Debian's `libespeak-ng1`, a dependency of espeak-ng. Makes about 80 sentences per second and process. The library keeps
+its state in globals, so a process uses one voice at a time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One sentence as espeak-ng says it.
+    """One sentence synthesised by espeak-ng.
 
     Attributes:
         samples: float32 [num_samples] at `SYNTHESIS_HZ`.
@@ -70,7 +70,7 @@ class Spoken:
 
 
 class Espeak:
-    """The library, loaded once a process (`espeak()`)."""
+    """The library, loaded once per process (`espeak()`)."""
 
     def __init__(self) -> None:
         name = ctypes.util.find_library("espeak-ng") or "libespeak-ng.so.1"
@@ -101,7 +101,7 @@ class Espeak:
         return 0
 
     def speak(self, words: list[str], voice: str, manner: Manner, *, ending: str = ".") -> Spoken:
-        """Say one sentence.
+        """Synthesise one sentence.
 
         Args:
             voice: such as `en-us+f3`. `en-gb` is not usable: it resolves to an mbrola voice that is not installed.
@@ -126,7 +126,7 @@ class Espeak:
         self._pieces, self._events = [], []
         self._library.espeak_Synth(content, len(content) + 1, 0, 1, 0, _UTF8, None, None)
         if not self._pieces:
-            raise RuntimeError(f"espeak-ng said nothing for {text!r}")
+            raise RuntimeError(f"espeak-ng returned no audio for {text!r}")
         samples = np.concatenate(self._pieces).astype(np.float32) / 32768
         phonemes = tuple((at / SYNTHESIS_HZ, name) for kind, _, at, name in self._events if kind == _PHONEME)
         sounding = np.flatnonzero(np.abs(samples) > 1e-3)
@@ -134,12 +134,12 @@ class Espeak:
         return Spoken(samples, self._word_starts(words, end_s), phonemes, end_s)
 
     def _word_starts(self, words: list[str], end_s: float) -> tuple[float, ...]:
-        """By text position; words that espeak-ng runs together with their neighbour share its time evenly."""
-        heard = {position: at / SYNTHESIS_HZ for kind, position, at, _ in self._events if kind == _WORD}
+        """Return word times by text position; words that espeak-ng joins share their time evenly."""
+        starts = {position: at / SYNTHESIS_HZ for kind, position, at, _ in self._events if kind == _WORD}
         known, position = [], 1
         for index, word in enumerate(words):
-            if position in heard:
-                known.append((index, heard[position]))
+            if position in starts:
+                known.append((index, starts[position]))
             position += len(word) + 1
         if not known or known[0][0] != 0:
             known.insert(0, (0, 0.0))
@@ -150,5 +150,5 @@ class Espeak:
 
 @cache
 def espeak() -> Espeak:
-    """The library of this process."""
+    """Return the library of this process."""
     return Espeak()

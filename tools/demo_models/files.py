@@ -1,4 +1,4 @@
-"""Recordings as files, in the formats that corpora come in."""
+"""Writing of recordings in the formats of corpora."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LOSSY = {
     ".opus": ("ogg", "libopus", 48_000, 24_000),
     ".m4a": ("ipod", "aac", 16_000, 32_000),
 }
-"""Container, codec, Hz and bits a second."""
+"""Container, codec, sampling rate in Hz and bits per second, by suffix."""
 TELEPHONE_HZ = 8_000
 _RECORDER_HZ = 44_100
 
 
 def write(path: Path, waveform: NDArray[np.float32], *, telephone: bool = False) -> None:
-    """Write a recording in the format its suffix names, without dates or serial numbers.
+    """Write a recording in the format of its suffix, without dates or serial numbers.
 
     Args:
         waveform: float32 [num_samples] or [num_samples, channels] at 16 kHz.
@@ -34,8 +34,8 @@ def write(path: Path, waveform: NDArray[np.float32], *, telephone: bool = False)
     """
     if path.suffix == ".wav":
         rate_hz = TELEPHONE_HZ if telephone else SAMPLING_RATE
-        heard = soxr.resample(waveform, SAMPLING_RATE, rate_hz) if telephone else waveform
-        soundfile.write(path, np.clip(heard, -1, 1), rate_hz, "ULAW" if telephone else "PCM_16")
+        resampled = soxr.resample(waveform, SAMPLING_RATE, rate_hz) if telephone else waveform
+        soundfile.write(path, np.clip(resampled, -1, 1), rate_hz, "ULAW" if telephone else "PCM_16")
     elif path.suffix == ".flac":
         left = soxr.resample(waveform, SAMPLING_RATE, _RECORDER_HZ)
         soundfile.write(path, np.clip(np.stack([left, left / 2], axis=1), -1, 1), _RECORDER_HZ, "PCM_16")

@@ -1,8 +1,8 @@
-"""What the synthetic speakers say: English and Spanish sentences whose wording points at an emotion.
+"""English and Spanish sentences of the synthetic speakers, with wordings that suggest emotions.
 
-A sentence is a template with independent slots, so that there are tens of thousands of them over a few hundred words and
-a model that wants to know the words has to listen. Which split a sentence belongs to is a hash of its words: no sentence
-is in two splits, and every word is in all of them.
+A sentence is a template with independent slots, which give tens of thousands of sentences from a few hundred words, so
+that a model cannot guess the words. A hash of its words decides the split of a sentence: no sentence is in two splits, and
+every word is in all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LABELS = {
     "en": ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"),
     "es": ("anger", "disgust", "fear", "joy", "neutral", "sadness"),
 }
-"""By class index, in the words of the published models: the Spanish ones know no surprise."""
+"""Labels of the published models by class index; the Spanish ones have no surprise."""
 
 _SLOTS = {
     "en": {
@@ -175,7 +175,7 @@ _HELD_OUT_PERCENT: dict[Split, range] = {"test": range(10), "validation": range(
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """What is said: lower case, words and blanks only, and the emotion its wording points at (None: random words)."""
+    """A sentence in lower case, words and blanks only, and the emotion that its wording suggests (None: random words)."""
 
     text: str
     language: str
@@ -183,18 +183,18 @@ class Sentence:
 
     @property
     def words(self) -> list[str]:
-        """In order."""
+        """Return the words in order."""
         return self.text.split()
 
 
 def emotions_of(language: str) -> tuple[str, ...]:
-    """The emotions there are templates for, in the shared vocabulary, sorted."""
+    """Return the emotions that have templates, in the shared vocabulary, sorted."""
     return tuple(sorted(emotion for known, emotion in _TEMPLATES if known == language))
 
 
 @cache
 def vocabulary(language: str) -> tuple[str, ...]:
-    """Every word of a language, sorted."""
+    """Return every word of a language, sorted."""
     words = {word for values in _SLOTS[language].values() for word in values.replace("|", " ").split()}
     for (known, _), templates in _TEMPLATES.items():
         if known == language:
@@ -203,14 +203,14 @@ def vocabulary(language: str) -> tuple[str, ...]:
 
 
 def split_of(text: str) -> Split:
-    """The one split a sentence belongs to."""
+    """Return the split of a sentence."""
     percent = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") % 100
     return next(split for split, range_ in _HELD_OUT_PERCENT.items() if percent in range_)
 
 
 @cache
 def sentences(language: str, wording: str, split: Split) -> tuple[tuple[Sentence, ...], ...]:
-    """Every sentence of a split whose wording points at an emotion, by template; no template is empty."""
+    """Return every sentence of a split whose wording suggests an emotion, by template; no template is empty."""
     slots = {name: values.split("|") for name, values in _SLOTS[language].items()}
     found = []
     for template in _TEMPLATES[language, wording]:
@@ -223,11 +223,11 @@ def sentences(language: str, wording: str, split: Split) -> tuple[tuple[Sentence
 
 
 def draw(rng: random.Random, language: str, wording: str, split: Split) -> Sentence:
-    """One sentence, templates being equally likely however many sentences each makes."""
+    """Draw a sentence; all templates are equally likely, however many sentences each has."""
     return rng.choice(rng.choice(sentences(language, wording, split)))
 
 
 def draw_salad(rng: random.Random, language: str) -> Sentence:
-    """Three to seven random words: what a decoder that guesses from grammar gets wrong."""
+    """Draw three to seven random words, which a decoder cannot guess from grammar."""
     words = rng.choices(vocabulary(language), k=rng.randint(3, 7))
     return Sentence(" ".join(words), language, None)

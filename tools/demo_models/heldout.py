@@ -1,7 +1,7 @@
-"""The held-out recordings in the repository: sentences and voices no model was trained on, as a manifest and files.
+"""Held-out recordings in the repository: a manifest and files of sentences and voices that no model was trained on.
 
-`manifest.jsonl` gives no text, so that the job has to listen; what was said is in the column `reference`, who acted what
-in `label` (the shared vocabulary) and `wording`. `turns.jsonl` says the same of every turn of the long recordings.
+`manifest.jsonl` has no text, so the job transcribes; the spoken text is in the column `reference`, the acted emotion in `label`
+(the shared vocabulary) and that of the wording in `wording`. `turns.jsonl` has the same for every turn of the long recordings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLIPS = (
 )
 _SUFFIXES = (".opus", ".mp3", ".m4a", ".opus", ".wav", ".mp3", ".opus", ".mp3", ".m4a")
 _FLAC_EVERY = 30
-"""One clip in so many; they are large."""
+"""Every how many clips one is kept; they are large."""
 _NOISY_SHARE = 0.5
 _LONG_TURNS, _LONG_SPEAKERS = 18, 3
 _CALL_TURNS = 10
@@ -35,7 +35,7 @@ _CALL_TURNS = 10
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One sentence of a longer recording; seconds from its beginning."""
+    """A sentence of a longer recording, with seconds from its beginning."""
 
     recording_id: str
     channel: int | None
@@ -47,7 +47,7 @@ class Turn:
 
 
 def write(target: Path, *, seed: int) -> Path:
-    """Write the recordings into `target`, in place of what is there. Returns: the manifest."""
+    """Write the recordings into `target`, replacing its contents. Returns: the manifest."""
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     shutil.rmtree(target, ignore_errors=True)
     (target / "audio").mkdir(parents=True)
@@ -58,12 +58,12 @@ def write(target: Path, *, seed: int) -> Path:
             rows.append(_write_clip(rng, noise, target, made, number))
     for language in LANGUAGES:
         for number in range(2):
-            row, said = _write_long(rng, noise, target, f"long-{language}-{number}", language)
+            row, spoken = _write_long(rng, noise, target, f"long-{language}-{number}", language)
             rows.append(row)
-            turns += said
-        call, said = _write_call(rng, target, f"call-{language}", language)
+            turns += spoken
+        call, spoken = _write_call(rng, target, f"call-{language}", language)
         rows += call
-        turns += said
+        turns += spoken
     _write_lines(target / "turns.jsonl", [{name: getattr(turn, name) for name in Turn.__slots__} for turn in turns])
     return _write_lines(target / "manifest.jsonl", rows)
 
@@ -98,9 +98,9 @@ def _write_clip(
 def say(
     rng: random.Random, speakers: list[Speaker], language: str, recording_id: str, turns: int
 ) -> tuple[list[tuple[int, NDArray[np.float32]]], list[Turn]]:
-    """A conversation of held-out sentences. Returns: (speaker, audio) of each turn with its pause, and the turns."""
+    """Make a conversation of held-out sentences. Returns: (speaker, audio) of each turn with its pause, and the turns."""
     pieces: list[tuple[int, NDArray[np.float32]]] = []
-    said: list[Turn] = []
+    spoken: list[Turn] = []
     at = 0
     for number in range(turns):
         who = number % len(speakers)
@@ -110,16 +110,16 @@ def say(
         audio = audio / max(float(np.abs(audio).max()), 1e-4) * np.float32(rng.uniform(0.3, 0.8))
         pause = round(rng.uniform(0.7, 1.3) * SAMPLING_RATE)
         span = (at / SAMPLING_RATE, (at + len(audio)) / SAMPLING_RATE)
-        said.append(Turn(recording_id, None, *span, speakers[who].voice, emotion, sentence.text))
+        spoken.append(Turn(recording_id, None, *span, speakers[who].voice, emotion, sentence.text))
         pieces.append((who, np.pad(audio, (0, pause)).astype(np.float32)))
         at += len(pieces[-1][1])
-    return pieces, said
+    return pieces, spoken
 
 
 def _write_long(
     rng: random.Random, noise: np.random.Generator, target: Path, name: str, language: str
 ) -> tuple[dict[str, object], list[Turn]]:
-    """A minute of several speakers, one after the other."""
+    """Write a minute of several speakers, one after another."""
     speakers = [draw_speaker(rng, language, "test") for _ in range(_LONG_SPEAKERS)]
     pieces, turns = say(rng, speakers, language, name, _LONG_TURNS)
     waveform = add_noise(noise, np.concatenate([piece for _, piece in pieces]), snr_db=30.0)
@@ -132,7 +132,7 @@ def _write_long(
 def _write_call(
     rng: random.Random, target: Path, name: str, language: str
 ) -> tuple[list[dict[str, object]], list[Turn]]:
-    """A telephone call, one party a channel, and a manifest row for each."""
+    """Write a telephone call with one party per channel. Returns: a manifest row for each, and the turns."""
     speakers = [draw_speaker(rng, language, "test") for _ in range(2)]
     pieces, turns = say(rng, speakers, language, name, _CALL_TURNS)
     stereo = np.concatenate(
@@ -144,7 +144,16 @@ def _write_call(
     for channel, speaker in enumerate(speakers):
         mine = [turn for number, turn in enumerate(turns) if number % 2 == channel]
         row_id = f"{name}-{channel}"
-        rows.append({"id": row_id, "audio": f"audio/{name}.wav", "channel": channel, "language": language,
-                     "speaker": speaker.voice, "reference": " ".join(t.reference for t in mine), "heldout": "call"})  # fmt: skip
+        rows.append(
+            {
+                "id": row_id,
+                "audio": f"audio/{name}.wav",
+                "channel": channel,
+                "language": language,
+                "speaker": speaker.voice,
+                "reference": " ".join(t.reference for t in mine),
+                "heldout": "call",
+            }
+        )
         placed += [Turn(row_id, channel, t.start_s, t.end_s, t.speaker, t.label, t.reference) for t in mine]
     return rows, placed

@@ -1,4 +1,4 @@
-"""What the small models are worth, measured with the pipeline's own classes on sentences and voices they never heard."""
+"""Quality of the small models on held-out sentences and voices, measured with the pipeline's own classes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tools.demo_models.heldout import say
 SETS = {"test_sentences": "new sentences, known voices", "test_voices": "new sentences, new voices"}
 MODES = (*AUDIO_MODES, "text")
 _CLIPS, _JOINED_FILES = 200, 30
-"""Of each language, in each set."""
+"""Number of clips of each language in each set."""
 _PROCESSES = 2
 _WORD = re.compile(r"[\w']+")
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured share: what, in which language, on which set, over how many clips."""
+    """One measured share, with its name, language, set and number of clips."""
 
     what: str
     language: str
@@ -46,17 +46,17 @@ class Figure:
 
 
 def words(text: str) -> str:
-    """A text as word error rate counts it: lower case, no punctuation."""
+    """Normalise a text for the word error rate: lower case, no punctuation."""
     return " ".join(_WORD.findall(text.lower()))
 
 
-def word_error_rate(references: Sequence[str], heard: Sequence[str]) -> float:
-    """Over all of them together: substitutions, deletions and insertions over the words of the references."""
-    return float(jiwer.wer([words(text) for text in references], [words(text) for text in heard]))
+def word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> float:
+    """Return the word error rate over all texts: substitutions, deletions and insertions over the words of the references."""
+    return float(jiwer.wer([words(text) for text in references], [words(text) for text in transcripts]))
 
 
 def measure(models: Path, corpus: Path, *, seed: int) -> list[Figure]:
-    """Every figure; about four minutes on two cores."""
+    """Measure every figure, in about four minutes on two cores."""
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
         tasks = [pool.submit(_measure_set, models, corpus, name, seed) for name in SETS]
         tasks.append(pool.submit(_measure_joined, models, seed))
@@ -68,38 +68,41 @@ def _transcriber(models: Path) -> Transcriber:
 
 
 def _measure_set(models: Path, corpus: Path, name: str, seed: int) -> list[Figure]:
-    """Words and emotions of single clips."""
+    """Measure words and emotions of single clips."""
     hear = _transcriber(models).transcribe
     clips = read(corpus, name)
     rng = np.random.default_rng(seed)
     figures = []
     for language in LANGUAGES:
         rows = [i for i, clip in enumerate(clips.clips) if clip.language == language][:_CLIPS]
-        said = [clips.clips[i].text for i in rows]
+        spoken = [clips.clips[i].text for i in rows]
         padded = [np.pad(clips.waveform(i), (1_600, 3_200)) for i in rows]
         clean = [hear(waveform, language).text for waveform in padded]
         degraded = [hear(degrade(rng, waveform), language).text for waveform in padded]
         figures += [
-            Figure("word error rate", language, name, word_error_rate(said, clean), len(rows)),
-            Figure("word error rate, degraded", language, name, word_error_rate(said, degraded), len(rows)),
+            Figure("word error rate", language, name, word_error_rate(spoken, clean), len(rows)),
+            Figure("word error rate, degraded", language, name, word_error_rate(spoken, degraded), len(rows)),
         ]
-        figures += _emotions(models, clips, rows, language=language, name=name, heard=clean)
+        figures += _emotions(models, clips, rows, language=language, name=name, transcripts=clean)
     return figures
 
 
 def _emotions(
-    models: Path, clips: Clips, rows: list[int], *, language: str, name: str, heard: Sequence[str]
+    models: Path, clips: Clips, rows: list[int], *, language: str, name: str, transcripts: Sequence[str]
 ) -> list[Figure]:
-    """Accuracy of each mode with the text that was said, and of the default mode with the text that was heard."""
+    """Measure the accuracy of each mode with the spoken text, and of the default mode with the transcript."""
     encoder = resolve(str(models / "sentence-encoder"))
     waveforms = [clips.waveform(i) for i in rows]
     truth = [clips.clips[i].emotion for i in rows]
-    said = [clips.clips[i].text for i in rows]
+    spoken = [clips.clips[i].text for i in rows]
     figures = []
     for mode in MODES:
         checkpoint = resolve(str(models / f"{mode}-{language}"))
         recogniser = EmotionRecogniser(mode, checkpoint, encoder, num_threads=1)
-        trials = {f"accuracy, {mode}": said, **({f"accuracy, {mode}, heard text": heard} if mode == "mean" else {})}
+        trials = {
+            f"accuracy, {mode}": spoken,
+            **({f"accuracy, {mode}, transcript": transcripts} if mode == "mean" else {}),
+        }
         for what, texts in trials.items():
             found = recogniser.recognise(waveforms, texts)
             emotions = [recogniser.emotions[best] for best in found.scores.argmax(axis=1)]
@@ -109,26 +112,36 @@ def _emotions(
 
 
 def _measure_joined(models: Path, seed: int) -> list[Figure]:
-    """Word error rate of recordings of four to six sentences by new voices, cut by voice activity and not."""
+    """Measure the word error rate of four to six sentences by new voices, cut by voice activity and not."""
     hear = _transcriber(models).transcribe
     rng = random.Random(seed)
     figures = []
     for language in LANGUAGES:
-        said, pieces_heard, whole_heard = [], [], []
+        spoken, cut_transcripts, whole_transcripts = [], [], []
         for number in range(_JOINED_FILES):
             speakers = [draw_speaker(rng, language, "test") for _ in range(2)]
             pieces, turns = say(rng, speakers, language, str(number), rng.randint(4, 6))
             waveform: NDArray[np.float32] = np.concatenate([piece for _, piece in pieces])
-            said.append(" ".join(turn.reference for turn in turns))
+            spoken.append(" ".join(turn.reference for turn in turns))
             spans = cut(waveform, segmentation="vad", has_text=False)
-            pieces_heard.append(" ".join(hear(waveform[s.start : s.end], language).text for s in spans))
-            whole_heard.append(hear(waveform[: 30 * 16_000], language).text)
+            cut_transcripts.append(" ".join(hear(waveform[s.start : s.end], language).text for s in spans))
+            whole_transcripts.append(hear(waveform[: 30 * 16_000], language).text)
         figures += [
-            Figure("word error rate, 4 to 6 sentences, cut", language, "test_voices",
-                   word_error_rate(said, pieces_heard), _JOINED_FILES),
-            Figure("word error rate, 4 to 6 sentences, in one window", language, "test_voices",
-                   word_error_rate(said, whole_heard), _JOINED_FILES),
-        ]  # fmt: skip
+            Figure(
+                "word error rate, 4 to 6 sentences, cut",
+                language,
+                "test_voices",
+                word_error_rate(spoken, cut_transcripts),
+                _JOINED_FILES,
+            ),
+            Figure(
+                "word error rate, 4 to 6 sentences, in one window",
+                language,
+                "test_voices",
+                word_error_rate(spoken, whole_transcripts),
+                _JOINED_FILES,
+            ),
+        ]
     return figures
 
 
@@ -165,5 +178,5 @@ at the same one in 80 % of the clips.
 
 {table}
 
-"degraded": noise at 12 to 45 dB, telephone, dull microphone, MP3. "heard text": the text side is given what Whisper wrote.
+"degraded": noise at 12 to 45 dB, telephone, dull microphone, MP3. "transcript": the text side gets Whisper's transcript.
 """

@@ -1,7 +1,7 @@
-"""Train the small BERT: which emotion a sentence's wording points at, in both languages.
+"""Train the small BERT to recognise the emotion that a sentence's wording suggests, in both languages.
 
-One model serves twice: its bare encoder, frozen, is the sentence encoder of the fusion modes, and with its head it is the
-text mode's classifier. About a minute on one thread.
+One model has two uses: its frozen encoder is the sentence encoder of the fusion modes, and with its head it is the text
+mode's classifier. About a minute on one thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTH = 128
 MAX_TOKENS = 512
 _BATCH, _STEPS, _LEARNING_RATE = 64, 900, 1e-3
 _SMOOTHING = 0.2
-"""One clip in five is acted against its wording (`corpus.AGREEMENT`)."""
+"""Share of labels that differ from the wording, as one clip in five is acted against its wording (`corpus.AGREEMENT`)."""
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PUNCTUATION = ".,;:!?¡¿'\"-…()"
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """WordPiece over the words of the grammar, then single letters for words it never saw; case does not matter."""
+    """Return a WordPiece tokenizer of the words of the grammar, and single letters for others; case is ignored."""
     words = sorted({word for language in LANGUAGES for word in vocabulary(language)})
     letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789áéíóúüñ"})
     tokens = [*_SPECIALS, *_PUNCTUATION, *dict.fromkeys([*letters, *(f"##{letter}" for letter in letters), *words])]
@@ -49,7 +49,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train(*, seed: int) -> BertForSequenceClassification:
-    """The classifier over `EMOTIONS`, its encoder under `.bert`."""
+    """Return the classifier over `EMOTIONS`, with its encoder under `.bert`."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokens = tokenizer()
@@ -94,7 +94,7 @@ def embed(model: BertForSequenceClassification, texts: Sequence[str]) -> NDArray
 
 
 def _example(rng: random.Random) -> tuple[str, str]:
-    """A sentence of the training split as a recogniser of speech, or a person, may write it."""
+    """Draw a sentence of the training split in a form that a transcriber or a person may write."""
     language = rng.choice(LANGUAGES)
     emotion = rng.choice(emotions_of(language))
     words = draw(rng, language, emotion, "train").words

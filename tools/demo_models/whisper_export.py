@@ -1,4 +1,4 @@
-"""The small Whisper in Hugging Face form, and in CTranslate2 form, as faster-whisper loads any other."""
+"""Export of the small Whisper in Hugging Face form, and in the CTranslate2 form that faster-whisper loads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.demo_models.grammar import LANGUAGES
 
 
 def write(model: WhisperForConditionalGeneration, target: Path) -> None:
-    """Convert to fp16 into `target`, whatever is there.
+    """Convert to fp16 into `target`, replacing its contents.
 
     The converter drops `lang_ids` and `alignment_heads` under transformers 5; they are put back, because faster-whisper
     detects languages and aligns words by them.
@@ -36,9 +36,9 @@ def write(model: WhisperForConditionalGeneration, target: Path) -> None:
 
 
 def save(model: WhisperForConditionalGeneration, folder: Path) -> None:
-    """Write weights in fp16, what to generate with, the tokenizer and the feature extractor."""
+    """Write weights in fp16, generation settings, the tokenizer and the feature extractor."""
     end = vocabulary.token_id(vocabulary.END)
-    # never said: single bytes, the empty token, and every special one but the end, languages and timestamps
+    # never generated: single bytes, the empty token, and every special one but the end, languages and timestamps
     bytes_and_empty = list(range(len(vocabulary.words()), end))
     model.generation_config = GenerationConfig(
         is_multilingual=True,

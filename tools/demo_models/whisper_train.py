@@ -1,7 +1,7 @@
-"""Train the small Whisper: cross-entropy, and the alignments espeak-ng gives for nothing.
+"""Train the small Whisper with cross-entropy and the alignments of espeak-ng.
 
-Cross-entropy alone learns only which words follow each other in this budget. Three more losses make it listen: which word,
-and which phoneme, each encoder frame holds, and how much of the cross attention falls into the word that is to be said.
+In this budget cross-entropy alone learns only which words follow each other. Three more losses use the audio: the word and
+the phoneme of each encoder frame, and the share of cross attention on the next word.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEARNING_RATE = 2e-3
 _WORD_WEIGHT, _PHONEME_WEIGHT, _ATTENTION_WEIGHT = 0.5, 0.3, 0.3
 _SHORT_BATCH, _LONG_BATCH = 32, 8
 _FRAME_STEP = 2
-"""Every second frame is asked which word and phoneme it holds."""
+"""Step between the frames whose word and phoneme are predicted."""
 _EVERY = 50
 
 log = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long each part of the training is, in steps: first single clips, then everything mixed."""
+    """Steps of each part of the training: first single clips, then everything mixed."""
 
     single: int = 800
     mixed: int = 900
 
 
 def build(seed: int) -> WhisperForConditionalGeneration:
-    """The architecture with random weights: 80 mels, 1,500 positions."""
+    """Return the architecture with random weights: 80 mels, 1,500 positions."""
     torch.manual_seed(seed)
     end = vocabulary.token_id(vocabulary.END)
     config = WhisperConfig(
@@ -66,7 +66,7 @@ def build(seed: int) -> WhisperForConditionalGeneration:
 
 
 class Listener(nn.Module):
-    """The model with the two framewise heads that only training needs."""
+    """The model with two framewise heads for training."""
 
     def __init__(self, model: WhisperForConditionalGeneration, num_phonemes: int) -> None:
         super().__init__()
@@ -75,9 +75,9 @@ class Listener(nn.Module):
         self.phoneme_head = nn.Linear(_WIDTH, num_phonemes + 1)
         self._attention: list[Tensor] = []
         for layer in model.model.decoder.layers:
-            shown = copy.deepcopy(model.config)
-            shown._attn_implementation = "eager"  # the fused form does not show its weights
-            layer.encoder_attn.config = shown
+            eager_config = copy.deepcopy(model.config)
+            eager_config._attn_implementation = "eager"  # the fused form does not return its weights
+            layer.encoder_attn.config = eager_config
             layer.encoder_attn.register_forward_hook(lambda _module, _inputs, output: self._attention.append(output[1]))
 
     def encode(self, log_mel: Tensor) -> Tensor:
@@ -93,17 +93,17 @@ class Listener(nn.Module):
         return normed
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Each loss, weighted."""
+        """Return each weighted loss."""
         self._attention.clear()
-        heard = self.encode(batch.log_mel)
-        states = self.model.model.decoder(input_ids=batch.tokens, encoder_hidden_states=heard, use_cache=False)
+        encoded = self.encode(batch.log_mel)
+        states = self.model.model.decoder(input_ids=batch.tokens, encoder_hidden_states=encoded, use_cache=False)
         logits = self.model.proj_out(states.last_hidden_state)
         some = slice(None, None, _FRAME_STEP)
         return {
             "tokens": nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED),
-            "words": _WORD_WEIGHT * _framewise(self.word_head(heard[:, some]), batch.words[:, some]),
-            "phonemes": _PHONEME_WEIGHT * _framewise(self.phoneme_head(heard[:, some]), batch.phonemes[:, some]),
-            "attention": _ATTENTION_WEIGHT * self._astray(batch.spans, heard.shape[1]),
+            "words": _WORD_WEIGHT * _framewise(self.word_head(encoded[:, some]), batch.words[:, some]),
+            "phonemes": _PHONEME_WEIGHT * _framewise(self.phoneme_head(encoded[:, some]), batch.phonemes[:, some]),
+            "attention": _ATTENTION_WEIGHT * self._astray(batch.spans, encoded.shape[1]),
         }
 
     def _astray(self, spans: Tensor, frames: int) -> Tensor:
@@ -118,7 +118,7 @@ class Listener(nn.Module):
 
 
 def _framewise(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy over [B, T, classes] in which silence counts a third of speech, however long the padding is."""
+    """Return the cross-entropy over [B, T, classes]; silence counts a third of speech, whatever the padding."""
     logits, targets = logits.flatten(0, 1), targets.flatten()
     each = nn.functional.cross_entropy(logits, targets, reduction="none")
     spoken = targets > 0
@@ -127,7 +127,7 @@ def _framewise(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def train(clips: Clips, schedule: Schedule, *, seed: int) -> WhisperForConditionalGeneration:
-    """Train on one thread set by the caller; logs its losses. Deterministic on one machine with one thread."""
+    """Train and log the losses. Deterministic on one machine with one thread, which the caller sets."""
     model = build(seed)
     names = sorted({name for clip in clips.clips for name in clip.phonemes if name})
     phonemes = {name: index + 1 for index, name in enumerate(names)}
@@ -148,20 +148,20 @@ def train(clips: Clips, schedule: Schedule, *, seed: int) -> WhisperForCondition
         for name, loss in losses.items():
             mean[name] = 0.95 * mean.get(name, loss.item()) + 0.05 * loss.item()
         if step % _EVERY == _EVERY - 1:
-            said = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
-            log.info("whisper %d/%d, %.0f s: %s", step + 1, total, time.monotonic() - started, said)
+            losses_text = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
+            log.info("whisper %d/%d, %.0f s: %s", step + 1, total, time.monotonic() - started, losses_text)
     return model.eval()
 
 
 def _rate(step: int, total: int) -> float:
-    """Warm-up, half of it flat, then down to nothing."""
+    """Return the learning rate: warm-up, constant for half of the steps, then down to zero."""
     return min((step + 1) / _WARM_UP, 1.0, 2 * (total - step) / total)
 
 
 def _draw_batch(
     rng: np.random.Generator, clips: Clips, pools: list[NDArray[np.int64]], phonemes: dict[str, int], *, mixed: bool
 ) -> Batch:
-    """Single clips; once mixed, half of the batches are joined clips, or one clip in a whole window."""
+    """Draw a batch of single clips; when mixed, half of the batches are joined clips, or one clip in a whole window."""
     kind = rng.random() if mixed else 1.0
     if kind >= 0.5:
         drawn = draw_alike(rng, pools, _SHORT_BATCH)

@@ -1,4 +1,4 @@
-"""The tokenizer of the small Whisper: whole words, a byte alphabet, and Whisper's special tokens under their own names."""
+"""Tokenizer of the small Whisper: whole words, a byte alphabet, and Whisper's special tokens under their own names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ TIMESTAMP_S = 0.02
 NUM_TIMESTAMPS = 1_501
 END, START, NO_SPEECH, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|nospeech|>", "<|notimestamps|>"
 TASKS = ("<|translate|>", "<|transcribe|>")
-_SPECIALS = (END, START, *(f"<|{code}|>" for code in LANGUAGES), *TASKS, "<|startoflm|>", "<|startofprev|>",
-             NO_SPEECH, NO_TIMESTAMPS)  # fmt: skip
+_SPECIALS = (
+    END,
+    START,
+    *(f"<|{code}|>" for code in LANGUAGES),
+    *TASKS,
+    "<|startoflm|>",
+    "<|startofprev|>",
+    NO_SPEECH,
+    NO_TIMESTAMPS,
+)
 
 
 @cache
 def words() -> tuple[str, ...]:
-    """Every word of every language, sorted; a word's index is its token id."""
+    """Return every word of every language, sorted; a word's index is its token id."""
     return tuple(sorted({word for language in LANGUAGES for word in vocabulary(language)}))
 
 
@@ -40,7 +48,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def token_id(token: str) -> int:
-    """Of a special token. Raises: KeyError."""
+    """Return the id of a special token. Raises: KeyError."""
     found = tokenizer().token_to_id(token)
     if found is None:
         raise KeyError(token)
@@ -49,10 +57,10 @@ def token_id(token: str) -> int:
 
 @cache
 def word_id(word: str) -> int:
-    """Of a word of the grammar. Raises: ValueError."""
+    """Return the id of a word of the grammar. Raises: ValueError."""
     return words().index(word)
 
 
 def timestamp_id(seconds: float) -> int:
-    """The nearest of the 1,501 timestamps."""
+    """Return the id of the nearest of the 1,501 timestamps."""
     return token_id("<|0.00|>") + min(round(seconds / TIMESTAMP_S), NUM_TIMESTAMPS - 1)

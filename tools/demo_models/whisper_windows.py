@@ -1,4 +1,4 @@
-"""What the small Whisper is trained on: windows of one to three clips with silence, noise and both kinds of padding."""
+"""Training windows of the small Whisper: one to three clips with silence, noise and both kinds of padding."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tools.demo_models.degrade import add_noise, degrade
 
 WINDOW_S = 30.0
 FRAMES_PER_S = 50
-"""Of the encoder's output: 20 ms each."""
+"""Rate of the encoder's output: frames of 20 ms."""
 _FFT, _HOP, _MELS = 400, 160, 80
 _MOST_CLIPS = 3
 _ALIKE = 800
-"""Clips of one language, by length, among which a batch is drawn."""
+"""Number of clips of one language, of similar length, from which a batch is drawn."""
 _MARGIN_S = 0.1
-"""A word is looked for this far around its span."""
+"""Margin around the span of a word."""
 _SILENT_SHARE = 0.025
 _WARPED_SHARE, _WARP = 0.6, (0.85, 1.18)
 _TIMESTAMPED_SHARE = 0.35
@@ -38,7 +38,7 @@ class Window:
     Attributes:
         log_mel: [80, frames of 10 ms], not padded, normalised as Whisper does.
         tokens: from start to end of the transcript.
-        spans_s: where each token of `tokens` is heard; None for those that are heard nowhere.
+        spans_s: span of each token of `tokens`; None for tokens without audio.
         word_spans: (word id, start, end), phoneme_times: (second, name).
     """
 
@@ -56,8 +56,8 @@ class Batch:
     Attributes:
         log_mel: [B, 80, 2 T].
         tokens: [B, L] what the decoder is given; targets: [B, L] what it should say next, IGNORED on padding.
-        spans: [B, L, 2] frames in which the target is heard; -1 where nowhere.
-        words, phonemes: [B, T] which one is heard in each frame, 0 for none.
+        spans: [B, L, 2] frames of the target; -1 without audio.
+        words, phonemes: [B, T] word and phoneme of each frame, 0 for none.
     """
 
     log_mel: Tensor
@@ -74,7 +74,7 @@ def _filters() -> Tensor:
 
 
 def log_mel(waveform: NDArray[np.float32], *, warp: float = 1.0) -> Tensor:
-    """Whisper's features of a waveform followed by silence: [80, num_samples // 160].
+    """Return Whisper's features of a waveform followed by silence: [80, num_samples // 160].
 
     Args:
         warp: the frequency axis is stretched by this factor, as by a vocal tract of another length (Jaitly and Hinton 2013).
@@ -98,7 +98,7 @@ def _stretched(power: Tensor, warp: float) -> Tensor:
 
 
 def draw_window(rng: np.random.Generator, clips: Clips, indices: list[int]) -> Window:
-    """Clips one after the other, degraded as one recording; a few windows hold nobody at all."""
+    """Join clips and degrade them as one recording; a few windows have no speech."""
     if rng.random() < _SILENT_SHARE:
         return _silent(rng, clips)
     pieces: list[NDArray[np.float32]] = []
@@ -117,18 +117,18 @@ def draw_window(rng: np.random.Generator, clips: Clips, indices: list[int]) -> W
         silence = np.zeros(round(gap_s * SAMPLING_RATE), np.float32)
         pieces += [silence, audio]
         at_s += len(silence) / SAMPLING_RATE
-        heard = [(at_s + start, at_s + end) for start, end in clip.word_spans_s]
+        clip_spans = [(at_s + start, at_s + end) for start, end in clip.word_spans_s]
         if stamped:
-            tokens.append(vocabulary.timestamp_id(heard[0][0]))
-            spans.append((heard[0][0] - _MARGIN_S, heard[0][0] + _MARGIN_S))
+            tokens.append(vocabulary.timestamp_id(clip_spans[0][0]))
+            spans.append((clip_spans[0][0] - _MARGIN_S, clip_spans[0][0] + _MARGIN_S))
         tokens += [vocabulary.word_id(word) for word in clip.text.split()]
-        spans += [(start - _MARGIN_S, end + _MARGIN_S) for start, end in heard]
+        spans += [(start - _MARGIN_S, end + _MARGIN_S) for start, end in clip_spans]
         if stamped:
-            tokens.append(vocabulary.timestamp_id(heard[-1][1]))
-            spans.append((heard[-1][1] - _MARGIN_S, heard[-1][1] + _MARGIN_S))
-        word_spans += [(vocabulary.word_id(w), *span) for w, span in zip(clip.text.split(), heard, strict=True)]
+            tokens.append(vocabulary.timestamp_id(clip_spans[-1][1]))
+            spans.append((clip_spans[-1][1] - _MARGIN_S, clip_spans[-1][1] + _MARGIN_S))
+        word_spans += [(vocabulary.word_id(w), *span) for w, span in zip(clip.text.split(), clip_spans, strict=True)]
         phoneme_times += [(at_s + t, name) for t, name in zip(clip.phoneme_times_s, clip.phonemes, strict=True)]
-        phoneme_times.append((heard[-1][1], ""))
+        phoneme_times.append((clip_spans[-1][1], ""))
         at_s += len(audio) / SAMPLING_RATE
     pieces.append(np.zeros(round(float(rng.uniform(0.0, 0.6)) * SAMPLING_RATE), np.float32))
     other = clips.waveform(int(rng.integers(len(clips.clips))))
@@ -148,7 +148,7 @@ def _silent(rng: np.random.Generator, clips: Clips) -> Window:
 
 
 def collate(rng: np.random.Generator, windows: list[Window], phonemes: dict[str, int], *, full: bool) -> Batch:
-    """Pad to 30 s when `full`, else to the longest and a random tail; by silence, or by frames of zero."""
+    """Pad to 30 s when `full`, else to the longest and a random tail, with silence or frames of zero."""
     longest = max(window.log_mel.shape[1] for window in windows)
     frames = 3_000 if full else min(3_000, longest + int(rng.exponential(100)) + 2)
     frames += frames % 2
@@ -157,7 +157,7 @@ def collate(rng: np.random.Generator, windows: list[Window], phonemes: dict[str,
     tokens = torch.full((size, length), vocabulary.token_id(vocabulary.END))
     targets = torch.full((size, length), IGNORED)
     spans = torch.full((size, length, 2), -1)
-    words, heard = (torch.zeros(size, frames // 2, dtype=torch.long) for _ in range(2))
+    words, phoneme_ids = (torch.zeros(size, frames // 2, dtype=torch.long) for _ in range(2))
     for row, window in enumerate(windows):
         mel[row] = (
             0.0 if rng.random() < 0.3 else window.log_mel.max() - 2.0
@@ -173,19 +173,19 @@ def collate(rng: np.random.Generator, windows: list[Window], phonemes: dict[str,
         for word, start, end in window.word_spans:
             words[row, int(start * FRAMES_PER_S) : int(end * FRAMES_PER_S)] = word + 1
         for (start, name), (end, _) in zip(window.phoneme_times, window.phoneme_times[1:], strict=False):
-            heard[row, int(start * FRAMES_PER_S) : int(end * FRAMES_PER_S)] = phonemes.get(name, 0)
-    return Batch(mel, tokens, targets, spans, words, heard)
+            phoneme_ids[row, int(start * FRAMES_PER_S) : int(end * FRAMES_PER_S)] = phonemes.get(name, 0)
+    return Batch(mel, tokens, targets, spans, words, phoneme_ids)
 
 
 def by_length(clips: Clips) -> list[NDArray[np.int64]]:
-    """Indices of each language's clips, shortest first."""
+    """Return the indices of each language's clips, shortest first."""
     languages = np.array([clip.language for clip in clips.clips])
     order = np.argsort(np.diff(clips.offsets), kind="stable")
     return [order[languages[order] == code] for code in sorted(set(languages))]
 
 
 def draw_alike(rng: np.random.Generator, pools: list[NDArray[np.int64]], size: int) -> list[list[int]]:
-    """Single clips of about one length, so that little of a batch is padding."""
+    """Draw single clips of similar length, so that little of a batch is padding."""
     place = rng.random()
     drawn = []
     for _ in range(size):
@@ -196,6 +196,6 @@ def draw_alike(rng: np.random.Generator, pools: list[NDArray[np.int64]], size: i
 
 
 def draw_joined(rng: np.random.Generator, pools: list[NDArray[np.int64]]) -> list[int]:
-    """One to three clips of one language."""
+    """Draw one to three clips of one language."""
     pool = pools[int(rng.integers(len(pools)))]
     return [int(index) for index in rng.choice(pool, size=int(rng.integers(1, _MOST_CLIPS + 1)))]
