@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pyarrow.parquet as pq
-import pytest
 
 from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.dataset.reader import finished_rows
@@ -147,12 +146,33 @@ OTHERS_OPTIONS = {
 """Options of other programs (aws, docker, kubectl, ray, sbatch), of `benchmarks` and of `tests.long`, which the pages show."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_options_exist(page):
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+
+
+def test_options_exist():
     """Fails if a page names an option that no command has, such as one that was renamed or misspelt."""
-    option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
-    known = set(option.findall(reference())) | OTHERS_OPTIONS
-    assert set(option.findall(page.read_text(encoding="utf-8"))) - known == set()
+    known = set(OPTION.findall(PAGE.read_text(encoding="utf-8"))) | OTHERS_OPTIONS
+    for page in PAGES:
+        with case(page):
+            assert set(OPTION.findall(page.read_text(encoding="utf-8"))) - known == set()
+
+
+def test_shown_commands_have_their_options():
+    """Fails if a page shows a command that does not exist, or with an option that only another command has."""
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    options = {section.partition("\n")[0]: set(OPTION.findall(section)) for section in sections}
+    command = re.compile(r"^    .*?(?:-m jobs\.|(?<!-n )(?<![\w-])speech-emotion )([a-z][\w-]*)(.*)$", re.MULTILINE)
+    checked = 0
+    for page in PAGES:
+        with case(page):
+            text = re.sub(r" *\\\n *", " ", page.read_text(encoding="utf-8"))
+            for name, arguments in command.findall(text):
+                own, _, annotating = f"{arguments.partition(' #')[0]} ".partition(" -- ")
+                missing = set(OPTION.findall(own)) - options.get(name.replace("_", "-"), set())
+                missing |= set(OPTION.findall(annotating)) - options["annotate"]
+                assert name.replace("_", "-") in {*options, "completion"} and not missing, (name, missing)
+                checked += 1
+    assert checked > 30
 
 
 def headings(page):
