@@ -19,7 +19,7 @@ from pipeline.analytics.compact import compact
 from pipeline.analytics.drift import Window, compare
 from pipeline.analytics.nearest import nearest
 from pipeline.analytics.publish import publish as publish_rows
-from pipeline.analytics.search import like
+from pipeline.analytics.search import query_by_utterance
 from pipeline.analytics.summarize import merged, parse_groups
 from pipeline.analytics.summarize import summarize as summarize_rows
 from pipeline.dataset.reader import finished_rows
@@ -119,10 +119,10 @@ def test_null_results_are_no_neighbours(mixed):
     """Fails if an utterance without an embedding is found, or asking for its neighbours gives an accident."""
     rows = finished_rows(mixed)
     for where in (None, "true"):
-        found = nearest(rows, like(rows, "r#0000", None), top=9, where=where)["utterance_id"].to_pylist()
+        found = nearest(rows, query_by_utterance(rows, "r#0000", None), top=9, where=where)["utterance_id"].to_pylist()
         assert sorted(found) == ["r#0002", "s#0000"]
     with pytest.raises(ConfigError, match="'r#0001' has no audio_embedding"):
-        like(rows, "r#0001", None)
+        query_by_utterance(rows, "r#0001", None)
 
 
 def test_large_files_and_tables_hold_null_results(mixed, tmp_path):
