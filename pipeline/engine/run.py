@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -73,6 +74,7 @@ class Driver:
     store: Store = field(init=False)
     prepared: Prepared | None = field(init=False)
     manifests: list[str] = field(init=False)
+    dataset: Settings | None = field(init=False)
     plans: list[Plan] = field(init=False)
     undrawn: list[str] = field(init=False, default_factory=list)
 
@@ -80,24 +82,26 @@ class Driver:
         self.prepared = roles.prepared_models(self.config)
         self.manifests = expand(self.config.manifest, output=self.config.output)
         self.store = open_store(self.config.output)
+        self.dataset = dataset_settings(self.store)
         self.plans = load_plans(self.store)
-        self._quick_refusal()
+        if self.dataset is not None:  # refuse other settings before reading manifests
+            compare_settings(self.dataset, self._settings("cpu"))
 
-    def _quick_refusal(self) -> None:
-        """Refuse a dataset with other settings before reading manifests; `auto` takes the dataset's value."""
-        there = dataset_settings(self.store)
-        if there is not None:
-            compare_settings(there, self._settings(there, "cpu"))
+    @property
+    def _schema_version(self) -> int:
+        return SCHEMA_VERSION if self.dataset is None else self.dataset.schema_version
 
-    def _settings(self, there: Settings | None, device: str) -> Settings:
-        config = self.config
-        precision: Precision = config.precision if config.precision != "auto" else there.precision if there else "fp32"
+    def _settings(self, device: str) -> Settings:
+        """Return the settings of new rows; `auto` takes the dataset's value."""
+        config, dataset = self.config, self.dataset
+        precision: Precision = "fp32" if dataset is None else dataset.precision
+        if config.precision != "auto":
+            precision = config.precision
         require_precision(precision, mode=config.mode, device=device)
         compute_type = config.asr_compute_type
         if compute_type == "auto":
-            compute_type = there.asr_compute_type if there else COMPUTE_TYPES[device]
-        version = SCHEMA_VERSION if there is None else there.schema_version
-        return config.settings(precision=precision, asr_compute_type=compute_type, version=version)
+            compute_type = COMPUTE_TYPES[device] if dataset is None else dataset.asr_compute_type
+        return config.settings(precision=precision, asr_compute_type=compute_type, version=self._schema_version)
 
     # -- reading
 
@@ -106,11 +110,9 @@ class Driver:
         spool = Spool(folder)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
-        there = dataset_settings(self.store)
-        version = SCHEMA_VERSION if there is None else there.schema_version
         spool.read(
             self.manifests,
-            partial(check_rows, self.config, version=version, roots=roots, known=known),
+            partial(check_rows, self.config, version=self._schema_version, roots=roots, known=known),
             audio_optional=self.config.mode == "text",
         )
         return self._select(spool)
@@ -150,14 +152,15 @@ class Driver:
             states = survey(self.store, self.plans, self.out)
             self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
             unfinished = [state.plan for state in states if not state.whole]
-            needs = self._needs(selection)
-            with self._start_pinning(needs) as pinning, ExitStack() as stack:
+            needs = roles.needs_of(selection.tables(), self.config, self.prepared)
+            chosen = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
+            with self._start_pinning(needs, chosen) as pinning, ExitStack() as stack:
                 if not selection and not unfinished:
-                    self._pinned(pinning, needs)
+                    self._pinned(pinning, chosen)
                     return []
-                with refusal_first(partial(self._pinned, pinning, needs)):
+                with refusal_first(partial(self._pinned, pinning, chosen)):
                     resources = stack.enter_context(cluster(self.out))
-                models = self._pinned(pinning, needs)
+                models = self._pinned(pinning, chosen)
                 require_conditional_writes(self.store, PROBE)
                 if warning := unshared_warning(self.config.output, resources.nodes):
                     print(f"warning: {warning}", file=self.out)
@@ -186,31 +189,31 @@ class Driver:
             raise stuck(failures, reports)
         return reports
 
-    def _start_pinning(self, needs: Needs) -> AbstractContextManager[Pinning | None]:
-        """Start to resolve and check the models of new rows and earlier plans; the context is None without any."""
-        languages = {role.language for plan in self.plans for role in plan.models}
-        asr = needs.asr or any(plan.needs_asr for plan in self.plans)
-        chosen = {
-            **roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared),
-            **roles.choose(self.config, needs.languages, needs_asr=asr, prepared=self.prepared),
-        }
-        return Pinning(chosen, self.config.mode, self.prepared) if chosen else nullcontext()
+    def _start_pinning(self, needs: Needs, chosen: Mapping[Role, str]) -> AbstractContextManager[Pinning | None]:
+        """Start to resolve and check the models of new rows and earlier plans; the context is None without any.
 
-    def _pinned(self, pinning: Pinning | None, needs: Needs) -> tuple[dict[Role, ModelPin], dict[str, int]]:
+        Args:
+            chosen: the models of the new rows.
+        """
+        languages = needs.languages | {role.language for plan in self.plans for role in plan.models}
+        asr = needs.asr or any(plan.needs_asr for plan in self.plans)
+        known = roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared)
+        wanted = {**known, **chosen}
+        return Pinning(wanted, self.config.mode, self.prepared) if wanted else nullcontext()
+
+    def _pinned(
+        self, pinning: Pinning | None, chosen: Mapping[Role, str]
+    ) -> tuple[dict[Role, ModelPin], dict[str, int]]:
         """Return the models of the new rows, compared with those of earlier plans, and the widths of kept embeddings."""
         if pinning is None:
             return {}, {}
         pinned, widths = pinning.result()
         compare_models(self.plans, pinned)
-        roles.require_calibration(pinned, self._settings(dataset_settings(self.store), "cpu"))
-        fresh = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
-        return {role: pinned[role] for role in fresh}, self._kept(widths)
+        roles.require_calibration(pinned, self._settings("cpu"))
+        return {role: pinned[role] for role in chosen}, self._kept(widths)
 
     def _kept(self, widths: dict[str, int]) -> dict[str, int]:
         return {name: width for name, width in widths.items() if name in self.config.embeddings}
-
-    def _needs(self, selection: Selection) -> Needs:
-        return roles.needs_of(selection.tables(), self.config, self.prepared)
 
     def _plan(self, selection: Selection, resources: Resources, pinned: Pins, widths: dict[str, int]) -> list[Plan]:
         """Write the new plan; if another planner took its number, drop the rows that plan holds and try the next number.
@@ -219,7 +222,9 @@ class Driver:
         """
         device = choose_device(self.config, resources)
         size = shard_size(self.config, selection.rows, device, resources)
-        settings = self._settings(dataset_settings(self.store), device)
+        if self.dataset is None:  # another run may have created it since
+            self.dataset = dataset_settings(self.store)
+        settings = self._settings(device)
         claim_dataset(self.store, settings)
         others: list[Plan] = []
         while selection:
@@ -239,8 +244,9 @@ class Driver:
                 if warning := tiny_shards_warning(plan):
                     print(f"warning: {warning}", file=self.out)
                 return [*others, plan]
-            others += load_plans(self.store)[len(self.plans) :]
-            self.plans = load_plans(self.store)
+            plans = load_plans(self.store)
+            others += plans[len(self.plans) :]
+            self.plans = plans
             compare_models(self.plans, pinned)
             selection = self._select(selection.spool)
         return others
@@ -319,7 +325,7 @@ class Driver:
                 group_by=list(dict.fromkeys((*self.config.partition_by, "language"))),
                 size=size,
             )
-            needs = self._needs(selection)
+            needs = roles.needs_of(selection.tables(), self.config, self.prepared)
             reasons: dict[str, int] = {}
             for table in selection.rejects():
                 for reason in table["reason"].to_pylist():
