@@ -31,7 +31,7 @@ from pipeline.dataset.verify.audit import audit
 from pipeline.dataset.verify.invariants import Audit
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
 from pipeline.manifest.fields import ALIASES
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.models import roles
 from pipeline.models.transcriber import COMPUTE_TYPES
 from pipeline.pins import ModelPin, Role
@@ -180,10 +180,10 @@ class Annotator:
         config, store = self._config, open_store(str(folder / "out"))
         known = set(roles.known_languages(config, self._prepared))
         check = partial(check_rows, config, version=SCHEMA_VERSION, roots=roots, known=known)
-        spool = Spool(folder / "spool")
-        spool.read([str(manifest)], check, audio_optional=config.mode == "text")
-        spool.extra = settle_types(spool.found, [])
-        selection = spool.select(*held_keys(store, []))
+        staging = Staging(folder / "staging")
+        staging.read([str(manifest)], check, audio_optional=config.mode == "text")
+        staging.extra = settle_types(staging.found, [])
+        selection = staging.select(*held_keys(store, []))
         models = self._pinned(roles.needs_of(selection.tables(), config, self._prepared))
         settings = self._settings()
         claim_dataset(store, settings)

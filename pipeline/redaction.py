@@ -3,7 +3,7 @@
 A pre-signed URL, or one with a token, gives access to every reader, so these parts must not reach a message, a log, a
 report or an output table. `without_query` shortens one URI, `redacted` redacts every URL in a text, and `redacted_line`
 does the same for a line of a manifest. All three are idempotent. Exceptions redact their messages on construction
-(`pipeline.errors`), and rejects are redacted when their rows are written (`pipeline.manifest.staging`).
+(`pipeline.errors`), and rejects are redacted when their rows are written (`pipeline.manifest.rejects`).
 
 Not covered: tokens in the path of a URL, and the values of the user's own columns, which pass through unchanged.
 """

@@ -203,7 +203,7 @@ def _open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
 
 
 def held_keys(store: Store, plans: Sequence[Plan]) -> tuple[Iterator[Keys], Keys]:
-    """Return the ids that earlier plans hold, read in batches, and the keys of their rejects, for `Spool.select`."""
+    """Return the ids that earlier plans hold, read in batches, and the keys of their rejects, for `Staging.select`."""
     refused = [reject_keys(table) for plan in plans if (table := read_rejects(store, plan)) is not None]
     return _held_ids(store, plans), np.concatenate([id_keys([]), *refused])
 
@@ -320,7 +320,7 @@ def write_plan(
     Memory: the rows of open shards, at most `_OPEN_ROWS`, and one shard file.
     """
     name, token = plan_name(number), uuid.uuid4().hex[:12]
-    extra = selection.spool.extra
+    extra = selection.staging.extra
     files = ShardFiles(store, name, token, pa.schema([*ROW_SCHEMA, *extra]))
     packer = _Packer(files, tuple(dict.fromkeys((*settings.partition_by, "language"))), size)
     rows, without_text, audio_s = 0, 0, 0.0

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.plan import Plan, Shard, ShardFiles, read_shard
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.store import Store
 
@@ -26,12 +26,12 @@ _HELD_ROWS = 200_000
 """Plan rows compared with the manifest at once; the manifest is read once per batch of this size."""
 
 
-def renew(store: Store, plan: Plan, shards: Sequence[Shard], spool: Spool) -> list[Shard]:
+def renew(store: Store, plan: Plan, shards: Sequence[Shard], staging: Staging) -> list[Shard]:
     """Return the same shards; those with renewed signatures refer to a copy of their rows.
 
     Reads every shard once when the manifest has URLs with a query; otherwise costs nothing.
     """
-    if next(_signed(spool), None) is None:
+    if next(_signed(staging), None) is None:
         return list(shards)
     files = ShardFiles(store, plan.plan, uuid.uuid4().hex[:12], pa.schema([*ROW_SCHEMA, *plan.extra]))
     renewed: list[Shard] = []
@@ -39,20 +39,20 @@ def renew(store: Store, plan: Plan, shards: Sequence[Shard], spool: Spool) -> li
     for shard in shards:
         held.append((shard, read_shard(store, shard)))
         if sum(rows.num_rows for _, rows in held) >= _HELD_ROWS:
-            renewed += _renew(held, files, spool)
+            renewed += _renew(held, files, staging)
             held = []
-    renewed += _renew(held, files, spool)
+    renewed += _renew(held, files, staging)
     files.close()
     return renewed
 
 
-def _renew(held: Sequence[tuple[Shard, pa.Table]], files: ShardFiles, spool: Spool) -> Iterator[Shard]:
+def _renew(held: Sequence[tuple[Shard, pa.Table]], files: ShardFiles, staging: Staging) -> Iterator[Shard]:
     known: dict[bytes, str] = {}
     for _, rows in held:
         behind = rows.filter(pc.match_substring_regex(rows["audio"], _HTTP))
         known |= zip(id_keys(behind["recording_id"].to_pylist()).tolist(), behind["audio"].to_pylist(), strict=True)
     fresh: dict[bytes, str] = {}
-    for ids, uris in _signed(spool):
+    for ids, uris in _signed(staging):
         for key, uri in zip(id_keys(ids).tolist(), uris, strict=True):
             planned = known.get(key)
             if planned is not None and uri != planned and _without_signature(uri) == _without_signature(planned):
@@ -74,9 +74,9 @@ def _without_signature(uri: str) -> tuple[str, str]:
     return bare.partition("?")[0], fragment
 
 
-def _signed(spool: Spool) -> Iterator[tuple[list[str], list[str]]]:
+def _signed(staging: Staging) -> Iterator[tuple[list[str], list[str]]]:
     """Yield ids and URLs of the manifest's rows whose audio is an HTTP URL with a query."""
-    for chunk in spool.chunks:
+    for chunk in staging.chunks:
         rows = _columns(chunk)
         signed = rows.filter(pc.match_substring_regex(rows["audio"], _HTTP + r"[^#]*\?"))
         if signed.num_rows:

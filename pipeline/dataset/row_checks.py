@@ -26,7 +26,7 @@ def check_rows(
     Args:
         version: of the dataset's columns, after which pass-through columns are named.
         known: languages that have an emotion model.
-    Returns: the rows, and the rejects by position, as `Spool.read` expects them.
+    Returns: the rows, and the rejects by position, as `Staging.read` expects them.
     """
     rows = rename_passthrough(rows, version)
     if config.language == AUTO_LANGUAGE:

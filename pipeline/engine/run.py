@@ -45,7 +45,7 @@ from pipeline.engine.stages import run_shards
 from pipeline.errors import ConfigError, NoWorkersError, did_you_mean
 from pipeline.layout import PROBE
 from pipeline.manifest.read import expand
-from pipeline.manifest.staging import Selection, Spool
+from pipeline.manifest.staging import Selection, Staging
 from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Prepared
 from pipeline.models.checkpoints.pinning import Pinning, refusal_first
@@ -107,24 +107,24 @@ class Driver:
 
     def read(self, folder: Path) -> Selection:
         """Read the manifests and select the new rows."""
-        spool = Spool(folder)
+        staging = Staging(folder)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
-        spool.read(
+        staging.read(
             self.manifests,
             partial(check_rows, self.config, version=self._schema_version, roots=roots, known=known),
             audio_optional=self.config.mode == "text",
         )
-        return self._select(spool)
+        return self._select(staging)
 
-    def _select(self, spool: Spool) -> Selection:
+    def _select(self, staging: Staging) -> Selection:
         """Select the rows that no plan holds yet, with the column types of the existing plans."""
-        spool.extra = settle_types(spool.found, self.plans)
-        if spool.rows:
-            self._check_partition_columns(spool.extra)
+        staging.extra = settle_types(staging.found, self.plans)
+        if staging.rows:
+            self._check_partition_columns(staging.extra)
         else:  # without rows there are no partition folders
-            spool.extra = with_columns(spool.extra, self.config.partition_by, self.plans)
-        return spool.select(*held_keys(self.store, self.plans))
+            staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
+        return staging.select(*held_keys(self.store, self.plans))
 
     def _check_partition_columns(self, extra: pa.Schema) -> None:
         for column in self.config.partition_by:
@@ -165,10 +165,10 @@ class Driver:
                 if warning := unshared_warning(self.config.output, resources.nodes):
                     print(f"warning: {warning}", file=self.out)
                 planned = self._plan(selection, resources, *models) if selection else []
-                return self._finish_all(planned, unfinished, selection.spool, resources)
+                return self._finish_all(planned, unfinished, selection.staging, resources)
 
     def _finish_all(
-        self, planned: list[Plan], unfinished: list[Plan], spool: Spool, resources: Resources
+        self, planned: list[Plan], unfinished: list[Plan], staging: Staging, resources: Resources
     ) -> list[dict[str, Any]]:
         """Finish every plan, new ones first, so that a fault in an old plan cannot delay them.
 
@@ -179,7 +179,7 @@ class Driver:
         failures = []
         for plan in [*planned, *unfinished]:
             try:
-                done[plan.plan] = self._finish(plan, resources, None if plan in planned else spool)
+                done[plan.plan] = self._finish(plan, resources, None if plan in planned else staging)
             except CANNOT_FINISH as error:
                 failures.append(record_failure(self.store, plan, error))
                 if isinstance(error, NoWorkersError):
@@ -248,19 +248,19 @@ class Driver:
             others += plans[len(self.plans) :]
             self.plans = plans
             compare_models(self.plans, pinned)
-            selection = self._select(selection.spool)
+            selection = self._select(selection.staging)
         return others
 
-    def _finish(self, plan: Plan, resources: Resources, spool: Spool | None) -> dict[str, Any]:
+    def _finish(self, plan: Plan, resources: Resources, staging: Staging | None) -> dict[str, Any]:
         """Run the shards of one plan that have no part, then publish it.
 
         Args:
-            spool: rows of the current manifest, for a plan made from an earlier one.
+            staging: rows of the current manifest, for a plan made from an earlier one.
         """
         started, started_at = time.monotonic(), _now()
         pending = pending_shards(self.store, plan)
-        if spool is not None:
-            pending = renew(self.store, plan, pending, spool)
+        if staging is not None:
+            pending = renew(self.store, plan, pending, staging)
         random.shuffle(pending)  # a concurrent run of the plan then works on other shards; each skips committed ones
         record: dict[str, Any] = {}
         if pending:

@@ -15,10 +15,10 @@ Keys = NDArray[np.bytes_]
 Positions = NDArray[np.int64]
 
 _KEY = np.dtype("S16")
-_NOTED = np.dtype([("key", _KEY), ("position", "<i8")])
+_ENTRY = np.dtype([("key", _KEY), ("position", "<i8")])
 _AT_ONCE = 65_536
 """Keys buffered in memory before a write: shards add a few at a time, and each write opens every bucket file."""
-_HEAPS = 64
+_NUM_BUCKETS = 64
 """Number of buckets. Each holds a 64th of the keys: 375 MB of 10^9, and a few times that while it is searched."""
 
 
@@ -37,7 +37,7 @@ def id_keys(ids: Iterable[str]) -> Keys:
     return as_keys(b"".join(map(key_of, ids)))
 
 
-class KeyHeaps:
+class HashBuckets:
     """Keys in hash buckets on disk, chosen by their first byte, each with its position in the order of `add`.
 
     Args:
@@ -46,7 +46,7 @@ class KeyHeaps:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self._files = [folder / f"{number:02}" for number in range(_HEAPS)]
+        self._files = [folder / f"{number:02}" for number in range(_NUM_BUCKETS)]
         self._waiting: list[Keys] = []
         self._count = self._written = 0
 
@@ -62,24 +62,24 @@ class KeyHeaps:
 
     def _write(self) -> None:
         keys = np.concatenate([id_keys([]), *self._waiting])
-        noted = np.empty(len(keys), dtype=_NOTED)
-        noted["key"] = keys
-        noted["position"] = np.arange(self._written, self._count)
-        heaps = keys.view(np.uint8).reshape(-1, _KEY.itemsize)[:, 0] % _HEAPS
-        noted = noted[np.argsort(heaps, kind="stable")]
-        ends = np.cumsum(np.bincount(heaps, minlength=_HEAPS))
-        for file, some in zip(self._files, np.split(noted, ends[:-1]), strict=True):
-            if len(some):
-                with naming_full_disk(file), file.open("ab") as heap:
-                    heap.write(some.tobytes())
+        entries = np.empty(len(keys), dtype=_ENTRY)
+        entries["key"] = keys
+        entries["position"] = np.arange(self._written, self._count)
+        buckets = keys.view(np.uint8).reshape(-1, _KEY.itemsize)[:, 0] % _NUM_BUCKETS
+        entries = entries[np.argsort(buckets, kind="stable")]
+        ends = np.cumsum(np.bincount(buckets, minlength=_NUM_BUCKETS))
+        for file, of_bucket in zip(self._files, np.split(entries, ends[:-1]), strict=True):
+            if len(of_bucket):
+                with naming_full_disk(file), file.open("ab") as bucket:
+                    bucket.write(of_bucket.tobytes())
         self._waiting, self._written = [], self._count
 
-    def heaps(self) -> Iterator[tuple[Keys, Positions]]:
+    def buckets(self) -> Iterator[tuple[Keys, Positions]]:
         """Yield every bucket in a fixed order, empty ones too; positions increase within each."""
         self._write()
         for file in self._files:
-            noted = np.fromfile(file, dtype=_NOTED) if file.exists() else np.empty(0, dtype=_NOTED)
-            yield noted["key"].copy(), noted["position"].copy()
+            entries = np.fromfile(file, dtype=_ENTRY) if file.exists() else np.empty(0, dtype=_ENTRY)
+            yield entries["key"].copy(), entries["position"].copy()
 
 
 def repeated(keys: Keys) -> NDArray[np.bool_]:
@@ -90,6 +90,6 @@ def repeated(keys: Keys) -> NDArray[np.bool_]:
     same_as_previous[1:] = ranked[1:] == ranked[:-1]
     same = same_as_previous.copy()
     same[:-1] |= same_as_previous[1:]
-    found = np.empty(len(keys), dtype=bool)
-    found[order] = same
-    return found
+    mask = np.empty(len(keys), dtype=bool)
+    mask[order] = same
+    return mask

@@ -88,7 +88,7 @@ def without_secrets(rejects: pa.Table) -> pa.Table:
 
 
 def reject_keys(rejects: pa.Table) -> Keys:
-    """Return the keys of a plan's rejects, for `Spool.select` in a later run."""
+    """Return the keys of a plan's rejects, for `Staging.select` in a later run."""
     return as_keys(joined_keys(rejects))
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest.columns import json_of
 from pipeline.manifest.fit import Misfit, fit
-from pipeline.manifest.hash_buckets import KeyHeaps, Keys, as_keys, id_keys, key_of, repeated
+from pipeline.manifest.hash_buckets import HashBuckets, Keys, as_keys, id_keys, key_of, repeated
 from pipeline.manifest.python_values import plain_row
 from pipeline.manifest.read import read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
@@ -44,7 +44,7 @@ Check = Callable[[pa.Table], tuple[pa.Table, dict[int, Reject]]]
 
 
 @dataclass
-class Spool:
+class Staging:
     """Content of the manifests: accepted rows and rejects in chunk files below `folder`.
 
     Attributes:
@@ -64,7 +64,7 @@ class Spool:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         own = Path(tempfile.mkdtemp(dir=self.folder))
-        self._ids, self._refused_ids = KeyHeaps(own / "ids"), KeyHeaps(own / "refused")
+        self._ids, self._refused_ids = HashBuckets(own / "ids"), HashBuckets(own / "refused")
 
     def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
         """Stream the manifests to disk."""
@@ -111,11 +111,11 @@ class Spool:
         doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
         misfit = self._misfit_rows()
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            theirs = KeyHeaps(Path(folder) / "held")
+            theirs = HashBuckets(Path(folder) / "held")
             for some in held_ids:
                 theirs.add(some)
-            heaps = zip(self._ids.heaps(), theirs.heaps(), self._refused_ids.heaps(), strict=True)
-            for (keys, positions), (held, _), (refused, _) in heaps:
+            buckets = zip(self._ids.buckets(), theirs.buckets(), self._refused_ids.buckets(), strict=True)
+            for (keys, positions), (held, _), (refused, _) in buckets:
                 new[positions] = ~np.isin(keys, held)
                 beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
                 doubtful[positions] = repeated(keys)
@@ -171,9 +171,9 @@ class Spool:
 
 @dataclass
 class Selection:
-    """Rows and rejects of a spool selected for a new plan."""
+    """Rows and rejects of a staging selected for a new plan."""
 
-    spool: Spool
+    staging: Staging
     new: Mask
     clashing: Mask
     misfit: Mask
@@ -192,7 +192,7 @@ class Selection:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the new rows, chunk by chunk, with one schema."""
-        for start, table, _ in self.spool._tables():
+        for start, table, _ in self.staging._tables():
             mask = self.new[start : start + table.num_rows]
             if mask.any():
                 yield table.filter(pa.array(mask))
@@ -202,15 +202,15 @@ class Selection:
         return map(without_secrets, self._rejects())
 
     def _rejects(self) -> Iterator[pa.Table]:
-        schema = reject_schema(self.spool.extra)
+        schema = reject_schema(self.staging.extra)
         start = 0
-        for path in self.spool.reject_chunks:
+        for path in self.staging.reject_chunks:
             table, misfits = fit(_read(path), schema)
             mask = self.new_rejects[start : start + table.num_rows]
             start += table.num_rows
             if mask.any():
                 yield _with_misfits(table, misfits).filter(pa.array(mask))
-        for start, table, misfits in self.spool._tables():
+        for start, table, misfits in self.staging._tables():
             yield from self._later_rejects(start, table, misfits, schema)
 
     def _later_rejects(

@@ -59,7 +59,7 @@ class _Yielding:
 
 
 def _planned(store: MemoryStore, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    selection = selection_of(IDS, tmp_path_factory.mktemp("spool"))
+    selection = selection_of(IDS, tmp_path_factory.mktemp("staging"))
     plan = write_plan(
         store, 1, selection, settings=job_settings(), models={}, embedding_widths={},
         manifests=["m"], size=ShardSize(3, 1e9), needs_text=True,

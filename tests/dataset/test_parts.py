@@ -32,7 +32,7 @@ from pipeline.dataset.publish import is_published, publish
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.storage.store import LocalStore, Store
 from tests.support.cases import case
 from tests.support.manifests import jsonl
@@ -57,10 +57,10 @@ def one_column(*ids: str) -> pa.Table:
 
 def planned(store: Store, folder: Path, records: list[dict[str, object]], *, rows_per_shard: int = 2) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
-    spool = Spool(folder)
-    spool.read([str(jsonl(folder / "m.jsonl", *records))], lambda rows: (rows, {}))
+    staging = Staging(folder)
+    staging.read([str(jsonl(folder / "m.jsonl", *records))], lambda rows: (rows, {}))
     plan = write_plan(
-        store, 1, spool.select([], id_keys([])), settings=SETTINGS, models={}, embedding_widths={},
+        store, 1, staging.select([], id_keys([])), settings=SETTINGS, models={}, embedding_widths={},
         manifests=["m"], size=ShardSize(rows_per_shard, 1e9), needs_text=True,
     )  # fmt: skip
     assert plan is not None

@@ -31,7 +31,7 @@ from pipeline.dataset.plan import (
 )
 from pipeline.errors import ConfigError
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Selection, Spool
+from pipeline.manifest.staging import Selection, Staging
 from pipeline.storage.store import LocalStore, Store
 from tests.support import selections
 from tests.support.manifests import jsonl, put
@@ -141,7 +141,7 @@ def test_shards_are_closed_early_when_there_are_too_many_partitions(tmp_path, mo
     closed = []
     monkeypatch.setattr(plan_module._Packer, "_close", lambda self, key, real=plan_module._Packer._close: (
         closed.append(sum(count for count, _ in self._fill.values())), real(self, key)))  # fmt: skip
-    spool = Spool(tmp_path)
+    staging = Staging(tmp_path)
     for start in range(0, 60, 6):
         selection_part = [f"r{n:03d}" for n in range(start, start + 6)]
         table = pa.table({
@@ -150,8 +150,8 @@ def test_shards_are_closed_early_when_there_are_too_many_partitions(tmp_path, mo
             "channel": pa.nulls(6, pa.int32()), "manifest": ["m"] * 6, "line": list(range(6)),
             "speaker": [f"s{n % 15}" for n in range(start, start + 6)],
         })  # fmt: skip
-        spool._add_rows(table)
-    plan = planned(store, spool.select([], id_keys([])), partition_by=("speaker",))
+        staging._add_rows(table)
+    plan = planned(store, staging.select([], id_keys([])), partition_by=("speaker",))
     rows = shards_of(store, plan)
     assert sorted(row["recording_id"] for shard in rows for row in shard) == names(60)
     assert all(len({row["speaker"] for row in shard}) == 1 for shard in rows)
@@ -199,9 +199,9 @@ def test_pass_through_types_survive(tmp_path):
     store = LocalStore(tmp_path / "out")
     # through a real Parquet manifest
     pq.write_table(pa.table({"id": ["a", "b"], "audio": ["/x/a.wav", "/x/b.wav"], **columns}), tmp_path / "m.parquet")
-    spool = Spool(tmp_path)
-    spool.read([str(tmp_path / "m.parquet")], lambda rows: (rows, {}))
-    plan = planned(store, spool.select([], id_keys([])))
+    staging = Staging(tmp_path)
+    staging.read([str(tmp_path / "m.parquet")], lambda rows: (rows, {}))
+    plan = planned(store, staging.select([], id_keys([])))
     (loaded,) = load_plans(store)
     rows = read_shard(store, next(loaded.shards()))
     for name, array in columns.items():
@@ -213,27 +213,27 @@ def test_pass_through_types_survive(tmp_path):
 def test_planning_rejects_are_kept(tmp_path):
     """Fails if what was refused while planning is lost before publish, or counted wrongly."""
     store = MemoryStore()
-    spool = Spool(tmp_path)
+    staging = Staging(tmp_path)
     manifest = put(
         tmp_path / "m.jsonl", 'x\n{"id": "a", "audio": "1"}\n{"id": "b", "audio": "2"}\n{"id": "a", "audio": "3"}\n'
     )
-    spool.read([str(manifest)], lambda rows: (rows, {}))
-    plan = planned(store, spool.select([], id_keys([])))
+    staging.read([str(manifest)], lambda rows: (rows, {}))
+    plan = planned(store, staging.select([], id_keys([])))
     assert (plan.rows, plan.rejects) == (1, 3)
     rejects = read_rejects(store, plan)
     assert sorted(zip(rejects["line"].to_pylist(), rejects["reason"].to_pylist(), strict=True)) == [
         (1, "MALFORMED"), (2, "DUPLICATE_ID"), (4, "DUPLICATE_ID"),
     ]  # fmt: skip
     ids, refused = held_keys(store, [plan])
-    assert not spool.select(ids, refused)
+    assert not staging.select(ids, refused)
 
 
 def test_a_plan_of_rejects_alone(tmp_path):
     """Fails if a manifest without one good row cannot be planned, so that its rejects are written nowhere."""
     store = MemoryStore()
-    spool = Spool(tmp_path)
-    spool.read([str(put(tmp_path / "m.jsonl", '{"audio": 5}\n'))], lambda rows: (rows, {}))
-    plan = planned(store, spool.select([], id_keys([])))
+    staging = Staging(tmp_path)
+    staging.read([str(put(tmp_path / "m.jsonl", '{"audio": 5}\n'))], lambda rows: (rows, {}))
+    plan = planned(store, staging.select([], id_keys([])))
     assert (plan.rows, plan.num_shards, plan.rejects) == (0, 0, 1)
     assert load_plans(store) == [plan] and not list(plan.shards())
 
@@ -264,10 +264,10 @@ class _RacingStore(MemoryStore):
         return super().put_if_absent(key, content)
 
 
-def _plan_until_done(store: Store, spool: Spool) -> list[Plan]:
+def _plan_until_done(store: Store, staging: Staging) -> list[Plan]:
     """The driver's loop: after losing a number, drop what the winner holds and try the next."""
     made = []
-    while selection := spool.select(*held_keys(store, load_plans(store))):
+    while selection := staging.select(*held_keys(store, load_plans(store))):
         plan = planned(store, selection, len(load_plans(store)) + 1)
         if plan is not None:
             made.append(plan)
@@ -279,17 +279,17 @@ def test_no_id_has_two_owners_when_planners_race(tmp_path, rivals):
     """Fails if of planners at once, of overlapping manifests, two plan the same id, or one of their rows is in no plan."""
     store = _RacingStore()
 
-    def spool_of(folder: str, ids: list[str]) -> Spool:
+    def staging_of(folder: str, ids: list[str]) -> Staging:
         (tmp_path / folder).mkdir()
-        spool = Spool(tmp_path / folder)
+        staging = Staging(tmp_path / folder)
         lines = [{"id": i, "audio": "a.wav"} for i in ids] + [{"id": "bad", "audio": 5}]
-        spool.read([str(jsonl(tmp_path / "m.jsonl", *lines))], lambda rows: (rows, {}))
-        return spool
+        staging.read([str(jsonl(tmp_path / "m.jsonl", *lines))], lambda rows: (rows, {}))
+        return staging
 
     wanted = [["a", "b", "c"], ["b", "c", "d"], ["d", "e"], ["a", "e", "f"]][: rivals + 1]
-    spools = [spool_of(str(n), ids) for n, ids in enumerate(wanted)]
-    for spool in spools[1:]:
-        store.before_plan.append(lambda spool=spool: _plan_until_done(store, spool))
+    spools = [staging_of(str(n), ids) for n, ids in enumerate(wanted)]
+    for staging in spools[1:]:
+        store.before_plan.append(lambda staging=staging: _plan_until_done(store, staging))
     _plan_until_done(store, spools[0])
     plans = load_plans(store)
     owned = [row["recording_id"] for plan in plans for rows in shards_of(store, plan) for row in rows]

@@ -67,9 +67,8 @@ def test_a_dataset_keeps_its_version(tmp_path, old):
         settings = config.settings(precision="fp32", asr_compute_type="float32", version=1)
         claim_dataset(LocalStore(tmp_path / "out"), settings)
     driver = Driver(config, io.StringIO())
-    there = config.settings(precision="fp32", asr_compute_type="float32", version=1) if old else None
-    assert driver._settings(there, "cpu").schema_version == (1 if old else 2)
-    names = driver.read(tmp_path / "spool").spool.extra.names
+    assert driver._settings("cpu").schema_version == (1 if old else 2)
+    names = driver.read(tmp_path / "staging").staging.extra.names
     assert names == ["Language_Prob" if old else "manifest_Language_Prob", "manifest_label"]
 
 
@@ -91,5 +90,5 @@ def test_two_columns_that_would_be_one_are_refused(tmp_path):
     manifest = jsonl(tmp_path / "m.jsonl", record)
     driver = Driver(load_config(None, {"manifest": [str(manifest)], "output": str(tmp_path / "out")}), io.StringIO())
     with pytest.raises(ConfigError, match="'language_prob' and 'manifest_language_prob'"):
-        driver.read(tmp_path / "spool")
+        driver.read(tmp_path / "staging")
     assert passthrough_name("language_prob") == "language_prob"

@@ -18,7 +18,7 @@ from pipeline.dataset.compatibility import settle_types
 from pipeline.dataset.plan import load_plans
 from pipeline.errors import ConfigError
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.storage.store import open_store
 from tests.manifest.test_columns import _bare, json_values
 from tests.support.manifests import jsonl, put
@@ -106,14 +106,16 @@ class _Plan:
         self.extra = extra
 
 
-def _settled(folder: Path, values: list[object], plans: list[_Plan]) -> tuple[Spool, dict[str, object], dict[str, str]]:
-    spool = Spool(folder)
-    spool.read([str(manifest_of(folder / "m.jsonl", "r", values))], lambda rows: (rows, {}))
-    spool.extra = settle_types(spool.found, plans)  # type: ignore[arg-type]
-    selection = spool.select([], id_keys([]))
+def _settled(
+    folder: Path, values: list[object], plans: list[_Plan]
+) -> tuple[Staging, dict[str, object], dict[str, str]]:
+    staging = Staging(folder)
+    staging.read([str(manifest_of(folder / "m.jsonl", "r", values))], lambda rows: (rows, {}))
+    staging.extra = settle_types(staging.found, plans)  # type: ignore[arg-type]
+    selection = staging.select([], id_keys([]))
     kept = {row["recording_id"]: row["x"] for table in selection.tables() for row in table.to_pylist()}
     refused = {row["recording_id"]: row["raw"] for table in selection.rejects() for row in table.to_pylist()}
-    return spool, kept, refused
+    return staging, kept, refused
 
 
 @settings(max_examples=60, deadline=None)

@@ -70,9 +70,9 @@ def test_objects_are_those_that_a_plan_has(tmp_path: Path):
     """Fails if the parts that are foretold are not those of the plan of the same rows: by rows, by audio, by folders."""
     speakers = [f"s{n % 3}" for n in range(60)]
     duration_s = [25.0 if n % 3 == 1 else 1.0 for n in range(60)]
-    spool = tmp_path / "spool"
-    spool.mkdir()
-    selection = selection_of([f"r{n}" for n in range(60)], spool, speaker=speakers, duration_s=duration_s)
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    selection = selection_of([f"r{n}" for n in range(60)], staging, speaker=speakers, duration_s=duration_s)
     corpus = measure(selection.tables(), mode="mean", segmentation="auto", group_by=["speaker", "language"], size=SIZE)
     plan = write_plan(
         open_store(str(tmp_path / "out")), 1, selection, settings=job_settings(partition_by="speaker"), models={},

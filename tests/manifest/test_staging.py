@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest import hash_buckets, read
 from pipeline.manifest.hash_buckets import id_keys, key_of
-from pipeline.manifest.staging import Selection, Spool, reject_keys, reject_schema
+from pipeline.manifest.staging import Selection, Staging, reject_keys, reject_schema
 from tests.support.cases import case
 from tests.support.manifests import jsonl, put
 
@@ -30,11 +30,11 @@ def accept(rows: pa.Table) -> tuple[pa.Table, dict[int, Reject]]:
     return rows, {}
 
 
-def spooled(folder: Path, *manifests: Path, check=accept) -> Spool:
+def spooled(folder: Path, *manifests: Path, check=accept) -> Staging:
     folder.mkdir(parents=True, exist_ok=True)
-    spool = Spool(folder)
-    spool.read([str(manifest) for manifest in manifests], check)
-    return spool
+    staging = Staging(folder)
+    staging.read([str(manifest) for manifest in manifests], check)
+    return staging
 
 
 def ids(tables) -> list[str]:
@@ -45,8 +45,8 @@ def refused(selection: Selection) -> list[dict[str, object]]:
     return [row for table in selection.rejects() for row in table.to_pylist()]
 
 
-def select(spool: Spool, held: Sequence[str] = (), rejects=NOTHING) -> Selection:
-    return spool.select([id_keys([name]) for name in held], rejects)
+def select(staging: Staging, held: Sequence[str] = (), rejects=NOTHING) -> Selection:
+    return staging.select([id_keys([name]) for name in held], rejects)
 
 
 def expected(rows: Sequence[dict[str, object]]) -> tuple[list[str], Counter[str]]:
@@ -77,9 +77,9 @@ def test_duplicates_in_any_order_over_files_and_chunks(tmp_path, monkeypatch):
             chance.shuffle(rows)
             cut = chance.randrange(len(rows))
             files = [jsonl(folder / "a.jsonl", *rows[:cut]), jsonl(folder / "b.jsonl", *rows[cut:])]
-            spool = spooled(folder / "spool", *files)
-            assert len(spool.chunks) > 5
-            selection = select(spool)
+            staging = spooled(folder / "staging", *files)
+            assert len(staging.chunks) > 5
+            selection = select(staging)
             kept, clashing = expected(rows)
             assert sorted(ids(selection.tables())) == kept
             assert selection.rows == len(kept)
@@ -168,21 +168,21 @@ def test_missing_ids_are_derived(tmp_path):
 def test_held_ids_are_skipped(tmp_path):
     """Fails if a row of an earlier plan is planned again, or its repeats are rejected now."""
     rows = [{"id": name, "audio": "a.wav", "text": text} for name in "abc" for text in ("x", "y")]
-    spool = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, {"id": "new", "audio": "a.wav"}))
-    selection = select(spool, held=["a", "c", "not here"])
+    staging = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, {"id": "new", "audio": "a.wav"}))
+    selection = select(staging, held=["a", "c", "not here"])
     assert ids(selection.tables()) == ["new"]
     assert {row["recording_id"] for row in refused(selection)} == {"b"}
     assert selection.held == 4
 
 
 def test_selecting_again_with_more_held_starts_afresh(tmp_path):
-    """Fails if a selection changes the spool, so that a planner who lost a race selects something else."""
+    """Fails if a selection changes the staging, so that a planner who lost a race selects something else."""
     rows = [{"id": name, "audio": "a.wav", "text": text} for name in "ab" for text in ("x", "x")]
-    spool = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, *[{"id": "c", "audio": a} for a in "xy"]))
+    staging = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, *[{"id": "c", "audio": a} for a in "xy"]))
     for _ in range(2):
-        assert ids(select(spool).tables()) == ["a", "b"]
-        assert ids(select(spool, held=["a"]).tables()) == ["b"]
-        assert not list(select(spool, held=["a", "b"]).tables())
+        assert ids(select(staging).tables()) == ["a", "b"]
+        assert ids(select(staging, held=["a"]).tables()) == ["b"]
+        assert not list(select(staging, held=["a", "b"]).tables())
 
 
 def test_rejects_of_a_rerun_are_not_logged_again(tmp_path):
@@ -234,9 +234,11 @@ def test_types_are_one_over_all_chunks_and_files(tmp_path, monkeypatch):
     values = [1, 2, 3.5, None, "four", "5", True, [6]]
     rows = [{"id": str(n), "audio": "a.wav", "v": v, "late": n} for n, v in enumerate(values)]
     del rows[0]["late"], rows[1]["late"]
-    spool = spooled(tmp_path / "s", jsonl(tmp_path / "1", *rows[:5]), jsonl(tmp_path / "2", *rows[5:]), tmp_path / "1")
-    assert len(spool.chunks) > 4
-    tables = list(select(spool).tables())
+    staging = spooled(
+        tmp_path / "s", jsonl(tmp_path / "1", *rows[:5]), jsonl(tmp_path / "2", *rows[5:]), tmp_path / "1"
+    )
+    assert len(staging.chunks) > 4
+    tables = list(select(staging).tables())
     assert len({table.schema for table in tables}) == 1
     table = pa.concat_tables(tables)
     assert table["v"].to_pylist() == ["1", "2", "3.5", None, "four", "5", "true", "[6]"]
@@ -267,9 +269,9 @@ def test_nothing_at_all(tmp_path):
 def test_rejects_have_one_schema(tmp_path):
     """Fails if rejects of lines and rejects of rows cannot be written to one file."""
     manifest = put(tmp_path / "m.jsonl", 'x\n{"id": "a", "audio": "1"}\n{"id": "a", "audio": "2", "take": 1}\n')
-    spool = spooled(tmp_path / "s", manifest)
-    tables = list(select(spool).rejects())
-    assert {table.schema for table in tables} == {reject_schema(spool.extra)}
+    staging = spooled(tmp_path / "s", manifest)
+    tables = list(select(staging).rejects())
+    assert {table.schema for table in tables} == {reject_schema(staging.extra)}
     assert pa.concat_tables(tables).num_rows == 3
 
 
@@ -293,9 +295,9 @@ def test_a_manifest_column_of_any_name_passes(tmp_path, name):
     """Fails if a manifest column that is called like one of ours breaks the plan, or either of the two is lost."""
     rows = [{"id": "ok", "audio": "a.wav", name: "mine"}, *[{"id": "c", "audio": a, name: "mine"} for a in "xy"]]
     rows.append({"id": "bad", "audio": 5, name: "mine"})
-    spool = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows))
-    selection = select(spool)
-    (passed,) = spool.extra.names
+    staging = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows))
+    selection = select(staging)
+    (passed,) = staging.extra.names
     (table,) = selection.tables()
     assert table[passed].to_pylist() == ["mine"]
     rejects = refused(selection)
@@ -304,9 +306,9 @@ def test_a_manifest_column_of_any_name_passes(tmp_path, name):
 
 
 def test_memory_grows_by_bytes_a_row(tmp_path, monkeypatch):
-    """Fails if the spool keeps rows, or a key of each: what stays in memory must not grow with what they hold."""
+    """Fails if the staging keeps rows, or a key of each: what stays in memory must not grow with what they hold."""
     monkeypatch.setattr(hash_buckets, "_AT_ONCE", 1_000)
-    spool = Spool(tmp_path)
+    staging = Staging(tmp_path)
     count, rounds = 2_000, 5
     before = pa.total_allocated_bytes()
     tracemalloc.start()
@@ -317,10 +319,10 @@ def test_memory_grows_by_bytes_a_row(tmp_path, monkeypatch):
             "offset_s": pa.nulls(count, pa.float64()), "duration_s": pa.nulls(count, pa.float64()),
             "channel": pa.nulls(count, pa.int32()), "manifest": ["m"] * count, "line": list(range(count)),
         })  # fmt: skip
-        spool._add_rows(table)
+        staging._add_rows(table)
         del table, names
     assert pa.total_allocated_bytes() - before < 2_000 * count
-    selection = select(spool)
+    selection = select(staging)
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < 8 * count * rounds, "a key alone has 16 bytes"
@@ -340,8 +342,8 @@ def test_an_id_is_not_both_a_refused_row_and_a_new_one(tmp_path, refused_first):
         cause = Reject(Reason.NOT_ALLOWED, "no", Stage.MANIFEST)
         return rows, {i: cause for i, audio in enumerate(rows["audio"].to_pylist()) if audio.endswith("refused.wav")}
 
-    spool = Spool(tmp_path / "spool")
-    spool.read([str(manifest)], check)
-    selection = select(spool)
+    staging = Staging(tmp_path / "staging")
+    staging.read([str(manifest)], check)
+    selection = select(staging)
     assert [i for t in selection.tables() for i in t["recording_id"].to_pylist()] == ["y"]
     assert sorted(r for t in selection.rejects() for r in t["reason"].to_pylist()) == ["DUPLICATE_ID", "NOT_ALLOWED"]

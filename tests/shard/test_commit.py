@@ -14,7 +14,7 @@ from pipeline.dataset.parts import committed_parts, read_receipt
 from pipeline.dataset.plan import ShardSize, write_plan
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.schema import EMOTIONS, utterance_schema
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
@@ -34,10 +34,10 @@ def work_of(folder: Path, count: int, **flags: object) -> Work:
     config = load_config(
         None, {"manifest": [str(manifest)], "output": str(folder / "out"), "embeddings": "audio", **flags}
     )
-    spool = Spool(folder)
-    spool.read([str(manifest)], lambda rows: (rows, {}))
+    staging = Staging(folder)
+    staging.read([str(manifest)], lambda rows: (rows, {}))
     plan = write_plan(
-        LocalStore(folder / "out"), 1, spool.select([], id_keys([])),
+        LocalStore(folder / "out"), 1, staging.select([], id_keys([])),
         settings=config.settings(precision="fp32", asr_compute_type="float32"), models=MODELS,
         embedding_widths={"audio_embedding": 2}, manifests=["m"], size=ShardSize(100, 1e9), needs_text=True,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.engine.run as driver_module
-import pipeline.manifest.staging
+import pipeline.manifest.rejects
 import pipeline.shard.commit
 from pipeline.config import load_config
 from pipeline.dataset.verify.audit import audit
@@ -67,7 +67,7 @@ def test_an_s3_key_with_a_question_mark_keeps_what_follows(root, quick, tmp_path
 
 def test_outputs_of_before_stay_sound(quick, tmp_path, monkeypatch) -> None:
     """Fails if an output whose `audio` was cut at its `?`, as earlier versions wrote it, is called damaged."""
-    for module in (pipeline.shard.commit, pipeline.manifest.staging):
+    for module in (pipeline.shard.commit, pipeline.manifest.rejects):
         monkeypatch.setattr(module, "without_query", lambda uri: uri.partition("?")[0])
     rows = run(tmp_path, "s3://bucket", KEYS, str(tmp_path / "out"))
     assert {"s3://bucket/q"} < {row["audio"] for row in rows}

@@ -21,8 +21,8 @@ import pytest
 
 from pipeline.engine.cluster import _Starting, cluster
 from pipeline.errors import ConfigError, JobError
-from pipeline.manifest.hash_buckets import KeyHeaps, as_keys
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.hash_buckets import HashBuckets, as_keys
+from pipeline.manifest.staging import Staging
 from pipeline.storage.temporary import naming_full_disk, remove_abandoned, require_short_tmpdir, temporary_folder
 from tests.support.cases import case
 from tests.support.corpus import ROOT, rows, write_manifest
@@ -135,20 +135,20 @@ def room_for(size_bytes: int) -> Iterator[None]:
 
 def test_a_full_disk_under_the_keys_is_named(tmp_path):
     """Fails if numpy's error, which names no file, is what the user reads."""
-    heaps = KeyHeaps(tmp_path / "ids")
-    heaps.add(as_keys(np.random.default_rng(5).bytes(16 * 1000)))
+    buckets = HashBuckets(tmp_path / "ids")
+    buckets.add(as_keys(np.random.default_rng(5).bytes(16 * 1000)))
     with room_for(100), pytest.raises(JobError, match="set TMPDIR") as error:
-        next(heaps.heaps())
+        next(buckets.buckets())
     assert str(tmp_path / "ids") in str(error.value) and "MB are free" in str(error.value)
 
 
 def test_a_full_disk_under_the_rows_is_named(tmp_path):
     """Fails if Arrow's error, which names no file, is what the user reads."""
     manifest = write_manifest(tmp_path / "m.jsonl", [{**row, "note": os.urandom(500).hex()} for row in rows(50)])
-    spool = Spool(tmp_path / "spool")
+    staging = Staging(tmp_path / "staging")
     with room_for(2000), pytest.raises(JobError, match="set TMPDIR") as error:
-        spool.read([str(manifest)], lambda table: (table, {}))
-    assert str(tmp_path / "spool" / "rows-000000.parquet") in str(error.value)
+        staging.read([str(manifest)], lambda table: (table, {}))
+    assert str(tmp_path / "staging" / "rows-000000.parquet") in str(error.value)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

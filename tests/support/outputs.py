@@ -15,7 +15,7 @@ from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.errors import Reason, Reject, Stage
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.schema import EMOTIONS
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
@@ -56,13 +56,13 @@ def plan_rows(
     """Write the next plan of an output, with shards of `shard_rows`. `held=False` plans ids of earlier plans once more."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = jsonl(folder / "m.jsonl", *records)
-    spool = Spool(folder)
-    spool.read([str(manifest)], lambda rows: (rows, {}))
+    staging = Staging(folder)
+    staging.read([str(manifest)], lambda rows: (rows, {}))
     plans = load_plans(store)
-    spool.extra = settle_types(spool.extra, plans)
+    staging.extra = settle_types(staging.extra, plans)
     claim_dataset(store, settings_of())
     plan = write_plan(
-        store, len(plans) + 1, spool.select(*held_keys(store, plans if held else [])), settings=settings_of(), models=MODELS,
+        store, len(plans) + 1, staging.select(*held_keys(store, plans if held else [])), settings=settings_of(), models=MODELS,
         embedding_widths=dict.fromkeys(settings_of().embeddings, WIDTH), manifests=[str(manifest)],
         size=ShardSize(shard_rows, 1e9), needs_text=True,
     )  # fmt: skip

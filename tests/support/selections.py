@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.manifest.staging import Selection, Spool
+from pipeline.manifest.staging import Selection, Staging
 from pipeline.schema import ROW_SCHEMA
 
 
 def selection_of(ids: Sequence[str], folder: Path, **columns: Sequence[object]) -> Selection:
     """Return what a manifest with these rows selects at an empty output."""
-    spool = Spool(folder)
+    staging = Staging(folder)
     count = len(ids)
     given = {
         "audio": [f"/audio/{i}.wav" for i in ids],
@@ -28,6 +28,6 @@ def selection_of(ids: Sequence[str], folder: Path, **columns: Sequence[object]) 
         for name in ROW_SCHEMA.names
     }
     extra = {name: pa.array(values) for name, values in given.items() if name not in ROW_SCHEMA.names}
-    spool._add_rows(pa.table({**core, **extra}))
+    staging._add_rows(pa.table({**core, **extra}))
     nothing = np.zeros(0, dtype="S16")
-    return spool.select(nothing, nothing)
+    return staging.select(nothing, nothing)

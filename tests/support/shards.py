@@ -18,7 +18,7 @@ from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Shard, ShardSize, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.models import roles
 from pipeline.models.transcriber import Transcript
 from pipeline.pins import ModelPin, Role
@@ -61,11 +61,11 @@ def work_of(
     folder.mkdir(parents=True, exist_ok=True)
     manifest = jsonl(folder / "m.jsonl", *records)
     config = load_config(None, {"manifest": [str(manifest)], "output": str(folder / "out"), "mode": mode, **flags})
-    spool = Spool(folder)
-    spool.read([str(manifest)], lambda rows: (rows, {}), audio_optional=mode == "text")
+    staging = Staging(folder)
+    staging.read([str(manifest)], lambda rows: (rows, {}), audio_optional=mode == "text")
     models, widths = pinned(tuple(sorted(chosen.items())), mode)
     plan = write_plan(
-        LocalStore(folder / "out"), 1, spool.select([], id_keys([])),
+        LocalStore(folder / "out"), 1, staging.select([], id_keys([])),
         settings=config.settings(precision="fp32", asr_compute_type="float32"), models=models,
         embedding_widths={name: width for name, width in widths.items() if name in config.embeddings},
         manifests=[str(manifest)], size=ShardSize(1000, 1e9), needs_text=mode != "audio",

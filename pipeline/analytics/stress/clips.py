@@ -39,7 +39,7 @@ from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.expand import expand
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.rejects import refused_table
-from pipeline.manifest.staging import Spool
+from pipeline.manifest.staging import Staging
 from pipeline.models import roles
 from pipeline.redaction import redacted
 from pipeline.schema import ROW_SCHEMA
@@ -84,11 +84,11 @@ def read_rows(config: JobConfig, folder: str, *, with_texts: bool) -> Rows:
     roots = AudioRoots.parse(config.audio_root, manifests)
     known = set(roles.known_languages(config, roles.prepared_models(config)))
     with temporary_folder("stress-") as temporary:
-        spool = Spool(temporary)
+        staging = Staging(temporary)
         check = partial(check_rows, config, version=SCHEMA_VERSION, roots=roots, known=known)
-        spool.read(manifests, check, audio_optional=True)
-        spool.extra = settle_types(spool.found, [])
-        selection = spool.select([], id_keys([]))
+        staging.read(manifests, check, audio_optional=True)
+        staging.extra = settle_types(staging.found, [])
+        selection = staging.select([], id_keys([]))
         tables, rejects = list(selection.tables()), list(selection.rejects())
     if not tables:
         raise ConfigError(f"no row of the manifest can be used; {sum(map(len, rejects)):,} rows are rejected")

@@ -13,7 +13,7 @@ from pipeline.dataset.parts import partition_folder
 from pipeline.dataset.plan import Plan, Shard, plan_of
 from pipeline.dataset.verify.reading import UNREADABLE, DamagedFile, document, parquet
 from pipeline.layout import part_key, plan_key, shards_folder
-from pipeline.manifest.hash_buckets import KeyHeaps, id_keys, repeated
+from pipeline.manifest.hash_buckets import HashBuckets, id_keys, repeated
 from pipeline.schema import EMBEDDINGS, ROW_SCHEMA
 from pipeline.storage.store import Store
 
@@ -108,15 +108,15 @@ class IdLedger:
     """The ids of all plans as hash buckets on disk below `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self._heaps = KeyHeaps(folder / "ids")
+        self._buckets = HashBuckets(folder / "ids")
         self._shards: list[Shard] = []
         self._starts: list[int] = []
 
     def add(self, planned: PlannedShard) -> None:
         """Record the ids of a shard."""
         self._shards.append(planned.shard)
-        self._starts.append(len(self._heaps))
-        self._heaps.add(id_keys(planned.rows["recording_id"].to_pylist()))
+        self._starts.append(len(self._buckets))
+        self._buckets.add(id_keys(planned.rows["recording_id"].to_pylist()))
 
     def clashes(self) -> Iterator[tuple[str, Shard, int, int]]:
         """Find ids that occur in two plans or twice in one.
@@ -125,7 +125,7 @@ class IdLedger:
             the number of such ids.
         """
         found: dict[tuple[str, str], tuple[int, int]] = {}
-        for keys, positions in self._heaps.heaps():
+        for keys, positions in self._buckets.buckets():
             twice = repeated(keys)
             owners: dict[bytes, str] = {}
             for key, position in zip(keys[twice].tolist(), positions[twice].tolist(), strict=True):
