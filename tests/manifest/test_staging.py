@@ -30,7 +30,7 @@ def accept(rows: pa.Table) -> tuple[pa.Table, dict[int, Reject]]:
     return rows, {}
 
 
-def spooled(folder: Path, *manifests: Path, check=accept) -> Staging:
+def staged(folder: Path, *manifests: Path, check=accept) -> Staging:
     folder.mkdir(parents=True, exist_ok=True)
     staging = Staging(folder)
     staging.read([str(manifest) for manifest in manifests], check)
@@ -77,7 +77,7 @@ def test_duplicates_in_any_order_over_files_and_chunks(tmp_path, monkeypatch):
             chance.shuffle(rows)
             cut = chance.randrange(len(rows))
             files = [jsonl(folder / "a.jsonl", *rows[:cut]), jsonl(folder / "b.jsonl", *rows[cut:])]
-            staging = spooled(folder / "staging", *files)
+            staging = staged(folder / "staging", *files)
             assert len(staging.chunks) > 5
             selection = select(staging)
             kept, clashing = expected(rows)
@@ -99,7 +99,7 @@ def test_the_first_of_equal_rows_is_kept(tmp_path):
         jsonl(tmp_path / "1.jsonl", {"id": "b", "audio": "b.wav"}, row, row),
         jsonl(tmp_path / "2.jsonl", row),
     )
-    (table,) = select(spooled(tmp_path / "s", first, second)).tables()
+    (table,) = select(staged(tmp_path / "s", first, second)).tables()
     assert [(r["recording_id"], r["line"], Path(r["manifest"]).name) for r in table.to_pylist()] == [
         ("b", 1, "1.jsonl"), ("a", 2, "1.jsonl"),
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_columns_in_another_order_and_absent_or_null_are_the_same_content(tmp_pa
         '{"take": 1, "audio": "a.wav", "id": "a"}',
         '{"id": "a", "path": "a.wav", "take": 1}',
     ]))  # fmt: skip
-    selection = select(spooled(tmp_path / "s", manifest))
+    selection = select(staged(tmp_path / "s", manifest))
     assert ids(selection.tables()) == ["a"] and not refused(selection)
 
 
@@ -123,7 +123,7 @@ def test_clashing_ids_whose_keys_end_in_a_zero_byte(tmp_path):
     for count in (1, 2, 16, len(unlucky)):
         rows = [{"id": i, "audio": "a.wav", "text": text} for i in unlucky[:count] for text in ("x", "y")]
         selection = select(
-            spooled(tmp_path / f"s{count}", jsonl(tmp_path / "m.jsonl", *rows, {"id": "z", "audio": "a"}))
+            staged(tmp_path / f"s{count}", jsonl(tmp_path / "m.jsonl", *rows, {"id": "z", "audio": "a"}))
         )
         assert ids(selection.tables()) == ["z"]
         assert len(refused(selection)) == 2 * count
@@ -133,7 +133,7 @@ def test_ids_are_told_apart_to_the_last_byte(tmp_path):
     """Fails if ids are normalised, stripped or folded before they are compared."""
     names = ["007", "7", "a", "A", "é", "e\u0301", "a/b", "a%2Fb", "🙂", "a b"]
     manifest = jsonl(tmp_path / "m.jsonl", *({"id": name, "audio": "a.wav"} for name in names))
-    assert ids(select(spooled(tmp_path / "s", manifest)).tables()) == names
+    assert ids(select(staged(tmp_path / "s", manifest)).tables()) == names
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,9 +157,9 @@ def test_missing_ids_are_derived(tmp_path):
         {"audio": "b.wav"},
     ]
     one, two = jsonl(tmp_path / "1.jsonl", *rows), jsonl(tmp_path / "2.jsonl", *reversed(rows))
-    found = ids(select(spooled(tmp_path / "s", one, two)).tables())
+    found = ids(select(staged(tmp_path / "s", one, two)).tables())
     assert len(found) == len(set(found)) == len(rows) and all(found)
-    assert found == ids(select(spooled(tmp_path / "again", one)).tables())
+    assert found == ids(select(staged(tmp_path / "again", one)).tables())
 
 
 # -- what earlier plans hold
@@ -168,7 +168,7 @@ def test_missing_ids_are_derived(tmp_path):
 def test_held_ids_are_skipped(tmp_path):
     """Fails if a row of an earlier plan is planned again, or its repeats are rejected now."""
     rows = [{"id": name, "audio": "a.wav", "text": text} for name in "abc" for text in ("x", "y")]
-    staging = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, {"id": "new", "audio": "a.wav"}))
+    staging = staged(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, {"id": "new", "audio": "a.wav"}))
     selection = select(staging, held=["a", "c", "not here"])
     assert ids(selection.tables()) == ["new"]
     assert {row["recording_id"] for row in refused(selection)} == {"b"}
@@ -178,7 +178,7 @@ def test_held_ids_are_skipped(tmp_path):
 def test_selecting_again_with_more_held_starts_afresh(tmp_path):
     """Fails if a selection changes the staging, so that a planner who lost a race selects something else."""
     rows = [{"id": name, "audio": "a.wav", "text": text} for name in "ab" for text in ("x", "x")]
-    staging = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, *[{"id": "c", "audio": a} for a in "xy"]))
+    staging = staged(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows, *[{"id": "c", "audio": a} for a in "xy"]))
     for _ in range(2):
         assert ids(select(staging).tables()) == ["a", "b"]
         assert ids(select(staging, held=["a"]).tables()) == ["b"]
@@ -197,14 +197,14 @@ def test_rejects_of_a_rerun_are_not_logged_again(tmp_path):
         '{"id": "c", "audio": "x.wav"}', '{"id": "c", "audio": "y.wav"}',
     ]  # fmt: skip
     manifest = put(tmp_path / "m.jsonl", "\n".join(lines) + "\n")
-    selection = select(spooled(tmp_path / "1", manifest, check=no_beds))
+    selection = select(staged(tmp_path / "1", manifest, check=no_beds))
     first = list(selection.rejects())
     assert sorted(row["line"] for table in first for row in table.to_pylist()) == [2, 3, 4, 5, 6]
     logged = np.concatenate([reject_keys(table) for table in first])
-    again = spooled(tmp_path / "2", manifest, check=no_beds)
+    again = staged(tmp_path / "2", manifest, check=no_beds)
     assert not again.select([id_keys(["ok"])], logged)
     put(manifest, "\n".join([*lines, "worse"]) + "\n")
-    grown = spooled(tmp_path / "3", manifest, check=no_beds).select([id_keys(["ok"])], logged)
+    grown = staged(tmp_path / "3", manifest, check=no_beds).select([id_keys(["ok"])], logged)
     assert grown and [row["line"] for row in refused(grown)] == [7]
 
 
@@ -217,7 +217,7 @@ def test_rejects_carry_their_row(tmp_path):
 
     row = {"id": "a", "audio": "/x/a.wav", "text": "t", "language": "en", "offset": 1, "duration": 2, "channel": 1}
     manifest = jsonl(tmp_path / "m.jsonl", {**row, "speaker": "s", "take": 3, "tags": ["p", "q"]})
-    (reject,) = refused(select(spooled(tmp_path / "s", manifest, check=all_bad)))
+    (reject,) = refused(select(staged(tmp_path / "s", manifest, check=all_bad)))
     assert {name: reject[name] for name in ("recording_id", "audio", "text", "language", "offset_s", "duration_s")} == {
         "recording_id": "a", "audio": "/x/a.wav", "text": "t", "language": "en", "offset_s": 1.0, "duration_s": 2.0,
     }  # fmt: skip
@@ -234,9 +234,7 @@ def test_types_are_one_over_all_chunks_and_files(tmp_path, monkeypatch):
     values = [1, 2, 3.5, None, "four", "5", True, [6]]
     rows = [{"id": str(n), "audio": "a.wav", "v": v, "late": n} for n, v in enumerate(values)]
     del rows[0]["late"], rows[1]["late"]
-    staging = spooled(
-        tmp_path / "s", jsonl(tmp_path / "1", *rows[:5]), jsonl(tmp_path / "2", *rows[5:]), tmp_path / "1"
-    )
+    staging = staged(tmp_path / "s", jsonl(tmp_path / "1", *rows[:5]), jsonl(tmp_path / "2", *rows[5:]), tmp_path / "1")
     assert len(staging.chunks) > 4
     tables = list(select(staging).tables())
     assert len({table.schema for table in tables}) == 1
@@ -249,7 +247,7 @@ def test_duplicates_are_compared_in_the_united_types(tmp_path, monkeypatch):
     """Fails if 1 in a chunk of whole numbers and 1.0 in a chunk of fractions are two contents of one id."""
     monkeypatch.setattr(read.read_manifest, "__kwdefaults__", {"chunk_rows": 1, "audio_optional": False})
     rows = [{"id": "a", "audio": "a.wav", "v": v} for v in (1, 1.0)] + [{"id": "b", "audio": "a.wav", "v": 0.5}]
-    selection = select(spooled(tmp_path / "s", jsonl(tmp_path / "m", *rows)))
+    selection = select(staged(tmp_path / "s", jsonl(tmp_path / "m", *rows)))
     assert ids(selection.tables()) == ["a", "b"] and not refused(selection)
 
 
@@ -258,10 +256,10 @@ def test_duplicates_are_compared_in_the_united_types(tmp_path, monkeypatch):
 
 def test_nothing_at_all(tmp_path):
     """Fails if an empty manifest, or one of bad lines only, breaks the selection."""
-    empty = select(spooled(tmp_path / "1", put(tmp_path / "m.jsonl", "")))
+    empty = select(staged(tmp_path / "1", put(tmp_path / "m.jsonl", "")))
     assert not empty and empty.rows == 0 and not list(empty.tables()) and not refused(empty)
     bad = select(
-        spooled(tmp_path / "2", put(tmp_path / "b.jsonl", '{"id": "x", "audio": 5}\n{"id": "y", "audio": ""}\n'))
+        staged(tmp_path / "2", put(tmp_path / "b.jsonl", '{"id": "x", "audio": 5}\n{"id": "y", "audio": ""}\n'))
     )
     assert bad and bad.rows == 0 and len(refused(bad)) == 2
 
@@ -269,7 +267,7 @@ def test_nothing_at_all(tmp_path):
 def test_rejects_have_one_schema(tmp_path):
     """Fails if rejects of lines and rejects of rows cannot be written to one file."""
     manifest = put(tmp_path / "m.jsonl", 'x\n{"id": "a", "audio": "1"}\n{"id": "a", "audio": "2", "take": 1}\n')
-    staging = spooled(tmp_path / "s", manifest)
+    staging = staged(tmp_path / "s", manifest)
     tables = list(select(staging).rejects())
     assert {table.schema for table in tables} == {reject_schema(staging.extra)}
     assert pa.concat_tables(tables).num_rows == 3
@@ -284,7 +282,7 @@ def test_a_chunk_of_which_every_row_is_refused(tmp_path):
 
     good = jsonl(tmp_path / "good.jsonl", {"id": "ok", "audio": "a.wav", "take": 1})
     bad = jsonl(tmp_path / "bad.jsonl", {"id": "bad", "audio": "a.wav", "take": "one", "speaker": "s"})
-    selection = select(spooled(tmp_path / "s", good, bad, check=only_ours))
+    selection = select(staged(tmp_path / "s", good, bad, check=only_ours))
     (reject,) = refused(selection)
     assert (reject["take"], reject["speaker"]) == ("one", "s")
     assert [table["take"].to_pylist() for table in selection.tables()] == [["1"]]
@@ -295,7 +293,7 @@ def test_a_manifest_column_of_any_name_passes(tmp_path, name):
     """Fails if a manifest column that is called like one of ours breaks the plan, or either of the two is lost."""
     rows = [{"id": "ok", "audio": "a.wav", name: "mine"}, *[{"id": "c", "audio": a, name: "mine"} for a in "xy"]]
     rows.append({"id": "bad", "audio": 5, name: "mine"})
-    staging = spooled(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows))
+    staging = staged(tmp_path / "s", jsonl(tmp_path / "m.jsonl", *rows))
     selection = select(staging)
     (passed,) = staging.extra.names
     (table,) = selection.tables()
