@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from pipeline.analytics.evaluate.results import FittedCalibration
 
 NOT_FITTED = 3
+_DIMENSIONS = ("arousal", "valence", "dominance")
 
 
 def command_line() -> Parser:
     """Return the command line of this job."""
     parser = Parser(
         "evaluate",
-        usage="%(prog)s OUT [OUT ...] --labels COLUMN [options]",
+        usage="%(prog)s OUT [OUT ...] [--labels COLUMN] [--dimensions NAME=COLUMN ...] [options]",
         description="Accuracy, F1, confusions, calibration and word error rates of outputs of jobs.annotate whose manifest "
         "brought labels; of several, each is compared with the first on the utterances they share. Reads only.",
         epilog="Figures of acted speech do not carry over to calls or meetings: evaluate on the data you mean to annotate. "
@@ -35,16 +37,22 @@ def command_line() -> Parser:
         "fitted; 130 interrupted.",
     )
     parser.add_argument("output", nargs="+", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
-    parser.add_argument("--labels", required=True, metavar="COLUMN", help="manifest column with the true label")
+    parser.add_argument("--labels", metavar="COLUMN", help="manifest column with the true label")
+    parser.add_argument("--dimensions", nargs="+", action="extend", type=_dimension, default=[], metavar="NAME=COLUMN",
+                        help="manifest columns with labels of arousal, valence and dominance, as in arousal=act")  # fmt: skip
+    parser.add_argument("--label-range", type=_range, default=(0.0, 1.0), metavar="LOW:HIGH",
+                        help="ends of the scale of these labels, as in 1:7 (default: 0:1)")  # fmt: skip
+    parser.add_argument("--model", action="append", default=[], metavar="NAME",
+                        help="further model of the dataset, to compare with its main one; repeatable")  # fmt: skip
     parser.add_argument("--references", metavar="COLUMN",
                         help="manifest column with what was said (default: reference, where there is one)")  # fmt: skip
     parser.add_argument("--slices", metavar="COL[,COL]", help="columns to look at apart (default: dataset, language, speaker, "
                         "sex, duration, text_source, where they are)")  # fmt: skip
     parser.add_argument("--resamples", type=_count, default=1000, metavar="N", help="of the bootstrap; 0: no intervals "
                         "(default: 1000)")  # fmt: skip
-    parser.add_argument("--resample-by", default="recording_id", metavar="COLUMN",
-                        help="draw all rows of a value together; speaker says what new speakers would bring "
-                        "(default: recording_id)")  # fmt: skip
+    parser.add_argument("--resample-by", metavar="COLUMN",
+                        help="draw all rows of a value together (default: speaker where all outputs have speakers, else "
+                        "recording_id)")  # fmt: skip
     parser.add_argument("--published-test-set", action="store_true",
                         help="this is the test set of the published figures; they are shown if its classes agree")  # fmt: skip
     parser.add_argument("--write", metavar="FOLDER", help="write metrics.json there, and its tables and every "
@@ -58,13 +66,35 @@ def command_line() -> Parser:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def _dimension(text: str) -> tuple[str, str]:
+    name, _, column = text.partition("=")
+    if name not in _DIMENSIONS or not column:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COLUMN with a name of {', '.join(_DIMENSIONS)}")
+    return name, column
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, as in 1:7") from None
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: the first number must be below the second")
+    return low, high
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate the outputs and return the exit status."""
-    flags = command_line().parse_all(arguments)
+    parser = command_line()
+    flags = parser.parse_all(arguments)
+    if not flags.labels and not flags.dimensions:
+        parser.error("name the columns to compare with: --labels, --dimensions or both")
+    if flags.fit_calibration and not flags.labels:
+        parser.error("--fit-calibration needs --labels")
     return run_guarded("evaluate", lambda: _evaluate(flags))
 
 
@@ -86,7 +116,8 @@ def _evaluate(flags: argparse.Namespace) -> int:
         require_absent(file, overwrite=flags.overwrite)
     slices = None if flags.slices is None else tuple(name.strip() for name in flags.slices.split(",") if name.strip())
     options = Options(
-        labels=flags.labels, references=flags.references, slices=slices, resamples=flags.resamples,
+        labels=flags.labels, dimensions=dict(flags.dimensions), label_range=flags.label_range, models=tuple(flags.model),
+        references=flags.references, slices=slices, resamples=flags.resamples,
         resample_by=flags.resample_by, published_test_set=flags.published_test_set,
     )  # fmt: skip
     outputs = read(flags.output, options)

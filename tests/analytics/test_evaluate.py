@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate import main
-from pipeline.analytics.evaluate.labelled import read_labelled
+from pipeline.analytics.evaluate.labelled import Truth, read_labelled
 from pipeline.analytics.evaluate.results import Evaluation
 from pipeline.analytics.evaluate.words import words
 from pipeline.dataset.plan import read_shard
@@ -25,30 +25,36 @@ from tests.support.outputs import LONG, REJECTED, plan_rows, publish_plan, recog
 CARD = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 ROWS = 80
 BOUNDS = {"low", "high"}
+GUESSES = {"chance", "majority"}
 KEYS = {
     "": {"format", "version", "made_at", "labels", "interval", "resample_by", "resamples", "seed", "outputs", "comparisons",
          "fitted_calibration", "calibration_failure"},
     "outputs": {"output", "mode", "settings", "models", "counts", "overall", "slices", "slices_not_shown", "abstention",
-                "published", "warnings"},
+                "published", "warnings", "dimensions"},
     "outputs.counts": {"utterances", "compared", "without_label", "other_labels", "without_prediction", "rejected_with_label",
                        "recordings"},
-    "outputs.overall": {"rows", "metrics", "per_class", "confusion", "calibration", "words"},
-    "outputs.overall.metrics": {"accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar"},
-    "outputs.overall.metrics.uar": {"value", *BOUNDS},
-    "outputs.overall.per_class": {"class", "precision", "recall", "f1", "support"},
+    "outputs.overall": {"rows", "metrics", "per_class", "confusion", "calibration", "words", "speakers"},
+    "outputs.overall.metrics": {"accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar", "kappa"},
+    "outputs.overall.metrics.uar": {"value", *BOUNDS, *GUESSES},
+    "outputs.overall.per_class": {"class", "precision", "recall", "f1", "support", "estimates"},
+    "outputs.overall.per_class.estimates.f1": {"value", *BOUNDS, *GUESSES},
+    "outputs.overall.speakers": {"column", "count", "metrics"},
+    "outputs.overall.speakers.metrics.uar": {"mean", "deviation"},
     "outputs.overall.confusion": {"classes", "counts", "shares"},
-    "outputs.overall.calibration": {"expected_error", "largest_error", "bins", "log_loss"},
+    "outputs.overall.calibration": {"expected_error", "largest_error", "bins", "log_loss", "log_loss_chance",
+                                    "log_loss_majority"},
     "outputs.overall.calibration.bins": {"rows", "confidence", "accuracy", *BOUNDS},
     "outputs.overall.words": {"recordings", "word_error_rate", "words", "substitutions", "deletions", "insertions", *BOUNDS},
-    "outputs.slices": {"column", "value", "small", "rows", "metrics", "per_class", "confusion", "calibration", "words"},
+    "outputs.slices": {"column", "value", "small", "rows", "metrics", "per_class", "confusion", "calibration", "words",
+                       "speakers"},
     "outputs.abstention": {"kept", "thresholds"},
     "outputs.abstention.thresholds": {"min_confidence", "rows", "share", "accuracy"},
     "outputs.published": {"language", "mode", "published", "same_test_set", "why_not", "ours"},
     "comparisons": {"first", "second", "rows", "only_in_first", "only_in_second", "labels_differ", "metrics", "test",
-                    "agreement", "largest_score_difference", "words"},
-    "comparisons.metrics.accuracy": {"first", "second", "difference", *BOUNDS},
-    "comparisons.test": {"name", "only_first_right", "only_second_right", "p_value"},
-    "comparisons.words": {"recordings", "first", "second", "difference", *BOUNDS},
+                    "agreement", "largest_score_difference", "words", "dimensions"},
+    "comparisons.metrics.accuracy": {"first", "second", "difference", *BOUNDS, *GUESSES},
+    "comparisons.test": {"name", "only_first_right", "only_second_right", "p_value", "p_value_holm"},
+    "comparisons.words": {"recordings", "first", "second", "difference", *BOUNDS, *GUESSES},
 }  # fmt: skip
 """Keys of metrics.json by the path of their object; of a list, its first object counts."""
 
@@ -140,8 +146,10 @@ def test_figures_are_those_of_a_query(output, tmp_path):
         for name, figure in part["metrics"].items():
             (row,) = [row for row in figures if (row["slice"], row["value"], row["metric"], row["class"])
                       == (part["column"], part["value"], name, None)]  # fmt: skip
-            assert (row["figure"], row["low"], row["high"], row["rows"]) == (*figure.values(), part["rows"])
-            assert figure["low"] <= figure["value"] <= figure["high"]
+            assert [row[name] for name in ("figure", "low", "high", "chance", "majority")] == list(figure.values())
+            assert row["rows"] == part["rows"]
+            # the slices of a speaker have no interval
+            assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
     predictions = pq.read_table(tmp_path / "ev" / "predictions.parquet")
     assert predictions.num_rows == count and np.mean(predictions["right"].to_pylist()) == pytest.approx(accuracy)
 
@@ -171,7 +179,7 @@ def test_small_slices_are_warned_of(output, tmp_path):
 def test_words_are_counted_by_recording(output, tmp_path):
     """Fails if parts of a cut recording are each held against its whole reference, or capitals and commas count."""
     found = evaluated(tmp_path, output)["outputs"][0]["overall"]["words"]
-    labelled = read_labelled(output, "label", ["reference"])
+    labelled = read_labelled(output, Truth("label"), ["reference"])
     recordings = set(labelled.column("recording_id"))
     missed = sum(int(name[1:]) % 4 == 0 for name in recordings)
     assert found["recordings"] == len(recordings) and LONG in recordings
@@ -201,7 +209,7 @@ def test_words_as_they_are_counted():
 def test_two_outputs_side_by_side(output, other, tmp_path, capsys):
     """Fails if rows are paired by place instead of id, or sets that differ are compared without a word."""
     (found,) = evaluated(tmp_path, output, other)["comparisons"]
-    one, two = (read_labelled(each, "label") for each in (output, other))
+    one, two = (read_labelled(each, Truth("label")) for each in (output, other))
     places = {name: row for row, name in enumerate(two.column("utterance_id"))}
     pairs = [(row, places[name]) for row, name in enumerate(one.column("utterance_id"))
              if name in places and one.truth[row] == two.truth[places[name]]]  # fmt: skip
@@ -235,20 +243,22 @@ def test_an_output_against_itself_is_no_different(output, tmp_path):
     assert all((row["difference"], row["low"], row["high"]) == (0, 0, 0) for row in found["metrics"].values())
 
 
-def test_resampling_by_speaker_is_wider_where_speakers_differ(output, tmp_path):
-    """Fails if --resample-by is not heeded: two speakers say less about new speakers than 78 recordings do."""
-    by_recording = evaluated(tmp_path / "r", output)["outputs"][0]["overall"]["metrics"]["accuracy"]
-    by_speaker = evaluated(tmp_path / "s", output, "--resample-by", "speaker")["outputs"][0]["overall"]["metrics"][
-        "accuracy"
-    ]
-    assert by_speaker["value"] == by_recording["value"]
-    parts = {
-        part["value"]: part
-        for part in evaluated(tmp_path / "t", output)["outputs"][0]["slices"]
-        if part["column"] == "speaker"
-    }
-    ends = sorted(part["metrics"]["accuracy"]["value"] for part in parts.values())
-    assert (by_speaker["low"], by_speaker["high"]) == pytest.approx(ends)
+def test_speakers_are_resampled_by_default(output, tmp_path):
+    """Fails if rows of a speaker are drawn one by one, which hides how speakers differ, or one speaker has an interval."""
+    by_recording = evaluated(tmp_path / "r", output, "--resample-by", "recording_id")["outputs"][0]
+    by_speaker = evaluated(tmp_path / "s", output)["outputs"][0]
+    figure = by_speaker["overall"]["metrics"]["accuracy"]
+    assert figure["value"] == by_recording["overall"]["metrics"]["accuracy"]["value"]
+    parts = {part["value"]: part["metrics"]["accuracy"] for part in by_speaker["slices"] if part["column"] == "speaker"}
+    assert (figure["low"], figure["high"]) == pytest.approx(sorted(part["value"] for part in parts.values()))
+    assert [part["low"] for part in parts.values()] == [None, None]
+    assert "the intervals are of 2 values of speaker, so they are too narrow" in by_speaker["warnings"]
+    spread = by_speaker["overall"]["speakers"]
+    values = [part["value"] for part in parts.values()]
+    assert (spread["column"], spread["count"]) == ("speaker", 2)
+    assert spread["metrics"]["accuracy"] == pytest.approx(
+        {"mean": np.mean(values), "deviation": np.std(values, ddof=1)}
+    )
 
 
 def test_an_unfinished_output_says_so(tmp_path):

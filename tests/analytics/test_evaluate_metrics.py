@@ -8,6 +8,7 @@ from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     classification_report,
+    cohen_kappa_score,
     confusion_matrix,
     f1_score,
     precision_score,
@@ -15,8 +16,9 @@ from sklearn.metrics import (
 )
 
 from pipeline.analytics.evaluate import metrics
+from pipeline.analytics.evaluate.bootstrap import Bootstrap
 from pipeline.analytics.evaluate.published import CARD_METRICS, PUBLISHED, TEST_SETS, beside_published
-from pipeline.analytics.evaluate.results import Estimate
+from pipeline.analytics.evaluate.results import ClassFigures, Estimate
 from pipeline.analytics.evaluate.words import compare_rates, error_rate
 from pipeline.schema import EMOTIONS
 
@@ -39,6 +41,15 @@ PUBLISHED_F1 = {
     "mean": (0.9242, 0.9077, 0.8857, 0.8955, 0.9355, 0.8403, 0.9291),
     "multihead": (0.9612, 0.9538, 0.9173, 0.8657, 0.9600, 0.9219, 0.9449),
 }
+
+
+def estimates(truth: np.ndarray, predicted: np.ndarray, groups: np.ndarray, *, resamples: int) -> dict[str, Estimate]:
+    return metrics.estimates(truth, predicted, groups, EMOTIONS, Bootstrap("speaker", resamples, seed=1))[0]
+
+
+def per_class(truth: np.ndarray, predicted: np.ndarray) -> tuple[ClassFigures, ...]:
+    groups = np.arange(len(truth))
+    return metrics.estimates(truth, predicted, groups, EMOTIONS, Bootstrap("speaker", 0))[1]
 
 
 def labels_of(counts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +75,7 @@ def test_the_published_figures_come_out_of_the_published_confusions(mode):
         published["accuracy"] = round(100 * 435 / 453, 4)
     for name, figure in published.items():
         assert 100 * ours[name] == pytest.approx(figure, abs=5.1e-5), name
-    for row, f1 in zip(metrics.per_class(truth, predicted, EMOTIONS), PUBLISHED_F1[mode], strict=True):
+    for row, f1 in zip(per_class(truth, predicted), PUBLISHED_F1[mode], strict=True):
         assert row.f1 == pytest.approx(f1, abs=5.1e-5)
         assert row.support == TEST_SETS["en", mode][row.name]
 
@@ -81,12 +92,13 @@ def test_figures_are_scikit_learns(seed):
         "weighted_f1": f1_score(truth, predicted, average="weighted", zero_division=0),
         "macro_f1": f1_score(truth, predicted, average="macro", zero_division=0),
         "uar": pytest.approx(recall_score(truth, predicted, labels=np.unique(truth), average="macro"), abs=1e-12),
+        "kappa": pytest.approx(cohen_kappa_score(truth, predicted), abs=1e-12),
     }
     if set(predicted) <= set(truth):
         assert ours["uar"] == pytest.approx(balanced_accuracy_score(truth, predicted))
     names = [EMOTIONS[n] for n in np.union1d(truth, predicted)]
     report = classification_report(truth, predicted, target_names=names, output_dict=True, zero_division=0)
-    for row in metrics.per_class(truth, predicted, EMOTIONS):
+    for row in per_class(truth, predicted):
         theirs = report[row.name]
         assert (row.precision, row.recall, row.f1, row.support) == pytest.approx(
             (theirs["precision"], theirs["recall"], theirs["f1-score"], theirs["support"])
@@ -103,14 +115,14 @@ def test_the_figures_of_resamples_are_scikit_learns():
         truth, predicted = random_labels(seed, rows=12, classes=5)
         matrices.append(confusion_matrix(truth, predicted, labels=range(7)))
         expected.append(list(metrics.summary(truth, predicted).values()))
-    np.testing.assert_allclose(metrics.scores_of(np.array(matrices)), expected, atol=1e-12)
+    np.testing.assert_allclose(metrics.scores_of(np.array(matrices)), expected, atol=1e-12, equal_nan=True)
 
 
 def test_an_interval_is_as_wide_as_the_binomial_says():
     """Fails if the bootstrap draws too few rows, without replacement, or the same every time."""
     truth = np.zeros(400, np.int64)
     predicted = (np.arange(400) < 80).astype(np.int64)
-    found = metrics.with_intervals(truth, predicted, np.arange(400), len(EMOTIONS), resamples=4000, seed=1)["accuracy"]
+    found = estimates(truth, predicted, np.arange(400), resamples=4000)["accuracy"]
     assert found.value == 0.8
     half = 1.96 * np.sqrt(0.8 * 0.2 / 400)
     assert (found.low, found.high) == pytest.approx((0.8 - half, 0.8 + half), abs=0.006)
@@ -119,11 +131,8 @@ def test_an_interval_is_as_wide_as_the_binomial_says():
 def test_rows_of_one_group_are_drawn_together():
     """Fails if ten copies of a row narrow its interval, as ten segments of one recording would."""
     truth, once = np.zeros(40, np.int64), (np.arange(40) < 10).astype(np.int64)
-    drawing = {"resamples": 3000, "seed": 1}
     alone, copied, apart = (
-        metrics.with_intervals(np.repeat(truth, times), np.repeat(once, times), groups, len(EMOTIONS), **drawing)[
-            "accuracy"
-        ]
+        estimates(np.repeat(truth, times), np.repeat(once, times), groups, resamples=3000)["accuracy"]
         for times, groups in ((1, np.arange(40)), (10, np.repeat(np.arange(40), 10)), (10, np.arange(400)))
     )
     width = [each.high - each.low for each in (alone, copied, apart)]
@@ -134,18 +143,22 @@ def test_one_class_alone(recwarn):
     """Fails if a slice of one class, all right or all wrong, gives no figures or warns."""
     truth = np.full(3, 2)
     for predicted, accuracy in ((truth, 1.0), (np.full(3, 4), 0.0)):
-        found = metrics.with_intervals(truth, predicted, np.arange(3), len(EMOTIONS), resamples=20, seed=0)
-        assert found["accuracy"] == Estimate(accuracy, accuracy, accuracy) and found["uar"].value == accuracy
+        found = estimates(truth, predicted, np.arange(3), resamples=20)
+        assert found["accuracy"] == Estimate(accuracy, accuracy, accuracy, 1.0, 1.0) and found["uar"].value == accuracy
         assert sum(map(sum, metrics.confusion(truth, predicted, EMOTIONS).counts)) == 3
-        assert len(metrics.per_class(truth, predicted, EMOTIONS)) == len({2, predicted[0]})
+        assert len(per_class(truth, predicted)) == len({2, predicted[0]})
     assert not recwarn.list
+
+
+def names_of(truth: np.ndarray) -> list[str]:
+    return [EMOTIONS[number] for number in truth]
 
 
 def test_published_figures_stand_beside_the_same_test_set_alone():
     """Fails if ours are set beside the card's for another set: undeclared, of other class sizes, or of other corpora."""
     truth, predicted = labels_of(COUNTS["mean"])
     ours = metrics.summary(truth, predicted)
-    same = beside_published("en", "mean", truth, ours, {"ravdess", "tess"}, declared=True)
+    same = beside_published("en", "mean", names_of(truth), ours, {"ravdess", "tess"}, declared=True)
     assert same is not None and same.same_test_set and same.ours["accuracy"] == ours["accuracy"]
     assert same.published["accuracy"] == pytest.approx(0.902870)
     others = [
@@ -154,10 +167,10 @@ def test_published_figures_stand_beside_the_same_test_set_alone():
         (truth, {"ravdess", "crema-d"}, True, "other corpora: crema-d"),
     ]
     for rows, datasets, declared, why in others:
-        row = beside_published("en", "mean", rows, ours, datasets, declared=declared)
+        row = beside_published("en", "mean", names_of(rows), ours, datasets, declared=declared)
         assert row is not None and not row.same_test_set and row.ours is None and why in "; ".join(row.why_not)
-    assert beside_published("de", "mean", truth, ours, set(), declared=True) is None
-    texts = beside_published("en", "text", truth, ours, set(), declared=True)
+    assert beside_published("de", "mean", names_of(truth), ours, set(), declared=True) is None
+    texts = beside_published("en", "text", names_of(truth), ours, set(), declared=True)
     assert texts is not None and "453 texts, the published one 11,691" in texts.why_not[0]
 
 
@@ -171,19 +184,19 @@ def test_the_interval_of_a_word_error_rate_is_as_wide_as_its_recordings_vary():
     """Fails if words are drawn instead of recordings, copies that are drawn together narrow it, or it leaves out the rate."""
     wrong = np.random.default_rng(0).integers(0, 5, 400)
     names = list(errors_of(wrong))
-    found = error_rate(errors_of(wrong), names, np.arange(400), resamples=3000, seed=1)
+    found = error_rate(errors_of(wrong), names, np.arange(400), Bootstrap("speaker", 3000, 1))
     half = 1.96 * (wrong / 5).std() / 20
     assert found is not None and found.word_error_rate == wrong.sum() / 2000
     assert (found.low, found.high) == pytest.approx((wrong.mean() / 5 - half, wrong.mean() / 5 + half), abs=0.003)
     by_speaker = error_rate(
-        errors_of(np.repeat(wrong[:40], 10)), names, np.repeat(np.arange(40), 10), resamples=3000, seed=1
+        errors_of(np.repeat(wrong[:40], 10)), names, np.repeat(np.arange(40), 10), Bootstrap("speaker", 3000, 1)
     )
-    alone = error_rate(errors_of(wrong[:40]), names[:40], np.arange(40), resamples=3000, seed=1)
+    alone = error_rate(errors_of(wrong[:40]), names[:40], np.arange(40), Bootstrap("speaker", 3000, 1))
     assert by_speaker is not None and alone is not None
     assert (by_speaker.low, by_speaker.high) == pytest.approx((alone.low, alone.high), abs=0.01)
-    bare = error_rate(errors_of(wrong), names, np.arange(400), resamples=0, seed=1)
+    bare = error_rate(errors_of(wrong), names, np.arange(400), Bootstrap("speaker", 0, 1))
     assert bare is not None and bare.low is bare.high is None
-    assert error_rate(errors_of(wrong), ["another"], np.arange(1), resamples=10, seed=1) is None
+    assert error_rate(errors_of(wrong), ["another"], np.arange(1), Bootstrap("speaker", 10, 1)) is None
 
 
 def test_word_error_rates_are_compared_recording_by_recording():
@@ -192,10 +205,10 @@ def test_word_error_rates_are_compared_recording_by_recording():
     one, other = errors_of(wrong), errors_of(wrong + (np.arange(300) % 10 == 0))
     other["r7"]["words"] = 6  # another reference: in neither figure
     names = list(one)
-    found = compare_rates([one, other], [names, names[:-1]], np.arange(300), resamples=1000, seed=0)
+    found = compare_rates([one, other], [names, names[:-1]], np.arange(300), Bootstrap("speaker", 1000, 0))
     counted = [n for n in range(299) if n != 7]
     more = sum(n % 10 == 0 for n in counted) / (5 * len(counted))
     assert found is not None and found.recordings == 298
     assert found.first == pytest.approx(wrong[counted].mean() / 5) and found.difference == pytest.approx(more)
     assert 0.01 < found.low < more < found.high < 0.03
-    assert compare_rates([one, {}], [names, names], np.arange(300), resamples=10, seed=0) is None
+    assert compare_rates([one, {}], [names, names], np.arange(300), Bootstrap("speaker", 10, 0)) is None

@@ -210,7 +210,7 @@ def test_an_index_misses_little_and_takes_in_what_came_later(tmp_path, table_of,
     table, output = table_of("lance"), clustered_output(tmp_path, monkeypatch, runs=2)
     rows = finished_rows(outputs.open_store(output))
     assert list(publish(rows.of(["000001"]), "lance", table)) and list(bring_up_to_date(table)) == [
-        "audio_embedding: an index of 1,500 rows"
+        "audio_embedding: created an index of 1,500 rows"
     ]
     command = [output, "--publish", "lance", "--table", table, "--index"]
     assert main(command) == 0 and "the index of audio_embedding has all 3,000 rows" in capsys.readouterr().out

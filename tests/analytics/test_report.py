@@ -331,8 +331,8 @@ def test_a_run_of_rejects_alone(tmp_path, monkeypatch):
     ("arguments", "sentence"),
     [([], "name one of"), (["{out}", "--summary", "x"], "name one of"), (["--evaluation", "x"], "--to"),
      (["{out}", "--with-texts"], "no transcript"), (["{out}", "000009"], "no run 000009"), (["/nowhere/out"], "no output"),
-     (["--evaluation", "{out}", "--to", "{to}"], "no evaluation"), (["--summary", "{table}", "--to", "{to}"], "lacks"),
-     (["--summary", "{out}/none.parquet", "--to", "{to}"], "no table")],
+     (["--evaluation", "{out}", "--to", "{to}"], "no evaluation"), (["--summary", "{table}", "--to", "{to}"], "has no confidence"),
+     (["--summary", "{out}/none.parquet", "--to", "{to}"], "is not a table")],
 )  # fmt: skip
 def test_refused_before_any_work(store, tmp_path, capsys, arguments, sentence):
     """Fails if a wrong command line is not named, or leaves a file."""

@@ -263,7 +263,7 @@ def test_groups_of_another_meaning_take_another_name(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [(["speeker"], "did you mean 'speaker'"), (["speaker,speaker"], "twice"), (["utterances=take"], "every summary"),
-     (["a=read_csv('/etc/passwd')"], "query cannot be run"), (["a=(SELECT 1 FROM '/etc/passwd')"], "query cannot be run")],
+     (["a=read_csv('/etc/passwd')"], "cannot run this query"), (["a=(SELECT 1 FROM '/etc/passwd')"], "cannot run this query")],
 )  # fmt: skip
 def test_groups_that_cannot_be_made_are_refused(tmp_path, words, sentence):
     """Fails if a slip of the pen is not named, or SQL opens files."""

@@ -57,7 +57,12 @@ def _gap(of_bin: ReliabilityBin) -> float:
 def measure(scores: Floats, confidence: Floats, truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Calibration:
     """Compute calibration errors and log loss of the scores [N, classes] and confidences [N]."""
     bins = reliability(confidence, truth == predicted)
-    return Calibration(expected_error(bins), max(map(_gap, bins)), bins, log_loss(scores, truth))
+    shares = np.bincount(truth) / len(truth)
+    shares = shares[shares > 0]
+    return Calibration(
+        expected_error(bins), max(map(_gap, bins)), bins, log_loss(scores, truth), log_loss_chance=float(np.log(len(shares))),
+        log_loss_majority=float(-(shares * np.log(shares)).sum()),
+    )  # fmt: skip
 
 
 def log_loss(scores: Floats, truth: NDArray[np.int64]) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.analytics.evaluate.bootstrap import RECORDING, groups_of
 from pipeline.analytics.evaluate.calibration import NoTemperatureError, fit
-from pipeline.analytics.evaluate.compare import groups_of
 from pipeline.analytics.evaluate.labelled import Labelled
 from pipeline.analytics.evaluate.results import Fit, FittedCalibration
 from pipeline.errors import ConfigError
@@ -36,9 +36,13 @@ def fit_outputs(outputs: Sequence[Labelled]) -> FittedCalibration:
             if model in models:
                 raise ConfigError(f"{labelled.output}: an earlier output has the model {model} too; fit on one of them")
             rows = labelled.take(np.flatnonzero(fingerprints == model))
+            if not np.allclose(rows.scores.sum(axis=1), 1.0, atol=1e-3):
+                raise ConfigError(
+                    f"{labelled.output}: the scores of {model} do not add up to 1; a temperature needs the scores of a softmax"
+                )
             try:
                 models[model] = fit(
-                    rows.scores, rows.truth, rows.predicted, groups_of(rows, "recording_id"), output=labelled.output
+                    rows.scores, rows.truth, rows.predicted, groups_of(rows.table, RECORDING), output=labelled.output
                 )
             except NoTemperatureError as error:
                 unfitted.append(f"{labelled.output}, {model}: {error}")

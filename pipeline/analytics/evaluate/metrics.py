@@ -1,4 +1,4 @@
-"""Accuracy, precision, F1 and recall of labels, by class and overall, with bootstrap intervals.
+"""Accuracy, precision, F1, recall and kappa of labels, by class and overall, with bootstrap intervals and baselines.
 
 Reported values come from scikit-learn. Resamples are thousands of small confusion matrices, for which scikit-learn
 takes 3 ms each; `scores_of` computes all of them at once, and a test compares both implementations.
@@ -6,23 +6,25 @@ takes 3 ms each; `scores_of` computes all of them at once, and a test compares b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from pipeline.analytics.evaluate.results import ClassFigures, Confusion, Estimate
+from pipeline.analytics.evaluate.bootstrap import Bootstrap, Bounds, Counts, interval
+from pipeline.analytics.evaluate.results import ClassFigures, Confusion, Estimate, Spread, defined
 
-METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar")
-"""Metrics of the model card, and the unweighted average recall over the classes that occur."""
-INTERVAL = 0.95
-"""Probability mass of the intervals."""
-Counts = NDArray[np.int64]
+METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar", "kappa")
+"""Metrics of the model card, the unweighted average recall over the classes that occur, and Cohen's kappa."""
+CLASS_METRICS = ("precision", "recall", "f1")
+Floats = NDArray[np.float64]
 
 
 def summary(truth: Counts, predicted: Counts) -> dict[str, float]:
     """Compute `METRICS`, as fractions, over the classes that occur in either array, like scikit-learn.
+
+    Kappa is NaN where one class alone occurs.
 
     Args:
         truth, predicted: indices of classes, at least one.
@@ -32,18 +34,17 @@ def summary(truth: Counts, predicted: Counts) -> dict[str, float]:
     recall = precision_recall_fscore_support(
         truth, predicted, labels=np.unique(truth), average="macro", zero_division=0
     )
-    figures = (accuracy_score(truth, predicted), weighted[0], weighted[2], macro[2], recall[1])
+    kappa = scores_of(matrices_of(truth, predicted, np.zeros_like(truth), int(max(truth.max(), predicted.max())) + 1))
+    figures = (accuracy_score(truth, predicted), weighted[0], weighted[2], macro[2], recall[1], kappa[0, -1])
     return {name: float(figure) for name, figure in zip(METRICS, figures, strict=True)}
 
 
-def per_class(truth: Counts, predicted: Counts, classes: Sequence[str]) -> tuple[ClassFigures, ...]:
-    """Return precision, recall, F1 and number of rows of each class that occurs, in the order of `classes`."""
-    occurring = np.union1d(truth, predicted)
-    columns = precision_recall_fscore_support(truth, predicted, labels=occurring, average=None, zero_division=0)
-    return tuple(
-        ClassFigures(classes[number], float(p), float(r), float(f), int(n))
-        for number, p, r, f, n in zip(occurring, *columns, strict=True)
-    )
+def matrices_of(truth: Counts, predicted: Counts, groups: Counts, num_classes: int) -> Counts:
+    """Return the confusion matrix of each group: int64 [groups, classes, classes]."""
+    num_groups = int(groups.max()) + 1
+    cells = (groups * num_classes + truth) * num_classes + predicted
+    counts = np.bincount(cells, minlength=num_groups * num_classes**2)
+    return counts.reshape(num_groups, num_classes, num_classes).astype(np.int64)
 
 
 def confusion(truth: Counts, predicted: Counts, classes: Sequence[str]) -> Confusion:
@@ -59,58 +60,95 @@ def confusion(truth: Counts, predicted: Counts, classes: Sequence[str]) -> Confu
     )
 
 
-def resample(cells: Counts, groups: Counts, num_cells: int, *, resamples: int, seed: int) -> Counts:
-    """Draw bootstrap resamples: as many groups as there are, with replacement, and count the cells of their rows.
-
-    Args:
-        cells: int64 [N], the cell of each row, below `num_cells`.
-        groups: int64 [N] from 0 up without gaps; rows of a group are drawn together, because they are not independent.
-    Returns: int64 [resamples, num_cells].
-    """
-    num_groups = int(groups.max()) + 1
-    if num_groups == len(groups):  # one row per group: one multinomial draw is equivalent
-        shares = np.bincount(cells, minlength=num_cells) / len(cells)
-        return np.random.default_rng(seed).multinomial(len(cells), shares, size=resamples).astype(np.int64)
-    drawn = np.empty((resamples, num_cells), np.int64)
-    for number, times in enumerate(draws(num_groups, resamples=resamples, seed=seed)):
-        drawn[number] = np.bincount(cells, weights=times[groups], minlength=num_cells).astype(np.int64)
-    return drawn
-
-
-def draws(num_groups: int, *, resamples: int, seed: int) -> Iterator[Counts]:
-    """Yield, for each resample, how often each group is drawn: int64 [num_groups] with sum num_groups."""
-    random = np.random.default_rng(seed)
-    for _ in range(resamples):
-        yield np.bincount(random.integers(0, num_groups, num_groups), minlength=num_groups)
-
-
-def scores_of(matrices: Counts) -> NDArray[np.float64]:
+def scores_of(matrices: NDArray[np.int64] | Floats) -> Floats:
     """Compute `METRICS` of many confusion matrices [B, classes, classes]. Returns: float64 [B, metrics]."""
-    hits = np.einsum("bii->bi", matrices).astype(np.float64)
     support, assigned = matrices.sum(axis=2), matrices.sum(axis=1)
-    precision = hits / np.maximum(assigned, 1)
-    recall = hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + assigned, 1)
+    precision, recall, f1 = (np.nan_to_num(figure) for figure in class_scores_of(matrices))
     rows = np.maximum(support.sum(axis=1), 1)
+    accuracy = np.einsum("bii->b", matrices) / rows
     occurring = np.maximum(((support + assigned) > 0).sum(axis=1), 1)
     weighted = [(figure * support).sum(axis=1) / rows for figure in (precision, f1)]
     uar = recall.sum(axis=1) / np.maximum((support > 0).sum(axis=1), 1)
-    return np.stack([hits.sum(axis=1) / rows, *weighted, f1.sum(axis=1) / occurring, uar], axis=1)
+    by_chance = (support * assigned).sum(axis=1) / rows.astype(np.float64) ** 2
+    kappa = _ratio(accuracy - by_chance, 1 - by_chance)
+    return np.stack([accuracy, *weighted, f1.sum(axis=1) / occurring, uar, kappa], axis=1)
 
 
-def interval(figures: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the percentile interval of resampled values."""
-    low, high = np.quantile(figures, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-    return float(low), float(high)
+def class_scores_of(matrices: NDArray[np.int64] | Floats) -> Floats:
+    """Compute `CLASS_METRICS` of each class of many confusion matrices [B, classes, classes].
+
+    Returns: float64 [3, B, classes]; NaN for the precision of a class that is never predicted, the recall of one without
+        rows, and the F1 of one without either.
+    """
+    hits = np.einsum("bii->bi", matrices).astype(np.float64)
+    support, assigned = matrices.sum(axis=2), matrices.sum(axis=1)
+    return np.stack([_ratio(hits, assigned), _ratio(hits, support), _ratio(2 * hits, support + assigned)])
 
 
-def with_intervals(
-    truth: Counts, predicted: Counts, groups: Counts, num_classes: int, *, resamples: int, seed: int
-) -> Mapping[str, Estimate]:
-    """Compute `summary` with a bootstrap interval of each metric; the bounds are None without resamples."""
-    bounds: list[tuple[float | None, float | None]] = [(None, None)] * len(METRICS)
-    if resamples:
-        drawn = resample(truth * num_classes + predicted, groups, num_classes**2, resamples=resamples, seed=seed)
-        bounds = [interval(column) for column in scores_of(drawn.reshape(-1, num_classes, num_classes)).T]
-    figures = summary(truth, predicted)
-    return {name: Estimate(figures[name], low, high) for name, (low, high) in zip(METRICS, bounds, strict=True)}
+def _ratio(part: Floats, whole: NDArray[np.int64] | Floats) -> Floats:
+    """Divide, with NaN where the denominator is 0."""
+    quotient: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return quotient
+
+
+def baselines(truth: Counts, num_classes: int) -> Floats:
+    """Return the confusion matrices of two baselines: float64 [2, classes, classes].
+
+    The first is the expectation of guesses with equal probabilities for the classes that occur in `truth`, the second
+    predicts the most frequent class for every row.
+    """
+    support = np.bincount(truth, minlength=num_classes).astype(np.float64)
+    guesses = (support > 0) / (support > 0).sum()
+    majority = np.eye(num_classes)[support.argmax()]
+    matrices: Floats = support[None, :, None] * np.stack([guesses, majority])[:, None, :]
+    return matrices
+
+
+def estimates(
+    truth: Counts, predicted: Counts, groups: Counts, classes: Sequence[str], bootstrap: Bootstrap
+) -> tuple[dict[str, Estimate], tuple[ClassFigures, ...]]:
+    """Compute `METRICS`, and `CLASS_METRICS` of each class that occurs, with intervals and baselines."""
+    size = len(classes)
+    drawn = np.zeros((0, size, size), np.int64)
+    if bootstrap.possible(groups):
+        drawn = bootstrap.cells(truth * size + predicted, groups, size**2).reshape(-1, size, size)
+    guessed = baselines(truth, size)
+    overall = {
+        name: Estimate(defined(value), *interval(column), *map(defined, guesses))
+        for (name, value), column, guesses in zip(
+            summary(truth, predicted).items(), scores_of(drawn).T, scores_of(guessed).T, strict=True
+        )
+    }
+    return overall, _per_class(truth, predicted, classes, class_scores_of(drawn), class_scores_of(guessed))
+
+
+def _per_class(
+    truth: Counts, predicted: Counts, classes: Sequence[str], drawn: Floats, guessed: Floats
+) -> tuple[ClassFigures, ...]:
+    """Return the figures of each class that occurs, in the order of `classes`.
+
+    Args:
+        drawn, guessed: float64 [3, B, classes], of resamples and of the two baselines; a guess that never predicts a class
+            has a precision of 0.
+    """
+    occurring = np.union1d(truth, predicted)
+    *columns, supports = precision_recall_fscore_support(
+        truth, predicted, labels=occurring, average=None, zero_division=0
+    )
+    rows = []
+    for place, (number, support) in enumerate(zip(occurring, supports, strict=True)):
+        values = [float(column[place]) for column in columns]
+        bounds: list[Bounds] = [interval(figures[:, number]) for figures in drawn]
+        figures = {
+            name: Estimate(value, *each, *map(float, np.nan_to_num(guesses[:, number])))
+            for name, value, each, guesses in zip(CLASS_METRICS, values, bounds, guessed, strict=True)
+        }
+        precision, recall, f1 = values
+        rows.append(ClassFigures(classes[number], precision, recall, f1, int(support), figures))
+    return tuple(rows)
+
+
+def spreads(truth: Counts, predicted: Counts, speakers: Counts, num_classes: int) -> Mapping[str, Spread]:
+    """Return mean and standard deviation of `METRICS` over speakers; speakers whose figure is undefined are left out."""
+    figures = scores_of(matrices_of(truth, predicted, speakers, num_classes))
+    return {name: Spread.of(column) for name, column in zip(METRICS, figures.T, strict=True)}

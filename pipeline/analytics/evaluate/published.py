@@ -6,13 +6,10 @@ clips of each class can be checked: it follows from the published confusion shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from pipeline.analytics.evaluate.results import Published
-from pipeline.schema import EMOTIONS
 
 CARD_METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1")
 
@@ -51,12 +48,12 @@ _ENGLISH_TEXTS = 11_691
 
 
 def beside_published(
-    language: str, mode: str, truth: NDArray[np.int64], ours: Mapping[str, float], datasets: set[str], *, declared: bool
+    language: str, mode: str, truth: Sequence[str], ours: Mapping[str, float], datasets: set[str], *, declared: bool
 ) -> Published | None:
     """Return the published results for a language and mode, with ours if the test set may be the same.
 
     Args:
-        truth: indices into `EMOTIONS` of the rows in this language.
+        truth: true class of each row in this language.
         ours: result of `metrics.summary` for these rows.
         datasets: values of their column `dataset`, empty without one.
         declared: the user declares that this is the published test set.
@@ -73,15 +70,15 @@ def beside_published(
     )  # fmt: skip
 
 
-def _why_not(language: str, mode: str, truth: NDArray[np.int64], datasets: set[str], *, declared: bool) -> list[str]:
+def _why_not(language: str, mode: str, truth: Sequence[str], datasets: set[str], *, declared: bool) -> list[str]:
     reasons = [] if declared else ["it was not declared to be the published test set (--published-test-set)"]
     sizes = TEST_SETS.get((language, mode))
-    counts = {EMOTIONS[number]: int(count) for number, count in zip(*np.unique(truth, return_counts=True), strict=True)}
+    counts = Counter(truth)
     if sizes is None and len(truth) != _ENGLISH_TEXTS:
         reasons.append(f"it has {len(truth):,} texts, the published one {_ENGLISH_TEXTS:,}")
-    elif sizes is not None and counts != sizes:
-        differing = [f"{name} {counts.get(name, 0):,} ({sizes.get(name, 0):,})" for name in EMOTIONS
-                     if counts.get(name, 0) != sizes.get(name, 0)]  # fmt: skip
+    elif sizes is not None and counts != Counter(sizes):
+        differing = [f"{name} {counts[name]:,} ({sizes.get(name, 0):,})" for name in sorted({*counts, *sizes})
+                     if counts[name] != sizes.get(name, 0)]  # fmt: skip
         reasons.append(f"the numbers of clips by class differ from the published ones: {', '.join(differing)}")
     others = sorted(datasets - (_SPEECH_CORPORA if language == "en" else {"meacorpus"}))
     if others and mode != "text":

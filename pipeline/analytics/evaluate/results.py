@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
+
+
+def defined(value: float) -> float | None:
+    """Return a figure, or None for NaN, which marks an undefined one."""
+    return None if math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A metric and its bootstrap interval; the bounds are None without resamples."""
+    """A figure, its bootstrap interval, and the figures of two baselines.
 
-    value: float
-    low: float | None
-    high: float | None
+    Attributes:
+        value: None where the figure is undefined, such as the kappa of rows of one class.
+        low, high: None without resamples, and where all rows are of one speaker or recording.
+        chance: for classes, expectation of guesses with equal probabilities; for dimensions, of labels drawn at random.
+        majority: for classes, of the most frequent one in every row; for dimensions, of the mean label in every row.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    majority: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and sample standard deviation of a figure over speakers; None with too few speakers."""
+
+    mean: float | None
+    deviation: float | None
+
+    @classmethod
+    def of(cls, figures: NDArray[np.float64]) -> Spread:
+        """Compute both from the figures of the speakers [S], without undefined ones (NaN)."""
+        values = figures[~np.isnan(figures)]
+        return cls(
+            float(values.mean()) if len(values) else None, float(values.std(ddof=1)) if len(values) > 1 else None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Speakers:
+    """Figures computed for each speaker: the number of speakers, and the spread of each metric over them."""
+
+    column: str
+    count: int
+    metrics: Mapping[str, Spread]
 
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """Precision, recall, F1 and number of rows of one true class."""
+    """Precision, recall, F1 and number of rows of one class, with intervals and baselines of the three figures."""
 
     name: Annotated[str, Field(alias="class")]
     precision: float
     recall: float
     f1: float
     support: int
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +94,19 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Calibration errors of the confidences, the points of a reliability diagram, and the log loss in nats."""
+    """Calibration errors of the confidences, the points of a reliability diagram, and the log loss in nats.
+
+    Attributes:
+        log_loss_chance: log loss of equal scores for all classes of the rows.
+        log_loss_majority: log loss of the shares of the classes as scores.
+    """
 
     expected_error: float
     largest_error: float
     bins: tuple[ReliabilityBin, ...]
     log_loss: float
+    log_loss_chance: float | None = None
+    log_loss_majority: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +125,7 @@ class WordErrors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Figures of a set of rows. `words` is None without reference texts."""
+    """Figures of a set of rows. `words` is None without reference texts, `speakers` with fewer than two speakers."""
 
     rows: int
     metrics: Mapping[str, Estimate]
@@ -83,6 +133,7 @@ class Measured:
     confusion: Confusion
     calibration: Calibration
     words: WordErrors | None
+    speakers: Speakers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +200,40 @@ class Counts:
     recordings: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DimensionFigures:
+    """Figures of a predicted dimension in a set of rows."""
+
+    rows: int
+    metrics: Mapping[str, Estimate]
+    speakers: Speakers | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DimensionSlice(DimensionFigures):
+    """Figures of the rows with one value of a column. `small` marks slices whose figures are mostly chance."""
+
+    column: str
+    value: str
+    small: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """Evaluation of arousal, valence or dominance against a column of labels."""
+
+    dimension: str
+    labels: str
+    overall: DimensionFigures
+    slices: tuple[DimensionSlice, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class OutputResult:
     """Evaluation of one output.
 
     Attributes:
+        overall, abstention: None when only dimensions are evaluated.
         slices_not_shown: for each column with more values than are evaluated, the number of the others.
         warnings: sentences on what limits the figures.
     """
@@ -163,23 +243,37 @@ class OutputResult:
     settings: Mapping[str, Any]
     models: tuple[str, ...]
     counts: Counts
-    overall: Measured
+    overall: Measured | None
     slices: tuple[Slice, ...]
     slices_not_shown: Mapping[str, int]
-    abstention: Abstention
+    abstention: Abstention | None
     published: tuple[Published, ...]
     warnings: tuple[str, ...]
+    dimensions: tuple[Dimension, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A metric of two outputs, and the second minus the first with its bootstrap interval."""
+    """A figure of two outputs, the second minus the first with its bootstrap interval, and baselines as in `Estimate`."""
 
-    first: float
-    second: float
-    difference: float
+    first: float | None
+    second: float | None
+    difference: float | None
     low: float | None
     high: float | None
+    chance: float | None = None
+    majority: float | None = None
+
+    @classmethod
+    def of(
+        cls, first: float, second: float, bounds: tuple[float | None, float | None],
+        baselines: tuple[float | None, float | None],
+    ) -> Difference:  # fmt: skip
+        """Build a difference from two figures, NaN where undefined."""
+        return cls(
+            first=defined(first), second=defined(second), difference=defined(second - first), low=bounds[0],
+            high=bounds[1], chance=baselines[0], majority=baselines[1],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,13 +284,26 @@ class WordDifference(Difference):
 
 
 @dataclass(frozen=True, slots=True)
+class DimensionDifference:
+    """Figures of a predicted dimension in two outputs, over the rows with the same label in both."""
+
+    dimension: str
+    rows: int
+    metrics: Mapping[str, Difference]
+
+
+@dataclass(frozen=True, slots=True)
 class PairedTest:
-    """Test of the accuracies of two outputs: the rows that only one of them labels correctly, and the p-value."""
+    """Test of the accuracies of two outputs: the rows that only one of them labels correctly, and the p-value.
+
+    `p_value_holm` is corrected by Holm's method for the number of comparisons.
+    """
 
     name: str
     only_first_right: int
     only_second_right: int
     p_value: float
+    p_value_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +321,7 @@ class Comparison:
     agreement: float | None
     largest_score_difference: float | None
     words: WordDifference | None
+    dimensions: tuple[DimensionDifference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +367,7 @@ class Evaluation:
 
     Attributes:
         made_at: time in UTC, ISO 8601.
+        labels: column of the true classes; None when only dimensions are evaluated.
         interval: probability mass of the intervals.
         calibration_failure: the reason why no calibration was fitted, if one was requested.
     """
@@ -266,7 +375,7 @@ class Evaluation:
     format: int
     version: str
     made_at: str
-    labels: str
+    labels: str | None
     interval: float
     resample_by: str
     resamples: int

@@ -9,15 +9,38 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.analytics.evaluate.labelled import Labelled
-from pipeline.analytics.evaluate.results import Comparison, Confusion, Evaluation, Measured, Published
+from pipeline.analytics.evaluate.results import (
+    Comparison,
+    Confusion,
+    Difference,
+    Dimension,
+    DimensionFigures,
+    Estimate,
+    Evaluation,
+    Measured,
+    OutputResult,
+    Published,
+    Speakers,
+)
 from pipeline.dataset.plan import parquet_bytes
-from pipeline.schema import EMOTIONS
 
+Row = dict[str, Any]
 _WHERE = [pa.field("output", pa.string()), pa.field("slice", pa.string()), pa.field("value", pa.string())]
+_BASELINES = [pa.field("chance", pa.float64()), pa.field("majority", pa.float64())]
 SCHEMAS = {
     "metrics": pa.schema([
         *_WHERE, pa.field("rows", pa.int64()), pa.field("metric", pa.string()), pa.field("class", pa.string()),
         pa.field("figure", pa.float64()), pa.field("low", pa.float64()), pa.field("high", pa.float64()),
+        *_BASELINES,
+    ]),
+    "dimensions": pa.schema([
+        *_WHERE, pa.field("dimension", pa.string()), pa.field("rows", pa.int64()), pa.field("metric", pa.string()),
+        pa.field("figure", pa.float64()), pa.field("low", pa.float64()), pa.field("high", pa.float64()),
+        *_BASELINES,
+    ]),
+    "speakers": pa.schema([
+        *_WHERE, pa.field("dimension", pa.string()), pa.field("speakers", pa.int64()), pa.field("metric", pa.string()),
+        pa.field("mean", pa.float64()), pa.field("deviation", pa.float64()),
     ]),
     "confusion": pa.schema([
         *_WHERE, pa.field("truth", pa.string()), pa.field("predicted", pa.string()), pa.field("count", pa.int64()),
@@ -40,6 +63,7 @@ SCHEMAS = {
         pa.field("figure_first", pa.float64()), pa.field("figure_second", pa.float64()), pa.field("difference", pa.float64()),
         pa.field("low", pa.float64()), pa.field("high", pa.float64()), pa.field("test", pa.string()),
         pa.field("only_first_right", pa.int64()), pa.field("only_second_right", pa.int64()), pa.field("p_value", pa.float64()),
+        pa.field("p_value_holm", pa.float64()), pa.field("dimension", pa.string()), *_BASELINES,
     ]),
     "predictions": pa.schema([
         pa.field("output", pa.string()), pa.field("utterance_id", pa.string()), pa.field("truth", pa.string()),
@@ -50,20 +74,26 @@ SCHEMAS = {
 """Schemas of the tables.
 
 The slice `all` is the whole output. `class` is null for metrics over all classes. `ours` is null when the test set is
-not the published one. The columns from `test` on are null except for accuracy, the only metric that is tested."""
+not the published one. The columns from `test` to `p_value_holm` are null except for accuracy, the only metric that is
+tested. `dimension` is null for figures of classes. `chance` and `majority` are the baselines of `results.Estimate`."""
 
 
 def tables_of(evaluation: Evaluation, outputs: Sequence[Labelled]) -> dict[str, bytes]:
     """Return the tables as Parquet files, by file name."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS if name != "predictions"}
+    rows: dict[str, list[Row]] = {name: [] for name in SCHEMAS if name != "predictions"}
     for output in evaluation.outputs:
-        whole: tuple[str, str | None, Measured] = ("all", None, output.overall)
-        for column, value, part in (whole, *((each.column, each.value, each) for each in output.slices)):
-            where = {"output": output.output, "slice": column, "value": value}
+        for where, part in _parts(output):
             rows["metrics"] += [{**where, "rows": part.rows, **figure} for figure in _figures(part)]
             rows["confusion"] += [{**where, **cell} for cell in _cells(part.confusion)]
             rows["reliability"] += [{**where, **asdict(each)} for each in part.calibration.bins]
-        rows["abstention"] += [{"output": output.output, **asdict(each)} for each in output.abstention.thresholds]
+            rows["speakers"] += [{**where, **each} for each in _speakers(part.speakers)]
+        for each in output.dimensions:
+            for where, figures in _dimension_parts(output, each):
+                rows["dimensions"] += [{**where, "rows": figures.rows, **_estimate(name, figure)}
+                                       for name, figure in figures.metrics.items()]  # fmt: skip
+                rows["speakers"] += [{**where, **each} for each in _speakers(figures.speakers)]
+        thresholds = output.abstention.thresholds if output.abstention else ()
+        rows["abstention"] += [{"output": output.output, **asdict(each)} for each in thresholds]
         rows["published"] += [{"output": output.output, **each} for row in output.published for each in _beside(row)]
     rows["comparisons"] = [row for comparison in evaluation.comparisons for row in _differences(comparison)]
     tables = {name: pa.Table.from_pylist(rows[name], schema=SCHEMAS[name]) for name in rows}
@@ -71,44 +101,73 @@ def tables_of(evaluation: Evaluation, outputs: Sequence[Labelled]) -> dict[str, 
     return {f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}
 
 
-def _figures(part: Measured) -> Iterator[dict[str, Any]]:
+def _parts(output: OutputResult) -> Iterator[tuple[Row, Measured]]:
+    if output.overall:
+        yield {"output": output.output, "slice": "all", "value": None}, output.overall
+    for part in output.slices:
+        yield {"output": output.output, "slice": part.column, "value": part.value}, part
+
+
+def _dimension_parts(output: OutputResult, dimension: Dimension) -> Iterator[tuple[Row, DimensionFigures]]:
+    named: Row = {"output": output.output, "dimension": dimension.dimension}
+    yield {**named, "slice": "all", "value": None}, dimension.overall
+    for part in dimension.slices:
+        yield {**named, "slice": part.column, "value": part.value}, part
+
+
+def _estimate(metric: str, figure: Estimate) -> Row:
+    figures = asdict(figure)
+    return {"metric": metric, "figure": figures.pop("value"), **figures}
+
+
+def _figures(part: Measured) -> Iterator[Row]:
     for name, figure in part.metrics.items():
-        yield {"metric": name, "figure": figure.value, "low": figure.low, "high": figure.high}
+        yield _estimate(name, figure)
     for row in part.per_class:
-        for name, value in (
-            ("precision", row.precision),
-            ("recall", row.recall),
-            ("f1", row.f1),
-            ("support", row.support),
-        ):
-            yield {"metric": name, "class": row.name, "figure": value}
+        for name, figure in row.estimates.items():
+            yield {"class": row.name, **_estimate(name, figure)}
+        yield {"metric": "support", "class": row.name, "figure": row.support}
     calibration = part.calibration
     yield {"metric": "calibration_expected_error", "figure": calibration.expected_error}
     yield {"metric": "calibration_largest_error", "figure": calibration.largest_error}
-    yield {"metric": "calibration_log_loss", "figure": calibration.log_loss}
+    yield {
+        "metric": "calibration_log_loss", "figure": calibration.log_loss, "chance": calibration.log_loss_chance,
+        "majority": calibration.log_loss_majority,
+    }  # fmt: skip
     if part.words:
         words = part.words
         yield {"metric": "word_error_rate", "figure": words.word_error_rate, "low": words.low, "high": words.high}
 
 
-def _beside(row: Published) -> Iterator[dict[str, Any]]:
+def _speakers(speakers: Speakers | None) -> Iterator[Row]:
+    if speakers:
+        for name, spread in speakers.metrics.items():
+            yield {"speakers": speakers.count, "metric": name, "mean": spread.mean, "deviation": spread.deviation}
+
+
+def _beside(row: Published) -> Iterator[Row]:
     for name, figure in row.published.items():
         ours = None if row.ours is None else row.ours[name]
         yield {"language": row.language, "mode": row.mode, "metric": name, "published": figure, "ours": ours}
 
 
-def _differences(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _differences(comparison: Comparison) -> Iterator[Row]:
+    outputs = {"first": comparison.first, "second": comparison.second}
     words = {"word_error_rate": comparison.words} if comparison.words else {}
     for name, row in {**(comparison.metrics or {}), **words}.items():
-        tested: dict[str, Any] = asdict(comparison.test) if comparison.test and name == "accuracy" else {}
-        yield {
-            "first": comparison.first, "second": comparison.second, "metric": name, "figure_first": row.first,
-            "figure_second": row.second, "difference": row.difference, "low": row.low, "high": row.high,
-            "test": tested.pop("name", None), **tested,
-        }  # fmt: skip
+        tested: Row = asdict(comparison.test) if comparison.test and name == "accuracy" else {}
+        yield {**outputs, "metric": name, **_difference(row), "test": tested.pop("name", None), **tested}
+    for each in comparison.dimensions:
+        for name, row in each.metrics.items():
+            yield {**outputs, "metric": name, "dimension": each.dimension, **_difference(row)}
 
 
-def _cells(confusion: Confusion) -> Iterator[dict[str, Any]]:
+def _difference(row: Difference) -> Row:
+    figures = asdict(row)
+    return {"figure_first": figures.pop("first"), "figure_second": figures.pop("second"), **figures}
+
+
+def _cells(confusion: Confusion) -> Iterator[Row]:
     for truth, counts, shares in zip(confusion.classes, confusion.counts, confusion.shares, strict=True):
         for predicted, count, share in zip(confusion.classes, counts, shares, strict=True):
             yield {"truth": truth, "predicted": predicted, "count": count, "share": share}
@@ -118,8 +177,8 @@ def _predictions(labelled: Labelled) -> pa.Table:
     columns = {
         "output": pa.array([labelled.output] * len(labelled), pa.string()),
         "utterance_id": labelled.table["utterance_id"],
-        "truth": pa.array([EMOTIONS[number] for number in labelled.truth], pa.string()),
-        "predicted": pa.array([EMOTIONS[number] for number in labelled.predicted], pa.string()),
+        "truth": pa.array([labelled.classes[number] for number in labelled.truth], pa.string()),
+        "predicted": pa.array([labelled.classes[number] for number in labelled.predicted], pa.string()),
         "confidence": pa.array(labelled.confidence),
         "right": pa.array(labelled.truth == labelled.predicted),
         "abstained": pa.array(labelled.abstained),

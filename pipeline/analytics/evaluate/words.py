@@ -10,8 +10,8 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analytics.evaluate.bootstrap import Bootstrap, interval
 from pipeline.analytics.evaluate.labelled import Labelled
-from pipeline.analytics.evaluate.metrics import draws, interval
 from pipeline.analytics.evaluate.results import WordDifference, WordErrors
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -63,7 +63,7 @@ def count_errors(labelled: Labelled, references: str) -> Errors:
 
 
 def error_rate(
-    errors: Errors, recordings: Sequence[str], groups: NDArray[np.int64], *, resamples: int, seed: int
+    errors: Errors, recordings: Sequence[str], groups: NDArray[np.int64], bootstrap: Bootstrap
 ) -> WordErrors | None:
     """Compute the word error rate of the given utterances, with its bootstrap interval.
 
@@ -77,8 +77,7 @@ def error_rate(
     if not counted:
         return None
     totals = {name: sum(errors[recording][name] for recording in counted) for name in ("words", *ERRORS)}
-    rates = _rates([errors], counted, _group_of(recordings, groups), resamples=resamples, seed=seed)
-    low, high = interval(rates[:, 0]) if resamples else (None, None)
+    low, high = interval(_rates([errors], counted, _group_of(recordings, groups), bootstrap)[:, 0])
     rate = sum(totals[error] for error in ERRORS) / totals["words"]
     return WordErrors(recordings=len(counted), word_error_rate=rate, low=low, high=high, **totals)
 
@@ -87,9 +86,7 @@ def compare_rates(
     errors: Sequence[Errors],
     recordings: Sequence[Sequence[str]],
     groups: NDArray[np.int64],
-    *,
-    resamples: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> WordDifference | None:
     """Compute the difference of the word error rates of two outputs, second minus first.
 
@@ -109,8 +106,8 @@ def compare_rates(
         sum(each[name][error] for name in counted for error in ERRORS) / sum(each[name]["words"] for name in counted)
         for each in errors
     )
-    rates = _rates(errors, counted, _group_of(recordings[0], groups), resamples=resamples, seed=seed)
-    low, high = interval(rates[:, 1] - rates[:, 0]) if resamples else (None, None)
+    rates = _rates(errors, counted, _group_of(recordings[0], groups), bootstrap)
+    low, high = interval(rates[:, 1] - rates[:, 0])
     return WordDifference(
         first=first, second=second, difference=second - first, low=low, high=high, recordings=len(counted)
     )
@@ -127,15 +124,13 @@ def _group_of(recordings: Sequence[str], groups: NDArray[np.int64]) -> dict[str,
 
 
 def _rates(
-    errors: Sequence[Errors], counted: Sequence[str], group_of: Mapping[str, int], *, resamples: int, seed: int
+    errors: Sequence[Errors], counted: Sequence[str], group_of: Mapping[str, int], bootstrap: Bootstrap
 ) -> NDArray[np.float64]:
     """Compute word error rates of resamples by group, with the same draws for each output: [resamples, outputs]."""
-    _, numbers = np.unique([group_of[name] for name in counted], return_inverse=True)
-    sums = np.zeros((int(numbers.max()) + 1, len(errors) + 1))
-    np.add.at(sums[:, 0], numbers, [errors[0][name]["words"] for name in counted])
-    for column, each in enumerate(errors, 1):
-        np.add.at(sums[:, column], numbers, [sum(each[name][error] for error in ERRORS) for name in counted])
-    drawn = np.array([times @ sums for times in draws(len(sums), resamples=resamples, seed=seed)]).reshape(
-        -1, sums.shape[1]
-    )
+    _, groups = np.unique([group_of[name] for name in counted], return_inverse=True)
+    if not bootstrap.possible(groups):
+        return np.zeros((0, len(errors)))
+    columns = [[errors[0][name]["words"] for name in counted]]
+    columns += [[sum(each[name][error] for error in ERRORS) for name in counted] for each in errors]
+    drawn = bootstrap.sums(np.array(columns, np.float64).T, groups)
     return np.asarray(drawn[:, 1:] / drawn[:, :1])

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.analytics.evaluate.labelled import SMALL
 from pipeline.analytics.evaluate.results import Comparison, Evaluation, OutputResult
+from pipeline.analytics.evaluate.tables import SCHEMAS
 from pipeline.analytics.report import plots
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
 from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import reaching
-from pipeline.storage.store import open_store
+from pipeline.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     import duckdb
 
-_TABLES = ("metrics", "confusion", "reliability", "abstention", "published", "comparisons")
+_TABLES = ("metrics", "confusion", "reliability", "abstention", "published", "comparisons", "speakers", "dimensions")
+_LATER_TABLES = ("speakers", "dimensions")
+"""Tables that evaluations by earlier versions lack."""
 _WHOLE = "output = {output} AND slice = 'all'"
 
-FIGURES = f"""SELECT metric, figure, low, high FROM metrics
+FIGURES = f"""SELECT metric, figure, low, high, chance, majority FROM metrics
 WHERE {_WHOLE} AND class IS NULL"""
 CLASSES = f"""SELECT class, max(figure) FILTER (metric = 'precision') AS precision,
     max(figure) FILTER (metric = 'recall') AS recall, max(figure) FILTER (metric = 'f1') AS f1,
-    max(figure) FILTER (metric = 'support')::BIGINT AS support
+    max(figure) FILTER (metric = 'support')::BIGINT AS support, max(low) FILTER (metric = 'f1') AS f1_low,
+    max(high) FILTER (metric = 'f1') AS f1_high, max(chance) FILTER (metric = 'f1') AS f1_chance,
+    max(majority) FILTER (metric = 'f1') AS f1_majority
 FROM metrics WHERE {_WHOLE} AND class IS NOT NULL GROUP BY class ORDER BY class"""
 CONFUSION = f"""SELECT truth, predicted, count, share FROM confusion
 WHERE {_WHOLE} ORDER BY truth, predicted"""
@@ -37,12 +43,25 @@ ABSTENTION = """SELECT min_confidence, rows, share, accuracy FROM abstention
 WHERE output = {output} ORDER BY min_confidence"""
 PUBLISHED = """SELECT language, mode, metric, published, ours, ours - published AS difference FROM published
 WHERE output = {output} AND ours IS NOT NULL"""
-COMPARED = """SELECT metric, figure_first, figure_second, difference, low, high, only_first_right, only_second_right, p_value
-FROM comparisons WHERE first = {first} AND second = {second}"""
+SPEAKERS = f"""SELECT coalesce(dimension || ' ', '') || metric AS metric, speakers, mean, deviation FROM speakers
+WHERE {_WHOLE}"""
+DIMENSIONS = f"""SELECT dimension, metric, rows, figure, low, high, chance, majority AS mean_label FROM dimensions
+WHERE {_WHOLE}"""
+DIMENSION_SLICES = f"""SELECT dimension, slice, value, any_value(rows) AS rows, any_value(rows) < {SMALL} AS small,
+    max(figure) FILTER (metric = 'ccc') AS ccc, max(low) FILTER (metric = 'ccc') AS low,
+    max(high) FILTER (metric = 'ccc') AS high, max(figure) FILTER (metric = 'pearson') AS pearson,
+    max(figure) FILTER (metric = 'rmse') AS rmse, max(majority) FILTER (metric = 'rmse') AS rmse_of_mean_label
+FROM dimensions WHERE output = {{output}} AND slice <> 'all' GROUP BY ALL ORDER BY dimension, slice, rows DESC, value"""
+COMPARED = """SELECT metric, figure_first, figure_second, difference, low, high, only_first_right, only_second_right, p_value,
+    p_value_holm, chance, majority FROM comparisons WHERE first = {first} AND second = {second} AND dimension IS NULL"""
+COMPARED_DIMENSIONS = """SELECT dimension, metric, figure_first, figure_second, difference, low, high, chance,
+    majority AS mean_label FROM comparisons WHERE first = {first} AND second = {second} AND dimension IS NOT NULL"""
 SLICES = f"""SELECT slice, value, any_value(rows) AS rows, any_value(rows) < {SMALL} AS small,
     max(figure) FILTER (metric = 'accuracy') AS accuracy, max(low) FILTER (metric = 'accuracy') AS low,
     max(high) FILTER (metric = 'accuracy') AS high, max(figure) FILTER (metric = 'macro_f1') AS macro_f1,
-    max(figure) FILTER (metric = 'uar') AS uar, max(figure) FILTER (metric = 'word_error_rate') AS word_error_rate
+    max(figure) FILTER (metric = 'uar') AS uar, max(figure) FILTER (metric = 'word_error_rate') AS word_error_rate,
+    max(chance) FILTER (metric = 'accuracy') AS accuracy_by_chance,
+    max(majority) FILTER (metric = 'accuracy') AS accuracy_of_majority
 FROM metrics WHERE output = {{output}} AND slice <> 'all' AND class IS NULL
 GROUP BY slice, value ORDER BY slice, rows DESC, value"""
 
@@ -56,10 +75,7 @@ def evaluation_page(folder: str) -> Page:
     with reaching(store):
         try:
             evaluation = Evaluation.of(store.read("metrics.json"))
-            tables = {}
-            for name in _TABLES:
-                with store.open(f"{name}.parquet") as file:
-                    tables[name] = pq.read_table(file)
+            tables = {name: _read(store, name) for name in _TABLES}
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{without_query(folder)} contains no evaluation; jobs.evaluate --write writes one"
@@ -71,22 +87,20 @@ def evaluation_page(folder: str) -> Page:
         sections = [
             section
             for number, output in enumerate(outputs, 1)
-            for section in _of_output(connection, output.output, number, several=len(outputs) > 1)
+            for section in _of_output(
+                connection, output.output, number, several=len(outputs) > 1, classes=output.overall is not None
+            )
         ]
         compared = [
-            _comparison(connection, comparison, number) for number, comparison in enumerate(evaluation.comparisons, 1)
+            section
+            for number, comparison in enumerate(evaluation.comparisons, 1)
+            for section in _comparison(connection, comparison, number)
         ]
-    overall = outputs[0].overall
     return Page(
         title="Evaluation",
         subtitle=f"{', '.join(without_query(output.output) for output in outputs)}; "
-        f"labels in column {evaluation.labels}, made {evaluation.made_at}",
-        facts={
-            "utterances compared": formatted(overall.rows),
-            **{name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR"): _percent(figure.value)
-               for name, figure in overall.metrics.items()},
-            "calibration error": _percent(overall.calibration.expected_error),
-        },
+        f"{_columns(evaluation)}, made {evaluation.made_at}",
+        facts=_facts(outputs[0]),
         sections=[*compared, *sections],
         warnings=[sentence for output in outputs for sentence in _warnings(output, several=len(outputs) > 1)],
         details={
@@ -97,8 +111,50 @@ def evaluation_page(folder: str) -> Page:
     )  # fmt: skip
 
 
-def _percent(fraction: float) -> str:
-    return f"{formatted(round(100 * fraction, 1))} %"
+def _read(store: Store, name: str) -> pa.Table:
+    """Read a table. Columns, and whole tables, that an earlier version did not write are null or empty."""
+    schema = SCHEMAS[name]
+    try:
+        with store.open(f"{name}.parquet") as file:
+            table = pq.read_table(file)
+    except FileNotFoundError:
+        if name not in _LATER_TABLES:
+            raise
+        table = schema.empty_table()
+    columns = [
+        table[each.name] if each.name in table.column_names else pa.nulls(table.num_rows, each.type) for each in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _facts(output: OutputResult) -> dict[str, str]:
+    """Return the main figures of an output, each with its baseline: the better of chance and majority."""
+    facts: dict[str, str] = {}
+    if overall := output.overall:
+        facts["utterances compared"] = formatted(overall.rows)
+        for name, figure in overall.metrics.items():
+            title = name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR")
+            guesses = [guess for guess in (figure.chance, figure.majority) if guess is not None]
+            beside = f" (guessing: {_percent(max(guesses))})" if guesses else ""
+            facts[f"{title}{beside}"] = _percent(figure.value)
+        facts["calibration error"] = _percent(overall.calibration.expected_error)
+    for each in output.dimensions:
+        facts[f"CCC of {each.dimension} (guessing: 0)"] = formatted(_rounded(each.overall.metrics["ccc"].value))
+    return facts
+
+
+def _columns(evaluation: Evaluation) -> str:
+    dimensions = {each.dimension: each.labels for output in evaluation.outputs for each in output.dimensions}
+    columns = [*([evaluation.labels] if evaluation.labels else []), *dimensions.values()]
+    return f"labels in {'column' if len(columns) == 1 else 'columns'} {', '.join(columns)}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{formatted(round(100 * fraction, 1))} %"
 
 
 def _warnings(output: OutputResult, *, several: bool) -> Iterator[str]:
@@ -110,6 +166,7 @@ def _warnings(output: OutputResult, *, several: bool) -> Iterator[str]:
                    f"compared: {'; '.join(row.why_not)}.")  # fmt: skip
 
 
+_INTERVALS = "low and high are the bounds of the bootstrap interval, if there is one."
 Answer = tuple[list[str], list[tuple[Any, ...]], str]
 """Columns, rows, and the query with secrets removed."""
 
@@ -121,7 +178,7 @@ def _ask(connection: duckdb.DuckDBPyConnection, query: str, **outputs: str) -> A
     return *ask(connection, query), without_query(query) if has_query else query
 
 
-def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Comparison, number: int) -> Section:
+def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Comparison, number: int) -> Iterator[Section]:
     names, rows, query = _ask(connection, COMPARED, first=comparison.first, second=comparison.second)
     test = comparison.test
     note = f"Paired on {comparison.rows:,} shared utterances" + "".join(
@@ -132,24 +189,53 @@ def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Comparison, n
     )  # fmt: skip
     note += (
         f". Only the second is correct in {test.only_second_right:,}, only the first in {test.only_first_right:,}: "
-        f"p = {test.p_value:.2g} ({test.name}). low and high are the bounds of the interval of a difference, if it has one; "
-        "if they include 0, the difference may be chance."
+        f"p = {test.p_value:.2g} ({test.name}); p_value_holm is corrected for the number of comparisons. {_INTERVALS} If the "
+        "interval of a difference includes 0, the difference may be chance."
         if test
         else "; nothing can be compared."
     )
     title = f"{formatted(comparison.second)} (second) against {formatted(comparison.first)} (first)"
-    return Section(f"comparison-{number}", title, names, rows, query, note)
+    if comparison.rows or not comparison.dimensions:
+        yield Section(f"comparison-{number}", title, names, rows, query, note)
+    if comparison.dimensions:
+        names, rows, query = _ask(connection, COMPARED_DIMENSIONS, first=comparison.first, second=comparison.second)
+        note = f"Over the utterances with the same label in both. {_INTERVALS}"
+        yield Section(f"compared-dimensions-{number}", f"Dimensions: {title}", names, rows, query, note)
 
 
-def _of_output(connection: duckdb.DuckDBPyConnection, output: str, number: int, *, several: bool) -> Iterator[Section]:
+def _of_output(
+    connection: duckdb.DuckDBPyConnection, output: str, number: int, *, several: bool, classes: bool
+) -> Iterator[Section]:
     where = f" – {formatted(output)}" if several else ""
 
     def answer(query: str) -> Answer:
         return _ask(connection, query, output=output)
 
     names, rows, query = answer(FIGURES)
-    note = "low and high are the bounds of the bootstrap interval, if there is one."
-    yield Section(f"figures-{number}", f"Figures{where}", names, rows, query, note)
+    if rows:
+        note = f"{_INTERVALS} chance: guesses with equal probabilities; majority: the most frequent class in every row."
+        yield Section(f"figures-{number}", f"Figures{where}", names, rows, query, note)
+    yield from _dimensions(answer, number, where)
+    names, rows, query = answer(SPEAKERS)
+    if rows:
+        note = "Mean and standard deviation of the figures of each speaker."
+        yield Section(f"speakers-{number}", f"Over speakers{where}", names, rows, query, note)
+    if classes:
+        yield from _classes(answer, number, where)
+
+
+def _dimensions(answer: Callable[[str], Answer], number: int, where: str) -> Iterator[Section]:
+    names, rows, query = answer(DIMENSIONS)
+    if rows:
+        note = f"{_INTERVALS} chance: labels drawn at random; mean_label: the mean of the labels in every row."
+        yield Section(f"dimensions-{number}", f"Dimensions{where}", names, rows, query, note)
+        names, rows, query = answer(DIMENSION_SLICES)
+    if rows:
+        note = "Figures of small slices are mostly chance. low and high are the bounds of the CCC."
+        yield Section(f"dimension-slices-{number}", f"Slices of dimensions{where}", names, rows, query, note)
+
+
+def _classes(answer: Callable[[str], Answer], number: int, where: str) -> Iterator[Section]:
     names, rows, query = answer(PUBLISHED)
     if rows:
         note = (

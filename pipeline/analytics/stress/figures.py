@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analytics.evaluate.metrics import draws, interval
+from pipeline.analytics.evaluate.bootstrap import draws, interval
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -43,7 +43,7 @@ class Bootstrap:
         weights = np.zeros((self.resamples, len(kept)))
         weights[:, kept] = np.stack(list(draws(len(numbers), resamples=self.resamples, seed=self.seed)))[:, groups]
         drawn = difference(weights)
-        return interval(drawn[~np.isnan(drawn)])
+        return interval(drawn)
 
 
 def figure(before: Statistic, after: Statistic, kept: NDArray[np.bool_], bootstrap: Bootstrap) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import __version__
-from pipeline.analytics.evaluate.metrics import INTERVAL
+from pipeline.analytics.evaluate.bootstrap import INTERVAL
 from pipeline.analytics.stress.clips import CLIPS, CONDITION, FORMAT, LEVEL, RECORDING, REJECTS, Rows
 from pipeline.analytics.stress.conditions import CLEAN, CONDITIONS, Variant
 from pipeline.analytics.stress.results import (
