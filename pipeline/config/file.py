@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import yaml
 
-from pipeline.config.job import RENAMED, JobConfig, validated
+from pipeline.config.job import JobConfig
+from pipeline.config.models import RENAMED, validated
 from pipeline.errors import ConfigError, did_you_mean
 
 
