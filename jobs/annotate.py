@@ -45,7 +45,10 @@ def command_line() -> Parser:
     )
     groups = add_options(made, JobConfig)
     groups["run"].add_argument(
-        "--config", metavar="URI", help="YAML or TOML file with the same names, nested or not; options win over it"
+        "--config",
+        metavar="URI",
+        help="YAML, JSON or TOML file of options by the same names, nested or not, or the reference toolkit's model.json; "
+        "options of the command line override it",
     )
     return made
 
