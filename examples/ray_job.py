@@ -51,7 +51,8 @@ def run_night(
     client = JobSubmissionClient(address)
     if submission_id not in {job.submission_id for job in client.list_jobs()}:
         manifest = f"/tmp/{submission_id}.jsonl"  # on the head; the plan is kept in the output
-        words = ["python", "-m", "jobs.nightly", corpus, "--manifest", manifest, *(["--by", *by] if by else [])]
+        words = ["python", "-m", "jobs.nightly", corpus, "--manifest", manifest, "--log-format", "json"]
+        words += ["--by", *by] if by else []
         client.submit_job(
             entrypoint=shlex.join([*words, "--", "--audio-root", corpus, *options]),
             submission_id=submission_id,

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from jobs.parser import CONSOLE_SCRIPT
+from jobs.interrupts import CONSOLE_SCRIPT
 from pipeline import __version__
 from pipeline.errors import did_you_mean
 
@@ -29,8 +28,8 @@ COMMANDS = {
     "search": "find the utterances nearest to an utterance, a recording or a sentence",
     "compact": "merge small files, or publish finished runs as a Delta, Iceberg or Lance table",
     "prune": "remove what killed writers left behind",
+    "completion": "print a completion script for the shell",
 }
-_SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,15 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "__version":
         print(__version__)
         return 0
-    if name == "completion" and len(words) == 2 and words[1] in _SHELLS:
-        return _completion(words[1])
     if name not in COMMANDS:
-        known = [*COMMANDS, "completion"]
-        what = f"usage: completion {{{','.join(_SHELLS)}}}" if name == "completion" else f"unknown command {words[0]!r}"
-        print(
-            f"{CONSOLE_SCRIPT}: {what}{did_you_mean(name, known) if name != 'completion' else ''}\n{_overview()}",
-            file=sys.stderr,
-        )
+        known = [each.replace("_", "-") for each in COMMANDS]
+        hint = did_you_mean(words[0], known)
+        print(f"{CONSOLE_SCRIPT}: unknown command {words[0]!r}{hint}\n{_overview()}", file=sys.stderr)
         return 2
     status: int = importlib.import_module(f"jobs.{name}").main(words[1:])
     return status
@@ -60,30 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name.replace('_', '-'):<{width}}{about}" for name, about in COMMANDS.items()]
-    lines.append(f"  {'completion':<{width}}print a completion script: completion {{{','.join(_SHELLS)}}}")
     return "\n".join([f"usage: {CONSOLE_SCRIPT} COMMAND [options]; COMMAND --help describes its options", "", *lines])
-
-
-def command_lines() -> argparse.ArgumentParser:
-    """Return a parser with the command lines of all jobs, for shell completion and the command reference."""
-    whole = argparse.ArgumentParser(prog=CONSOLE_SCRIPT)
-    commands = whole.add_subparsers()
-    for name, about in COMMANDS.items():
-        made = importlib.import_module(f"jobs.{name}").command_line()
-        made.prog = f"{CONSOLE_SCRIPT} {name.replace('_', '-')}"
-        added = commands.add_parser(
-            name.replace("_", "-"), help=about, parents=[made], add_help=False, conflict_handler="resolve"
-        )
-        added.description = made.description
-    return whole
-
-
-def _completion(shell: str) -> int:
-    # imported late: no other command needs it
-    import shtab
-
-    print(shtab.complete(command_lines(), shell=shell))
-    return 0
 
 
 if __name__ == "__main__":

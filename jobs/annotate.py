@@ -7,17 +7,17 @@ same command resumes; 2 the command line, the config or a model cannot be used a
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jobs.parser import Parser, program
+from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from jobs.report import can_draw, draw
 from pipeline.engine.destination import require_lasting
-from pipeline.errors import ConfigError, JobError, StuckPlansError
+from pipeline.errors import StuckPlansError
 from pipeline.layout import REPORT, rejects_key, run_key
 from pipeline.redaction import redacted, without_query
 
@@ -45,7 +45,10 @@ def command_line() -> Parser:
     )
     groups = add_options(made, JobConfig)
     groups["run"].add_argument(
-        "--config", metavar="URI", help="YAML or TOML file with the same names, nested or not; options win over it"
+        "--config",
+        metavar="URI",
+        help="YAML, JSON or TOML file of options by the same names, nested or not, or the reference toolkit's model.json; "
+        "options of the command line override it",
     )
     return made
 
@@ -53,20 +56,13 @@ def command_line() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job and return its exit status."""
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _run(read_config(arguments))
-    except ConfigError as error:
-        print(f"{program('annotate')}: {error}", file=sys.stderr)
-        return 2
-    except (JobError, OSError) as error:
-        print(
-            f"\nThe job failed: {redacted(str(error))}\nWhat was committed stays; the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. What was committed stays; the same command goes on from there.", file=sys.stderr)
-        return 130
+    flags = vars(command_line().parse_all(arguments))
+    return run_guarded(
+        "annotate",
+        lambda printer: _run(_config(flags), printer),
+        json=flags.pop("json", False),
+        afterwards="What was committed stays; the same command goes on from there.",
+    )
 
 
 def read_config(arguments: Sequence[str] | None) -> JobConfig:
@@ -74,11 +70,17 @@ def read_config(arguments: Sequence[str] | None) -> JobConfig:
 
     Raises: ConfigError; SystemExit with status 2 for an unknown option.
     """
+    flags = vars(command_line().parse_all(arguments))
+    flags.pop("json", None)
+    return _config(flags)
+
+
+def _config(flags: dict[str, Any]) -> JobConfig:
     # imported late: --help does not need it, and Ctrl-C during the import has the same effect as later
     from pipeline.config import load_config
 
-    flags = vars(command_line().parse_all(arguments))
-    config = load_config(flags.pop("config", None), flags)
+    options = dict(flags)
+    config = load_config(options.pop("config", None), options)
     require_lasting(config.output)
     return config
 
@@ -87,53 +89,57 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(config: JobConfig) -> int:
+def _run(config: JobConfig, printer: Printer) -> int:
     # imported late: typing errors are reported before torch and ray are loaded
+    from pipeline.engine.job_log import job_log
     from pipeline.engine.run import Driver
-    from pipeline.engine.shard_log import logging_to
 
-    # a separate stream: Ray's output on file descriptor 2 is withheld while the job runs
-    with os.fdopen(os.dup(2), "w", buffering=1) as terminal, logging_to(terminal):
-        return _report(config, Driver(config, terminal))
+    with job_log(config.log_format) as out:
+        return _report(config, Driver(config, out), printer)
 
 
-def _report(config: JobConfig, driver: Driver) -> int:
+def _report(config: JobConfig, driver: Driver, printer: Printer) -> int:
     if config.dry_run:
-        for name, value in driver.describe().items():
-            print(redacted(f"{name.replace('_', ' ')}: {_plain(value)}"))
+        description = driver.describe()
+        for name, value in description.items():
+            printer.line(redacted(f"{name.replace('_', ' ')}: {_plain(value)}"))
+        printer.document(description)
         return 0
     try:
         reports = driver.run()
     except StuckPlansError as stuck:
-        _show(config, driver, stuck.reports)
+        _show(config, driver, stuck.reports, printer)
         raise
     if not reports:
-        print(
-            f"Nothing new: every row of the manifest is in {without_query(config.output)} already, or in its rejects."
+        chosen = "every row" if config.limit is None and config.sample is None else "every chosen row"
+        printer.line(
+            f"Nothing new: {chosen} of the manifest is in {without_query(config.output)} already, or in its rejects."
         )
-    _show(config, driver, reports)
+    _show(config, driver, reports, printer)
     return 0
 
 
-def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]]) -> None:
+def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]], printer: Printer) -> None:
     """Print the result of each run, and draw the missing pages."""
-    output = without_query(config.output)
+    output, pages = without_query(config.output), []
     for report in reports:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["rejects_by_reason"].items())
-        print(
+        printer.line(
             f"run {report['run_id']}: {report['rows']:,} rows = {report['recordings_annotated']:,} annotated + "
             f"{report['rejected']:,} rejected{f' ({reasons})' if reasons else ''}\n"
             f"{report['utterances']:,} utterances, {report['audio_hours']:.2f} hours of audio, "
             f"{report['parts']:,} files in {output}/utterances"
             + (f"\nrejects in {output}/{rejects_key(report['run_id'])}" if report["rejected"] else "")
-            + f"\nreport in {output}/{run_key(report['run_id'], REPORT)}",
-            flush=True,
+            + f"\nreport in {output}/{run_key(report['run_id'], REPORT)}"
         )
         if not config.no_page:
-            print(draw(config.output, report["run_id"]))
+            pages.append(draw(config.output, report["run_id"]))
+            printer.line(pages[-1].line)
     if not config.no_page and can_draw():
         for run in driver.undrawn[-_MOST_PAGES:]:
-            print(draw(config.output, run))
+            pages.append(draw(config.output, run))
+            printer.line(pages[-1].line)
+    printer.document({"output": output, "runs": list(reports), "pages": [drawn.page for drawn in pages if drawn.page]})
 
 
 def _plain(value: object) -> str:

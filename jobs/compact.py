@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.analytics.compact import compact
 from pipeline.analytics.indexed import bring_up_to_date
 from pipeline.analytics.publish import FORMATS, publish
@@ -46,10 +47,10 @@ def command_line() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compact or publish the runs and return the exit status."""
     flags = command_line().parse_all(arguments)
-    return run_guarded("compact", lambda: _compact(flags))
+    return run_guarded("compact", lambda printer: _compact(flags, printer), json=flags.json)
 
 
-def _compact(flags: argparse.Namespace) -> int:
+def _compact(flags: argparse.Namespace, printer: Printer) -> int:
     if not flags.target_mb > 0:
         raise ConfigError("--target-mb must be more than 0")
     if bool(flags.publish) != bool(flags.table):
@@ -58,30 +59,50 @@ def _compact(flags: argparse.Namespace) -> int:
         raise ConfigError("--index goes with --publish lance alone: the other formats have none")
     rows = finished_rows(open_store(flags.output))
     if flags.publish:
-        return _publish(rows, flags)
-    done = 0
+        return _publish(rows, flags, printer)
+    folder, generations = f"{without_query(flags.output)}/{COMPACTED}", []
     for made in compact(rows, target_bytes=int(flags.target_mb * 1e6)):
-        done += 1
-        runs = made.generation.plans
+        runs, files = made.generation.plans, len(made.generation.files)
         which = f"run {runs[0]}" if len(runs) == 1 else f"{len(runs):,} runs, {runs[0]} to {runs[-1]}"
-        print(f"generation {made.generation.name}: {which}: {made.rows:,} rows, {made.parts:,} files are "
-              f"{len(made.generation.files):,} in {flags.output}/{COMPACTED}", flush=True)  # fmt: skip
-    if not done:
-        print(f"nothing new: {len(rows.plans):,} finished runs are compacted")
+        printer.line(
+            f"generation {made.generation.name}: {which}: {made.rows:,} rows, {made.parts:,} files merged into {files:,} "
+            f"in {folder}"
+        )
+        generations.append(
+            {
+                "generation": made.generation.name,
+                "runs": list(runs),
+                "rows": made.rows,
+                "merged_files": made.parts,
+                "files": files,
+            }
+        )
+    if not generations:
+        printer.line(f"nothing new: {len(rows.plans):,} finished runs are compacted")
     if rows.unfinished:
-        print(f"left out, since not finished: {', '.join(rows.unfinished)}")
+        printer.line(f"left out because they are not finished: {', '.join(rows.unfinished)}")
+    printer.document(
+        {
+            "folder": folder,
+            "generations": generations,
+            "finished_runs": len(rows.plans),
+            "unfinished_runs": list(rows.unfinished),
+        }
+    )
     return 0
 
 
-def _publish(rows: Rows, flags: argparse.Namespace) -> int:
-    done = 0
+def _publish(rows: Rows, flags: argparse.Namespace, printer: Printer) -> int:
+    table, runs = without_query(flags.table), []
     for plan in publish(rows, flags.publish, flags.table):
-        done += 1
-        print(f"run {plan.plan} is in {without_query(flags.table)}", flush=True)
-    for sentence in bring_up_to_date(flags.table) if flags.index and rows.plans else ():
-        print(sentence, flush=True)
-    print(
-        f"{done or 'nothing'} new, {len(rows.plans):,} finished runs in {flags.publish} table {without_query(flags.table)}"
+        runs.append(plan.plan)
+        printer.line(f"run {plan.plan} is in {table}")
+    index = list(bring_up_to_date(flags.table)) if flags.index and rows.plans else []
+    for sentence in index:
+        printer.line(sentence)
+    printer.line(f"{len(runs) or 'nothing'} new, {len(rows.plans):,} finished runs in {flags.publish} table {table}")
+    printer.document(
+        {"table": table, "format": flags.publish, "runs": runs, "finished_runs": len(rows.plans), "index": index}
     )
     return 0
 

@@ -7,15 +7,16 @@ is no output, or a window is empty; 3 drift; 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.analytics.drift import LIMITS, Compared, Window, compare
 from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_query
 from pipeline.storage.store import open_store
 
 DRIFTED = 3
@@ -47,26 +48,26 @@ def command_line() -> Parser:
     parser.add_argument(
         "--no-embeddings", action="store_true", help="leave embeddings unread, which are most of the bytes"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare two windows and return the exit status."""
     flags = command_line().parse_all(arguments)
-    return run_guarded("drift", lambda: _drift(flags))
+    return run_guarded("drift", lambda printer: _drift(flags, printer), json=flags.json)
 
 
-def _drift(flags: argparse.Namespace) -> int:
+def _drift(flags: argparse.Namespace, printer: Printer) -> int:
     windows = _windows(flags)
     if windows is None:
-        nothing = f"nothing to compare: {flags.output} has one finished run at most"
-        print(json.dumps({"verdict": "nothing to compare", "measures": []}) if flags.json else nothing)
+        printer.line(f"nothing to compare: {without_query(flags.output)} has one finished run at most")
+        printer.document({"verdict": "nothing to compare", "measures": []})
         return 0
     limits = {name: vars(flags)[f"max_{name}"] for name in LIMITS}
     compared = compare(*windows, limits=limits, embeddings=not flags.no_embeddings)
-    if flags.json:
-        document = {
+    _print(compared, printer)
+    printer.document(
+        {
             "verdict": compared.verdict,
             "reference": windows[0].as_dict(),
             "current": windows[1].as_dict(),
@@ -74,9 +75,7 @@ def _drift(flags: argparse.Namespace) -> int:
             "measures": [measure.as_dict() for measure in compared.measures],
             "left_out": compared.left_out,
         }
-        print(json.dumps(document, indent=1))
-    else:
-        _tell(compared)
+    )
     return DRIFTED if compared.verdict == "drift" else 0
 
 
@@ -95,30 +94,31 @@ def _windows(flags: argparse.Namespace) -> tuple[Window, Window] | None:
     return _window(rows.of(plan.plan for plan in rows.plans if plan.plan < first), None), current
 
 
-def _window(rows: Rows, asked: str | None) -> Window:
-    if not asked or not _RUNS.fullmatch(asked):
-        return Window(rows, asked)
+def _window(rows: Rows, window: str | None) -> Window:
+    if not window or not _RUNS.fullmatch(window):
+        return Window(rows, window)
     names: list[str] = []
-    for word in asked.split(","):
+    for word in window.split(","):
         first, _, last = word.partition("-")
         names += [f"{number:06d}" for number in range(int(first), int(last or first) + 1)]
     return Window(rows.of(names))
 
 
-def _tell(compared: Compared) -> None:
-    print("{:,} recordings in the reference, {:,} in the current window\n".format(*compared.recordings))
+def _print(compared: Compared, printer: Printer) -> None:
+    printer.line("{:,} recordings in the reference, {:,} in the current window\n".format(*compared.recordings))
     line = "{:<16} {:<6} {:>8} {:>8} {:>8}  {:<8} {}"
-    print(line.format("column", "", "value", "limit", "noise", "", "what changed most"))
-    for found in compared.measures:
-        part = f"  [{found.part}]" if found.part else ""
-        numbers = (f"{number:.3f}" for number in (found.value, found.limit, found.noise))
-        print(line.format(found.column, found.measure, *numbers, found.verdict, found.change + part))
+    printer.line(line.format("column", "", "value", "limit", "noise", "", "largest change"))
+    for measure in compared.measures:
+        part = f"  [{measure.part}]" if measure.part else ""
+        numbers = (f"{number:.3f}" for number in (measure.value, measure.limit, measure.noise))
+        printer.line(line.format(measure.column, measure.measure, *numbers, measure.verdict, measure.change + part))
     for sentence in compared.left_out:
-        print(f"not compared: {sentence}")
-    drifted = sorted({found.column for found in compared.measures if found.drifted})
-    unsure = sorted({found.column for found in compared.measures if found.verdict == "too few"})
-    print(f"\n{'drift: ' + ', '.join(drifted) if drifted else 'no drift'}"
-          + (f"; too few recordings to see one as large as the limit: {', '.join(unsure)}" if unsure else ""))  # fmt: skip
+        printer.line(f"not compared: {sentence}")
+    drifted = sorted({measure.column for measure in compared.measures if measure.drifted})
+    unsure = sorted({measure.column for measure in compared.measures if measure.verdict == "too few"})
+    verdict = f"drift: {', '.join(drifted)}" if drifted else "no drift"
+    hint = f"; too few recordings to see a drift as large as the limit: {', '.join(unsure)}" if unsure else ""
+    printer.line(f"\n{verdict}{hint}")
 
 
 if __name__ == "__main__":

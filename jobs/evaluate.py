@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def command_line() -> Parser:
     """Return the command line of this job."""
     parser = Parser(
         "evaluate",
+        json="print metrics.json on standard output, and no tables",
         usage="%(prog)s OUT [OUT ...] [--labels COLUMN] [--dimensions NAME=COLUMN ...] [options]",
         description="Accuracy, F1, confusions, calibration and word error rates of outputs of jobs.annotate whose manifest "
         "brought labels; of several, each is compared with the first on the utterances they share. Reads only.",
@@ -60,7 +62,6 @@ def command_line() -> Parser:
     parser.add_argument("--fit-calibration", metavar="URI", help="fit a temperature for each model and language on these "
                         "rows, for jobs.annotate --calibration")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
     return parser
 
 
@@ -95,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name the columns to compare with: --labels, --dimensions or both")
     if flags.fit_calibration and not flags.labels:
         parser.error("--fit-calibration needs --labels")
-    return run_guarded("evaluate", lambda: _evaluate(flags))
+    return run_guarded("evaluate", lambda printer: _evaluate(flags, printer), json=flags.json)
 
 
-def _evaluate(flags: argparse.Namespace) -> int:
+def _evaluate(flags: argparse.Namespace, printer: Printer) -> int:
     # imported late: typing errors are reported before scikit-learn is loaded
     try:
         from pipeline.analytics.evaluate.evaluation import Options, evaluate, read
@@ -133,7 +134,9 @@ def _evaluate(flags: argparse.Namespace) -> int:
         calibration_failure=None if failure is None else str(failure),
     )
     document = json.dumps(evaluation.document(), indent=1, ensure_ascii=False, allow_nan=False)
-    print(document if flags.json else "\n".join(lines_of(evaluation)))
+    for line in lines_of(evaluation):
+        printer.line(line)
+    printer.document(evaluation.document())
     if folder:
         for name, content in tables_of(evaluation, outputs).items():
             write_file(f"{folder}/{name}", content)

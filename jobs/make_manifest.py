@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TextIO
+from collections.abc import Callable, Mapping, Sequence
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.manifest.fields import derived_id, version_id
 from pipeline.manifest.sources.annotated import read_meacorpus, read_meld
 from pipeline.manifest.sources.corpus import Corpus
@@ -34,7 +34,7 @@ from pipeline.storage.listing import LeftOut, printable
 _NAMED = {naming.dataset: naming for naming in (RAVDESS, TESS, SAVEE, CREMA_D, EMO_DB)}
 _TABLED = {"meld": read_meld, "meacorpus": read_meacorpus}
 _LAYOUTS = ("files", *_NAMED, *_TABLED, "nemo", "lhotse", "manifest", "output")
-_SHOWN = 3
+_NAMES_SHOWN = 3
 
 
 def command_line() -> Parser:
@@ -45,23 +45,24 @@ def command_line() -> Parser:
         description="Make a manifest of a folder, bucket prefix or glob of audio; of a corpus whose layout is known, with its "
         "labels put into the models' classes; of NeMo's and Lhotse's manifests, also the way back; or of an output of "
         "jobs.annotate, one row for each utterance.",
-        epilog="Left out of a corpus is what has no place among the classes (RAVDESS' calm, EMO-DB's boredom), and it is said.",
+        epilog="Recordings of a corpus whose label is none of the models' classes (RAVDESS' calm, EMO-DB's boredom) are left out "
+        "and counted.",
     )
     parser.add_argument(
         "source", nargs="+", metavar="SOURCE", help="folder, prefix, glob or file; local, s3://... and others"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="what to write; for --to lhotse a folder")
-    parser.add_argument("--layout", choices=_LAYOUTS, default="files", help="what the source is (default: audio files)")
+    parser.add_argument("--output", required=True, metavar="FILE", help="file to write; for --to lhotse a folder")
+    parser.add_argument("--layout", choices=_LAYOUTS, default="files", help="kind of source (default: audio files)")
     parser.add_argument("--to", choices=["manifest", "nemo", "lhotse"], default="manifest",
-                        help="what to write (default: a manifest for jobs.annotate, as JSON Lines)")  # fmt: skip
+                        help="format to write (default: a manifest for jobs.annotate, as JSON Lines)")  # fmt: skip
     parser.add_argument(
-        "--durations", action="store_true", help="read each file, and write the duration its header says"
+        "--durations", action="store_true", help="read each file, and write the duration that its header states"
     )
     parser.add_argument("--versions", action="store_true",
                         help="write each file's version (its ETag, or size and time of change), and make it part of the id: a "
                         "file whose content is replaced becomes a new row")  # fmt: skip
-    parser.add_argument("--language", metavar="CODE", help="of rows whose source does not say it")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--language", metavar="CODE", help="language of rows whose source states none")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
 
 
@@ -71,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_all(arguments)
     if flags.versions and flags.layout != "files":
         parser.error("--versions is for --layout files: the rows of a corpus take their ids from its names")
-    return run_guarded("make_manifest", lambda: _make(flags))
+    return run_guarded("make_manifest", lambda printer: _make(flags, printer), json=flags.json)
 
 
-def _make(flags: argparse.Namespace) -> int:
+def _make(flags: argparse.Namespace, printer: Printer) -> int:
     folder = flags.output.rstrip("/")
     lhotse = [f"{folder}/recordings.jsonl.gz", f"{folder}/supervisions.jsonl.gz"]
     for uri in lhotse if flags.to == "lhotse" else [flags.output]:
@@ -97,10 +98,7 @@ def _make(flags: argparse.Namespace) -> int:
             write_file(uri, json_lines(lines, compressed=True))
     else:
         write_file(flags.output, json_lines(nemo_lines(corpus) if flags.to == "nemo" else corpus.rows))
-    _summarise(corpus, printable(without_query(flags.output)))
-    _report(unlisted, to=sys.stderr)
-    if flags.durations and (unsaid := sum("duration" not in row for row in corpus.rows)):
-        print(f"without duration: {unsaid:,}, whose header says none or cannot be read")
+    _summarise(corpus, unlisted, flags, printer)
     return 0
 
 
@@ -116,8 +114,8 @@ def _read(source: str, flags: argparse.Namespace, unlisted: LeftOut) -> Corpus:
     if layout in ("manifest", "nemo"):
         return read_rows(source, output=flags.output)
     if flags.versions:
-        found = list_versions(source, unlisted)
-        rows = [(uri, found[uri]) for uri in audio_of(list(found), source)]
+        versions = list_versions(source, unlisted)
+        rows = [(uri, versions[uri]) for uri in audio_of(list(versions), source)]
         return Corpus(
             rows=[{"id": version_id(uri, version), "audio": uri, "version": version} for uri, version in rows]
         )
@@ -132,22 +130,41 @@ def _read(source: str, flags: argparse.Namespace, unlisted: LeftOut) -> Corpus:
     return Corpus(rows=[{"id": derived_id(uri, None, None, None), "audio": uri} for uri in audio])
 
 
-def _summarise(corpus: Corpus, output: str) -> None:
-    print(f"{len(corpus.rows):,} rows in {output}")
-    for column in ("dataset", "language", "split", "label"):
-        counts = Counter(str(row[column]) for row in corpus.rows if column in row)
-        if counts:
-            print(f"{column}: {', '.join(f'{value} {count:,}' for value, count in sorted(counts.items()))}")
+def _summarise(corpus: Corpus, unlisted: LeftOut, flags: argparse.Namespace, printer: Printer) -> None:
+    output = without_query(flags.output)
+    printer.line(f"{len(corpus.rows):,} rows in {printable(output)}")
+    counts = {
+        column: dict(sorted(Counter(str(row[column]) for row in corpus.rows if column in row).items()))
+        for column in ("dataset", "language", "split", "label")
+    }
+    for column, values in counts.items():
+        if values:
+            printer.line(f"{column}: {', '.join(f'{value} {count:,}' for value, count in values.items())}")
     unlabelled = sum("label" not in row for row in corpus.rows)
     if 0 < unlabelled < len(corpus.rows):
-        print(f"without label: {unlabelled:,}")
-    _report(corpus.left_out, to=sys.stdout)
+        printer.line(f"without label: {unlabelled:,}")
+    _print_left_out(corpus.left_out, printer.line)
+    _print_left_out(unlisted, lambda line: print(line, file=sys.stderr))
+    untimed = sum("duration" not in row for row in corpus.rows)
+    if flags.durations and untimed:
+        printer.line(f"without duration: {untimed:,}; their headers state none or cannot be read")
+    left_out = {why: len(names) for part in (corpus.left_out, unlisted) for why, names in part.items()}
+    printer.document(
+        {
+            "output": output,
+            "rows": len(corpus.rows),
+            "rows_without_label": unlabelled,
+            "rows_without_duration": untimed,
+            "counts": counts,
+            "left_out": left_out,
+        }
+    )
 
 
-def _report(left_out: Mapping[str, Sequence[str]], to: TextIO) -> None:
+def _print_left_out(left_out: Mapping[str, Sequence[str]], show: Callable[[str], None]) -> None:
     for why, names in sorted(left_out.items()):
-        more = ", ..." if len(names) > _SHOWN else ""
-        print(f"left out: {len(names):,}, {why}: {', '.join(map(printable, names[:_SHOWN]))}{more}", file=to)
+        more = ", ..." if len(names) > _NAMES_SHOWN else ""
+        show(f"left out: {len(names):,}, {why}: {', '.join(map(printable, names[:_NAMES_SHOWN]))}{more}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,18 @@ jobs.summarize, else 0; the same command resumes.
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from typing import Any
 
 from jobs import annotate, make_manifest, summarize
+from jobs.options import add_options
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
+from pipeline.config import JobConfig
 from pipeline.dataset.reader import optional
 from pipeline.errors import ConfigError
 
@@ -23,16 +30,18 @@ def command_line() -> Parser:
     parser = Parser(
         "nightly",
         usage="%(prog)s CORPUS [CORPUS ...] --manifest FILE [--by GROUP ...] -- OPTIONS OF jobs.annotate",
-        description="Annotate what is new or changed below a folder, bucket prefix or glob since the last night, and sum it up.",
-        epilog="What was removed from the corpus stays in the output; docs/nightly.md says how to leave it out.",
+        description="Annotate the files of a folder, bucket prefix or glob that are new or changed since the last night, and "
+        "summarize them.",
+        epilog="Rows of files that were removed from the corpus stay in the output; docs/nightly.md says how to leave them out.",
     )
     parser.add_argument(
         "corpus", nargs="+", metavar="CORPUS", help="folder, prefix or glob of audio; local, s3://... and others"
     )
     parser.add_argument("--manifest", required=True, metavar="FILE",
-                        help="where the list of tonight goes, in place of last night's")  # fmt: skip
+                        help="manifest to write, in place of last night's")  # fmt: skip
     parser.add_argument("--by", nargs="+", action="extend", default=[], metavar="GROUP",
-                        help="as jobs.summarize has it (default: no summary)")  # fmt: skip
+                        help="groups of the summary, as in jobs.summarize --by (default: no summary)")  # fmt: skip
+    add_options(parser, JobConfig, only=["log_format"])
     return parser
 
 
@@ -41,26 +50,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     flags = command_line().parse_all(words[:split])
-    return run_guarded("nightly", lambda: _night(flags, words[split + 1 :]))
+    return run_guarded("nightly", lambda printer: _night(flags, words[split + 1 :], printer), json=flags.json)
 
 
-def _night(flags: argparse.Namespace, options: list[str]) -> int:
-    if "--manifest" in options:
-        raise ConfigError("--manifest stands before the --, and once: it is written, then read")
-    options = ["--manifest", flags.manifest, *options]
+def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> int:
+    for option in ("--manifest", "--json"):
+        if option in options:
+            raise ConfigError(f"give {option} once, before the --: it is an option of the whole night")
+    options = ["--manifest", flags.manifest, *_log_format(flags), *options]
     output = annotate.read_config(options).output
     if flags.by:
         optional("duckdb", extra="analytics")
-    steps: list[Callable[[], int]] = [
-        lambda: make_manifest.main([*flags.corpus, "--versions", "--overwrite", "--output", flags.manifest]),
-        lambda: annotate.main(options),
-    ]
+    steps: dict[str, tuple[Callable[[Sequence[str]], int], list[str]]] = {
+        "make_manifest": (
+            make_manifest.main,
+            [*flags.corpus, "--versions", "--overwrite", "--output", flags.manifest],
+        ),
+        "annotate": (annotate.main, options),
+    }
     if flags.by:
-        steps.append(lambda: summarize.main([output, "--by", *flags.by]))
-    for step in steps:
-        if status := step():
-            return status
-    return 0
+        steps["summarize"] = (summarize.main, [output, "--by", *flags.by])
+    documents: dict[str, Any] = {}
+    status = 0
+    for name, (step, words) in steps.items():
+        status, documents[name] = _step(step, words, printer)
+        if status:
+            break
+    printer.document({"exit_status": status, "steps": documents})
+    return status
+
+
+def _log_format(flags: argparse.Namespace) -> list[str]:
+    """Return the option as given, so that without it a config file decides."""
+    return ["--log-format", flags.log_format] if flags.log_format else []
+
+
+def _step(step: Callable[[Sequence[str]], int], words: list[str], printer: Printer) -> tuple[int, Any]:
+    """Run one step. Returns: its exit status and, with `--json`, its document; None when it printed none."""
+    if not printer.json:
+        return step(words), None
+    with redirect_stdout(io.StringIO()) as captured:
+        status = step([*words, "--json"])
+    return status, json.loads(captured.getvalue() or "null")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from jobs.options import add_options
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.config import MODEL_OPTIONS, ModelChoice, primary_language, validated
 from pipeline.config.settings import Mode
 from pipeline.errors import ConfigError
@@ -39,19 +40,17 @@ def command_line() -> Parser:
         "--output", metavar="URI", required=True, help="folder of the models: a path, s3://bucket/models, ..."
     )
     parser.add_argument(
-        "--mode", nargs="+", action="extend", choices=get_args(Mode), help="those jobs will use (default: mean)"
+        "--mode", nargs="+", action="extend", choices=get_args(Mode), help="modes that jobs will use (default: mean)"
     )
     parser.add_argument("--language", nargs="+", action="extend", metavar="CODE",
-                        help="those the corpora hold (default: all that have a published or named emotion model)")  # fmt: skip
+                        help="languages of the corpora (default: all that have a published or named emotion model)")  # fmt: skip
     models = add_options(parser, ModelChoice, only=MODEL_OPTIONS)["models"]
-    models.add_argument(
-        "--without-asr", action="store_true", help="no speech recogniser: every row will bring its text"
-    )
+    models.add_argument("--without-asr", action="store_true", help="store no speech recogniser: every row has a text")
     run = parser.add_argument_group("run")
-    run.add_argument("--update", action="store_true", help="take newer commits of models that the folder holds already")
     run.add_argument(
-        "--verify", action="store_true", help="only read every file and compare it with the lock; no network"
+        "--update", action="store_true", help="fetch newer commits of models that are in the folder already"
     )
+    run.add_argument("--verify", action="store_true", help="only compare every file with the lock; needs no network")
     return parser
 
 
@@ -59,11 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare or verify the models and return the exit status."""
     flags = vars(command_line().parse_all(arguments))
     output, update, verify = flags.pop("output"), flags.pop("update", False), flags.pop("verify", False)
-    return run_guarded(
-        "prepare_models",
-        lambda: _verify(output) if verify else _prepare(output, *_chosen(flags), update=update),
-        afterwards="A lock is written when all is stored; the same command goes on.",
-    )
+
+    def run(printer: Printer) -> int:
+        return _verify(output, printer) if verify else _prepare(output, *_chosen(flags), printer, update=update)
+
+    afterwards = "The lock is written once every model is stored; the same command continues from here."
+    return run_guarded("prepare_models", run, json=flags.pop("json", False), afterwards=afterwards)
 
 
 def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[Role, str]], list[str]]:
@@ -83,44 +83,77 @@ def _chosen(flags: dict[str, Any]) -> tuple[dict[str, dict[Role, str]], list[str
     return chosen, list(modes)
 
 
-def _prepare(output: str, chosen: Mapping[str, Mapping[Role, str]], modes: Sequence[str], *, update: bool) -> int:
+def _prepare(
+    output: str, chosen: Mapping[str, Mapping[Role, str]], modes: Sequence[str], printer: Printer, *, update: bool
+) -> int:
     # imported late: typing errors are reported before torch is loaded
     from pipeline.models.checkpoints.prepare import prepare
 
-    there, new = prepare(output, chosen, update=update, tell=_tell)
-    output = without_query(output)
-    if not new:
-        print(f"Nothing to do: lock {there.number} of {output} holds all of it, and every file is there.")
-        return 0
-    size = sum(model.size_bytes for model in there.lock.models.values())
-    print(f"lock {there.number} of {output}: {len(there.lock.models)} models, {_size(size)}")
-    mode = "" if "mean" in modes else f" --mode {modes[0]}"
-    print(f"use it: python -m jobs.annotate --models {shlex.quote(output)}{mode} --manifest ... --output ...")
+    prepared, new = prepare(
+        output, chosen, update=update, tell=lambda role, spec, model: printer.line(_line(role, spec, model))
+    )
+    output, models = without_query(output), prepared.lock.models
+    size_bytes = sum(model.size_bytes for model in models.values())
+    if new:
+        printer.line(f"lock {prepared.number} of {output}: {len(models)} models, {_size(size_bytes)}")
+        mode = "" if "mean" in modes else f" --mode {modes[0]}"
+        printer.line(
+            f"use it: python -m jobs.annotate --models {shlex.quote(output)}{mode} --manifest ... --output ..."
+        )
+    else:
+        printer.line(f"Nothing to do: lock {prepared.number} of {output} lists every model, and every file exists.")
+    printer.document(
+        {
+            "output": output,
+            "lock": prepared.number,
+            "new": new,
+            "size_bytes": size_bytes,
+            "models": {
+                spec: {**model.model_dump(exclude={"files"}), "size_bytes": model.size_bytes}
+                for spec, model in models.items()
+            },
+        }
+    )
     return 0
 
 
-def _verify(output: str) -> int:
+def _verify(output: str, printer: Printer) -> int:
     from pipeline.models.checkpoints.lock import broken_files, read_prepared
     from pipeline.storage.store import open_store
 
     prepared = read_prepared(output)
     if prepared is None:
-        raise ConfigError(f"{output} holds no lock, so it is no prepared folder, or one whose preparation did not end")
+        raise ConfigError(
+            f"{without_query(output)} has no lock: it is not a folder of prepared models, or its preparation was interrupted. "
+            "Run the command without --verify"
+        )
     broken = broken_files(open_store(output), prepared.lock)
     for line in broken:
-        print(f"broken  {line}")
-    files = sum(len(model.files) for model in prepared.lock.models.values())
+        printer.line(f"broken  {line}")
+    files, models = sum(len(model.files) for model in prepared.lock.models.values()), len(prepared.lock.models)
     if broken:
-        print(f"{len(broken)} of {files} files are not what lock {prepared.number} says; delete them and prepare again")
-        return 1
-    print(f"sound: {files} files of {len(prepared.lock.models)} models are what lock {prepared.number} says")
-    return 0
+        printer.line(
+            f"{len(broken)} of {files} files differ from lock {prepared.number}; delete them and prepare again"
+        )
+    else:
+        printer.line(f"sound: {files} files of {models} models match lock {prepared.number}")
+    printer.document(
+        {
+            "output": without_query(output),
+            "lock": prepared.number,
+            "status": "broken" if broken else "sound",
+            "models": models,
+            "files": files,
+            "broken": broken,
+        }
+    )
+    return 1 if broken else 0
 
 
-def _tell(what: str, spec: str, model: LockedModel) -> None:
+def _line(role: str, spec: str, model: LockedModel) -> str:
     commit = f" at {model.revision[:12]}" if model.revision else ""
     licence = model.licence or "licence not stated"
-    print("  ".join([f"{what:<13}", f"{spec}{commit}", _size(model.size_bytes), licence, *model.converted]), flush=True)
+    return "  ".join([f"{role:<13}", f"{spec}{commit}", _size(model.size_bytes), licence, *model.converted])
 
 
 def _size(size_bytes: int) -> str:

@@ -12,8 +12,10 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.dataset.prune import Leftover, find_leftovers, remove_leftover
 from pipeline.dataset.verify.invariants import printable
 from pipeline.storage.store import Store, open_store
@@ -25,7 +27,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 def _seconds(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 30m, 24h or 7d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 30m, 24h or 7d")
     return float(match[1]) * _UNITS_S[match[2]]
 
 
@@ -38,9 +40,9 @@ def command_line() -> Parser:
         "hidden temporaries, probes, multipart uploads nobody completed. Parts, plans and rejects are never touched.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
-    parser.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
+    parser.add_argument("--delete", action="store_true", help="delete them; without it they are only listed")
     parser.add_argument("--older-than", type=_seconds, default="24h", metavar="AGE",
-                        help="leave what is younger, as 90s, 30m, 24h or 7d (default: 24h)")  # fmt: skip
+                        help="keep leftovers younger than this, as in 90s, 30m, 24h or 7d (default: 24h)")  # fmt: skip
     return parser
 
 
@@ -49,28 +51,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = command_line().parse_all(arguments)
     return run_guarded(
         "prune",
-        lambda: _prune(open_store(flags.output), delete=flags.delete, older_than_s=flags.older_than),
+        lambda printer: _prune(open_store(flags.output), printer, delete=flags.delete, older_than_s=flags.older_than),
+        json=flags.json,
     )
 
 
-def _prune(store: Store, *, delete: bool, older_than_s: float) -> int:
-    found = sorted(find_leftovers(store, now_s=time.time()), key=lambda leftover: leftover.key)
-    old = [leftover for leftover in found if leftover.age_s >= older_than_s]
+def _prune(store: Store, printer: Printer, *, delete: bool, older_than_s: float) -> int:
+    leftovers = sorted(find_leftovers(store, now_s=time.time()), key=lambda leftover: leftover.key)
+    old = [leftover for leftover in leftovers if leftover.age_s >= older_than_s]
     gone = []
     for leftover in old:
         if delete and not remove_leftover(store, leftover):
-            print(f"kept, a plan names it by now  {printable(leftover.key)}")
+            printer.line(f"kept, a plan names it by now  {printable(leftover.key)}")
             continue
         gone.append(leftover)
-        print(f"{'removed' if delete else 'would remove'}  {_line(leftover)}", flush=True)
-    size = _size(sum(leftover.size_bytes or 0 for leftover in gone))
-    kept = f"; {len(found) - len(old):,} younger than {_age(older_than_s)} stay" if len(found) > len(old) else ""
+        printer.line(f"{'removed' if delete else 'would remove'}  {_line(leftover)}")
+    size_bytes, young = sum(leftover.size_bytes or 0 for leftover in gone), len(leftovers) - len(old)
+    kept = f"; {young:,} younger than {_age(older_than_s)} are kept" if young else ""
+    summary = f"{len(gone):,} leftovers, {_size(size_bytes)}{kept}"
     if not gone:
-        print(f"nothing to remove{kept}")
+        printer.line(f"nothing to remove{kept}")
     elif delete:
-        print(f"removed {len(gone):,} leftovers, {size}{kept}")
+        printer.line(f"removed {summary}")
     else:
-        print(f"would remove {len(gone):,} leftovers, {size}{kept}; --delete does it")
+        printer.line(f"would remove {summary}; add --delete to remove them")
+    printer.document(
+        {
+            "deleted": delete,
+            "size_bytes": size_bytes,
+            "kept_younger": young,
+            "kept_in_a_plan": len(old) - len(gone),
+            "leftovers": [asdict(leftover) for leftover in gone],
+        }
+    )
     return 0
 
 

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.errors import ConfigError
 from pipeline.layout import PAGE, run_key
 from pipeline.processes import search_path
@@ -32,17 +33,23 @@ def can_draw() -> bool:
     return all(map(find_spec, _PACKAGES))
 
 
-def draw(output: str, run: str) -> str:
+class Drawn(NamedTuple):
+    """Result of drawing a page: its location or None, and a line that says where it is or why there is none."""
+
+    page: str | None
+    line: str
+
+
+def draw(output: str, run: str) -> Drawn:
     """Draw the page of a finished run in a separate process, so that a crash there cannot fail the run.
 
     If that process fails, the store is checked for the page: a process can crash or hang after it wrote the page.
 
-    Returns: a line with the location of the page, or the reason why there is none and the command that draws it.
     Costs about three CPU seconds for a small run, half of them for imports.
     """
     again = f"python -m jobs.report {output} {run}"
     if not can_draw():
-        return f"page: none, its packages are not installed; pip install -e '.[analytics]', then {again}"
+        return Drawn(None, f"page: none, its packages are not installed; pip install -e '.[analytics]', then {again}")
     words = [sys.executable, "-m", "jobs.report", output, run]
     environment = {**os.environ, "PYTHONPATH": search_path()}
     try:
@@ -53,12 +60,13 @@ def draw(output: str, run: str) -> str:
         drawn = done.returncode == 0
     except (OSError, subprocess.TimeoutExpired) as error:
         why, drawn = type(error).__name__, False
-    if drawn or _is_there(output, page_key(run)):
-        return f"page in {output.rstrip('/')}/{page_key(run)}"
-    return f"page: none ({why}); {again} tries again"
+    if drawn or _exists(output, page_key(run)):
+        page = f"{output.rstrip('/')}/{page_key(run)}"
+        return Drawn(page, f"page in {page}")
+    return Drawn(None, f"page: none ({why}); {again} tries again")
 
 
-def _is_there(output: str, key: str) -> bool:
+def _exists(output: str, key: str) -> bool:
     from pipeline.dataset.parts import is_committed
     from pipeline.storage.cleanup import STORE_ERRORS
     from pipeline.storage.store import open_store
@@ -83,12 +91,14 @@ def command_line() -> Parser:
         epilog="Labels are a model's estimates; the page says what they may not be used for.",
     )
     parser.add_argument("output", nargs="?", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
-    parser.add_argument("run", nargs="?", metavar="RUN", help="as in 000007 (default: the last finished run)")
-    parser.add_argument("--evaluation", metavar="FOLDER", help="what jobs.evaluate --write wrote")
-    parser.add_argument("--summary", metavar="FILE", help="what jobs.summarize --to wrote")
-    parser.add_argument("--to", metavar="FILE", help="where the page goes")
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", help="number of the run, as in 000007 (default: the last finished run)"
+    )
+    parser.add_argument("--evaluation", metavar="FOLDER", help="folder that jobs.evaluate --write wrote")
+    parser.add_argument("--summary", metavar="FILE", help="file that jobs.summarize --to wrote")
+    parser.add_argument("--to", metavar="FILE", help="file to write the page to")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
-    parser.add_argument("--with-texts", action="store_true", help="show what was said in long recordings; needs --to")
+    parser.add_argument("--with-texts", action="store_true", help="show the transcripts of long recordings; needs --to")
     return parser
 
 
@@ -99,13 +109,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sum(map(bool, (flags.output, flags.evaluation, flags.summary))) != 1:
         parser.error("name one of OUT, --evaluation and --summary")
     if not flags.to and (flags.evaluation or flags.summary):
-        parser.error("say with --to where the page goes")
+        parser.error("--to is required with --evaluation and --summary: name the file to write the page to")
     if flags.with_texts and not (flags.to and flags.output):
-        parser.error("--with-texts is for a run, and needs --to: the reports of an output hold no transcript")
-    return run_guarded("report", lambda: _report(flags))
+        parser.error(
+            "--with-texts is for the page of a run, and needs --to: pages inside an output contain no transcripts"
+        )
+    return run_guarded("report", lambda printer: _report(flags, printer), json=flags.json)
 
 
-def _report(flags: argparse.Namespace) -> int:
+def _report(flags: argparse.Namespace, printer: Printer) -> int:
     from pipeline.dataset.reader import optional
     from pipeline.storage.files import require_absent, write_file
 
@@ -114,9 +126,10 @@ def _report(flags: argparse.Namespace) -> int:
     if flags.to:
         require_absent(flags.to, overwrite=flags.overwrite)
     if flags.output and not flags.to:
-        return _into_output(flags)
+        return _into_output(flags, printer)
     write_file(flags.to, _page(flags))
-    print(f"written to {without_query(flags.to)}")
+    printer.line(f"written to {without_query(flags.to)}")
+    printer.document({"page": without_query(flags.to), "written": True})
     return 0
 
 
@@ -146,7 +159,7 @@ def _rows(flags: argparse.Namespace) -> Rows:
     return rows.of([flags.run or rows.plans[-1].plan])
 
 
-def _into_output(flags: argparse.Namespace) -> int:
+def _into_output(flags: argparse.Namespace, printer: Printer) -> int:
     """Write the page next to the run's report.json. An existing page is kept."""
     from pipeline.analytics.report.page import render
     from pipeline.analytics.report.run import run_page
@@ -156,9 +169,11 @@ def _into_output(flags: argparse.Namespace) -> int:
     rows = _rows(flags)
     key = page_key(rows.plans[0].plan)
     with reaching(rows.store, key):
-        there = is_committed(rows.store, key)
-    written = not there and rows.store.put_if_absent(key, render(run_page(rows)))
-    print(f"{'written to' if written else 'there already:'} {without_query(flags.output).rstrip('/')}/{key}")
+        exists = is_committed(rows.store, key)
+    written = not exists and rows.store.put_if_absent(key, render(run_page(rows)))
+    page = f"{without_query(flags.output).rstrip('/')}/{key}"
+    printer.line(f"{'written to' if written else 'exists already:'} {page}")
+    printer.document({"page": page, "written": bool(written)})
     return 0
 
 

@@ -7,7 +7,6 @@ output, or it has no such embedding; 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.analytics.indexed import nearest_in_lance
 from pipeline.analytics.nearest import SHOWN, nearest
 from pipeline.analytics.printed import table_lines, terminal_width
@@ -29,53 +29,66 @@ def command_line() -> Parser:
     """Return the command line of this job."""
     parser = Parser(
         "search",
+        json="print one line of JSON for each utterance on standard output, and no table",
         usage="%(prog)s OUT (--like ID | --audio FILE | --text WORDS) [--where SQL] [--top N] [options]",
         description="Nearest utterances by the cosine of an embedding: exact, over all finished runs.",
         epilog="Rows of other models or languages are never compared: their embeddings share no space.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--like", metavar="ID", help="an utterance_id of the output")
-    asked.add_argument(
-        "--audio", metavar="FILE", help="any audio file or URI; its voice is embedded by the output's model"
-    )
-    asked.add_argument("--text", metavar="WORDS", help="a sentence, embedded by the output's model")
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--like", metavar="ID", help="an utterance_id of the output")
+    query.add_argument("--audio", metavar="FILE", help="any audio file or URI; the output's model embeds the voice")
+    query.add_argument("--text", metavar="WORDS", help="a sentence; the output's model embeds it")
     parser.add_argument(
-        "--language", metavar="CODE", help="of --audio or --text, where the output has models for several"
+        "--language",
+        metavar="CODE",
+        help="language of --audio or --text, if the output has models of several languages",
     )
-    parser.add_argument("--embedding", choices=EMBEDDINGS, help="default: of the voice, with --text of the words")
-    parser.add_argument("--where", metavar="SQL", help="only these, as in \"emotion = 'anger' AND speaker <> 'ada'\"")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many (default: 10)")
-    parser.add_argument("--columns", default=",".join(SHOWN), metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--lance", metavar="TABLE", help="ask this copy, made by jobs.compact --publish lance, instead: with its "
-                        "--index not exact, and as fast as the index is")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON line a row instead of a table")
+    parser.add_argument(
+        "--embedding",
+        choices=EMBEDDINGS,
+        help="embedding to compare (default: that of the voice; with --text, that of the words)",
+    )
+    parser.add_argument(
+        "--where",
+        metavar="SQL",
+        help="search only the utterances that satisfy this condition, as in \"emotion = 'anger' AND speaker <> 'ada'\"",
+    )
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="number of utterances (default: 10)")
+    parser.add_argument(
+        "--columns", default=",".join(SHOWN), metavar="LIST", help="columns to print (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lance",
+        metavar="TABLE",
+        help="search this table, made by jobs.compact --publish lance; with its --index the search is approximate and fast",
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search an output and return the exit status."""
     flags = command_line().parse_all(arguments)
-    return run_guarded("search", lambda: _search(flags))
+    return run_guarded("search", lambda printer: _search(flags, printer), json=flags.json)
 
 
-def _search(flags: argparse.Namespace) -> int:
+def _search(flags: argparse.Namespace, printer: Printer) -> int:
     if flags.top < 1:
         raise ConfigError("--top must be 1 or more")
     rows = finished_rows(open_store(flags.output))
     query, columns = _query(rows, flags), flags.columns.split(",")
     if flags.lance:
-        found = nearest_in_lance(flags.lance, query, top=flags.top, where=flags.where, columns=columns)
+        matches = nearest_in_lance(flags.lance, query, top=flags.top, where=flags.where, columns=columns)
     else:
-        found = nearest(rows, query, top=flags.top, where=flags.where, columns=columns)
-    if flags.json:
-        for row in found.to_pylist():
-            print(json.dumps(row, ensure_ascii=False, default=str))
+        matches = nearest(rows, query, top=flags.top, where=flags.where, columns=columns)
+    if printer.json:
+        for row in matches.to_pylist():
+            printer.document(row, indent=None)
         return 0
-    print(f"nearest by {query.column} of {query.model}\n")
-    rounded = pc.round(found["similarity"].cast(pa.float64()), 4)
-    for line in table_lines(found.set_column(0, "similarity", rounded), width=terminal_width(), keys=2):
-        print(line)
+    printer.line(f"nearest by {query.column} of {query.model}\n")
+    rounded = pc.round(matches["similarity"].cast(pa.float64()), 4)
+    for line in table_lines(matches.set_column(0, "similarity", rounded), width=terminal_width(), keys=2):
+        printer.line(line)
     return 0
 
 

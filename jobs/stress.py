@@ -18,19 +18,20 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
 
 _FIXED: dict[str, Any] = {
-    "segmentation": "none", "embeddings": "none", "partition_by": (), "audio_root": (), "no_page": True, "dry_run": False,
+    "limit": None, "sample": None, "segmentation": "none", "embeddings": "none", "partition_by": (), "audio_root": (), "no_page": True, "dry_run": False,
 }  # fmt: skip
 """Options of the job that a test decides: one utterance for each clip, and no files that it does not read."""
 _OWN = ("manifest", "output", "audio_root")
 """Options of the job that this command has itself."""
 _PACKAGES = ("duckdb", "jinja2", "matplotlib", "scipy", "sklearn")
-_RESUME = "What was written stays; the same command goes on from there."
+_RESUME = "The files written so far are kept; run the same command again to resume."
 _PROGRESS_S = 5.0
 
 
@@ -42,6 +43,7 @@ def command_line() -> Parser:
 
     parser = Parser(
         "stress",
+        json="print results.json on standard output, and no table",
         usage="%(prog)s MANIFEST [MANIFEST ...] --labels COLUMN --output FOLDER [options]",
         description="Annotate the same clips clean and under noise, gain, clipping, 8 kHz, codecs and reverberation, and report "
         "by condition how many labels change and how much UAR, or CCC of dimensions, is lost.",
@@ -65,8 +67,7 @@ def command_line() -> Parser:
     parser.add_argument("--resample-by", default=None, metavar="COLUMN",
                         help="draw all clips of a value together (default: speaker, where there is one)")  # fmt: skip
     parser.add_argument("--audio-root", nargs="+", action="extend", metavar="PREFIX", help="as jobs.annotate has it")
-    parser.add_argument("--json", action="store_true", default=False, help="print results.json instead of a table")
-    names = [name for name in JobConfig.model_fields if name not in (*_FIXED, *_OWN)]
+    names = [name for name in JobConfig.model_fields if name not in (*_FIXED, *_OWN, "sample_seed")]
     add_options(parser, JobConfig, only=names)
     parser.add_argument("--config", default=None, metavar="URI", help="YAML or TOML file of the job's options")
     return parser
@@ -76,14 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a stress test and return the exit status."""
     flags = vars(command_line().parse_all(arguments))
     signal.signal(signal.SIGTERM, _interrupt)
-    return run_guarded("stress", lambda: _stress(flags), afterwards=_RESUME)
+    json_result = flags.pop("json", False)
+    return run_guarded("stress", lambda printer: _stress(flags, printer), json=json_result, afterwards=_RESUME)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _stress(flags: dict[str, Any]) -> int:
+def _stress(flags: dict[str, Any], printer: Printer) -> int:
     from pipeline.analytics.stress.conditions import parse_conditions
     from pipeline.config import JobConfig, load_config
     from pipeline.dataset.reader import optional
@@ -124,7 +126,9 @@ def _stress(flags: dict[str, Any]) -> int:
     annotate(f"{folder}/{CLIPS}", f"{folder}/{RUN}", **{**of_job, **_FIXED, "config": file})
     outcome = outcome_of(store, rows, variants, comparison)
     document = json.dumps(outcome.document, indent=1, ensure_ascii=False, allow_nan=False)
-    print(document if flags["json"] else "\n".join(lines_of(outcome.document)))
+    for line in lines_of(outcome.document):
+        printer.line(line)
+    printer.document(outcome.document)
     write_file(f"{folder}/results.parquet", parquet(outcome.table))
     write_file(f"{folder}/predictions.parquet", parquet(outcome.predictions))
     write_file(f"{folder}/stress.html", render(stress_page(outcome)))

@@ -24,7 +24,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from jobs.parser import Parser, program
+from jobs.interrupts import INTERRUPTED
+from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.errors import ConfigError, JobError
 from pipeline.redaction import redacted
 
@@ -38,7 +40,8 @@ _EXCLUDED = [".git", ".venv", "build"]
 _LOST_FOR_S = 300.0
 """Seconds a head may be unreachable, as when its pod moves, before a followed job counts as lost."""
 _POLL_S = 2.0
-_INTERRUPTED = 130
+_JSON_LOG = ("--log-format", "json")
+"""Options of `jobs.annotate` for a log that a cluster collects; options given after them win."""
 _SIGNALLED = 128
 """Offset of the exit status of a driver ended by a signal: 137 when it was killed, as for lack of memory."""
 
@@ -52,16 +55,36 @@ def command_line() -> Parser:
         "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.",
     )
     parser.add_argument(
-        "--address", default=os.environ.get(_ADDRESS, "http://127.0.0.1:8265"), metavar="URL",
-        help=f"of the head's dashboard (default: ${_ADDRESS}, else %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--run-id", default=time.strftime("annotate-%Y%m%d-%H%M%S", time.gmtime()), metavar="NAME",
-                        help="what the submissions of this run are called (default: from the clock)")  # fmt: skip
-    parser.add_argument("--working-dir", metavar="DIR", help="upload the code there; without it the image's is run")
-    parser.add_argument("--env", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="for the job")
-    parser.add_argument("--retries", type=int, default=0, metavar="N",
-                        help="extra submissions while the exit status is 1, or 128 and above (killed), except 130")  # fmt: skip
-    parser.add_argument("--no-follow", action="store_true", help="print the submission id and end")
+        "--address",
+        default=os.environ.get(_ADDRESS, "http://127.0.0.1:8265"),
+        metavar="URL",
+        help=f"URL of the head's dashboard (default: ${_ADDRESS}, else %(default)s)",
+    )
+    parser.add_argument(
+        "--run-id",
+        default=time.strftime("annotate-%Y%m%d-%H%M%S", time.gmtime()),
+        metavar="NAME",
+        help="name of the run, which its submissions share (default: from the clock)",
+    )
+    parser.add_argument(
+        "--working-dir", metavar="DIR", help="folder of the code to upload (default: run the code of the nodes' image)"
+    )
+    parser.add_argument(
+        "--env",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variables of the job",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="extra submissions while the exit status is 1, or 128 and above (killed), except 130",
+    )
+    parser.add_argument("--no-follow", action="store_true", help="only submit, and print the submission id")
     return parser
 
 
@@ -70,26 +93,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     options = command_line().parse_all(words[:split])
-    try:
-        return _run(options, _command(words[split + 1 :]))
-    except ConfigError as error:
-        print(f"{program('submit')}: {error}", file=sys.stderr)
-        return 2
-    except JobError as error:
-        print(f"{program('submit')}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nNo longer following. The job goes on; the same command follows it again.", file=sys.stderr)
-        return _INTERRUPTED
+
+    def run(printer: Printer) -> int:
+        try:
+            return _run(options, _command(words[split + 1 :]), printer)
+        except KeyboardInterrupt:
+            print("\nStopped following. A submitted job continues; the same command follows it again.", file=sys.stderr)
+            return INTERRUPTED
+
+    return run_guarded("submit", run, json=options.json)
 
 
 def _command(words: list[str]) -> str:
     if not words:
-        raise ConfigError("what shall run? Give a command, or options of jobs.annotate, after --")
-    return shlex.join(["python", "-m", "jobs.annotate", *words] if words[0].startswith("-") else words)
+        raise ConfigError("nothing to submit: give a command, or options of jobs.annotate, after --")
+    if words[0].startswith("-"):
+        words = ["python", "-m", "jobs.annotate", *_JSON_LOG, *words]
+    return shlex.join(words)
 
 
-def _run(options: argparse.Namespace, command: str) -> int:
+def _run(options: argparse.Namespace, command: str, printer: Printer) -> int:
     if not _RUN_ID.fullmatch(options.run_id):
         raise ConfigError(f"--run-id {options.run_id!r}: letters, digits, _, . and - are allowed")
     if absent := [pair for pair in options.env if "=" not in pair]:
@@ -97,25 +120,28 @@ def _run(options: argparse.Namespace, command: str) -> int:
     environment: dict[str, object] = {"env_vars": dict(pair.split("=", 1) for pair in options.env)}
     if options.working_dir is not None:
         environment |= {"working_dir": options.working_dir, "excludes": _EXCLUDED}
-    client = _connect(options.address)
+    client, submissions = _connect(options.address), list[str]()
+    status: int | None = None
     for left in range(options.retries, -1, -1):
         with _clear(options.address):
             submission = _running(client, options.run_id, command) or client.submit_job(
                 entrypoint=command, runtime_env=environment, submission_id=_next_id(client, options.run_id)
             )
         print(f"submission {submission} at {options.address}", file=sys.stderr)
+        submissions.append(submission)
         if options.no_follow:
-            print(submission)
-            return 0
+            printer.line(submission)
+            break
         status = _follow(client, submission, options.address)
         if not left or not _is_retried(status):
-            return status
+            break
         print(f"submission {submission} ended with status {status}; {left} more to try", file=sys.stderr)
-    return 1
+    printer.document({"address": options.address, "submissions": submissions, "exit_status": status})
+    return status or 0
 
 
 def _is_retried(status: int) -> bool:
-    return status == 1 or (status >= _SIGNALLED and status != _INTERRUPTED)
+    return status == 1 or (status >= _SIGNALLED and status != INTERRUPTED)
 
 
 def _connect(address: str) -> JobSubmissionClient:
@@ -213,7 +239,7 @@ def _status_of(details: JobDetails) -> int:
         return 0
     if details.status == "STOPPED":
         print("the job was stopped", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     if details.driver_exit_code:
         # for a process ended by signal n, a shell reports 128 + n and Ray -n
         code = int(details.driver_exit_code)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
 from pipeline.dataset.plan import parquet_bytes
@@ -44,14 +45,14 @@ def command_line() -> Parser:
     parser = Parser(
         "summarize",
         usage="%(prog)s OUT --by COLUMN[,COLUMN] [NAME=SQL ...] [--rows N] [--to FILE]",
-        description="Emotions, confidence and speech by group, as Parquet that adds up. Reads what is new alone.",
+        description="Emotions, confidence and speech by group, as Parquet that adds up. Reads only new runs.",
         epilog="Groups of few utterances say little, and labels are a model's estimates.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--by", nargs="+", action="extend", required=True, metavar="GROUP",
                         help="columns, as in recording_id or speaker,channel; or NAME=SQL, as in "
                         "\"day=strftime(recorded_at::TIMESTAMP, '%%Y-%%m-%%d')\" or \"minute=floor(start_s / 60)\"")  # fmt: skip
-    parser.add_argument("--rows", type=_count, metavar="N", help="print the first N groups (default: all; on a terminal "
+    parser.add_argument("--rows", type=_count, metavar="N", help="print only the first N groups (default: all; on a terminal "
                         f"{_ON_A_TERMINAL})")  # fmt: skip
     parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a Parquet file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
@@ -61,10 +62,10 @@ def command_line() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Summarize an output and return the exit status."""
     flags = command_line().parse_all(arguments)
-    return run_guarded("summarize", lambda: _summarize(flags))
+    return run_guarded("summarize", lambda printer: _summarize(flags, printer), json=flags.json)
 
 
-def _summarize(flags: argparse.Namespace) -> int:
+def _summarize(flags: argparse.Namespace, printer: Printer) -> int:
     if flags.to:
         if not flags.to.endswith(".parquet"):
             raise ConfigError(
@@ -73,36 +74,44 @@ def _summarize(flags: argparse.Namespace) -> int:
         require_absent(flags.to, overwrite=flags.overwrite)
     rows = finished_rows(open_store(flags.output))
     groups = parse_groups(flags.by, rows.schema().names)
-    count = 0
-    for plan, found in summarize(rows, groups):
-        count += 1
-        print(f"run {plan}: {found:,} groups", flush=True)
-    left_out = f"; left out, since not finished: {', '.join(rows.unfinished)}" if rows.unfinished else ""
-    print(
-        f"{count or 'nothing'} new, {len(rows.plans):,} runs in {without_query(flags.output)}/{groups.folder}{left_out}\n"
+    folder, new = f"{without_query(flags.output)}/{groups.folder}", {}
+    for plan, count in summarize(rows, groups):
+        new[plan] = count
+        printer.line(f"run {plan}: {count:,} groups")
+    left_out = f"; left out because they are not finished: {', '.join(rows.unfinished)}" if rows.unfinished else ""
+    printer.line(f"{len(new) or 'nothing'} new, {len(rows.plans):,} runs in {folder}{left_out}\n")
+    table = merged(rows.store, groups) if rows.plans else None
+    if table is not None:
+        _print(table, groups, flags.rows, printer)
+        if flags.to:
+            write_file(flags.to, parquet_bytes(table))
+            printer.line(f"all columns of {table.num_rows:,} groups written to {without_query(flags.to)}")
+    printer.document(
+        {
+            "folder": folder,
+            "new_runs": new,
+            "finished_runs": len(rows.plans),
+            "unfinished_runs": list(rows.unfinished),
+            "written_to": without_query(flags.to) if flags.to and table is not None else None,
+            "num_groups": 0 if table is None else table.num_rows,
+            "groups": [] if table is None else table.slice(0, flags.rows).to_pylist(),
+        }
     )
-    if not rows.plans:
-        return 0
-    table = merged(rows.store, groups)
-    _print(table, groups, flags.rows)
-    if flags.to:
-        write_file(flags.to, parquet_bytes(table))
-        print(f"all columns of {table.num_rows:,} groups written to {without_query(flags.to)}")
     return 0
 
 
-def _print(table: pa.Table, groups: Groups, rows: int | None) -> None:
+def _print(table: pa.Table, groups: Groups, rows: int | None, printer: Printer) -> None:
     """Print the groups with all columns, even when the terminal is narrower than the table."""
     width = terminal_width()
     if rows is None:
         rows = table.num_rows if width is None else _ON_A_TERMINAL
     with asking(groups=table.slice(0, rows)) as connection:
-        shown = connection.sql(_SHOWN.format(", ".join(map(quoted, groups.by)))).to_arrow_table()
-    for line in table_lines(shown, width=width, keys=len(groups.by)):
-        print(line)
-    left = table.num_rows - shown.num_rows
+        printed = connection.sql(_SHOWN.format(", ".join(map(quoted, groups.by)))).to_arrow_table()
+    for line in table_lines(printed, width=width, keys=len(groups.by)):
+        printer.line(line)
+    left = table.num_rows - printed.num_rows
     if left:
-        print(f"{left:,} more groups; --rows {table.num_rows} prints all, --to FILE writes all")
+        printer.line(f"{left:,} more groups; --rows {table.num_rows} prints all, --to FILE writes all")
     for name in undivided(table, groups):
         print(f"note: {name} is not a whole number in every group: // rounds integers only. For decimals write floor(a / b), "
               "under another name", file=sys.stderr)  # fmt: skip

@@ -6,14 +6,14 @@ command line is wrong, or there is no output, or it cannot be read; 3 sound so f
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.parser import Parser, program
+from jobs.parser import Parser, run_guarded
+from jobs.printer import Printer
 from pipeline.dataset.verify.audit import audit
-from pipeline.dataset.verify.invariants import Audit, Violation
-from pipeline.errors import ConfigError
+from pipeline.dataset.verify.invariants import Audit
 from pipeline.storage.store import open_store
 
 _STATUS = {"sound": 0, "violated": 1, "unfinished": 3}
@@ -23,6 +23,7 @@ def command_line() -> Parser:
     """Return the command line of this job."""
     parser = Parser(
         "verify",
+        json="print the audit as one JSON document on standard output, and no text",
         usage="%(prog)s OUT [--deep] [--json]",
         description="Audit an output of jobs.annotate, finished, broken or still being written. Reads only.",
         epilog="Exit status: 0 complete and sound, 1 an invariant is broken, 2 usage or access, 3 sound but unfinished.",
@@ -31,57 +32,43 @@ def command_line() -> Parser:
     parser.add_argument(
         "--deep", action="store_true", help="read every page and check every value, not footers and ids alone"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the audit and return its exit status."""
     flags = command_line().parse_all(arguments)
-    try:
-        found = audit(open_store(flags.output), deep=flags.deep, tell=_quiet if flags.json else _tell)
-    except ConfigError as error:
-        print(f"{program('verify')}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
-    status = _STATUS[found.status]
-    if flags.json:
-        print(json.dumps({"exit_status": status, **found.as_dict()}, indent=1))
-    else:
-        _summarise(found)
+    return run_guarded("verify", lambda printer: _verify(flags, printer), json=flags.json, failed=2)
+
+
+def _verify(flags: argparse.Namespace, printer: Printer) -> int:
+    audited = audit(open_store(flags.output), deep=flags.deep, tell=lambda violation: printer.line(violation.line()))
+    status = _STATUS[audited.status]
+    _summarise(audited, printer)
+    printer.document({"exit_status": status, **audited.as_dict()})
     return status
 
 
-def _tell(violation: Violation) -> None:
-    print(violation.line(), flush=True)
-
-
-def _quiet(_: Violation) -> None:
-    pass
-
-
-def _summarise(found: Audit) -> None:
-    if found.violations:
-        print()
-    for plan in found.plans:
-        print(plan.line())
-    if found.unreadable_plans:
-        print(f"{found.unreadable_plans:,} plans cannot be read")
-    if found.leftovers:
-        print(
-            f"{found.leftovers:,} leftovers, {found.leftover_bytes:,} bytes, of writers at work or killed; harmless, "
-            "see python -m jobs.prune"
+def _summarise(audited: Audit, printer: Printer) -> None:
+    if audited.violations:
+        printer.line()
+    for plan in audited.plans:
+        printer.line(plan.line())
+    if audited.unreadable_plans:
+        printer.line(f"{audited.unreadable_plans:,} plans cannot be read")
+    if audited.leftovers:
+        printer.line(
+            f"{audited.leftovers:,} leftovers, {audited.leftover_bytes:,} bytes, of active or killed writers; they do no "
+            "harm, and python -m jobs.prune removes them"
         )
-    how = "every value was read" if found.deep else "footers and ids were read; --deep reads every value"
-    if found.violations:
-        print(f"violated: {len(found.violations):,} broken invariants ({how})")
-    elif found.status == "sound":
-        rows = sum(plan.rows for plan in found.plans)
-        print(f"sound: each of {rows:,} rows is annotated once or rejected once ({how})")
+    how = "every value was read" if audited.deep else "footers and ids were read; --deep reads every value"
+    if audited.violations:
+        printer.line(f"violated: {len(audited.violations):,} broken invariants ({how})")
+    elif audited.status == "sound":
+        rows = sum(plan.rows for plan in audited.plans)
+        printer.line(f"sound: each of {rows:,} rows is annotated once or rejected once ({how})")
     else:
-        print(f"unfinished: what is there is sound ({how})")
+        printer.line(f"unfinished: the part written so far is sound ({how})")
 
 
 if __name__ == "__main__":

@@ -307,17 +307,16 @@ def annotate(
     []
     """
     from pipeline.engine.destination import require_lasting
+    from pipeline.engine.job_log import job_log
     from pipeline.engine.run import Driver
-    from pipeline.engine.shard_log import logging_to
 
     file = options.pop("config", None)
     manifests = [os.fspath(manifest)] if isinstance(manifest, str | os.PathLike) else [*map(os.fspath, manifest)]
     flags = {"manifest": manifests, "output": os.fspath(output), **options}
     config: JobConfig = load_config(None if file is None else str(file), flags)
     require_lasting(config.output)
-    # a stream of its own: Ray's writing to file descriptor 2 is kept back while the job runs
-    with os.fdopen(os.dup(2), "w", buffering=1) as terminal, logging_to(terminal):
-        driver = Driver(config, terminal)
+    with job_log(config.log_format) as out:
+        driver = Driver(config, out)
         return [driver.describe()] if config.dry_run else driver.run()
 
 

@@ -1,15 +1,14 @@
 """Job configuration: one frozen, validated model filled from command-line options and a file."""
 
 from pipeline.config.file import load_config, read_temperatures
-from pipeline.config.job import (
+from pipeline.config.job import JobConfig, LogFormat, require_precision
+from pipeline.config.models import (
     ANY_LANGUAGE,
     AUTO_LANGUAGE,
     MODEL_OPTIONS,
     RENAMED,
-    JobConfig,
     ModelChoice,
     primary_language,
-    require_precision,
     validated,
 )
 from pipeline.config.option import Option
@@ -20,6 +19,7 @@ __all__ = [
     "MODEL_OPTIONS",
     "RENAMED",
     "JobConfig",
+    "LogFormat",
     "ModelChoice",
     "Option",
     "load_config",

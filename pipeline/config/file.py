@@ -1,4 +1,4 @@
-"""Configuration files: job options in YAML or TOML, and calibration files."""
+"""Configuration files: job options in YAML, JSON or TOML, the reference toolkit's `model.json`, and calibration files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,47 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
+from typing import Any, get_args
 
 import yaml
 
-from pipeline.config.job import RENAMED, JobConfig, validated
+from pipeline.config.job import JobConfig
+from pipeline.config.models import RENAMED, validated
+from pipeline.config.settings import Mode
 from pipeline.errors import ConfigError, did_you_mean
 
 
 def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
-    """Merge a YAML or TOML file with command-line flags and validate the result. Flags override the file.
+    """Merge a YAML, JSON or TOML file with command-line flags and validate the result. Flags override the file.
+
+    The file may also be a `model.json` of the reference toolkit: language -> mode -> model id. Its models of the chosen mode
+    become `emotion_model`.
 
     Raises: ConfigError naming the key, the problem and the nearest known key.
     """
-    merged = {**(_flatten(_read_file(file), file) if file else {}), **flags}
+    merged = {**(_options(file, flags) if file else {}), **flags}
     if isinstance(calibration := merged.get("calibration"), str):
         merged["calibration"] = _temperatures(calibration)
     return validated(JobConfig, merged)
+
+
+def _options(file: str, flags: Mapping[str, object]) -> dict[str, object]:
+    content = _read_file(file)
+    if not _is_model_json(content):
+        return _flatten(content, file)
+    mode = flags.get("mode", JobConfig.model_fields["mode"].default)
+    models = {language: by_mode[mode] for language, by_mode in content.items() if mode in by_mode}
+    if not models:
+        raise ConfigError(f"--config {file}: no language has a model for mode {mode}; choose another --mode")
+    return {"emotion_model": models}
+
+
+def _is_model_json(content: Mapping[str, Any]) -> bool:
+    """Return whether every value maps modes to models; no option of a job has this form."""
+    return bool(content) and all(
+        isinstance(by_mode, Mapping) and by_mode and by_mode.keys() <= set(get_args(Mode))
+        for by_mode in content.values()
+    )
 
 
 def _temperatures(file: str) -> dict[str, float]:
@@ -47,15 +72,15 @@ def read_temperatures(file: str) -> dict[str, float]:
             raise ValueError(
                 f"{file} holds format {document['format']!r}, method {document['method']!r}, not 1 and 'temperature'"
             )
-        found = {str(model): float(entry["temperature"]) for model, entry in document["models"].items()}
+        temperatures = {str(model): float(entry["temperature"]) for model, entry in document["models"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no calibration as jobs.evaluate --fit-calibration writes it") from error
-    if not found or not all(math.isfinite(temperature) and temperature > 0 for temperature in found.values()):
-        raise ValueError(f"{file} holds no temperatures, or such as are not above 0")
-    return found
+        raise ValueError(f"{file} is not a calibration file; jobs.evaluate --fit-calibration writes one") from error
+    if not temperatures or not all(math.isfinite(each) and each > 0 for each in temperatures.values()):
+        raise ValueError(f"{file}: every temperature must be a number above 0, and there must be at least one")
+    return temperatures
 
 
-def _read_file(file: str) -> Mapping[str, object]:
+def _read_file(file: str) -> Mapping[str, Any]:
     from pipeline.storage.store import read_text
 
     try:

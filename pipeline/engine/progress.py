@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
+from pipeline.engine.job_log import JsonLines
 from pipeline.errors import Reason
 from pipeline.shard.commit import NO_ACCESS, Finished
 
@@ -61,7 +62,10 @@ class Progress:
         self.lost += not shard.won
 
     def show(self) -> None:
-        """Write the current line."""
+        """Write the current line, or its numbers where messages are JSON."""
+        if isinstance(self.out, JsonLines):
+            self.out.event(self.figures())
+            return
         line = self.line()
         if self.out.isatty():
             columns = shutil.get_terminal_size().columns
@@ -79,15 +83,28 @@ class Progress:
         if self.out.isatty():
             self.out.write("\n")
 
+    def figures(self) -> dict[str, Any]:
+        """Return the numbers of the line; seconds are null while they are unknown."""
+        elapsed_s = max(time.monotonic() - self._started, 1e-9)
+        done = min(self.done + self.finished, self.rows)  # `done` is an estimate
+        left_s = (self.rows - done) / (self.finished / elapsed_s) if self.finished else None
+        return {
+            "event": "progress",
+            "rows_done": done,
+            "rows": self.rows,
+            "audio_s": round(self.audio_s, 3),
+            "rejects": self.rejects,
+            "times_real_time": self.audio_s / elapsed_s,
+            "left_s": left_s,
+        }
+
     def line(self) -> str:
         """Return the line: rows, audio hours, rejects, speed relative to real time, and time left."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        done = min(self.done + self.finished, self.rows)  # `done` is an estimate
-        speed = self.audio_s / elapsed
-        left = (self.rows - done) / (self.finished / elapsed) if self.finished else None
+        figures = self.figures()
+        done, speed = figures["rows_done"], figures["times_real_time"]
         return (
             f"{done:,} of {self.rows:,} rows ({done / max(self.rows, 1):.0%})  {self.audio_s / 3600:.2f} h audio  "
-            f"{self.rejects:,} rejects  {speed:.1f}x real time  {_time_left(left)}"
+            f"{self.rejects:,} rejects  {speed:.1f}x real time  {_time_left(figures['left_s'])}"
         )
 
 

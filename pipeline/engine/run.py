@@ -37,13 +37,14 @@ from pipeline.engine import estimate
 from pipeline.engine.cluster import cluster
 from pipeline.engine.destination import unshared_warning
 from pipeline.engine.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
+from pipeline.engine.job_log import log_shard
 from pipeline.engine.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
-from pipeline.engine.shard_log import log_shard
 from pipeline.engine.stages import run_shards
 from pipeline.errors import ConfigError, NoWorkersError, did_you_mean
 from pipeline.layout import PROBE
+from pipeline.manifest.choice import Choice
 from pipeline.manifest.read import expand
 from pipeline.manifest.staging import Selection, Staging
 from pipeline.models import roles
@@ -107,7 +108,7 @@ class Driver:
 
     def read(self, folder: Path) -> Selection:
         """Read the manifests and select the new rows."""
-        staging = Staging(folder)
+        staging = Staging(folder, choice=chosen_lines(self.config))
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
         staging.read(
@@ -349,6 +350,13 @@ class Driver:
                 },
                 "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }
+
+
+def chosen_lines(config: JobConfig) -> Choice | None:
+    """Return the choice that `--limit` or `--sample` asks for."""
+    if config.sample is not None:
+        return Choice(config.sample, seed=config.sample_seed)
+    return None if config.limit is None else Choice(config.limit)
 
 
 def _rows_done(plan: Plan, pending: int) -> int:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, Reject, Stage
+from pipeline.manifest.choice import Choice
 from pipeline.manifest.columns import json_of
 from pipeline.manifest.fit import Misfit, fit
 from pipeline.manifest.hash_buckets import HashBuckets, Keys, as_keys, id_keys, key_of, repeated
@@ -51,9 +52,12 @@ class Staging:
         rows: number of accepted rows, including duplicates until `select`.
         found: pass-through columns of the manifests, with the types merged by `unify`.
         extra: pass-through columns of the plan; set it to the result of `settle_types` for `found` before `select`.
+        choice: lines that may be selected; None for all. Every line is read and counts in the search for duplicates and
+            in the types of columns, so the choice does not change what becomes of a line.
     """
 
     folder: Path
+    choice: Choice | None = None
     found: pa.Schema = field(default_factory=lambda: pa.schema([]))
     extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
     rows: int = 0
@@ -68,37 +72,51 @@ class Staging:
 
     def read(self, manifests: Sequence[str], check: Check, *, audio_optional: bool = False) -> None:
         """Stream the manifests to disk."""
-        for manifest in manifests:
+        for number, manifest in enumerate(manifests):
             for chunk in read_manifest(manifest, audio_optional=audio_optional):
                 rows, refused = check(chunk.rows)
                 # includes refused rows, since their rejects have these columns
                 self._find(rows.schema)
                 kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
                 self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
-                self._add_rows(rows.take(pa.array(kept)))
-                self._add_rejects(refused_table(rows, refused), lines_table(chunk.rejects, chunk.manifest))
+                self._add_rows(rows.take(pa.array(kept)), number)
+                self._add_rejects(
+                    refused_table(rows, refused), lines_table(chunk.rejects, chunk.manifest), manifest=number
+                )
 
     def _find(self, schema: pa.Schema) -> None:
         self.found = self.extra = unify([self.found, extra_schema(schema)])
 
-    def _add_rows(self, rows: pa.Table) -> None:
+    def _add_rows(self, rows: pa.Table, manifest: int = 0) -> None:
         if not rows.num_rows:
             return
         self._find(rows.schema)
-        self._ids.add(id_keys(rows["recording_id"].to_pylist()))
+        ids = rows["recording_id"].to_pylist()
+        self._ids.add(id_keys(ids))
+        if self.choice is not None:
+            self.choice.add(manifest, ids, rows["line"].to_pylist(), first=self.rows, rejected=False)
         self.rows += rows.num_rows
         self.chunks.append(_write(rows, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
 
-    def _add_rejects(self, *tables: pa.Table) -> None:
+    def _add_rejects(self, *tables: pa.Table, manifest: int = 0) -> None:
         for rejects in tables:
             if rejects.num_rows:
+                if self.choice is not None:
+                    lines = rejects["line"].to_pylist()
+                    given = zip(rejects["recording_id"].to_pylist(), lines, strict=True)
+                    # a line that cannot be read has no id
+                    ids = [f"{manifest}:{line}" if name is None else name for name, line in given]
+                    self.choice.add(manifest, ids, lines, first=self._reject_count(), rejected=True)
                 self._reject_keys += joined_keys(rejects)
                 self.reject_chunks.append(
                     _write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
                 )
 
+    def _reject_count(self) -> int:
+        return len(as_keys(self._reject_keys))
+
     def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
-        """Select the new rows.
+        """Select the new rows, of those that `choice` allows.
 
         Excluded are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id
         with different contents. Of equal rows, one is selected.
@@ -119,7 +137,8 @@ class Staging:
                 new[positions] = ~np.isin(keys, held)
                 beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
                 doubtful[positions] = repeated(keys)
-        held_rows = self.rows - int(new.sum())
+        chosen = np.ones(self.rows, dtype=bool) if self.choice is None else self.choice.mask(self.rows, rejected=False)
+        held_rows = int((chosen & ~new).sum())
         misfit &= new
         new &= ~misfit
         clashing = self._settle(doubtful & new, new)
@@ -128,7 +147,12 @@ class Staging:
         clashing |= beside_refused
         new &= ~beside_refused
         reject_keys = as_keys(self._reject_keys)
-        return Selection(self, new, clashing, misfit, held_rows, ~np.isin(reject_keys, held_rejects), held_rejects)
+        new_rejects = ~np.isin(reject_keys, held_rejects)
+        if self.choice is not None:
+            # the first row represents equal ones, and a choice takes the lines of an id in order
+            new, clashing, misfit = new & chosen, clashing & chosen, misfit & chosen
+            new_rejects &= self.choice.mask(len(reject_keys), rejected=True)
+        return Selection(self, new, clashing, misfit, held_rows, new_rejects, held_rejects)
 
     def _misfit_rows(self) -> Mask:
         """Return a mask of the rows with a value that the settled type of its column cannot hold."""

@@ -349,12 +349,12 @@ def test_settings_without_either_are_what_they_were():
     [
         (None, "cannot be read"),
         ("{", "cannot be read"),
-        ("[]", "is no calibration"),
+        ("[]", "is not a calibration file"),
         ('{"format": 2, "method": "temperature", "models": {}}', "holds format 2"),
-        ('{"format": 1, "method": "temperature", "models": {}}', "holds no temperatures"),
-        ('{"format": 1, "method": "temperature", "models": {"m": {"temperature": 0}}}', "not above 0"),
-        ('{"format": 1, "method": "temperature", "models": {"m": {"temperature": "NaN"}}}', "not above 0"),
-        ('{"format": 1, "method": "temperature", "models": {"m": 2}}', "is no calibration"),
+        ('{"format": 1, "method": "temperature", "models": {}}', "must be a number above 0"),
+        ('{"format": 1, "method": "temperature", "models": {"m": {"temperature": 0}}}', "a number above 0"),
+        ('{"format": 1, "method": "temperature", "models": {"m": {"temperature": "NaN"}}}', "a number above 0"),
+        ('{"format": 1, "method": "temperature", "models": {"m": 2}}', "is not a calibration file"),
     ],
 )
 def test_a_file_that_is_no_calibration(tmp_path, text, sentence):

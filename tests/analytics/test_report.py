@@ -277,16 +277,16 @@ def test_a_job_says_where_its_page_is_or_why_there_is_none(tmp_path, monkeypatch
     again = f"python -m jobs.report {store.root} 000001"
     with monkeypatch.context() as patch:
         patch.setattr("jobs.report._DRAWN_WITHIN_S", 0.01)
-        assert draw(store.root, "000001") == f"page: none (TimeoutExpired); {again} tries again"
+        assert draw(store.root, "000001").line == f"page: none (TimeoutExpired); {again} tries again"
         patch.setattr("jobs.report._PACKAGES", ("duckdb", "nomatplotlib"))
-        assert draw(store.root, "000001").endswith(f"pip install -e '.[analytics]', then {again}")
+        assert draw(store.root, "000001").line.endswith(f"pip install -e '.[analytics]', then {again}")
     part = next(Path(store.root, "utterances").rglob("*.parquet"))
     whole = part.read_bytes()
     part.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
-    said = draw(store.root, "000001")
+    said = draw(store.root, "000001").line
     assert said.startswith("page: none (python -m jobs.report: ") and not path.exists()
     part.write_bytes(whole)
-    assert draw(store.root, "000001") == f"page in {path}" and path.exists()
+    assert draw(store.root, "000001").line == f"page in {path}" and path.exists()
 
 
 CRASHES_AT_EXIT = "import atexit, os\natexit.register(lambda: {})\n"
@@ -299,10 +299,10 @@ def test_a_page_is_reported_although_its_process_crashed_at_exit(tmp_path, monke
     path = Path(store.root, "_runs/000001/report.html")
     (tmp_path / "sitecustomize.py").write_text(CRASHES_AT_EXIT.format(end))
     monkeypatch.syspath_prepend(tmp_path)  # the process that draws is given our path
-    assert draw(store.root, "000001") == f"page in {path}"
+    assert draw(store.root, "000001").line == f"page in {path}"
     assert path.read_bytes().rstrip().endswith(b"</html>")
     monkeypatch.setattr("jobs.report._DRAWN_WITHIN_S", 0.01)  # as for a process that hangs once the page is there
-    assert draw(store.root, "000001") == f"page in {path}"
+    assert draw(store.root, "000001").line == f"page in {path}"
 
 
 def test_a_process_that_crashes_before_the_page_is_written_is_reported(tmp_path, monkeypatch):
@@ -310,9 +310,9 @@ def test_a_process_that_crashes_before_the_page_is_written_is_reported(tmp_path,
     store = output_of(tmp_path)
     (tmp_path / "sitecustomize.py").write_text("import os\nos.abort()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert draw(store.root, "000001").startswith("page: none (")
+    assert draw(store.root, "000001").line.startswith("page: none (")
     monkeypatch.setattr("pipeline.storage.store.open_store", unreachable)
-    assert draw(store.root, "000001").startswith("page: none (")
+    assert draw(store.root, "000001").line.startswith("page: none (")
 
 
 def unreachable(_: str) -> None:
@@ -330,8 +330,10 @@ def test_a_run_of_rejects_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [([], "name one of"), (["{out}", "--summary", "x"], "name one of"), (["--evaluation", "x"], "--to"),
-     (["{out}", "--with-texts"], "no transcript"), (["{out}", "000009"], "no run 000009"), (["/nowhere/out"], "no output"),
-     (["--evaluation", "{out}", "--to", "{to}"], "no evaluation"), (["--summary", "{table}", "--to", "{to}"], "has no confidence"),
+     (["{out}", "--with-texts"], "no transcript"),
+     (["{out}", "000009"], "no run 000009"), (["/nowhere/out"], "no output"),
+     (["--evaluation", "{out}", "--to", "{to}"], "no evaluation"),
+     (["--summary", "{table}", "--to", "{to}"], "has no confidence"),
      (["--summary", "{out}/none.parquet", "--to", "{to}"], "is not a table")],
 )  # fmt: skip
 def test_refused_before_any_work(store, tmp_path, capsys, arguments, sentence):

@@ -102,7 +102,7 @@ def test_without_delete_nothing_goes(out, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     lines = capsys.readouterr().out.splitlines()
     assert f"would remove  _runs/_probe  1.5 kB  2d old  {LEFT['_runs/_probe']}" in lines
-    assert lines[-1] == f"would remove {len(LEFT)} leftovers, 12.0 kB; --delete does it"
+    assert lines[-1] == f"would remove {len(LEFT)} leftovers, 12.0 kB; add --delete to remove them"
 
 
 def test_what_is_young_stays(out, capsys):
@@ -117,7 +117,7 @@ def test_what_is_young_stays(out, capsys):
     assert not old.exists() and all((out / key).exists() for key in LEFT if out / key != old)
     assert (
         capsys.readouterr().out.splitlines()[-1]
-        == f"removed 1 leftovers, 4 bytes; {len(LEFT) - 1} younger than 1h stay"
+        == f"removed 1 leftovers, 4 bytes; {len(LEFT) - 1} younger than 1h are kept"
     )
 
 
@@ -234,7 +234,7 @@ def test_abandoned_uploads_are_aborted(s3: S3Server, tmp_path: Path, capsys):
     begin_upload(s3, f"{prefix}/out2/utterances/speaker=a/000001-000000.parquet")
     assert set(found(store)) == {"_runs/_probe", "utterances/speaker=a/000001-000000.parquet"}
     assert command.main([uri, "--delete"]) == 0
-    assert capsys.readouterr().out == "nothing to remove; 2 younger than 1d stay\n"
+    assert capsys.readouterr().out == "nothing to remove; 2 younger than 1d are kept\n"
     assert command.main([uri, "--delete", "--older-than", "0s"]) == 0
     shown = capsys.readouterr().out
     assert "multipart upload that was never completed" in shown and "5.0 MB" in shown
@@ -288,7 +288,7 @@ def test_the_command(out, tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and left.exists()
     assert done.stdout.startswith(f"would remove  _runs/000001/shards/{TOKEN}-00000.parquet  4 bytes  2d old  ")
     done = run(out, "--delete", "--older-than", "7d")
-    assert done.stdout == "nothing to remove; 1 younger than 7d stay\n" and left.exists()
+    assert done.stdout == "nothing to remove; 1 younger than 7d are kept\n" and left.exists()
     done = run(out, "--delete")
     assert done.returncode == 0 and done.stdout.startswith("removed  ") and not left.exists()
     done = run(tmp_path / "none")

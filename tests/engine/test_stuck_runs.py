@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.annotate import main
+from jobs.report import Drawn
 from pipeline.dataset.plan import load_plan, load_plans, plan_of
 from pipeline.dataset.prune import find_leftovers
 from pipeline.dataset.survey import survey
@@ -251,7 +252,7 @@ def pages(noop, monkeypatch):
     def draw(output, run):
         drawn.append(run)
         (Path(output) / f"_runs/{run}/report.html").touch()
-        return f"page of {run}"
+        return Drawn(None, f"page of {run}")
 
     monkeypatch.setattr(command, "draw", draw)
 

@@ -289,7 +289,7 @@ def test_primary_language():
 def test_every_option_of_the_configuration_has_a_flag():
     """Fails if a field is added to the configuration and cannot be given, or a flag leads nowhere."""
     flags = {action.dest for action in command_line()._actions}
-    assert flags - {"help", "version", "config"} == set(JobConfig.model_fields)
+    assert flags - {"help", "version", "config", "json"} == set(JobConfig.model_fields)
 
 
 @pytest.mark.parametrize(
