@@ -5,9 +5,11 @@ from __future__ import annotations
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.models.checkpoints.published import EMOTION_MODELS
 from pipeline.models.checkpoints.weights import Checkpoint
-from pipeline.models.families import audio
+from pipeline.models.families import audio, ser, waveforms
 from pipeline.models.families.audio import AudioClassification
+from pipeline.models.families.pooled import PooledHeads, is_pooled
 from pipeline.models.families.protocol import Family
+from pipeline.models.families.ser import OdysseyBaseline
 from pipeline.models.families.text import TextClassification
 from pipeline.models.families.umuteam import UMUTeam
 from pipeline.models.networks.fusion import MODES
@@ -29,6 +31,8 @@ def family_of(mode: str, checkpoint: Checkpoint, sentence_encoder: Checkpoint | 
         raise ConfigError(f"mode {mode!r} is unknown; the modes are {', '.join(MODES)}{did_you_mean(mode, MODES)}")
     if mode not in ("audio", "text"):
         return UMUTeam(mode, checkpoint, sentence_encoder)
+    if mode == "audio" and checkpoint.read_json("config.json").get("model_type") == ser.MODEL_TYPE:
+        return OdysseyBaseline(checkpoint)
     _refuse_code(checkpoint)
     return TextClassification(checkpoint) if mode == "text" else _audio_family(checkpoint)
 
@@ -48,8 +52,10 @@ def _audio_family(checkpoint: Checkpoint) -> Family:
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if model_type not in audio.TYPES:
         raise ConfigError(
-            f"model {checkpoint.spec} is of type {model_type!r}; mode audio supports {', '.join(audio.TYPES)}"
+            f"model {checkpoint.spec} is of type {model_type!r}; mode audio supports {', '.join((*audio.TYPES, ser.MODEL_TYPE))}"
         )
+    if model_type in waveforms.ENCODERS and is_pooled(checkpoint, config):
+        return PooledHeads(checkpoint)
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     stock = name.endswith(_STOCK_HEADS)
     if model_type == "wav2vec2-bert" and (not stock or checkpoint.spec.partition("@")[0] in EMOTION_MODELS.values()):
