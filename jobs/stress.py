@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pipeline.config import JobConfig
 
 _FIXED: dict[str, Any] = {
-    "limit": None, "sample": None, "segmentation": "none", "embeddings": "none", "partition_by": (), "audio_root": (), "no_page": True, "dry_run": False,
+    "limit": None, "sample": None,
+    "segmentation": "none", "embeddings": "none", "partition_by": (), "audio_root": (), "no_page": True, "dry_run": False,
 }  # fmt: skip
 """Options of the job that a test decides: one utterance for each clip, and no files that it does not read."""
 _OWN = ("manifest", "output", "audio_root")

@@ -204,10 +204,15 @@ def _refuse_transformers_form(spec: str, checkpoint: Checkpoint) -> None:
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of the software that computes the results, for receipts and reports."""
+    """Return the versions of the software that computes the results, for receipts and reports.
+
+    Includes installed packages that add emotion models.
+    """
     packages = ("torch", "transformers", "faster-whisper", "ctranslate2", "pyarrow", "ray", "soxr", "soundfile", "av")
     found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "speech-emotion-pipeline": __version__, **found}
+    distributions = (entry.dist for entry in importlib.metadata.entry_points(group=published.ENTRY_POINTS))
+    added = {distribution.name: distribution.version for distribution in distributions if distribution is not None}
+    return {"python": platform.python_version(), "speech-emotion-pipeline": __version__, **found, **added}
 
 
 def pinned_checkpoint(pin: ModelPin) -> Checkpoint:

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.models.batching import Batcher
 from pipeline.models.families.protocol import Batch, Batching, EmotionModel, Head, HeadKind
@@ -138,9 +139,9 @@ class Runner:
         lengths = self.model.lengths(batch)
         for rows, output in self.batcher.run(lengths, lambda rows: self.model.forward(batch.take(rows))):
             for ours, theirs in zip(logits, output.logits, strict=True):
-                ours[rows] = theirs.float().cpu().numpy()
+                _store(ours, rows, theirs, "logits")
             for name, values in embeddings.items():
-                values[rows] = output.embeddings[name].float().cpu().numpy()
+                _store(values, rows, output.embeddings[name], name)
             if output.text_truncated:
                 text_truncated[rows] = output.text_truncated
         scaled = [
@@ -156,6 +157,14 @@ class Runner:
         if len(declared.inputs) > 1 and len(audio) != len(text):
             raise ValueError(f"{len(audio)} waveforms came with {len(text)} texts")
         return Batch(audio, text)
+
+
+def _store(target: NDArray[np.float32], rows: list[int], values: Tensor, name: str) -> None:
+    """Store a batch's values. Raises: ValueError for another shape than declared, which numpy might broadcast."""
+    expected = (len(rows), target.shape[1])
+    if tuple(values.shape) != expected:
+        raise ValueError(f"the model returns {name} of shape {list(values.shape)} where {list(expected)} is declared")
+    target[rows] = values.float().cpu().numpy()
 
 
 def _activated(logits: NDArray[np.float32], head: Head) -> NDArray[np.float32]:

@@ -93,6 +93,16 @@ def extractor_of(config: Any) -> Any:
     return Wav2Vec2FeatureExtractor(do_normalize=layer, return_attention_mask=layer)
 
 
+def tones(*lengths: int) -> list[NDArray[np.float32]]:
+    """A tone of its own in noise for each length in samples, with an offset that a normalisation removes."""
+    made = []
+    for number, samples in enumerate(lengths):
+        noise = np.random.default_rng(number).normal(0.02, 0.1, samples)
+        tone = 0.5 * np.sin(np.arange(samples) * 0.05 * (1 + 2 * number))
+        made.append((tone + noise).astype(np.float32))
+    return made
+
+
 def filled(network: nn.Module, seed: int = 3) -> nn.Module:
     """A network whose every tensor is random and large enough to move its output; norms and scales stay near 1."""
     generator = torch.Generator().manual_seed(seed)

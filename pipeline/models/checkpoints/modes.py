@@ -46,5 +46,5 @@ def check(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = N
     Raises: ConfigError as the constructor would.
     """
     family = family_of(mode, fusion, sentence_encoder)
-    labels(family.declaration.heads[0], fusion.spec)
     family.check()
+    labels(family.declaration.heads[0], fusion.spec)

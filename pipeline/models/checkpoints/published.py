@@ -19,6 +19,9 @@ EMOTION_MODELS = {
 SENTENCE_ENCODERS = {"en": "google-bert/bert-base-uncased", "es": "dccuchile/bert-base-spanish-wwm-uncased"}
 """Frozen BERTs whose [CLS] the fusion modes take. The model card says RoBERTa; the reference's code loads these."""
 
+ENTRY_POINTS = "speech_emotion.models"
+"""Entry point group of packages that add families of emotion models; an entry's name is a `model_type`."""
+
 DEFAULT_ASR = "large-v3-turbo"
 
 ASR_MODELS = {

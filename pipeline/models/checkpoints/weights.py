@@ -37,8 +37,10 @@ _OLD_NAMES = {
     "LayerNorm.beta": "LayerNorm.bias",
     ".weight_g": ".parametrizations.weight.original0",
     ".weight_v": ".parametrizations.weight.original1",
+    "classifier.output.weight": "classifier.out_proj.weight",
+    "classifier.output.bias": "classifier.out_proj.bias",
 }
-"""Endings of tensor names in old checkpoints, and the endings of today."""
+"""Endings of tensor names in some checkpoints, and those of the modules here."""
 
 _UNPICKLING = (
     *(pickle.UnpicklingError, struct.error, EOFError, RuntimeError, OSError, ValueError, TypeError),
@@ -253,7 +255,8 @@ def _rename(
     """Rename tensors to today's transformers names, from the old spellings that its own loader also accepts.
 
     `LayerNorm.gamma` and `.beta` come from the TensorFlow BERTs, `weight_g` and `weight_v` from torch's weight norm
-    before 2.0 (`conversion_mapping.py`, transformers 5.23).
+    before 2.0 (`conversion_mapping.py`, transformers 5.23). `classifier.output` is ehcalabres' name of a head's last
+    layer.
     """
     strip = base_prefix if base_prefix and not any(name.startswith(base_prefix) for name in expected) else None
     renamed: dict[str, Tensor] = {}

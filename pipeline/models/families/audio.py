@@ -6,8 +6,6 @@ head that the checkpoint lacks with random numbers and log a line.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,27 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoints.configs import transformers_config
 from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, load_strict, without_values
 from pipeline.models.checkpoints.weights import check as check_weights
 from pipeline.models.families import waveforms
 from pipeline.models.families.heads import head_of
-from pipeline.models.families.protocol import Batch, Declaration, Output, dtype_of, seconds
+from pipeline.models.families.protocol import Declaration, dtype_of
 from pipeline.models.families.umuteam import MAX_MEL_FRAMES, seamless_extractor
 from pipeline.models.families.umuteam import MAX_SAMPLES as MAX_MEL_SAMPLES
 from pipeline.models.families.umuteam import MIN_SAMPLES as MIN_MEL_SAMPLES
-from pipeline.models.families.waveforms import Features
+from pipeline.models.families.waveforms import UNEXPECTED, Features, LoadedWaveform
 from pipeline.models.networks.fbank import WINDOW, FilterBanks
 
 SPECTROGRAMS = ("wav2vec2-bert", "whisper", "audio-spectrogram-transformer")
 """Model types that take filter banks or spectrograms."""
 TYPES = (*waveforms.ENCODERS, *SPECTROGRAMS)
 """Model types of this family."""
-
-UNEXPECTED = ("*masked_spec_embed",)
-"""Tensors that a checkpoint may also contain: SpecAugment's vector is used only in training."""
 
 
 class AudioClassification:
@@ -49,24 +43,17 @@ class AudioClassification:
         """Inputs, outputs and limits, from configs alone."""
         config, kind = self._config, self._config.model_type
         width = int(config.hidden_size if kind == "audio-spectrogram-transformer" else config.classifier_proj_size)
-        declared = Declaration(
-            inputs=("audio",),
-            heads=(head_of(self._checkpoint),),
-            embedding_widths={"audio_embedding": width, "fused_embedding": width},
-        )
+        head = head_of(self._checkpoint)
+        if kind in waveforms.ENCODERS:
+            return waveforms.declared(config, head, width)
+        widths = {"audio_embedding": width, "fused_embedding": width}
+        declared = Declaration(inputs=("audio",), heads=(head,), embedding_widths=widths)
         if kind == "wav2vec2-bert":
             return replace(declared, min_samples=MIN_MEL_SAMPLES, max_samples=MAX_MEL_SAMPLES)
         if kind == "whisper":
             return replace(declared, max_samples=int(self._extractor.n_samples))
-        if kind == "audio-spectrogram-transformer":
-            longest = waveforms.window_samples(int(config.max_length))
-            return replace(declared, min_samples=WINDOW, max_samples=longest)
-        return replace(
-            declared,
-            batching=waveforms.batching(config),
-            min_samples=waveforms.min_samples(config),
-            max_samples=waveforms.MAX_SAMPLES,
-        )
+        longest = waveforms.window_samples(int(config.max_length))
+        return replace(declared, min_samples=WINDOW, max_samples=longest)
 
     def check(self) -> None:
         """Check that `load` would succeed: config, feature extractor, every tensor's name and shape."""
@@ -74,7 +61,7 @@ class AudioClassification:
         _ = self._extractor
         check_weights(self._checkpoint, self._build, allow_unexpected=UNEXPECTED)
 
-    def load(self, *, device: torch.device, precision: str) -> LoadedAudio:
+    def load(self, *, device: torch.device, precision: str) -> LoadedWaveform:
         """Load the weights strictly."""
         dtype = dtype_of(precision, self._checkpoint.spec)
         with without_values():
@@ -83,8 +70,8 @@ class AudioClassification:
         load_strict(network, state, source=self._checkpoint.spec, allow_unexpected=UNEXPECTED)
         network = network.to(device, dtype).eval()
         declaration = replace(self.declaration, bytes_per_s=self._bytes_per_s(dtype))
-        return LoadedAudio(
-            declaration, network, self._features(device), fixed=self._config.model_type in SPECTROGRAMS[1:]
+        return LoadedWaveform(
+            declaration, _Stock(network), self._features(device), fixed=self._config.model_type in SPECTROGRAMS[1:]
         )
 
     @cached_property
@@ -139,36 +126,18 @@ class AudioClassification:
         return float(dtype.itemsize * 100 * config.hidden_size * 20)  # at most 100 frames a second
 
 
-class LoadedAudio:
-    """A loaded audio classifier. See `protocol.EmotionModel`.
+class _Stock(nn.Module):
+    """One of transformers' audio classifiers as a network of logits and pooled frames."""
 
-    Args:
-        fixed: True for a network whose input is one window of `max_samples`, whatever the clip's length.
-    """
-
-    def __init__(self, declaration: Declaration, network: Any, features: Features, *, fixed: bool = False) -> None:  # noqa: ANN401 - as above
-        self.declaration = declaration
-        self.network, self._features, self._fixed = network, features, fixed
+    def __init__(self, network: Any) -> None:  # noqa: ANN401 - as above
+        super().__init__()
+        self.network = network
         self._pooled: list[Tensor] = []
         network.classifier.register_forward_pre_hook(lambda _, inputs: self._pooled.append(inputs[0]))
 
-    def lengths(self, batch: Batch) -> Sequence[float]:
-        """Return the seconds of each utterance after padding."""
-        if self._fixed and self.declaration.max_samples:
-            return [self.declaration.max_samples / SAMPLING_RATE] * len(batch)
-        return seconds(batch, self.declaration)
-
-    def forward(self, batch: Batch) -> Output:
-        """Compute one batch. The embedding is the input of the classifier: the mean over the clip's frames."""
-        first = next(self.network.parameters())
-        inputs = {
-            name: values.to(first.device, first.dtype if values.is_floating_point() else None)
-            for name, values in self._features(batch.waveforms).items()
-        }
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and the classifier's input, which is the mean over the clip's frames."""
         self._pooled.clear()
-        with warnings.catch_warnings():
-            # WavLM in transformers 5.23 passes a boolean mask beside its float position bias
-            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
-            logits = self.network(**inputs).logits
+        logits = self.network(**inputs).logits
         (pooled,) = self._pooled
-        return Output((logits,), {"audio_embedding": pooled, "fused_embedding": pooled})
+        return logits, pooled

@@ -27,10 +27,15 @@ _FUNCTIONS = {None: None, "softmax": HeadKind.SOFTMAX, "sigmoid": HeadKind.SIGMO
 """`function_to_apply` of transformers' text-classification pipeline."""
 
 
+DIMENSIONS = {"arousal", "dominance", "valence"}
+"""Names of outputs that are values on a scale, whether or not a config says so."""
+
+
 def head_of(checkpoint: Checkpoint) -> Head:
     """Return the head that a config describes.
 
-    `problem_type` and `function_to_apply` decide. Without them one output is a regression, and several are classes.
+    `problem_type` and `function_to_apply` decide. Without them one output, or outputs named after dimensions, are a
+    regression, and others are classes.
 
     Raises: ConfigError for values that transformers does not know, two that disagree, or outputs without names.
     """
@@ -43,7 +48,8 @@ def head_of(checkpoint: Checkpoint) -> Head:
             f"{config['function_to_apply']!r}, which disagree; correct one of them"
         )
     names = names_of(checkpoint)
-    kind = problem or function or (HeadKind.SOFTMAX if len(names) > 1 else HeadKind.REGRESSION)
+    values = len(names) == 1 or {name.lower() for name in names} <= DIMENSIONS
+    kind = problem or function or (HeadKind.REGRESSION if values else HeadKind.SOFTMAX)
     if kind is HeadKind.SOFTMAX and len(names) == 1:
         raise ConfigError(
             f"model {checkpoint.spec} has one output, {names[0]!r}, and a softmax over one output is always 1; correct "

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoints.weights import Checkpoint
-from pipeline.models.families.protocol import Batching
+from pipeline.models.families.protocol import Batch, Batching, Declaration, Head, Output, seconds
 from pipeline.models.networks.fbank import HOP, WINDOW
 
 Features = Callable[[Sequence[NDArray[np.float32]]], dict[str, Tensor]]
@@ -45,7 +45,33 @@ _BIAS_S = 30
 """Length of the clips for which WavLM's position bias, which grows with the square of the length, is estimated."""
 
 
-def batching(config: Any) -> Batching:  # noqa: ANN401 - transformers ships no types
+UNEXPECTED = ("*masked_spec_embed",)
+"""Tensors that a checkpoint may also contain: SpecAugment's vector is used only in training."""
+
+
+def declared(config: Any, head: Head, width: int) -> Declaration:  # noqa: ANN401 - transformers ships no types
+    """Return the declaration of a raw-waveform encoder with one head on pooled frames of a width."""
+    return Declaration(
+        inputs=("audio",),
+        heads=(head,),
+        embedding_widths={"audio_embedding": width, "fused_embedding": width},
+        batching=batching(config),
+        min_samples=min_samples(config),
+        max_samples=MAX_SAMPLES,
+    )
+
+
+def build_encoder(config: Any, spec: str) -> Any:  # noqa: ANN401 - as above
+    """Build transformers' encoder of a config on the default device. Raises: ConfigError when it cannot be built."""
+    from transformers import MODEL_MAPPING
+
+    try:
+        return MODEL_MAPPING[type(config)](config)
+    except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+        raise ConfigError(f"model {spec} cannot be used: {error}") from error
+
+
+def batching(config: Any) -> Batching:  # noqa: ANN401 - as above
     """Return the batching policy of a raw-waveform encoder."""
     padded = config.model_type in _PADDABLE and config.feat_extract_norm == "layer"
     return Batching.PADDED if padded else Batching.EQUAL
@@ -141,3 +167,37 @@ def normalised_by(loaded: Any) -> Callable[[NDArray[np.float32]], NDArray[np.flo
 def window_samples(frames: int) -> int:
     """Return the largest number of samples that makes this many 10 ms Kaldi frames."""
     return WINDOW + frames * HOP - 1
+
+
+class LoadedWaveform:
+    """A loaded network over waveforms. See `protocol.EmotionModel`.
+
+    Args:
+        network: returns logits [B, num_labels] and pooled frames [B, D] for the arguments that `features` returns.
+        fixed: True for a network whose input is one window of `max_samples`, whatever the clip's length.
+    """
+
+    def __init__(
+        self, declaration: Declaration, network: nn.Module, features: Features, *, fixed: bool = False
+    ) -> None:
+        self.declaration = declaration
+        self.network, self._features, self._fixed = network, features, fixed
+
+    def lengths(self, batch: Batch) -> Sequence[float]:
+        """Return the seconds of each utterance after padding."""
+        if self._fixed and self.declaration.max_samples:
+            return [self.declaration.max_samples / SAMPLING_RATE] * len(batch)
+        return seconds(batch, self.declaration)
+
+    def forward(self, batch: Batch) -> Output:
+        """Compute one batch. The embedding is the clip's pooled frames, which the head takes."""
+        first = next(self.network.parameters())
+        inputs = {
+            name: values.to(first.device, first.dtype if values.is_floating_point() else None)
+            for name, values in self._features(batch.waveforms).items()
+        }
+        with warnings.catch_warnings():
+            # WavLM in transformers 5.23 passes a boolean mask beside its float position bias
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+            logits, pooled = self.network(**inputs)
+        return Output((logits,), {"audio_embedding": pooled, "fused_embedding": pooled})

@@ -15,7 +15,7 @@ from pipeline.models.families.audio import TYPES
 from pipeline.models.families.choice import family_of
 from pipeline.models.families.protocol import Batching, HeadKind
 from pipeline.models.runner import Runner
-from tests.support.tiny_models import LABELS, audio_checkpoint, stock_logits
+from tests.support.tiny_models import LABELS, audio_checkpoint, stock_logits, tones
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -24,16 +24,6 @@ VARIANTS = [(kind, {"feat_extract_norm": norm}) for kind in NORMED for norm in (
 VARIANTS += [(kind, {}) for kind in TYPES if kind not in NORMED]
 PADDED = {("wav2vec2", "layer"), ("hubert", "layer"), ("wavlm", "layer"), ("unispeech-sat", "layer"),
           ("wav2vec2-bert", None), ("whisper", None), ("audio-spectrogram-transformer", None)}  # fmt: skip
-
-
-def clips(*lengths: int) -> list[np.ndarray]:
-    """A tone of its own in noise for each clip, with an offset that a normalisation removes."""
-    made = []
-    for number, samples in enumerate(lengths):
-        noise = np.random.default_rng(number).normal(0.02, 0.1, samples)
-        tone = 0.5 * np.sin(np.arange(samples) * 0.05 * (1 + 2 * number))
-        made.append((tone + noise).astype(np.float32))
-    return made
 
 
 def loaded(checkpoint, **options):
@@ -50,7 +40,7 @@ def loaded(checkpoint, **options):
 def test_scores_are_those_of_transformers_in_any_batch(tmp_path, model_type, changes):
     """Fails if features, head, pooling or a padded neighbour change a score by more than 1e-4."""
     network, extractor, checkpoint = audio_checkpoint(tmp_path / "m", model_type, **changes)
-    given = clips(16_000, 9_000, 23_456, 16_000, 40_007)
+    given = tones(16_000, 9_000, 23_456, 16_000, 40_007)
     expected = torch.from_numpy(stock_logits(network, extractor, given)).softmax(dim=-1).numpy()
     assert np.ptp(expected, axis=0).max() > 1e-2, "the clips do not differ, so nothing is compared"
     runner = loaded(checkpoint)
@@ -77,7 +67,7 @@ def test_an_old_pickle_scores_the_same(tmp_path, model_type):
     if model_type in NORMED:
         names = torch.load(tmp_path / "m" / "pytorch_model.bin", weights_only=True)
         assert any(name.endswith("conv.weight_g") for name in names)
-    given = clips(12_000, 20_000)
+    given = tones(12_000, 20_000)
     np.testing.assert_allclose(
         loaded(checkpoint).run(given, None).logits[0], stock_logits(network, extractor, given), atol=1e-4
     )
@@ -87,7 +77,7 @@ def test_features_follow_the_preprocessor_config(tmp_path):
     """Fails if normalisation is applied, or left out, whatever preprocessor_config.json says."""
     network, _, checkpoint = audio_checkpoint(tmp_path / "m", "wav2vec2", feat_extract_norm="layer")
     path = tmp_path / "m" / "preprocessor_config.json"
-    given = [5 * clip for clip in clips(16_000)]
+    given = [5 * clip for clip in tones(16_000)]
     normalised = loaded(checkpoint).run(given, None).logits[0]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalize": False}))
     raw = loaded(resolve(str(tmp_path / "m"))).run(given, None).logits[0]
@@ -101,7 +91,7 @@ def test_an_all_layer_sum(tmp_path):
     """Fails if `use_weighted_layer_sum` is ignored."""
     changes = {"feat_extract_norm": "layer", "use_weighted_layer_sum": True}
     network, extractor, checkpoint = audio_checkpoint(tmp_path / "m", "wavlm", **changes)
-    given = clips(16_000, 9_000)
+    given = tones(16_000, 9_000)
     np.testing.assert_allclose(
         loaded(checkpoint).run(given, None).logits[0], stock_logits(network, extractor, given), atol=1e-4
     )
@@ -122,7 +112,7 @@ def test_the_head_follows_the_problem_type(tmp_path, changes, kind):
     runner = loaded(checkpoint)
     (head,) = runner.model.declaration.heads
     assert (head.kind, head.names) == (kind, changes.get("names", LABELS))
-    given = clips(8_000, 16_000)
+    given = tones(8_000, 16_000)
     logits = stock_logits(network, extractor, given)
     exact = {
         HeadKind.SOFTMAX: torch.from_numpy(logits).softmax(-1).numpy(),
@@ -135,7 +125,7 @@ def test_a_temperature_divides_classes_and_leaves_values(tmp_path):
     """Fails if a calibration moves a regression, or does not reach a sigmoid head."""
     _, _, classes = audio_checkpoint(tmp_path / "a", "hubert", problem_type="multi_label_classification")
     _, _, values = audio_checkpoint(tmp_path / "b", "hubert", problem_type="regression")
-    given = clips(8_000)
+    given = tones(8_000)
     for checkpoint, divisor in ((classes, 2.0), (values, 1.0)):
         plain, warm = (loaded(checkpoint, temperature=t).run(given, None).logits[0] for t in (1.0, 2.0))
         np.testing.assert_allclose(warm, plain / divisor, rtol=1e-6)
@@ -150,7 +140,7 @@ def test_audio_past_the_limit_is_ignored_and_flagged(tmp_path, model_type, longe
     runner = loaded(checkpoint)
     limit = runner.model.declaration.max_samples
     assert runner.model.declaration.max_duration_s == pytest.approx(longest_s, abs=0.02)
-    (clip,) = clips(limit + 1)
+    (clip,) = tones(limit + 1)
     whole, cut = runner.run([clip[:limit]], None), runner.run([clip], None)
     assert (whole.truncated.tolist(), cut.truncated.tolist()) == ([False], [True])
     np.testing.assert_allclose(whole.logits[0], cut.logits[0], atol=1e-4)
@@ -166,16 +156,16 @@ def test_the_shortest_clip_runs_and_a_shorter_one_is_named(tmp_path, model_type,
     _, _, checkpoint = audio_checkpoint(tmp_path / "m", model_type, **changes)
     runner = loaded(checkpoint)
     shortest = runner.model.declaration.min_samples
-    assert np.isfinite(runner.run(clips(shortest), None).outputs[0]).all()
+    assert np.isfinite(runner.run(tones(shortest), None).outputs[0]).all()
     if shortest > 1:
         with pytest.raises(ValueError, match="utterance 0"):
-            runner.run(clips(shortest - 1), None)
+            runner.run(tones(shortest - 1), None)
 
 
 def test_half_precision(tmp_path):
     """Fails if bf16 is ignored or breaks a network."""
     _, _, checkpoint = audio_checkpoint(tmp_path / "m", "wavlm", feat_extract_norm="layer")
-    family, given = family_of("audio", checkpoint), clips(16_000, 9_000)
+    family, given = family_of("audio", checkpoint), tones(16_000, 9_000)
     exact, half = (Runner(family.load(device=CPU, precision=p), max_batch=8).run(given, None) for p in ("fp32", "bf16"))
     assert 0 < np.abs(exact.outputs[0] - half.outputs[0]).max() < 0.1
     with pytest.raises(ConfigError, match="int8"):
