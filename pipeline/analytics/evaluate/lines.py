@@ -131,7 +131,9 @@ def _slices(output: OutputResult) -> Iterator[str]:
     ]  # fmt: skip
     if rows:
         yield ""
-        yield from _table(["slice", "", "rows", "accuracy", "macro F1", "UAR", "majority", "its UAR", "WER"], rows)
+        yield from _table(
+            ["slice", "", "rows", "accuracy", "macro F1", "UAR", "majority: accuracy", "UAR", "WER"], rows
+        )
     for name, count in Counter(part.column for part in output.slices if part.small).items():
         yield f"{name}: {count:,} values have fewer than {SMALL} rows, so their figures are mostly chance; see metrics.json"
     for name, count in output.slices_not_shown.items():
