@@ -20,10 +20,11 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.errors import RejectedRow
 from pipeline.redaction import without_query
 from pipeline.storage.http_body import GRACE_S, SLOWEST_BYTES_PER_S, HttpBody
 from pipeline.storage.local_file import open_regular
-from pipeline.storage.refusals import rejected
+from pipeline.storage.refusals import reject_of
 from pipeline.storage.retry import DENIED, TRANSIENT, retried
 from pipeline.storage.store import object_info, refuse_large, resolve
 from pipeline.storage.temporary import naming_full_disk
@@ -50,7 +51,7 @@ def fetched_to_disk(uri: str, *, max_bytes: int, allow: Callable[[str], None] | 
         except (*TRANSIENT, *DENIED, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise rejected(error, filesystem, path, shown) from error
+            raise RejectedRow.of(reject_of(error, filesystem, path, shown)) from error
         file.seek(0)
         yield cast(BinaryIO, file)
 
