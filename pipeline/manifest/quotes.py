@@ -43,11 +43,11 @@ class RowTest:
 
         Such a line must have the right number of cells, and its audio (or id) must look like that of the first line,
         since a sentence in a transcript may contain any number of commas. If `record` has the right number of cells,
-        the first line must be a row by itself too; otherwise the lines belong together.
+        the first line must have as many by itself; otherwise the lines belong together.
         """
         own = self._as_text(lines[0])
         right_count, key = len(record) == self._width, self._key
-        if right_count and (len(own) != self._width or (key is not None and not _alike(record[key], own[key]))):
+        if right_count and (len(own) < self._width or (key is not None and not _alike(record[key], own[key]))):
             return False
         return any(self._is_row(line, own) for line in lines[1:])
 
