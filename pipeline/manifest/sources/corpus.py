@@ -65,8 +65,8 @@ def table_of(files: Sequence[str], name: str, needed: Sequence[str], corpus: Cor
     rows: list[dict[str, str]] = []
     for records in read_csv(iter([content]), _CHUNK_ROWS, found[0]):
         rows += [dict(zip(records.names, cells, strict=True)) for cells in records.rows]
-        for bad in records.bad:
-            corpus.leave_out("a line of a table that cannot be read", f"{name}, line {bad.line}: {bad.detail}")
+        for bad in records.rejects:
+            corpus.leave_out("a line of a table that cannot be read", f"{name}, line {bad.line}: {bad.cause.detail}")
     missing = sorted(set(needed) - set(rows[0] if rows else {}))
     if missing:
         raise ConfigError(f"{found[0]} has no row, or no column {', '.join(missing)}")
