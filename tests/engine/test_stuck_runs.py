@@ -258,7 +258,7 @@ def test_a_failure_in_passing_is_not_damage(noop, repaired):
         noop.job(manifest)
     noop.before = lambda _: None
     assert noop.job(manifest) == [("000001", 12, {})]
-    assert noop.job(manifest) == [] and noop.said == ""
+    assert noop.job(manifest) == [] and noop.printed == ""
 
 
 def test_a_whole_output_lacks_nothing(tmp_path):
