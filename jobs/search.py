@@ -21,7 +21,7 @@ from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.analytics.search import Query, query_by_audio, query_by_text, query_by_utterance
 from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
-from pipeline.manifest.python_values import plain_row
+from pipeline.manifest.python_values import plain_rows
 from pipeline.schema import EMBEDDINGS
 from pipeline.storage.store import open_store
 
@@ -83,8 +83,8 @@ def _search(flags: argparse.Namespace, printer: Printer) -> int:
     else:
         matches = nearest(rows, query, top=flags.top, where=flags.where, columns=columns)
     if printer.json:
-        for number in range(matches.num_rows):
-            printer.document(plain_row(matches, number), indent=None)
+        for row in plain_rows(matches):
+            printer.document(row, indent=None)
         return 0
     printer.line(f"nearest by {query.column} of {query.model}\n")
     rounded = pc.round(matches["similarity"].cast(pa.float64()), 4)
