@@ -20,6 +20,7 @@ from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import asking, finished_rows, quoted
 from pipeline.errors import ConfigError
+from pipeline.manifest.python_values import plain_rows
 from pipeline.redaction import without_query
 from pipeline.schema import EMOTIONS
 from pipeline.storage.files import require_absent, write_file
@@ -94,7 +95,7 @@ def _summarize(flags: argparse.Namespace, printer: Printer) -> int:
             "unfinished_runs": list(rows.unfinished),
             "written_to": without_query(flags.to) if flags.to and table is not None else None,
             "num_groups": 0 if table is None else table.num_rows,
-            "groups": [] if table is None else table.slice(0, flags.rows).to_pylist(),
+            "groups": [] if table is None else plain_rows(table.slice(0, flags.rows)),
         }
     )
     return 0

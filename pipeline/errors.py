@@ -174,6 +174,10 @@ class NoWorkersError(JobError):
     """No worker could start or continue within the time the job may wait; other plans would fail as well."""
 
 
+class OutdatedReportError(JobError):
+    """The report of a published plan does not describe its parts, which were deleted since and made again."""
+
+
 class StuckPlansError(JobError):
     """Some plans could not be finished.
 

@@ -11,6 +11,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from pipeline.dataset.verify.invariants import printable
+from pipeline.manifest.python_values import plain_values
 
 _GAP = "  "
 
@@ -38,7 +39,7 @@ def table_lines(table: pa.Table, *, width: int | None = None, keys: int = 1) -> 
 
 def _cells(field: pa.Field, column: pa.ChunkedArray, width: int | None) -> list[str]:
     """Return the header and the values of a column, padded to one width; numbers are right-aligned."""
-    texts = [printable(field.name), *(_text(value) for value in column.to_pylist())]
+    texts = [printable(field.name), *(_text(value) for value in plain_values(column))]
     if width is not None:
         texts = [text if len(text) <= width else f"{text[: max(width - 1, 0)]}…" for text in texts]
     longest = max(map(len, texts))

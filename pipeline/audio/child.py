@@ -2,12 +2,14 @@
 
 It loads numpy, soxr, soundfile and av, and of this package only the decoding: 0.15 s. It has no credentials. Its
 standard input and output are pipes. Once its libraries are loaded it cannot open another file or socket, whatever a
-file makes a decoder try: its limit on open descriptors is zero.
+file makes a decoder try: its limit on open descriptors is zero. A large file is not sent through the pipe: its child is
+started with the descriptor of the file, maps it, and decodes nothing else.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import resource
 import signal
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
+from pipeline.audio.content import Content
 from pipeline.audio.decode import decode_pieces
 from pipeline.audio.wire import (
     ANSWER,
@@ -71,6 +74,7 @@ def serve(decode: Decode) -> None:
     sys.excepthook = _telling(answers)
     _die_with_parent(int(sys.argv[1]))
     at_rest_bytes = _address_space_bytes()
+    mapped = _mapped(int(sys.argv[2])) if len(sys.argv) > 2 else None
     _lock_down()
     _answer(answers, READY)
     answers.flush()
@@ -78,7 +82,7 @@ def serve(decode: Decode) -> None:
         request = Request.parse(requests.read(REQUEST.unpack(length)[0]))
         if at_rest_bytes:
             _bound_memory(at_rest_bytes + _allowance_bytes(request))
-        content = requests.read(request.content_bytes)
+        content = requests.read(request.content_bytes) if mapped is None else mapped
         if len(content) < request.content_bytes:
             return  # the parent is gone
         signal.setitimer(signal.ITIMER_REAL, request.limits.patience_s(len(content)) + _OVERTIME_S)
@@ -89,7 +93,7 @@ def serve(decode: Decode) -> None:
         answers.flush()
 
 
-def _answers(decode: Decode, request: Request, content: bytes) -> Iterator[tuple[bytes, memoryview | bytes]]:
+def _answers(decode: Decode, request: Request, content: Content) -> Iterator[tuple[bytes, memoryview | bytes]]:
     last = np.empty(0, np.float32)
     try:
         decoded = decode(
@@ -147,6 +151,12 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
     return requests, answers
+
+
+def _mapped(descriptor: int) -> mmap.mmap:
+    """Map the file to decode and close its descriptor."""
+    with os.fdopen(descriptor, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.audio.content import Content
 from pipeline.audio.mpeg import Frames, after_id3, count_adts, count_mpeg, find_adts
 from pipeline.audio.ogg import walk_ogg
 
@@ -95,7 +96,7 @@ _PLAIN = (
 """Containers without a length to walk. Their decoded length is compared with their header instead."""
 
 
-def identify(content: bytes) -> Container | None:
+def identify(content: Content) -> Container | None:
     """Recognise a container and check that its structure is complete; return None for unknown content."""
     start = after_id3(content)
     if start > len(content):
@@ -127,7 +128,7 @@ def _cut(what: str, needed: int, there: int, *, slack_bytes: int = _SLACK_BYTES)
     return f"{what} needs {needed:,} bytes, but only {there:,} are left" if needed > there + slack_bytes else None
 
 
-def _riff(content: bytes, start: int) -> Container:
+def _riff(content: Content, start: int) -> Container:
     """Walk WAV, RIFX, RF64, BW64 and AVI. Source: Microsoft RIFF MCI; EBU Tech 3306 (RF64, `ds64`)."""
     order = ">" if content[start : start + 4] == b"RIFX" else "<"
     (riff_size,) = struct.unpack_from(order + "I", content, start + 4)
@@ -167,7 +168,7 @@ def _riff(content: bytes, start: int) -> Container:
     return Container("wav", "soundfile", "wav", missing=missing, channels=channels, sampling_rate=sampling_rate)
 
 
-def _aiff(content: bytes, start: int) -> Container:
+def _aiff(content: Content, start: int) -> Container:
     position = start + 12
     while position + 8 <= len(content):
         name = content[position : position + 4]
@@ -177,11 +178,11 @@ def _aiff(content: bytes, start: int) -> Container:
                 "aiff", "soundfile", "aiff", missing=_cut("the SSND chunk", size, len(content) - position - 8)
             )
         position += 8 + size + (size & 1)
-    (size,) = struct.unpack_from(">I", content.ljust(start + 8, b"\0"), start + 4)
+    (size,) = struct.unpack_from(">I", content[: start + 8].ljust(start + 8, b"\0"), start + 4)
     return Container("aiff", "soundfile", "aiff", missing=_cut("FORM", size + 8, len(content) - start))
 
 
-def _au(content: bytes, start: int) -> Container:
+def _au(content: Content, start: int) -> Container:
     if len(content) < start + 24:
         return Container("au", "soundfile", "au", missing="the header is incomplete")
     order = ">" if content[start : start + 4] == b".snd" else "<"
@@ -190,7 +191,7 @@ def _au(content: bytes, start: int) -> Container:
     return Container("au", "soundfile", "au", missing=missing, channels=channels, sampling_rate=sampling_rate)
 
 
-def _caf(content: bytes, start: int) -> Container:
+def _caf(content: Content, start: int) -> Container:
     position = start + 8
     while position + 12 <= len(content):
         (size,) = struct.unpack_from(">q", content, position + 4)
@@ -205,7 +206,7 @@ def _caf(content: bytes, start: int) -> Container:
     return Container("caf", "soundfile", "caf")
 
 
-def _w64(content: bytes, start: int) -> Container:
+def _w64(content: Content, start: int) -> Container:
     position = start + 40
     while position + 24 <= len(content):
         (size,) = struct.unpack_from("<Q", content, position + 16)
@@ -215,7 +216,7 @@ def _w64(content: bytes, start: int) -> Container:
     return Container("w64", "soundfile", "w64", missing="no data chunk before the end of the file")
 
 
-def _nist(content: bytes, start: int) -> Container:
+def _nist(content: Content, start: int) -> Container:
     """Walk NIST SPHERE, a text header of `name -type value` lines. Source: NIST SPHERE 2.6 documentation."""
     lines = content[start : start + 1024].decode("latin-1").split("\n")
     fields = {words[0]: words[2] for line in lines if len(words := line.split()) == 3}
@@ -229,7 +230,7 @@ def _nist(content: bytes, start: int) -> Container:
     return Container("nist", "soundfile", "nistsphere", missing=missing)
 
 
-def _ogg(content: bytes, start: int) -> Container:
+def _ogg(content: Content, start: int) -> Container:
     """Walk Ogg: libsndfile reads a single Vorbis or Opus stream, FFmpeg video, Speex, FLAC and chained streams.
 
     Pages are checked one by one, so the length that FFmpeg takes from the last granule position adds nothing.
@@ -248,7 +249,7 @@ def _ogg(content: bytes, start: int) -> Container:
     )
 
 
-def _mp4(content: bytes, start: int) -> Container:
+def _mp4(content: Content, start: int) -> Container:
     """Walk the outermost boxes of MP4, M4A, MOV and 3GP. Source: ISO/IEC 14496-12."""
     position, names = start, set()
     missing = None
@@ -270,7 +271,7 @@ def _mp4(content: bytes, start: int) -> Container:
     return Container("mp4", "av", _MOV, missing=missing, indexed=b"moof" not in names)
 
 
-def _vint(content: bytes, position: int, *, keep_marker: bool) -> tuple[int, int, bool]:
+def _vint(content: Content, position: int, *, keep_marker: bool) -> tuple[int, int, bool]:
     """Read an EBML number: (value, position after it, whether it means "unknown"). Source: RFC 8794, section 4."""
     first = content[position]
     length = 9 - first.bit_length()
@@ -281,7 +282,7 @@ def _vint(content: bytes, position: int, *, keep_marker: bool) -> tuple[int, int
     return (value if keep_marker else bare), position + length, bare == (1 << (7 * length)) - 1
 
 
-def _matroska(content: bytes, start: int) -> Container:
+def _matroska(content: Content, start: int) -> Container:
     position = start
     missing = None
     while position + 12 <= len(content):
@@ -300,7 +301,7 @@ _IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF, 0xEC, 0xBF}
 """Elements allowed in a Matroska segment (`_IN_SEGMENT`) and in a cluster. Source: RFC 9559, section 5."""
 
 
-def matroska_hole(content: bytes) -> str | None:
+def matroska_hole(content: Content) -> str | None:
     """Describe the first break in the sequence of Matroska elements; return None when there is none.
 
     Distinguishes time stamps that jump (packets that were never written) from an overwritten part of the file, which
@@ -325,7 +326,7 @@ def matroska_hole(content: bytes) -> str | None:
     )
 
 
-def _asf(content: bytes, start: int) -> Container:
+def _asf(content: Content, start: int) -> Container:
     position, missing = start, None
     while position + 24 <= len(content):
         (size,) = struct.unpack_from("<Q", content, position + 16)
@@ -339,7 +340,7 @@ def _asf(content: bytes, start: int) -> Container:
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def asf_hole(content: bytes) -> str | None:
+def asf_hole(content: Content) -> str | None:
     """Describe the first damaged packet of an ASF file; return None when there is none.
 
     All packets have one size, and each must begin with the same byte as the first. Source: ASF 1.20, 3.2 and 5.2.1.
@@ -356,7 +357,7 @@ def asf_hole(content: bytes) -> str | None:
     return None
 
 
-def _framed(content: bytes, start: int) -> Container | None:
+def _framed(content: Content, start: int) -> Container | None:
     """Recognise MPEG audio and raw AAC, which have no container, by their consecutive frames."""
     adts = count_adts(content, start)
     mpeg = None if adts else count_mpeg(content, start)

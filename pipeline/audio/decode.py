@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.container import identify
+from pipeline.audio.content import Content
 from pipeline.audio.decoders import AudioHeader, Source, open_container, reject
 from pipeline.audio.joined import Joined
 from pipeline.audio.limits import DEFAULT_LIMITS, LONGEST_SPAN_S, AudioLimits
@@ -46,7 +47,7 @@ _ABSURD_PEAK = 1e6
 """Magnitude from which values are not samples at all: more than any integer format below 24 bit misread as float."""
 
 
-def probe(content: bytes, *, limits: AudioLimits = DEFAULT_LIMITS) -> AudioHeader:
+def probe(content: Content, *, limits: AudioLimits = DEFAULT_LIMITS) -> AudioHeader:
     """Read the header. A length that the packets' time stamps contradict is replaced by the decoded one.
 
     Raises: RejectedRow as `decode` does for faults that a header shows.
@@ -58,7 +59,7 @@ def probe(content: bytes, *, limits: AudioLimits = DEFAULT_LIMITS) -> AudioHeade
 
 
 def decode(
-    content: bytes,
+    content: Content,
     *,
     offset_s: float = 0.0,
     duration_s: float | None = None,
@@ -92,7 +93,7 @@ def decode(
 
 
 def decode_pieces(
-    content: bytes,
+    content: Content,
     *,
     offset_s: float = 0.0,
     duration_s: float | None = None,
@@ -170,7 +171,7 @@ def _span(
     return start, min(start + int(duration_s * sampling_rate), num_frames)
 
 
-def _open(content: bytes, limits: AudioLimits) -> Source:
+def _open(content: Content, limits: AudioLimits) -> Source:
     """Identify the container, check its structure and header, and open it for decoding."""
     if not content:
         raise reject(Reason.EMPTY, "the file is empty")
@@ -191,10 +192,9 @@ def _open(content: bytes, limits: AudioLimits) -> Source:
     if container.frames:
         _check_duration(container.frames.num_samples / container.frames.sampling_rate, limits)
     if container.rewritten is not None:
-        content = container.rewritten
-    elif not container.frames and (start := after_id3(content)):
-        content = content[start:]
-    source = open_container(content, container)
+        source = open_container(container.rewritten, container)
+    else:
+        source = open_container(content, container, 0 if container.frames else after_id3(content))
     try:
         _check_header(source.header.sampling_rate, source.header.channels, limits)
         if source.header.num_frames == 0:
@@ -222,7 +222,7 @@ def _check_duration(duration_s: float, limits: AudioLimits) -> None:
         raise reject(Reason.TOO_LONG, f"{duration_s:,.0f} s of audio; the limit is {limits.max_duration_s:,.0f} s")
 
 
-def _count_frames(content: bytes, limits: AudioLimits) -> int:
+def _count_frames(content: Content, limits: AudioLimits) -> int:
     """Decode once to count the frames of a stream that states no reliable length."""
     num_frames = 0
     with closing(_open(content, limits)) as source:

@@ -21,6 +21,7 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from pipeline.audio.container import Container, asf_hole, matroska_hole
+from pipeline.audio.content import Content, as_file
 from pipeline.errors import Reason, RejectedRow, Stage
 
 _MPEG_SLACK_FRAMES = 5
@@ -75,19 +76,21 @@ class Source(Protocol):
         """Close the decoder."""
 
 
-def open_container(content: bytes, container: Container) -> Source:
+def open_container(content: Content, container: Container, start: int = 0) -> Source:
     """Open with the reader of the container, or with FFmpeg when libsndfile cannot read it, or not to its end.
 
+    Args:
+        start: position of the container in the content.
     Raises: RejectedRow DAMAGED for a header that cannot be read; NOT_AUDIO for a film without sound; EMPTY.
     """
     if container.reader == "av":
-        return AvSource(content, container)
+        return AvSource(content[start:] if start else content, container)
     try:
-        source = SoundfileSource(content, container)
+        source = SoundfileSource(content, container, start)
     except soundfile.LibsndfileError as error:
         is_foreign = error.code in (_UNRECOGNISED, _UNSUPPORTED) or (error.code, container.name) == (_BAD_FORMAT, "w64")
         if is_foreign and container.demuxer:
-            return AvSource(content, container)
+            return AvSource(content[start:] if start else content, container)
         why = Reason.OUT_OF_MEMORY if error.code == _NO_MEMORY else Reason.DAMAGED
         raise reject(why, f"the {container.name} header cannot be read: {error.error_string}") from error
     frames, known = container.frames, source.header.num_frames
@@ -137,9 +140,9 @@ class _SequentialFile(soundfile.SoundFile):
 class SoundfileSource:
     """Decoder based on libsndfile: WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, CAF, W64, SPHERE."""
 
-    def __init__(self, content: bytes, container: Container) -> None:
-        self._content_bytes = len(content)
-        self._stream = io.BytesIO(content)
+    def __init__(self, content: Content, container: Container, start: int = 0) -> None:
+        self._content_bytes = len(content) - start
+        self._stream = as_file(content, start)
         self._file: Any = _SequentialFile(self._stream)
         self._container = container
         num_frames = self._file.frames if self._file.frames < _UNKNOWN_FRAMES else None
@@ -200,7 +203,7 @@ class AvSource:
 
     exact_seek = False
 
-    def __init__(self, content: bytes, container: Container) -> None:
+    def __init__(self, content: Content, container: Container) -> None:
         self._content = content
         self._container = container
         self._input: InputContainer | None = None
@@ -341,7 +344,7 @@ class AvSource:
             self._input.close()
 
 
-_GAPS: dict[str, Callable[[bytes], str | None]] = {"matroska": matroska_hole, "asf": asf_hole, "mp4": lambda _: None}
+_GAPS: dict[str, Callable[[Content], str | None]] = {"matroska": matroska_hole, "asf": asf_hole, "mp4": lambda _: None}
 """Containers whose time stamps may jump, each with a function that detects an overwritten part of the file instead."""
 
 _WITHOUT_DTX = {"amrnb": 7, "amrwb": 8}
@@ -351,11 +354,11 @@ _WITHOUT_DTX = {"amrnb": 7, "amrwb": 8}
 _FFMPEG_ERRORS = (av.FFmpegError, PermissionError, ValueError, OverflowError)
 
 
-def _demux(content: bytes, container: Container) -> InputContainer:
+def _demux(content: Content, container: Container) -> InputContainer:
     demuxer = container.demuxer or ""
     options = {"format_whitelist": demuxer, "protocol_whitelist": "none"}
     opened = av.open(
-        io.BytesIO(content), format=demuxer, container_options=options, io_open=_refuse_io, metadata_errors="replace"
+        as_file(content), format=demuxer, container_options=options, io_open=_refuse_io, metadata_errors="replace"
     )
     return cast(InputContainer, opened)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.audio.content import Content
+
 _SEARCH_BYTES = 8_192
 """Bytes searched for the first frame of a file without a tag: players tolerate some padding or junk."""
 
@@ -42,7 +44,7 @@ class Frames:
     frame_samples: int
     runs: tuple[tuple[int, int], ...]
 
-    def joined(self, content: bytes) -> bytes | None:
+    def joined(self, content: Content) -> bytes | None:
         """Return the frames without tags or other bytes around them; None when there is nothing to remove."""
         if self.runs == ((0, self.end),) and self.end >= len(content):
             return None
@@ -53,7 +55,7 @@ _ADTS_HEADER_BYTES = 7
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 
 
-def count_adts(content: bytes, start: int) -> Frames | None:
+def count_adts(content: Content, start: int) -> Frames | None:
     """Count the frames of raw AAC; return None for other content. Source: ISO/IEC 13818-7, 6.2."""
     position, count, runs = start, 0, [start]
     while True:
@@ -73,7 +75,7 @@ def count_adts(content: bytes, start: int) -> Frames | None:
     return Frames(count * 1024, rate, position, False, 1024, tuple(zip(runs[::2], runs[1::2], strict=True)))
 
 
-def find_adts(content: bytes, start: int) -> Frames | None:
+def find_adts(content: Content, start: int) -> Frames | None:
     """Count the frames of raw AAC that begins in the middle of a frame, as a capture of a running stream does.
 
     The frames must reach the end of the file, because an MPEG transport stream also contains a few consecutive ones.
@@ -88,7 +90,7 @@ def find_adts(content: bytes, start: int) -> Frames | None:
     return None
 
 
-def _adts_frame(content: bytes, position: int) -> tuple[int, int] | None:
+def _adts_frame(content: Content, position: int) -> tuple[int, int] | None:
     """Read the ADTS frame at a position: (size in bytes, blocks of 1,024 samples), or None."""
     if (
         position + _ADTS_HEADER_BYTES > len(content)
@@ -102,7 +104,7 @@ def _adts_frame(content: bytes, position: int) -> tuple[int, int] | None:
     return size, 1 + (content[position + 6] & 3)
 
 
-def after_id3(content: bytes, start: int = 0) -> int:
+def after_id3(content: Content, start: int = 0) -> int:
     """Return the position after ID3v2 tags, which taggers put even before FLAC and ADTS."""
     while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
         a, b, c, d = (byte & 0x7F for byte in content[start + 6 : start + 10])
@@ -110,7 +112,7 @@ def after_id3(content: bytes, start: int = 0) -> int:
     return start
 
 
-def after_tags(content: bytes, start: int) -> int:
+def after_tags(content: Content, start: int) -> int:
     """Return the position after tags of any kind and their zero padding, or `start` when there are none."""
     position = start
     while (after := _after_tag(content, position)) > position:
@@ -118,27 +120,28 @@ def after_tags(content: bytes, start: int) -> int:
     return position
 
 
-def _after_tag(content: bytes, start: int) -> int:
+def _after_tag(content: Content, start: int) -> int:
     """Return the position after one tag.
 
     Sources: id3.org (ID3v1, its extension, ID3v2, Lyrics3), wiki.hydrogenaud.io (APE tags).
     """
-    if content.startswith(b"\0", start):
+    head = content[start : start + len(b"LYRICSBEGIN")]
+    if head.startswith(b"\0"):
         padding = content[start : start + _PADDING_BYTES]
         return start + len(padding) - len(padding.lstrip(b"\0"))
-    if content.startswith(b"ID3", start):
+    if head.startswith(b"ID3"):
         return after_id3(content, start)
-    if content.startswith(b"TAG", start):
-        return start + (227 if content.startswith(b"TAG+", start) else 128)
-    if content.startswith(b"LYRICSBEGIN", start):
+    if head.startswith(b"TAG"):
+        return start + (227 if head.startswith(b"TAG+") else 128)
+    if head == b"LYRICSBEGIN":
         end = max(content.find(name, start, start + _TAG_BYTES) for name in (b"LYRICS200", b"LYRICSEND"))
         return end + 9 if end >= 0 else start
-    if content.startswith(b"APETAGEX", start):
+    if head.startswith(b"APETAGEX"):
         return start + 32 + int.from_bytes(content[start + 12 : start + 16], "little")
     return _after_headless_ape(content, start)
 
 
-def _after_headless_ape(content: bytes, start: int) -> int:
+def _after_headless_ape(content: Content, start: int) -> int:
     """Return the position after an APEv1 tag, which has only a footer that states its size."""
     footer = content.find(b"APETAGEX", start, start + _TAG_BYTES)
     size = int.from_bytes(content[footer + 12 : footer + 16], "little")
@@ -176,7 +179,7 @@ def _headers() -> dict[int, tuple[int, int, int, int]]:
 _HEADERS = _headers()
 
 
-def _frame(content: bytes, position: int) -> tuple[int, int, int] | None:
+def _frame(content: Content, position: int) -> tuple[int, int, int] | None:
     """Read the MPEG audio frame at a position: (size in bytes, samples, rate), or None."""
     if position + 4 > len(content) or content[position] != 0xFF:
         return None
@@ -187,7 +190,7 @@ def _frame(content: bytes, position: int) -> tuple[int, int, int] | None:
     return size + (padding if content[position + 2] & 2 else 0), samples, rate
 
 
-def _first_frame(content: bytes, start: int) -> int:
+def _first_frame(content: Content, start: int) -> int:
     """Return the first position of `_CHAIN` consecutive frames, or of a frame that states the length; else -1."""
     first = start
     while (first := content.find(b"\xff", first, start + _SEARCH_BYTES)) >= 0:
@@ -203,13 +206,13 @@ def _first_frame(content: bytes, start: int) -> int:
     return -1
 
 
-def _has_index(content: bytes, position: int, size: int) -> bool:
+def _has_index(content: Content, position: int, size: int) -> bool:
     """Return whether a frame is a Xing, Info or VBRI header, which follows 4 to 36 bytes of side information."""
     frame = content[position : position + min(size, 64)]
     return any(frame.find(tag, 4) >= 0 for tag in (b"Xing", b"Info", b"VBRI"))
 
 
-def _next_frame(content: bytes, position: int) -> int:
+def _next_frame(content: Content, position: int) -> int:
     """Return the position of the next frame that another follows, past a tag or damage; -1 when there is none."""
     while (position := content.find(b"\xff", position)) >= 0:
         frame = _frame(content, position)
@@ -219,7 +222,7 @@ def _next_frame(content: bytes, position: int) -> int:
     return -1
 
 
-def count_mpeg(content: bytes, start: int) -> Frames | None:
+def count_mpeg(content: Content, start: int) -> Frames | None:
     """Count the frames of MPEG audio, layers I to III; return None for other content."""
     position = first = _first_frame(content, start)
     if first < 0 or (opening := _frame(content, first)) is None:

@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.audio.content import Content
+
 _GRANULE, _SERIAL, _NUMBER, _CHECKSUM, _SEGMENTS = 6, 14, 18, 22, 26
 """Offsets of these fields in a page."""
 _HEADER_BYTES = 27
@@ -87,7 +89,7 @@ class _Page:
         return self.payload_bytes > _LIBOGG_FILL_BYTES and without_last <= 1.1 * _LIBOGG_FILL_BYTES
 
 
-def walk_ogg(content: bytes, start: int) -> OggStructure:
+def walk_ogg(content: Content, start: int) -> OggStructure:
     """Walk all pages from `start`. Chained and multiplexed streams are checked one by one."""
     links: list[_Link] = []
     current: dict[int, _Link] = {}
@@ -115,7 +117,7 @@ def walk_ogg(content: bytes, start: int) -> OggStructure:
     return OggStructure(alone, missing, holes, rewritten, sum(link.clock_s for link in links))
 
 
-def _pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
+def _pages(content: Content, start: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield (position, end, header type, serial) of every page; a page that ends past the content is the last."""
     position = start
     while 0 <= position <= len(content) - _HEADER_BYTES <= len(content):
@@ -134,7 +136,7 @@ def _pages(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
         position = end
 
 
-def _checksum(content: bytes, position: int) -> int:
+def _checksum(content: Content, position: int) -> int:
     return int.from_bytes(content[position + _CHECKSUM : position + _CHECKSUM + 4], "little")
 
 
@@ -174,7 +176,7 @@ class _Link:
             return 0.0
         return (self._pages[-1].granule - self._pages[0].granule) / self._lengths.rate
 
-    def add(self, content: bytes, position: int, end: int, number: int) -> str | None:
+    def add(self, content: Content, position: int, end: int, number: int) -> str | None:
         """Add the next page. Returns: a description when pages before it are lost, else None."""
         lost = None
         if self._number is not None and number > self._number + 1:
@@ -195,7 +197,7 @@ class _Link:
             self._pages.append(_Page(position, end, granule, packets, samples, payload))
         return lost
 
-    def _read_packets(self, content: bytes, position: int, *, continued: bool) -> tuple[int, int]:
+    def _read_packets(self, content: Content, position: int, *, continued: bool) -> tuple[int, int]:
         """Return (number of packets that end on a page, their samples)."""
         segments = content[position + _SEGMENTS]
         at = position + _HEADER_BYTES + segments
@@ -236,7 +238,7 @@ class _Link:
         ruled = [full for full in by_time if full is not None] or [bool(by_bytes)]
         return all(ruled)
 
-    def rewritten(self, content: bytes) -> bytes | None:
+    def rewritten(self, content: Content) -> bytes | None:
         """Return the file with granule positions computed from its packets and an end; None when both are correct."""
         granules = self._granules()
         if self.ended and granules == [page.granule for page in self._pages]:

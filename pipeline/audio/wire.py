@@ -1,6 +1,6 @@
 """Protocol between the decoding child and its parent, over two pipes.
 
-    request: length of its head (4 bytes), the head as JSON, the file
+    request: length of its head (4 bytes), the head as JSON, the file unless the child has mapped it
     answer:  its kind (4 bytes), its length (8 bytes), then as many bytes
 
 A waveform is sent in pieces as it is decoded, so that the child never holds all of it: any number of PIECE answers,

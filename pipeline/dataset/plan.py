@@ -273,8 +273,13 @@ class _Packer:
     def add(self, rows: pa.Table) -> None:
         for key, group in groups(rows, self.group_by):
             self._add_group(key, group)
-        while sum(count for count, _ in self._fill.values()) > _OPEN_ROWS:
-            self._close(max(self._fill, key=lambda key: self._fill[key][0]))
+        excess = sum(count for count, _ in self._fill.values()) - _OPEN_ROWS
+        if excess > 0:  # sorting is stable: of shards of equal size the one opened first is closed first
+            for key in sorted(self._fill, key=lambda key: self._fill[key][0], reverse=True):
+                excess -= self._fill[key][0]
+                self._close(key)
+                if excess <= 0:
+                    break
 
     def _add_group(self, key: tuple[object, ...], rows: pa.Table) -> None:
         # a row longer than a shard fills one shard, whatever its stated duration

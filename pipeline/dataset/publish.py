@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.dataset.parts import Receipt, read_receipts
 from pipeline.dataset.plan import Plan, parquet_bytes, read_rejects, read_shards
-from pipeline.errors import JobError
+from pipeline.errors import JobError, OutdatedReportError
 from pipeline.layout import REPORT, SUCCESS, rejects_key, run_key
 from pipeline.manifest.rejects import reject_schema, rejects_table, without_secrets
 from pipeline.stats import total
@@ -36,8 +36,8 @@ def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[
     Safe to repeat and to run concurrently: existing objects are kept.
 
     Returns: the published report.
-    Raises: JobError when the receipts do not add up to the plan, in which case nothing is published; or when an earlier
-        report differs because parts were deleted and made again since.
+    Raises: JobError when the receipts do not add up to the plan, in which case nothing is published; OutdatedReportError
+        when an earlier report differs because parts were deleted and made again since.
     """
     receipts = list(read_receipts(store, parts))
     counted = sum(r.rows for r in receipts)
@@ -59,7 +59,7 @@ def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[
     store.put_if_absent(report_at, json.dumps({**report, **totals}, indent=1, ensure_ascii=False).encode())
     published: dict[str, Any] = json.loads(store.read(report_at))
     if any(published.get(name) != totals[name] for name in _DERIVED):
-        raise JobError(
+        raise OutdatedReportError(
             f"run {plan.plan} is complete, but its report and rejects describe other parts, since deleted and made again with "
             f"another outcome. Delete {run_key(plan.plan, SUCCESS)}, {report_at}, {rejects_at} and the page below "
             f"{store.root}, and run the same command again to derive them. python -m jobs.verify lists the differences"

@@ -21,7 +21,7 @@ from pipeline.engine.heartbeat import heard
 from pipeline.engine.native_output import native_output_hidden
 from pipeline.engine.pools import Resources
 from pipeline.errors import JobError
-from pipeline.storage.temporary import full_disk, low_disk, ray_folder, require_short_tmpdir
+from pipeline.storage.temporary import full_disk, low_disk, ray_folder, require_room_for_ray, require_short_tmpdir
 
 _CPUS_OF_NODES_TO_COME = 2.0
 """Assumed CPUs of a node, and per GPU, while the cluster has none: larger nodes have spare CPUs, smaller ones are rare."""
@@ -49,6 +49,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = not embedded
     if embedded:
         require_short_tmpdir()
+        require_room_for_ray()
         if little := low_disk(ray_folder()):
             print(
                 f"warning: Ray may hang for want of disk space{little}; set RAY_TMPDIR to a folder on a larger disk",

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.survey import pending_shards
-from pipeline.errors import ConfigError, JobError, StuckPlansError
+from pipeline.errors import ConfigError, JobError, OutdatedReportError, StuckPlansError
 from pipeline.layout import attempt_key, attempts_folder
 from pipeline.shard.commit import give_up
 from pipeline.storage.documents import FORMAT, create_json
@@ -54,7 +54,13 @@ def record_failure(store: Store, plan: Plan, error: BaseException) -> Failure:
     """
     sentence = str(error) if isinstance(error, (JobError, ConfigError)) else f"{type(error).__name__}: {error}"
     token = uuid.uuid4().hex
-    note = {"format": FORMAT, "token": token, "failed_at": _now(), "error": sentence[:_LONGEST_ERROR]}
+    note: dict[str, Any] = {
+        "format": FORMAT,
+        "token": token,
+        "failed_at": _now(),
+        "error": sentence[:_LONGEST_ERROR],
+        **({"report_is_outdated": True} if isinstance(error, OutdatedReportError) else {}),
+    }
     tries, first_at, shards_left = 1, str(note["failed_at"]), plan.num_shards
     with contextlib.suppress(*TRANSIENT, JobError):
         shards_left = len(pending_shards(store, plan))

@@ -50,6 +50,7 @@ from pipeline.shard.crashes import CrashTracker, count_deaths
 from pipeline.shard.prepare import prepare
 from pipeline.shard.recognise import recognise
 from pipeline.shard.transcribe import transcribe
+from pipeline.storage.temporary import require_room_for_ray
 
 _log = logging.getLogger(__name__)
 _SHARDS_PER_WAVE = 4096
@@ -93,11 +94,19 @@ def run_shards(
             pools = size_pools(on_device, resources_of(living_nodes(), grows=True), work.plan, len(remaining))
             _log.warning("warning: %s", stuck)
         except ray.exceptions.RayError as error:
+            if is_embedded():
+                require_room_for_ray()
             raise _root_cause(error, tracker) from error
 
 
 def _snapshot(pools: Pools, tracker: Any, metrics: Metrics) -> ClusterSnapshot | None:  # noqa: ANN401 - Ray's handles are untyped
-    """Take a cluster snapshot: the state of actors and nodes. Returns: None when Ray does not answer."""
+    """Take a cluster snapshot: the state of actors and nodes.
+
+    Returns: None when Ray does not answer.
+    Raises: JobError when the disk of a Ray that this job started is full.
+    """
+    if is_embedded():
+        require_room_for_ray()
     counts = {pool.stage: {"asked": 0, "alive": 0, "waiting": 0} for pool in pools.pools}
     try:
         actors = _actors()

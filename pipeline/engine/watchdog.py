@@ -235,16 +235,15 @@ def detecting_stalls(
         detector: the stall detector.
         take_snapshot: takes a cluster snapshot; None when Ray does not answer.
         finished: returns the number of finished shards.
-    Raises: the exceptions of `StallDetector.check`.
+    Raises: the exceptions of `take_snapshot` and of `StallDetector.check`.
     """
     ended, errors = threading.Event(), list[JobError | RestartNeeded]()
     main = threading.get_ident()
 
     def watch() -> None:
         while not ended.wait(_CHECK_EVERY_S):
-            snapshot = take_snapshot()
             try:
-                if snapshot is not None:
+                if (snapshot := take_snapshot()) is not None:
                     detector.check(snapshot, finished(), time.monotonic())
             except (JobError, RestartNeeded) as error:
                 errors.append(error)

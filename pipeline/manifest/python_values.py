@@ -21,6 +21,12 @@ def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
     return values
 
 
+def plain_rows(table: pa.Table) -> list[dict[str, object]]:
+    """Return the rows of a table, with values as in `plain_values`."""
+    values = zip(*map(plain_values, table.columns), strict=True)
+    return [dict(zip(table.schema.names, row, strict=True)) for row in values]
+
+
 def plain_row(table: pa.Table, row: int) -> dict[str, object]:
     """Return one row of a table, with values as in `plain_values`."""
     return {name: plain_values(table[name].slice(row, 1))[0] for name in table.schema.names}

@@ -42,12 +42,13 @@ class RowTest:
         """Return whether the lines of a record after the first include a row, hidden by a quote in the first.
 
         Such a line must have the right number of cells, and its audio (or id) must look like that of the first line,
-        since a sentence in a transcript may contain any number of commas. If `record` has the right number of cells,
-        the first line must be a row by itself too; otherwise the lines belong together.
+        since a sentence in a transcript may contain any number of commas. If the audio is a path, the line may also
+        have more cells: it is then a row whose text has unquoted delimiters. If `record` has the right number of cells,
+        the first line must have as many by itself; otherwise the lines belong together.
         """
         own = self._as_text(lines[0])
         right_count, key = len(record) == self._width, self._key
-        if right_count and (len(own) != self._width or (key is not None and not _alike(record[key], own[key]))):
+        if right_count and (len(own) < self._width or (key is not None and not _alike(record[key], own[key]))):
             return False
         return any(self._is_row(line, own) for line in lines[1:])
 
@@ -60,12 +61,22 @@ class RowTest:
 
     def _is_row(self, line: str, own: Sequence[str]) -> bool:
         for cells in (split_line(line, self._delimiter), plain_cells(line, self._delimiter)):
-            if cells is not None and len(cells) == self._width and any(cells):
-                if self._key is None:
+            if cells is None or not any(cells):
+                continue
+            if self._key is None:
+                if len(cells) == self._width:
                     return self._width > 1
-                if _alike(own[self._key] if self._key < len(own) else "", cells[self._key]):
-                    return True
+                continue
+            key = own[self._key] if self._key < len(own) else ""
+            enough = len(cells) >= self._width if _is_path(key) else len(cells) == self._width
+            if enough and _alike(key, cells[self._key]):
+                return True
         return False
+
+
+def _is_path(cell: str) -> bool:
+    """Return whether a cell is a path or file name, which text hardly contains at the same place in a line."""
+    return "/" in cell or _ENDING.search(cell.strip().strip('"').partition("?")[0]) is not None
 
 
 def _alike(own: str, other: str) -> bool:

@@ -100,11 +100,11 @@ def _read_bounded(
     if isinstance(filesystem, LocalFileSystem):
         with open_regular(path, shown, allow) as file:
             size: int | None = os.fstat(file.fileno()).st_size
-            _refuse_large(size, max_bytes, shown)
+            refuse_large(size, max_bytes, shown)
             content = file.read(max_bytes + 1)
     else:
         size = object_info(filesystem, path)["size"]
-        _refuse_large(size, max_bytes, shown)
+        refuse_large(size, max_bytes, shown)
         content = _transfer(filesystem, path, size, max_bytes)
     if len(content) > max_bytes:
         raise RejectedRow(Reason.TOO_LARGE, f"{shown} has more than {max_bytes:,} bytes", Stage.FETCH)
@@ -113,7 +113,8 @@ def _read_bounded(
     return content
 
 
-def _refuse_large(size: int | None, max_bytes: int, shown: str) -> None:
+def refuse_large(size: int | None, max_bytes: int, shown: str) -> None:
+    """Refuse an object of a known size above the limit. Raises: RejectedRow TOO_LARGE."""
     if size is not None and size > max_bytes:
         raise RejectedRow(Reason.TOO_LARGE, f"{shown} has {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
 

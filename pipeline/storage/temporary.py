@@ -30,6 +30,8 @@ _SOCKET_IN_RAY = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_s
 """The longest socket path of Ray below its TMPDIR (Ray 2.60, node.py); `pid` is the driver's."""
 _LARGEST_PID = 4_194_304
 _LITTLE_BYTES = 100_000_000
+_LEAST_BYTES = 10_000_000
+"""Free space below which Ray is not started, or a job on it is ended: where it cannot write it hangs without a message."""
 
 
 @contextmanager
@@ -115,6 +117,17 @@ def low_disk(folder: Path) -> str:
     """Return the end of a message about a failure that low disk space may have caused; empty if space is sufficient."""
     usage = _usage(folder)  # of a file system without blocks, such as /proc, the total is 0
     return f"; only {_free(folder)} are free in {folder}" if usage.total and usage.free < _LITTLE_BYTES else ""
+
+
+def require_room_for_ray() -> None:
+    """Refuse a disk on which a Ray started by this process could not write. Raises: JobError."""
+    folder = ray_folder()
+    usage = _usage(folder)
+    if usage.total and usage.free < _LEAST_BYTES:
+        raise JobError(
+            f"{usage.free:,} bytes are free in {folder}, and Ray hangs where it cannot write: it needs {_LEAST_BYTES:,} for its "
+            "logs, and more for data that memory cannot hold. Make room there, or set RAY_TMPDIR to a folder on a larger disk"
+        )
 
 
 def _free(folder: Path) -> str:

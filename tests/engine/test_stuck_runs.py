@@ -6,6 +6,7 @@ import io
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -224,12 +225,40 @@ def test_a_part_made_again_with_another_outcome_is_reported(noop):
     audio = pq.read_table(part)["audio"].to_pylist()
     part.unlink()
     Path(audio[0]).unlink()
-    with pytest.raises(StuckPlansError, match=r"Delete _runs/000001/_SUCCESS.*jobs.verify"):
-        noop.job(manifest)
+    for tries in range(1, 4):  # every later job, until somebody repairs it
+        with pytest.raises(StuckPlansError, match=r"Delete _runs/000001/_SUCCESS.*jobs.verify") as caught:
+            noop.job(manifest)
+        assert f"(try {tries}, " in str(caught.value) or tries == 1
+    new = noop.manifest("n.jsonl", noop.clips("new", 3))
+    with pytest.raises(StuckPlansError, match="run 000001 cannot be finished") as caught:
+        noop.job(new)
+    assert [report["run_id"] for report in caught.value.reports] == ["000002"]
     for name in ("_SUCCESS", "report.json"):
         (noop.output / "_runs/000001" / name).unlink()
+    time.sleep(1.1)  # times are noted in whole seconds
     assert noop.job(manifest) == [("000001", 23, {"NOT_FOUND": 1})]
     sound(noop)
+    assert noop.job(manifest) == []
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_a_failure_in_passing_is_not_damage(noop, repaired):
+    """Fails if an output that is whole is read again every night because a try failed once."""
+    rows = noop.clips("old", 12)
+    manifest = noop.manifest("o.jsonl", rows)
+    if repaired:
+        noop.job(manifest)
+        (noop.output / "utterances/000001-000001.parquet").unlink()
+
+    def fail(_: object) -> None:
+        raise JobError("the store is down")
+
+    noop.before = fail
+    with pytest.raises(StuckPlansError, match="the store is down"):
+        noop.job(manifest)
+    noop.before = lambda _: None
+    assert noop.job(manifest) == [("000001", 12, {})]
+    assert noop.job(manifest) == [] and noop.printed == ""
 
 
 def test_a_whole_output_lacks_nothing(tmp_path):

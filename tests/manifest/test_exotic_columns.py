@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.search import main as search_job
+from jobs.summarize import main as summarize_job
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
 from pipeline.storage.store import open_store
@@ -84,6 +86,26 @@ def test_a_partition_of_any_type_can_be_analysed(tmp_path, quick, name):
     texts = [None if value is None else str(value) for value in storage_values(array)]
     for row, value in enumerate(expected):
         assert found[f"b{row}"] in (value, texts[row])
+
+
+FAR = {
+    "timestamps": pa.array([2**62, -(2**62)], pa.timestamp("us")),
+    "dates": pa.array([2**31 - 1, -(2**31)], pa.date32()),
+    "times in a list": pa.array([[2**62], []], pa.list_(pa.timestamp("us", tz="UTC"))),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_times_that_python_lacks_are_printed(tmp_path, quick, name, capsys):
+    """Fails if a year past 9999, which annotate passes through, ends summarize and search with a traceback."""
+    output = tmp_path / "out"
+    night(output, manifest_of(tmp_path / "1", "a", FAR[name]))
+    assert status(output) == ("sound", [])
+    groups = ["--by", "emotion" if pa.types.is_nested(FAR[name].type) else "x"]
+    assert summarize_job([str(output), *groups]) == 0
+    search = [str(output), "--like", "a0#0000", "--columns", "utterance_id,x"]
+    assert search_job(search) == 0 and search_job([*search, "--json"]) == 0
+    assert "a1#0000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fraction", [6000, 0])

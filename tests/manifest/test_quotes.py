@@ -71,6 +71,20 @@ def test_a_stray_quote_in_a_csv_is_never_silent(tmp_path):
                 assert [(reject.line, "quote" in reject.cause.detail) for reject in rejects] == [(3, True)]
 
 
+def test_a_stray_quote_before_delimiters_is_never_silent(tmp_path):
+    """Fails if a stray quote in a text that also has delimiters hides the rows after it, without a reject."""
+    for tab, audio, seed in itertools.product([",", ";"], ["/a/{i}.wav", "clip-{i}.mp3"], range(15)):
+        with case(tab, audio, seed):
+            chance = random.Random(seed)
+            odd = [f'"No{tab} he said', f"she{tab} he", f'no{tab} she said"', f'"{tab}"']
+            texts = chance.choices([*OTHERS, *odd], k=30)
+            rows, rejects = read(unquoted(tmp_path / "m.csv", texts, tab=tab, audio=audio))
+            lines = sorted([*rows["line"].to_pylist(), *(reject.line for reject in rejects)])
+            assert lines == list(range(2, len(texts) + 2))
+            found = zip(rows["line"].to_pylist(), rows["recording_id"].to_pylist(), strict=True)
+            assert all(name == f"c{line - 2}" for line, name in found)
+
+
 ORDERS = [("audio", "text"), ("text", "audio"), ("id", "text", "audio", "x"), ("id", "audio", "text")]
 
 

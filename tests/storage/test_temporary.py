@@ -10,16 +10,21 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.engine import watchdog
 from pipeline.engine.cluster import _Starting, cluster
+from pipeline.engine.pools import Pools
+from pipeline.engine.stages import _snapshot
 from pipeline.errors import ConfigError, JobError
 from pipeline.manifest.hash_buckets import HashBuckets, as_keys
 from pipeline.manifest.staging import Staging
@@ -181,6 +186,38 @@ def test_a_ray_that_finds_no_room_names_its_folder(tmp_path, monkeypatch):
     slow = Exception("The current node timed out during startup")
     with pytest.raises(JobError, match=f"timed out.*only .* MB are free in {tmp_path}/ray"), _Starting("start Ray"):
         raise slow
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_ray_is_not_started_where_it_cannot_write(tmp_path, monkeypatch, name):
+    """Fails if a full or tiny TMPDIR gives a warning, and then a job that hangs at "0 of N rows"."""
+    for variable in ("RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.temporary._LEAST_BYTES", 1 << 62)
+    monkeypatch.setattr("pipeline.engine.cluster.require_short_tmpdir", lambda: None)  # pytest's folders are long
+    monkeypatch.setattr("ray.init", lambda **_: 1 / 0)
+    told = rf"^[\d,]+ bytes are free in {tmp_path}/ray, .* Make room there, or set RAY_TMPDIR"
+    with pytest.raises(JobError, match=told), cluster():
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # another machine's disk
+    with pytest.raises(JobError, match="no Ray head answers"), cluster():
+        pass
+
+
+def test_a_disk_that_fills_up_under_ray_ends_the_job(tmp_path, monkeypatch):
+    """Fails if a job whose Ray can write no more waits for ever, or ends without a word about the disk."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(watchdog, "_CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr("pipeline.storage.temporary._LEAST_BYTES", 1 << 62)
+    detector = watchdog.StallDetector([], task_cpus=1.0, limit_s=0)
+    look = partial(_snapshot, Pools("cpu", (), 0.5, 1), None, None)
+    with (
+        pytest.raises(JobError, match=f"bytes are free in {tmp_path}/ray"),
+        watchdog.detecting_stalls(detector, look, lambda: 0),
+    ):
+        threading.Event().wait(20)
 
 
 # -- too long

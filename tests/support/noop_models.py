@@ -44,8 +44,8 @@ class NoOpRecogniser:
             margin=np.full(count, 0.4, np.float32),
             truncated=np.zeros(count, np.bool_),
             text_truncated=np.zeros(count, np.bool_),
-            **dict.fromkeys(EMBEDDINGS),
-            **{name: np.zeros((count, width), np.float32) for name, width in self._widths.items()},
+            **dict.fromkeys(EMBEDDINGS)
+            | {name: np.zeros((count, width), np.float32) for name, width in self._widths.items()},
         )
 
 

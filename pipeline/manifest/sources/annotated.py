@@ -40,11 +40,15 @@ def read_meld(files: Sequence[str], audio: Sequence[str]) -> Corpus:
             corpus.leave_out(_NO_ROW, file_name(uri))
         else:
             clips[split, int(numbers[1]), int(numbers[2])] = uri
-    tables = {split: table_of(files, name, _MELD_COLUMNS) for split, name in _MELD_TABLES.items()}
+    tables = {split: table_of(files, name, _MELD_COLUMNS, corpus) for split, name in _MELD_TABLES.items()}
     if not any(tables.values()):
         raise ConfigError(f"the folder contains none of {', '.join(_MELD_TABLES.values())}; give MELD's top folder")
     for split, table in tables.items():
         for line in table or ():
+            name = f"dia{line['Dialogue_ID']}_utt{line['Utterance_ID']}"
+            if not (line["Dialogue_ID"].isdecimal() and line["Utterance_ID"].isdecimal()):
+                corpus.leave_out("a line of a table that has no number", f"{split}/{name}")
+                continue
             dialogue, utterance = int(line["Dialogue_ID"]), int(line["Utterance_ID"])
             name = f"dia{dialogue}_utt{utterance}"
             uri = clips.pop((split, dialogue, utterance), "")
@@ -79,10 +83,10 @@ def read_meacorpus(files: Sequence[str], audio: Sequence[str]) -> Corpus:
     Source: Pan et al. 2024, doi 10.1016/j.csi.2024.103856, and the table of NLP-UMUTeam/Spanish-MEACorpus-2023
         (`filename`, `label`, `transcription`, `split`; its README also names `gender` and `youtube_key`).
     """
-    table = table_of(files, _MEA_TABLE, ("filename", "label"))
+    corpus = Corpus()
+    table = table_of(files, _MEA_TABLE, ("filename", "label"), corpus)
     if table is None:
         raise ConfigError(f"the folder has no {_MEA_TABLE}; put the corpus's table beside its segments")
-    corpus = Corpus()
     stems = {
         _stem(file_name(uri)): uri for uri in audio
     }  # the table has .mp3 names, but users may have cut the videos to .wav

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pipeline.errors import ConfigError, RejectedRow
+from pipeline.manifest.delimited import read_csv
 from pipeline.storage.access import without_query
 from pipeline.storage.store import fetch
 
@@ -16,6 +16,7 @@ Row = dict[str, object]
 
 _CARD_WORDS = {"anger": "angry", "joy": "happy", "sadness": "sad"}
 _MAX_TABLE_BYTES = 256 * 2**20
+_CHUNK_ROWS = 10_000
 
 
 @dataclass
@@ -43,9 +44,13 @@ def file_name(uri: str) -> str:
     return PurePosixPath(without_query(uri)).name
 
 
-def table_of(files: Sequence[str], name: str, needed: Sequence[str]) -> list[dict[str, str]] | None:
+def table_of(files: Sequence[str], name: str, needed: Sequence[str], corpus: Corpus) -> list[dict[str, str]] | None:
     """Read the CSV file called `name` among a corpus' files; return None if it is missing.
 
+    It is read as a manifest is, so that a stray quote costs its line and hides no other.
+
+    Args:
+        corpus: receives the lines that cannot be read, as omitted.
     Raises: ConfigError when the file cannot be read, lacks a column or exists more than once.
     """
     found = [file for file in files if file_name(file).lower() == name.lower()]
@@ -54,10 +59,14 @@ def table_of(files: Sequence[str], name: str, needed: Sequence[str]) -> list[dic
     if len(found) > 1:
         raise ConfigError(f"{name} is there {len(found)} times, such as {found[0]} and {found[1]}; name one corpus")
     try:
-        text = fetch(found[0], max_bytes=_MAX_TABLE_BYTES).decode("utf-8-sig")
-    except (RejectedRow, UnicodeDecodeError) as error:
+        content = fetch(found[0], max_bytes=_MAX_TABLE_BYTES).removeprefix(codecs.BOM_UTF8)
+    except RejectedRow as error:
         raise ConfigError(f"{found[0]} cannot be read: {error}") from error
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    rows: list[dict[str, str]] = []
+    for records in read_csv(iter([content]), _CHUNK_ROWS, found[0]):
+        rows += [dict(zip(records.names, cells, strict=True)) for cells in records.rows]
+        for bad in records.rejects:
+            corpus.leave_out("a line of a table that cannot be read", f"{name}, line {bad.line}: {bad.cause.detail}")
     missing = sorted(set(needed) - set(rows[0] if rows else {}))
     if missing:
         raise ConfigError(f"{found[0]} has no row, or no column {', '.join(missing)}")

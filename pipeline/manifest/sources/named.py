@@ -33,9 +33,8 @@ class Naming:
     words: Mapping[str, tuple[str, str | None]]
     describe: Callable[[re.Match[str]], Row]
 
-    def read(self, audio: Sequence[str], sexes: Mapping[str, str]) -> Corpus:
-        """Return a row for each file with a matching name. `sexes` has the sex by speaker, from a table if any."""
-        corpus = Corpus()
+    def read(self, corpus: Corpus, audio: Sequence[str], sexes: Mapping[str, str]) -> None:
+        """Add a row for each file with a matching name. `sexes` has the sex by speaker, from a table if any."""
         for uri in audio:
             match = self.pattern.search(without_query(uri))
             if match is None:
@@ -61,7 +60,6 @@ class Naming:
                 "dataset": self.dataset,
             }
             corpus.rows.append({name: value for name, value in row.items() if value is not None})
-        return corpus
 
 
 _ENDING = r"\.\w+$"
@@ -173,9 +171,10 @@ def read_named(naming: Naming, files: Sequence[str], audio: Sequence[str]) -> Co
 
     Raises: ConfigError when no file name matches.
     """
-    demographics = table_of(files, "VideoDemographics.csv", ("ActorID", "Sex")) if naming is CREMA_D else None
+    corpus = Corpus()
+    demographics = table_of(files, "VideoDemographics.csv", ("ActorID", "Sex"), corpus) if naming is CREMA_D else None
     sexes = {row["ActorID"]: row["Sex"].strip().lower() for row in demographics or ()}
-    corpus = naming.read(audio, sexes)
+    naming.read(corpus, audio, sexes)
     if not corpus.rows and len(corpus.left_out.get(_NOT_NAMED_SO, ())) == len(audio):
         raise ConfigError(f"none of the {len(audio):,} audio files has a {naming.dataset} name, for example {audio[0]}")
     return corpus
