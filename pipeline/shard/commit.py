@@ -84,13 +84,7 @@ def finish(
     rows = read_shard(work.store, shard)
     if is_committed_elsewhere(table):
         return Finished(shard.plan, shard.number, False, rows.num_rows, 0, (), 0.0, dict(stage_s), dict(figures or {}))
-    if set(table["row"].to_pylist()) != set(range(rows.num_rows)):
-        raise JobError(
-            f"shard {shard.name} has {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows before its commit"
-        )
-    lines = set(zip(table["row"].to_pylist(), table["segment_index"].to_pylist(), strict=True))
-    if len(lines) != table.num_rows:
-        raise JobError(f"shard {shard.name} has {table.num_rows - len(lines)} repeated utterances before its commit")
+    _require_whole(shard, rows, table)
     rejects, kept = _split(table)
     _refuse_unforeseen(shard, rows, rejects, _MAX_UNFORESEEN if max_denied < 1 else 1.0)
     _refuse_denied(shard, rows, rejects, max_denied)
@@ -124,6 +118,17 @@ def finish(
         stage_s={**stage_s, "build": built_s, "commit": time.perf_counter() - started - built_s},
         figures=dict(figures or {}),
     )
+
+
+def _require_whole(shard: Shard, rows: pa.Table, table: pa.Table) -> None:
+    """Check that the table has every row of the shard, and each utterance once. Raises: JobError."""
+    if set(table["row"].to_pylist()) != set(range(rows.num_rows)):
+        raise JobError(
+            f"shard {shard.name} has {len(set(table['row'].to_pylist()))} of {rows.num_rows} rows before its commit"
+        )
+    lines = set(zip(table["row"].to_pylist(), table["segment_index"].to_pylist(), strict=True))
+    if len(lines) != table.num_rows:
+        raise JobError(f"shard {shard.name} has {table.num_rows - len(lines)} repeated utterances before its commit")
 
 
 def give_up(store: Store, plan: Plan, shard: Shard) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
 
 import pyarrow as pa
 import pytest
@@ -10,7 +10,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from pipeline.engine.cluster import _Starting, cluster
+from pipeline.engine.cluster import _Starting
 from pipeline.engine.stages import _Reporting, _root_cause
 from pipeline.errors import ConfigError, JobError, StuckPlansError
 from pipeline.shard.crashes import CrashTracker
@@ -32,12 +32,6 @@ ERRORS: dict[str, tuple[Exception, type[Exception], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def _ray() -> Iterator[None]:
-    with cluster():
-        yield
-
-
 class FailingStart:
     """An actor that fails as its models would."""
 
@@ -54,27 +48,31 @@ def failing_step(block: pa.Table, tracker, error) -> pa.Table:
         raise error
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("place", ["step", "start of an actor"])
 def test_the_driver_raises_the_workers_error(name, place):
     """Fails if the driver loses the type, message or fields of the error, or reports Ray Data's advice in its place."""
     error, kind, message = ERRORS[name]
     tracker = ray.remote(CrashTracker).options(num_cpus=0).remote()
-    rows, arguments = ray.data.range(1), {"tracker": tracker, "error": error}
-    if place == "step":
-        failing = rows.map_batches(failing_step, batch_format="pyarrow", fn_kwargs=arguments)
-    else:
-        one = ray.data.ActorPoolStrategy(size=1)
-        failing = rows.map_batches(FailingStart, batch_format="pyarrow", fn_constructor_kwargs=arguments, compute=one)
-    with pytest.raises(RayError) as raised:
+    arguments = {"tracker": tracker, "error": error}
+    with pytest.raises(RayError) as raised, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of Ray's own code
+        rows = ray.data.range(1)
+        if place == "step":
+            failing = rows.map_batches(failing_step, batch_format="pyarrow", fn_kwargs=arguments)
+        else:
+            one = ray.data.ActorPoolStrategy(size=1)
+            failing = rows.map_batches(
+                FailingStart, batch_format="pyarrow", fn_constructor_kwargs=arguments, compute=one
+            )
         failing.materialize()
     cause = _root_cause(raised.value, tracker)
     assert type(cause) is kind and str(cause) == message
     assert getattr(cause, "reports", None) == getattr(error, "reports", None)
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("shared_ray")
 def test_without_a_reported_error_rays_last_line_is_the_message():
     """Fails if an error of Ray's own is reported as nothing."""
     tracker = ray.remote(CrashTracker).options(num_cpus=0).remote()
