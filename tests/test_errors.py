@@ -8,7 +8,17 @@ import pickle
 import pytest
 
 from pipeline import errors
-from pipeline.errors import ConfigError, JobError, NoWorkersError, Reason, Reject, RejectedRow, Stage, StuckPlansError
+from pipeline.errors import (
+    ConfigError,
+    JobError,
+    NoWorkersError,
+    OutdatedReportError,
+    Reason,
+    Reject,
+    RejectedRow,
+    Stage,
+    StuckPlansError,
+)
 from pipeline.storage.retry import GaveUp, Redirected
 
 EXAMPLES = [
@@ -16,6 +26,7 @@ EXAMPLES = [
     ConfigError("--output is missing"),
     JobError("https://h/m?token=SECRET does not answer"),
     NoWorkersError("no recognise actor runs"),
+    OutdatedReportError("run 000001 is complete, but its report describes other parts"),
     StuckPlansError("run 000002 cannot be finished", [{"run_id": "000001", "rows": 5}]),
     GaveUp("reading s3://b/k failed 3 times in 60 s, last with TimeoutError", 3),
     Redirected(302, "https://elsewhere/"),

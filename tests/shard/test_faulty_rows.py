@@ -264,7 +264,7 @@ def test_a_disk_that_is_not_mounted_rejects_nothing(noop, rows, shard_rows):
     clips = noop.clips("mnt", rows)
     manifest = noop.manifest("m.jsonl", clips)
     (noop.folder / "mnt").rename(noop.folder / "away")
-    with pytest.raises(JobError, match=rf"are missing.*below {noop.folder}/mnt/.*start the same command again"):
+    with pytest.raises(JobError, match=rf"are missing.*below {noop.folder}/mnt/.*run the same command again"):
         noop.job(manifest, shard_rows=shard_rows)
     assert not (noop.output / "utterances").exists() and not (noop.output / "rejects").exists()
     (noop.folder / "away").rename(noop.folder / "mnt")
