@@ -109,7 +109,7 @@ def _evaluate(flags: argparse.Namespace, printer: Printer) -> int:
     from pipeline.analytics.evaluate.fitted import fit_outputs
     from pipeline.analytics.evaluate.lines import lines_of
     from pipeline.analytics.evaluate.tables import tables_of
-    from pipeline.storage.access import without_query
+    from pipeline.redaction import without_query
     from pipeline.storage.files import require_absent, write_file
 
     folder = flags.write and flags.write.rstrip("/")

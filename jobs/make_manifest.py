@@ -27,7 +27,7 @@ from pipeline.manifest.sources.exchange import (
 )
 from pipeline.manifest.sources.files import audio_of, list_files, list_versions
 from pipeline.manifest.sources.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 from pipeline.storage.files import require_absent, write_file
 from pipeline.storage.listing import LeftOut, printable
 

@@ -109,8 +109,8 @@ def _stress(flags: dict[str, Any], printer: Printer) -> int:
     from pipeline.analytics.stress.page import stress_page
     from pipeline.api import annotate
     from pipeline.audio.limits import AudioLimits
+    from pipeline.redaction import without_query
     from pipeline.shard.checksums import check_content
-    from pipeline.storage.access import without_query
     from pipeline.storage.files import write_file
     from pipeline.storage.store import open_store
 

@@ -17,8 +17,8 @@ from pipeline.analytics.publish import storage_options
 from pipeline.analytics.search import Query
 from pipeline.dataset.reader import optional
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_query
 from pipeline.schema import EMBEDDINGS
-from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause
 
 LEAST_ROWS = 256

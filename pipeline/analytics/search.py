@@ -15,9 +15,9 @@ from pipeline.dataset.reader import Rows, reading
 from pipeline.errors import ConfigError, RejectedRow, did_you_mean
 from pipeline.models import roles
 from pipeline.pins import Role, Task, languages
+from pipeline.redaction import without_query
 from pipeline.schema import EMBEDDINGS
-from pipeline.storage.access import without_query
-from pipeline.storage.store import fetch
+from pipeline.storage.fetch import fetch
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def _temperatures(file: str) -> dict[str, float]:
 def read_temperatures(file: str) -> dict[str, float]:
     """Read the temperature of each model fingerprint from a calibration file. Raises: ValueError for a bad file."""
     # imported late: few jobs need it, and the import takes half a second
-    from pipeline.storage.store import read_text
+    from pipeline.storage.fetch import read_text
 
     try:
         document = json.loads(read_text(file))
@@ -81,7 +81,7 @@ def read_temperatures(file: str) -> dict[str, float]:
 
 
 def _read_file(file: str) -> Mapping[str, Any]:
-    from pipeline.storage.store import read_text
+    from pipeline.storage.fetch import read_text
 
     try:
         content = read_text(file)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.dataset.plan import Plan, load_plan
 from pipeline.errors import ConfigError
 from pipeline.layout import DATASET, OURS, PLAN_FILE, PROBE, SHARD_FILE, TEMPORARY
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 from pipeline.storage.cleanup import StoredFile, Upload, abort, reaching, remove, uploads, walk
 from pipeline.storage.store import Store
 

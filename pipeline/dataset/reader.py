@@ -26,10 +26,11 @@ from pipeline.errors import ConfigError, JobError, did_you_mean
 from pipeline.layout import RUNS, UTTERANCES, rejects_key
 from pipeline.manifest.growth import asked_type, path_type
 from pipeline.manifest.rejects import reject_schema
+from pipeline.redaction import without_query
 from pipeline.schema import ROW_SCHEMA, utterance_schema
-from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import cause, reaching
-from pipeline.storage.store import Store, resolve
+from pipeline.storage.filesystem import resolve
+from pipeline.storage.store import Store
 from pipeline.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TextIO
 from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.layout import ATTEMPTS, PAGE, REJECTS, REPORT, RUNS, SUCCESS, attempts_folder, rejects_key, run_key
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 from pipeline.storage.store import Store
 
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 from pipeline.config import LogFormat
+from pipeline.redaction import without_query
 from pipeline.shard.commit import Finished
-from pipeline.storage.access import without_query
 
 _log = logging.getLogger("pipeline.shards")
 _ROUNDED = 3

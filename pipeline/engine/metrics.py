@@ -14,8 +14,8 @@ from typing import TypeVar
 from ray.util.metrics import Counter, Gauge, Metric
 
 from pipeline.dataset.plan import Plan
+from pipeline.redaction import without_query
 from pipeline.shard.commit import Finished
-from pipeline.storage.access import without_query
 
 M = TypeVar("M", bound=Metric)
 PREFIX = "speech_emotion_"

@@ -8,7 +8,7 @@ from pipeline.errors import JobError
 from pipeline.shard.commit import MAX_DENIED, Finished
 from pipeline.shard.context import Work
 from pipeline.shard.missing_audio import MAX_ABSENT, MISSING_AUDIO_REMEDY
-from pipeline.storage.access import common_folder
+from pipeline.storage.uri import common_folder
 
 _RATE_ROWS = 100
 """Least number of rows for a meaningful reject rate."""

@@ -15,7 +15,8 @@ from pipeline.layout import FOLDERS
 from pipeline.manifest.source import make_one_of
 from pipeline.manifest.store import store_errors
 from pipeline.manifest.tables import Guard
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.listing import (
     ALIASES,
     Contents,
@@ -28,7 +29,6 @@ from pipeline.storage.listing import (
     walk,
     without_aliases,
 )
-from pipeline.storage.store import resolve
 
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 _COMPRESSED = (".gz", ".zst")

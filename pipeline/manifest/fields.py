@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import Reject, RejectedRow
 from pipeline.manifest.records import bad_field
-from pipeline.storage.access import resolve_audio, without_query
+from pipeline.redaction import without_query
+from pipeline.storage.uri import resolve_audio
 
 ALIASES = {
     "audio": ("audio", "audio_filepath", "path", "uri"),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError
 from pipeline.manifest.columns import MIXED, UNTYPED, documents, is_list_like, json_of, json_text, to_python
 from pipeline.manifest.values import Holder, NoFitError, cell_holder, holder, is_bytes, same_zone
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 
 _SHOWN = 120
 _PYTHON_KINDS = {str: "text", bool: "boolean", int: "whole number", float: "number", dict: "object", list: "list"}

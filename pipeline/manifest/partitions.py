@@ -17,8 +17,8 @@ from pipeline.errors import ConfigError
 from pipeline.manifest.columns import array_of, to_python
 from pipeline.manifest.fields import KNOWN, NUMBERS
 from pipeline.manifest.records import BadName, Names, Records
+from pipeline.redaction import without_query
 from pipeline.schema import passthrough_name
-from pipeline.storage.access import without_query
 
 _FOLDER = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NULL = "__HIVE_DEFAULT_PARTITION__"

@@ -28,9 +28,9 @@ from fsspec.implementations.http import HTTPFileSystem
 from pipeline.errors import ConfigError
 from pipeline.manifest.store import store_errors, unchanged
 from pipeline.redaction import without_query
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.http_body import HttpBody
 from pipeline.storage.listing import is_audio_name, printable
-from pipeline.storage.store import resolve
 
 MAX_LINE_BYTES = 4 << 20
 """Longest line or CSV record; longer ones are rejected unread. Far above any transcript (1 MB must be accepted)."""

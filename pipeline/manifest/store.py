@@ -12,8 +12,8 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, JobError
+from pipeline.storage.fetch import object_info
 from pipeline.storage.retry import Redirected, retried
-from pipeline.storage.store import object_info
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError
 from pipeline.layout import DATASET, FOLDERS
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.listing import Contents, list_folder, printable
 from pipeline.storage.retry import ABSENT, DENIED
-from pipeline.storage.store import resolve
 
 _LOGS = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
 """Table format by the name of the folder that it creates beside its data."""

@@ -28,7 +28,7 @@ from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.memory import memory_in_use
 from pipeline.models.transcriber import Transcriber, check_model
 from pipeline.pins import ModelPin, Pins, Role, Task, languages
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 
 if TYPE_CHECKING:
     import pyarrow as pa

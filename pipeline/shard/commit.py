@@ -24,12 +24,13 @@ from pipeline.dataset.plan import Plan, Shard, read_shard
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.models import roles
+from pipeline.redaction import without_query
 from pipeline.schema import ABSTAINED, emotion_of, utterance_id
 from pipeline.shard.context import Work
 from pipeline.shard.work_table import is_committed_elsewhere
-from pipeline.storage.access import common_folder, without_query
 from pipeline.storage.retry import principal
 from pipeline.storage.store import Store
+from pipeline.storage.uri import common_folder
 
 _FEW = 3
 _MAX_UNFORESEEN = 0.1

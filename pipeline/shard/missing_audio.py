@@ -14,13 +14,14 @@ from typing import Any
 
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import JobError, Reason, Reject, RejectedRow
+from pipeline.redaction import without_query
 from pipeline.schema import ROW_SCHEMA
 from pipeline.shard.context import Work
 from pipeline.shard.recording import needs_audio
-from pipeline.storage.access import common_folder, without_query
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.refusals import reject_of
 from pipeline.storage.retry import DENIED, TRANSIENT, plain_http_errors, retried
-from pipeline.storage.store import resolve
+from pipeline.storage.uri import common_folder
 
 MAX_ABSENT = 0.9
 """Share of the audio that may be missing before the run is stopped."""

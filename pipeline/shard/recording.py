@@ -15,13 +15,13 @@ from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.audio.sandbox import sandbox
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.manifest.python_values import plain_values
+from pipeline.redaction import without_query
 from pipeline.schema import ROW_SCHEMA
 from pipeline.shard.checksums import check_content, identity, is_checksum
 from pipeline.shard.context import Work
-from pipeline.storage.access import without_query
+from pipeline.storage.fetch import fetch
 from pipeline.storage.on_disk import fetched_to_disk
 from pipeline.storage.read_ahead import SMALL_BYTES
-from pipeline.storage.store import fetch
 
 Waveform = NDArray[np.float32]
 _MAPPED_BYTES = 64 << 20

@@ -17,9 +17,9 @@ from pipeline import SAMPLING_RATE
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.rejects import CAUSE
+from pipeline.redaction import without_query
 from pipeline.shard.context import Work
 from pipeline.shard.recording import Waveform, load_recording, records_of
-from pipeline.storage.access import without_query
 
 PCM_BUDGET_BYTES = 512 * 2**20
 """PCM that one shard may carry between stages: about 2.3 hours of audio."""

@@ -18,9 +18,10 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, JobError
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.retry import TRANSIENT, retried
-from pipeline.storage.store import LocalStore, Store, resolve
+from pipeline.storage.store import LocalStore, Store
 
 STORE_ERRORS = (*TRANSIENT, JobError)
 """Errors of a store that is missing, does not respond, denies access or rejects the credentials."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, JobError
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.retry import ABSENT, DENIED, TRANSIENT, principal, retried
-from pipeline.storage.store import resolve
 
 
 def require_absent(uri: str, *, overwrite: bool) -> None:

@@ -22,11 +22,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RejectedRow
 from pipeline.redaction import without_query
+from pipeline.storage.fetch import object_info, refuse_large
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.http_body import GRACE_S, SLOWEST_BYTES_PER_S, HttpBody
 from pipeline.storage.local_file import open_regular
 from pipeline.storage.refusals import reject_of
 from pipeline.storage.retry import DENIED, TRANSIENT, retried
-from pipeline.storage.store import object_info, refuse_large, resolve
 from pipeline.storage.temporary import naming_full_disk
 
 _PIECE_BYTES = 1 << 20

@@ -20,10 +20,11 @@ from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
 from pipeline.shard.prepare import prepare
 from pipeline.shard.recognise import recognise
-from pipeline.storage import retry, store
+from pipeline.storage import filesystem, retry
 from pipeline.storage.access import AudioRoots
+from pipeline.storage.fetch import fetch
 from pipeline.storage.retry import GaveUp, retried
-from pipeline.storage.store import fetch, open_store
+from pipeline.storage.store import open_store
 from tests.support import noop_job
 from tests.support.corpus import AUDIO
 from tests.support.fault_proxy import Fault, FaultProxy, Request, at_rate, fault_proxy
@@ -50,7 +51,7 @@ def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds instead of minutes."""
     monkeypatch.setattr(retry, "BUDGET_S", 4.0)
-    monkeypatch.setattr(store, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(filesystem, "READ_TIMEOUT_S", 1.0)
 
 
 def job(manifest: Path, output: str, endpoint: str, *, kill_at: int = 0) -> int:

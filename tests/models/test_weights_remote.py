@@ -98,7 +98,7 @@ def test_an_object_store_without_the_folder(tmp_path):
 
 def test_weights_from_s3(s3, checkpoints, tmp_path):
     """Fails on a real S3 protocol where the memory store hides it: listings, etags, downloads."""
-    from pipeline.storage.store import resolve as resolve_uri
+    from pipeline.storage.filesystem import resolve as resolve_uri
 
     uri = f"s3://{s3.bucket}/models/text-en" if hasattr(s3, "bucket") else "s3://weights/models/text-en"
     filesystem, path = resolve_uri(uri)

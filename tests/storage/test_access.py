@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage
-from pipeline.storage.access import AudioRoots, resolve_audio, without_query
-from pipeline.storage.store import fetch
+from pipeline.redaction import without_query
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.fetch import fetch
+from pipeline.storage.uri import resolve_audio
 from tests.support.cases import case
 
 LOCAL, BUCKET, HTTP = "/data/sets/m.jsonl", "s3://bucket/sets/m.jsonl", "https://host/sets/m.jsonl?X-Sig=CANARY"

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pipeline.errors import Reason, RejectedRow
-from pipeline.storage import http_body, retry, store
-from pipeline.storage.store import fetch
+from pipeline.storage import filesystem, http_body, retry
+from pipeline.storage.fetch import fetch
 from tests.support.http_host import http_host, reply
 
 CONTENT = bytes(range(256)) * 100
@@ -67,7 +67,7 @@ class _Host(BaseHTTPRequestHandler):
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setattr(retry, "BUDGET_S", 3.0)
-    monkeypatch.setattr(store, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(filesystem, "READ_TIMEOUT_S", 0.5)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
     server.daemon_threads, server.asked, server.handle_error = True, [], lambda *_: None
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.errors import JobError, Reason, RejectedRow
 from pipeline.storage import on_disk, retry
+from pipeline.storage.fetch import fetch
 from pipeline.storage.on_disk import fetched_to_disk
-from pipeline.storage.store import fetch
 from tests.support.http_host import http_host, reply
 
 CONTENT = os.urandom(3_000_001)

@@ -16,7 +16,8 @@ import pipeline.shard.commit
 from pipeline.config import load_config
 from pipeline.dataset.verify.audit import audit
 from pipeline.manifest.read import expand
-from pipeline.storage.store import fetch, open_store
+from pipeline.storage.fetch import fetch
+from pipeline.storage.store import open_store
 from tests.support.manifests import jsonl, read
 from tests.support.nights import quick
 from tests.support.s3_server import S3Server

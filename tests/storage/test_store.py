@@ -12,8 +12,10 @@ import pytest
 
 from pipeline.errors import ConfigError, JobError, Reason, RejectedRow
 from pipeline.layout import PROBE
-from pipeline.storage.access import without_query
-from pipeline.storage.store import LocalStore, Store, fetch, open_store, require_conditional_writes, resolve
+from pipeline.redaction import without_query
+from pipeline.storage.fetch import fetch
+from pipeline.storage.filesystem import resolve
+from pipeline.storage.store import LocalStore, Store, open_store, require_conditional_writes
 from tests.support.memory_store import MemoryStore
 from tests.support.s3_server import S3Server
 

@@ -15,7 +15,7 @@ from pipeline.analytics.report import plots
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 from pipeline.storage.cleanup import reaching
 from pipeline.storage.store import Store, open_store
 

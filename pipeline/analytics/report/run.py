@@ -20,8 +20,8 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, asking, quoted
 from pipeline.errors import ConfigError
 from pipeline.layout import REPORT, UTTERANCES, run_key
+from pipeline.redaction import without_query
 from pipeline.schema import EMOTIONS
-from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import reaching, walk
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pipeline.analytics.report import plots
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
 from pipeline.dataset.reader import asking, quoted
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_query
 from pipeline.schema import EMOTIONS
-from pipeline.storage.access import without_query
 from pipeline.storage.cleanup import reaching
 from pipeline.storage.store import open_folder_of
 

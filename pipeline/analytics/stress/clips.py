@@ -41,11 +41,12 @@ from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.rejects import refused_table
 from pipeline.manifest.staging import Staging
 from pipeline.models import roles
-from pipeline.redaction import redacted
+from pipeline.redaction import redacted, without_query
 from pipeline.schema import ROW_SCHEMA
-from pipeline.storage.access import AudioRoots, without_query
+from pipeline.storage.access import AudioRoots
+from pipeline.storage.fetch import fetch
 from pipeline.storage.files import write_file
-from pipeline.storage.store import Store, fetch
+from pipeline.storage.store import Store
 from pipeline.storage.temporary import temporary_folder
 
 SETTINGS, CLIPS, REJECTS = "settings.json", "clips.parquet", "rejects.parquet"

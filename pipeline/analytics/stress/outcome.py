@@ -30,8 +30,8 @@ from pipeline.analytics.stress.results import (
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.reader import finished_rows, reading
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.redaction import without_query
 from pipeline.schema import passthrough_name
-from pipeline.storage.access import without_query
 from pipeline.storage.store import Store, open_store
 
 RUN = "run"

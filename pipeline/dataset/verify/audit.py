@@ -23,7 +23,7 @@ from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, 
 from pipeline.errors import ConfigError
 from pipeline.layout import DATASET, SUCCESS, plan_key
 from pipeline.pins import pins_document
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 from pipeline.storage.store import Store
 from pipeline.storage.temporary import temporary_folder
 

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 
 from pipeline.errors import ConfigError, RejectedRow
 from pipeline.manifest.delimited import read_csv
-from pipeline.storage.access import without_query
-from pipeline.storage.store import fetch
+from pipeline.redaction import without_query
+from pipeline.storage.fetch import fetch
 
 Row = dict[str, object]
 

@@ -19,8 +19,8 @@ from pipeline.manifest.read import expand, read_manifest
 from pipeline.manifest.sources.corpus import Corpus, Row, file_name
 from pipeline.manifest.sources.files import Unreadable, read_headers
 from pipeline.schema import passthrough_name
-from pipeline.storage.access import resolve_audio
-from pipeline.storage.store import fetch
+from pipeline.storage.fetch import fetch
+from pipeline.storage.uri import resolve_audio
 
 _MAX_BYTES = 2 * 2**30
 _WHOLE_SLACK_S = 0.02

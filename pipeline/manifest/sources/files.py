@@ -16,12 +16,13 @@ from pipeline.audio.decode import probe
 from pipeline.audio.decoders import AudioHeader
 from pipeline.errors import ConfigError, RejectedRow
 from pipeline.manifest.expand import uri_of
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 from pipeline.storage.cleanup import modified_s
+from pipeline.storage.fetch import fetch
+from pipeline.storage.filesystem import resolve
 from pipeline.storage.listing import LeftOut, glob, is_audio_name, is_glob, is_utf8, printable, walk, without_aliases
 from pipeline.storage.read_ahead import read_ahead
 from pipeline.storage.retry import ABSENT, DENIED, TRANSIENT, principal, retried
-from pipeline.storage.store import fetch, resolve
 
 Details = dict[str, dict[str, Any]]
 """fsspec's details of each file, by name."""

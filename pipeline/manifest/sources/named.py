@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.manifest.sources.corpus import Corpus, Row, card_label, file_name, table_of
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 
 _NOT_NAMED_SO = "not named as the corpus names its files"
 

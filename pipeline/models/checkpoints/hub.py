@@ -21,9 +21,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
+from pipeline.storage.filesystem import resolve as resolve_uri
 from pipeline.storage.retry import retried
-from pipeline.storage.store import resolve as resolve_uri
 
 _log = logging.getLogger(__name__)
 

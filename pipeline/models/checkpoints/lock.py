@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from pipeline.errors import ConfigError, JobError
 from pipeline.pins import Role, languages
-from pipeline.storage.access import without_query
+from pipeline.redaction import without_query
 from pipeline.storage.documents import create_json
 from pipeline.storage.retry import TRANSIENT
 from pipeline.storage.store import Store, open_store
