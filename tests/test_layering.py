@@ -40,7 +40,8 @@ MAY_IMPORT = {
 alone."""
 
 LIGHT = [
-    "pipeline.schema", "pipeline.errors", "pipeline.config", "pipeline.storage.store", "pipeline.storage.fetch", "pipeline.storage.access",
+    "pipeline.schema", "pipeline.errors", "pipeline.config", "pipeline.storage.store", "pipeline.storage.fetch",
+    "pipeline.storage.access",
     "pipeline.manifest.staging", "pipeline.dataset.plan", "pipeline.dataset.parts", "pipeline.dataset.compatibility",
     "pipeline.shard.context", "pipeline.shard.prepare", "pipeline.shard.transcribe", "pipeline.shard.recognise",
     "pipeline.shard.commit", "pipeline.engine.progress",

@@ -236,7 +236,7 @@ def test_a_disk_that_fills_up_costs_nothing(tmp_path: Path) -> None:
     """Fails if a write that found no room leaves half a file to read, or an output that the same command cannot finish."""
     manifest, output = jsonl(tmp_path / "m.jsonl", *ROWS, BAD), tmp_path / "out"
     reached = []
-    for room_bytes in range(0, 12_000, 1_000):
+    for room_bytes in range(0, 40_000, 2_000):
         process = noop_job.start(str(manifest), str(output), {}, room_bytes=room_bytes)
         process.join(60)
         reached.append(len([file for file in output.rglob("*.parquet") if file.stat().st_size]))
