@@ -182,7 +182,7 @@ class Annotator:
         check = partial(check_rows, config, version=SCHEMA_VERSION, roots=roots, known=known)
         staging = Staging(folder / "staging")
         staging.read([str(manifest)], check, audio_optional=config.mode == "text")
-        staging.extra = settle_types(staging.found, [])
+        staging.extra = settle_types(staging.inferred, [])
         selection = staging.select(*held_keys(store, []))
         models = self._pinned(roles.needs_of(selection.tables(), config, self._prepared))
         settings = self._settings()

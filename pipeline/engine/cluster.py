@@ -17,7 +17,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from pipeline.engine.heartbeat import heard
+from pipeline.engine.heartbeat import watched
 from pipeline.engine.native_output import native_output_hidden
 from pipeline.engine.pools import Resources
 from pipeline.errors import JobError
@@ -52,7 +52,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
         require_room_for_ray()
         if little := low_disk(ray_folder()):
             print(
-                f"warning: Ray may hang for want of disk space{little}; set RAY_TMPDIR to a folder on a larger disk",
+                f"warning: Ray may hang for lack of disk space{little}; set RAY_TMPDIR to a folder on a larger disk",
                 file=out,
             )
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -67,7 +67,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
         _set_up_ray_data()
         nodes = living_nodes()
         try:
-            with heard(_listeners(nodes), out):
+            with watched(_listeners(nodes), out):
                 yield resources_of(nodes, grows=not embedded)
         finally:
             ray.shutdown()

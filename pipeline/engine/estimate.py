@@ -160,12 +160,12 @@ def _cluster(cards_h: Mapping[str, float], feeding_h: float, cores_h: float) -> 
     if cores_h <= _ONE_MACHINE_CORES * _TARGET_H:
         cores = math.ceil(cores_h / _TARGET_H)
         return f"one machine; {cores} CPU core{'s' * (cores > 1)} would need a day at most"
-    said = []
+    clusters = []
     for name, hours in cards_h.items():
         cores = max(_FEWEST_CORES_PER_CARD, _ACTOR_CORES + math.ceil(feeding_h / (hours / CARD_SHARE)))
-        said.append(f"{math.ceil(hours / CARD_SHARE / _TARGET_H):,} x {name} with {cores} CPU cores each")
+        clusters.append(f"{math.ceil(hours / CARD_SHARE / _TARGET_H):,} x {name} with {cores} CPU cores each")
     return (
-        f"for a day: {' or '.join(said)}, if cards give a third of their arithmetic; "
+        f"for a day: {' or '.join(clusters)}, if cards give a third of their arithmetic; "
         f"or {math.ceil(cores_h / _TARGET_H):,} CPU cores"
     )
 

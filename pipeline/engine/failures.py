@@ -94,8 +94,8 @@ def stuck(failures: Sequence[Failure], reports: Sequence[dict[str, Any]]) -> Stu
     names = " ".join(failure.plan.plan for failure in failures)
     left = sum(failure.shards_left for failure in failures)
     lines.append(
-        f"Other runs were not held up. If this cannot be put right, --give-up {names} rejects the rows that are left, those of "
-        f"{left:,} shard{'s' * (left != 1)}, for good."
+        f"Other runs are not affected. If the cause cannot be removed, --give-up {names} permanently rejects the rows of the "
+        f"{left:,} remaining shard{'s' * (left != 1)}."
     )
     return StuckPlansError("\n".join(lines), reports)
 

@@ -14,7 +14,7 @@ _MISSES = 2
 
 
 @contextmanager
-def heard(addresses: Mapping[str, tuple[str, int]], out: TextIO) -> Iterator[None]:
+def watched(addresses: Mapping[str, tuple[str, int]], out: TextIO) -> Iterator[None]:
     """Check regularly during the block that each address answers, and report once on `out` each one that does not.
 
     Args:
@@ -37,8 +37,8 @@ def _listen(addresses: Mapping[str, tuple[str, int]], out: TextIO, ended: thread
             misses[name] = 0 if _answers(address) else misses[name] + 1
             if misses[name] == _MISSES and not ended.is_set():
                 print(
-                    f"\n{name} at {address[0]}:{address[1]} does not answer. Unless it comes back the job ends here, with "
-                    "status 1. What was committed stays; the same command goes on from there.",
+                    f"\n{name} at {address[0]}:{address[1]} does not answer. Unless it answers again, the job ends with status 1."
+                    " Committed shards are kept; run the same command again to resume.",
                     file=out,
                     flush=True,
                 )

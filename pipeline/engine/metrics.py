@@ -1,7 +1,7 @@
 """Metrics of a run, published through Ray for Prometheus: `ray_speech_emotion_rows_total` and so on.
 
 The driver publishes them once for each finished shard, so that retries are not counted twice and the sums equal those of
-`report.json`. With stages.py, the only module that imports ray. Every metric has the tags `run` and `output`.
+`report.json`. Every metric has the tags `run` and `output`.
 docs/runbook.md explains each metric and how to react to it.
 """
 
@@ -64,8 +64,12 @@ class Metrics:
 
     def __init__(self, output: str, plan: Plan) -> None:
         tags = {"run": plan.plan, "output": without_query(output)}
-        self._counters = {name: _tagged(Counter(PREFIX + name, *_told(told)), tags) for name, told in COUNTERS.items()}
-        self._gauges = {name: _tagged(Gauge(PREFIX + name, *_told(told)), tags) for name, told in GAUGES.items()}
+        self._counters = {
+            name: _tagged(Counter(PREFIX + name, *_with_tags(metric)), tags) for name, metric in COUNTERS.items()
+        }
+        self._gauges = {
+            name: _tagged(Gauge(PREFIX + name, *_with_tags(metric)), tags) for name, metric in GAUGES.items()
+        }
         self._gpu_bytes: dict[str, float] = {}
         self._add("planned_rows", plan.rows, state="planned")
         self._add("planned_rows", plan.rejects, state="refused")
@@ -111,8 +115,8 @@ class Metrics:
         self._gauges[name].set(value, tags=tags)
 
 
-def _told(told: tuple[str, tuple[str, ...]]) -> tuple[str, tuple[str, ...]]:
-    about, tags = told
+def _with_tags(metric: tuple[str, tuple[str, ...]]) -> tuple[str, tuple[str, ...]]:
+    about, tags = metric
     return about, (*_COMMON, *tags)
 
 

@@ -131,11 +131,11 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
         copies = max(1, min(int(resources.node_cpus), int(node_memory / max(1.0, sum(memory.values())))))
         places, place_cpus = int(resources.cpus / resources.node_cpus), resources.node_cpus
     fitting = max(1, min(int(places * copies), num_shards))
-    asked = {"transcribe": config.asr_actors, "recognise": config.emotion_actors}
-    start = {stage: min(asked[stage] or fitting, fitting) for stage in stages}
+    configured = {"transcribe": config.asr_actors, "recognise": config.emotion_actors}
+    start = {stage: min(configured[stage] or fitting, fitting) for stage in stages}
     cpus = min(1.0, _POOL_SHARE * place_cpus / (copies * len(stages)))
     if not resources.grows:  # as many as configured, however few CPUs each gets
-        start = {stage: asked[stage] or fitting for stage in stages}
+        start = {stage: configured[stage] or fitting for stage in stages}
         cpus = min(cpus, _POOL_SHARE * resources.cpus / sum(start.values()))
     # one actor of each stage must fit on a node together, however large the models
     room = min(1.0, (resources.node_memory_bytes or math.inf) / max(1.0, sum(memory.values())))
@@ -146,7 +146,7 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
                 stage,
                 least=1 if resources.grows else start[stage],
                 start=start[stage],
-                most=asked[stage] if resources.grows else start[stage],
+                most=configured[stage] if resources.grows else start[stage],
                 cpus=cpus,
                 gpus=gpus[stage],
                 memory_bytes=int(room * memory[stage]) if resources.grows else 0,

@@ -22,21 +22,19 @@ def check_rates(progress: Progress, work: Work, shard: Finished, max_reject_rate
         max_reject_rate: share of rows that may be rejected for any reason; None limits only denied access and missing audio.
     Raises: JobError.
     """
-    rows, what = progress.finished, ""
+    rows, fault = progress.finished, ""
     if rows < _RATE_ROWS:
         return
     if max_reject_rate is not None and progress.rejects > max_reject_rate * rows:
         limit = f"--max-reject-rate {max_reject_rate:g}"
-        what = f"{progress.rejects:,} of {rows:,} rows are rejected, more than {limit} allows"
+        fault = f"{progress.rejects:,} of {rows:,} rows are rejected, more than {limit} allows"
     elif max_reject_rate is None and progress.denied > MAX_DENIED * rows:
-        what = (
-            f"{progress.denied:,} of {rows:,} rows are rejected for want of access, more than --max-reject-rate allows"
-        )
+        fault = f"{progress.denied:,} of {rows:,} rows are rejected because access was denied, more than --max-reject-rate allows"
     elif max_reject_rate is None and progress.absent > MAX_ABSENT * rows:
-        what = f"{progress.absent:,} of {rows:,} audio files are missing. {MISSING_AUDIO_REMEDY.rstrip('.')}"
-    if what:
+        fault = f"{progress.absent:,} of {rows:,} audio files are missing. {MISSING_AUDIO_REMEDY.rstrip('.')}"
+    if fault:
         audio = read_shard(work.store, work.plan.shard(shard.shard))["audio"].drop_null().to_pylist()
         reasons = ", ".join(sorted(set(shard.rejects))) or "none"
         raise JobError(
-            f"{what}; the last shard's reasons: {reasons}, below {common_folder(audio)}/. What was done is kept"
+            f"{fault}; the last shard's reasons: {reasons}, below {common_folder(audio)}/. Committed shards are kept"
         )

@@ -120,7 +120,7 @@ class Driver:
 
     def _select(self, staging: Staging) -> Selection:
         """Select the rows that no plan holds yet, with the column types of the existing plans."""
-        staging.extra = settle_types(staging.found, self.plans)
+        staging.extra = settle_types(staging.inferred, self.plans)
         if staging.rows:
             self._check_partition_columns(staging.extra)
         else:  # without rows there are no partition folders

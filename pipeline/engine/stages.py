@@ -1,4 +1,4 @@
-"""The stages of a run as a Ray Data pipeline. With metrics.py, the only module that imports ray.
+"""The stages of a run as a Ray Data pipeline.
 
     shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> commit (CPU tasks)
 

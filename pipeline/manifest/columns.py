@@ -127,16 +127,16 @@ def untyped_field(name: str, cells: pa.Array) -> pa.Field:
 
 
 def _mixed(nested: pa.DataType, *, scalars: bool) -> dict[bytes, bytes]:
-    said = {} if pa.types.is_null(nested) else {_NESTED: pa.schema([pa.field("", nested)]).serialize().to_pybytes()}
-    return {**MIXED, **said, **(_SCALARS if scalars else {})}
+    types = {} if pa.types.is_null(nested) else {_NESTED: pa.schema([pa.field("", nested)]).serialize().to_pybytes()}
+    return {**MIXED, **types, **(_SCALARS if scalars else {})}
 
 
 def nested_part(field: pa.Field) -> pa.DataType:
     """Return the type of a column's lists and objects, loose enough for all of them; null if there are none."""
     marks = field.metadata or {}
-    said = marks.get(_NESTED)
-    if said is not None:
-        return pa.ipc.read_schema(pa.py_buffer(said)).field(0).type
+    nested = marks.get(_NESTED)
+    if nested is not None:
+        return pa.ipc.read_schema(pa.py_buffer(nested)).field(0).type
     return field.type if pa.types.is_nested(field.type) and not _EMPTY.keys() <= marks.keys() else pa.null()
 
 
@@ -237,12 +237,12 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     for schema in schemas:
         for field in schema:
             name = spelling.setdefault(field.name.lower(), field.name)
-            found = field.with_name(name)
+            merged = field.with_name(name)
             if UNTYPED.items() <= (field.metadata or {}).items():
-                found = (
-                    found.with_metadata(_BLANK) if _BLANK.keys() <= field.metadata.keys() else found.remove_metadata()
+                merged = (
+                    merged.with_metadata(_BLANK) if _BLANK.keys() <= field.metadata.keys() else merged.remove_metadata()
                 )
-            fields[name] = _merge_fields(fields[name], found) if name in fields else found
+            fields[name] = _merge_fields(fields[name], merged) if name in fields else merged
     return pa.schema(list(fields.values()))
 
 

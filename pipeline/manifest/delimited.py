@@ -104,7 +104,7 @@ class _TooLong(Exception):
     """A record that does not end within `MAX_LINE_BYTES`."""
 
 
-def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[CsvRecords]:
+def read_csv(blocks: Iterator[bytes], chunk_rows: int, display_uri: str) -> Iterator[CsvRecords]:
     """Yield records of a CSV stream, at most `chunk_rows` records and about `CHUNK_BYTES` at a time.
 
     Raises: ConfigError for an invalid header.
@@ -112,7 +112,7 @@ def read_csv(blocks: Iterator[bytes], chunk_rows: int, shown: str) -> Iterator[C
     # a setting of the whole process; the default of 128 KiB would refuse texts of 1 MB
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
     feed = _Feed(blocks)
-    header, delimiter = _header(feed, shown)
+    header, delimiter = _header(feed, display_uri)
     next_cells = _tab_cells(feed, len(header)) if delimiter == "\t" else _comma_cells(feed, header, delimiter)
     records, size = CsvRecords(header), 0
     while True:
@@ -150,11 +150,11 @@ def _comma_cells(feed: _Feed, header: Sequence[str], delimiter: str) -> NextCell
     rows = RowTest(header, delimiter)
 
     def cells() -> list[str]:
-        found = next(reader)
+        cells = next(reader)
         lines = [line.decode("utf-8", "surrogateescape") for _, line in feed.taken]
-        if len(lines) > 1 and rows.hidden(lines, found):
+        if len(lines) > 1 and rows.hidden(lines, cells):
             raise csv.Error(f"a quote would swallow the rows up to line {feed.taken[-1][0]}")
-        return found
+        return cells
 
     return cells
 
@@ -193,11 +193,11 @@ def _over_lines(feed: _Feed, line: str, width: int) -> list[str] | None:
         text += more
         if len(plain_cells(more, "\t")) == width and (first_is_row or text.count('"') % 2):
             return None
-    found = None if text is line else split_line(text, "\t")
-    return found if found is not None and len(found) == width else None
+    cells = None if text is line else split_line(text, "	")
+    return cells if cells is not None and len(cells) == width else None
 
 
-def _header(feed: _Feed, shown: str) -> tuple[list[str], str]:
+def _header(feed: _Feed, display_uri: str) -> tuple[list[str], str]:
     try:
         first = next(feed)
         while not first.strip():
@@ -206,7 +206,7 @@ def _header(feed: _Feed, shown: str) -> tuple[list[str], str]:
         if declared:
             first = next(feed, "")
     except _TooLong:
-        raise ConfigError(f"manifest {shown}: its header is longer than {MAX_LINE_BYTES:,} bytes") from None
+        raise ConfigError(f"manifest {display_uri}: its header is longer than {MAX_LINE_BYTES:,} bytes") from None
     try:
         delimiter = declared[1] if declared else delimiter_of(first)
         cells = [name.strip() for name in next(csv.reader([first], delimiter=delimiter, strict=True))]
@@ -214,9 +214,9 @@ def _header(feed: _Feed, shown: str) -> tuple[list[str], str]:
             raise BadName("it is not UTF-8")
         Names().add(cells)
     except csv.Error as error:
-        raise ConfigError(f"manifest {shown}: its header is not CSV: {error}") from None
+        raise ConfigError(f"manifest {display_uri}: its header is not CSV: {error}") from None
     except BadName as error:
-        raise ConfigError(f"manifest {shown}: its header cannot be read: {error}") from None
+        raise ConfigError(f"manifest {display_uri}: its header cannot be read: {error}") from None
     return cells, delimiter
 
 

@@ -68,8 +68,8 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
     if not uris:
         raise ConfigError("no manifest was given")
     guard = Guard(output)
-    found = itertools.chain.from_iterable(_Search(uri, guard).run() for uri in uris)
-    return without_aliases(found, LeftOut(list))
+    manifests = itertools.chain.from_iterable(_Search(uri, guard).run() for uri in uris)
+    return without_aliases(manifests, LeftOut(list))
 
 
 def uri_of(scheme: str, path: str) -> str:
@@ -83,7 +83,7 @@ class _Search:
     """Search for the manifests of one name given by the user."""
 
     def __init__(self, uri: str, guard: Guard) -> None:
-        self._uri, self._guard, self._shown = uri, guard, printable(without_query(uri))
+        self._uri, self._guard, self._display_uri = uri, guard, printable(without_query(uri))
         self._left_out = LeftOut(list)
         self._audio = 0
         self._fixed: str | None = None
@@ -92,19 +92,23 @@ class _Search:
     def run(self) -> list[str]:
         """Return the manifests. Raises: ConfigError, see `expand`."""
         if "::" in self._uri:
-            raise ConfigError(f"manifest {self._shown}: chained file systems ('::') are not read; unpack it first")
+            raise ConfigError(
+                f"manifest {self._display_uri}: chained file systems ('::') are not read; unpack it first"
+            )
         if self._uri.lower().startswith(("http://", "https://")):
             return [self._uri]
-        with store_errors(self._shown):
+        with store_errors(self._display_uri):
             filesystem, path = resolve(self._uri)
             names = self._names(filesystem, path)
         if not names:
             raise ConfigError(self._nothing(filesystem, path))
         for why, left in sorted(self._left_out.items()):
             more = ", ..." if len(left) > _SHOWN else ""
-            shown = ", ".join(map(printable, left[:_SHOWN]))
+            examples = ", ".join(map(printable, left[:_SHOWN]))
             level = logging.INFO if why == ALIASES else logging.WARNING  # aliases are read under another name
-            _log.log(level, "manifest %s: left out: %s, %s: %s%s", self._shown, f"{len(left):,}", why, shown, more)
+            _log.log(
+                level, "manifest %s: left out: %s, %s: %s%s", self._display_uri, f"{len(left):,}", why, examples, more
+            )
         scheme = self._uri.partition("://")[0] if "://" in self._uri else "file"
         for name in names:
             if not is_utf8(name):
@@ -115,23 +119,23 @@ class _Search:
 
     def _names(self, filesystem: AbstractFileSystem, path: str) -> list[str]:
         if filesystem.isfile(path):
-            self._guard.check_above(filesystem, path, self._shown, is_file=True)
+            self._guard.check_above(filesystem, path, self._display_uri, is_file=True)
             return [path]
         if filesystem.isdir(path):
-            self._guard.check_above(filesystem, path, self._shown)
+            self._guard.check_above(filesystem, path, self._display_uri)
             return self._below(filesystem, path)
         return self._matches(filesystem, path) if is_glob(path) else []
 
     def _below(self, filesystem: AbstractFileSystem, folder: str) -> list[str]:
         """Find manifests below a folder, one folder at a time, to avoid one long list of the audio beside them."""
-        found: list[str] = []
+        manifests: list[str] = []
         for contents in walk(filesystem, folder, left_out=self._left_out):
             self._visit(filesystem, contents)
             self._audio += sum(map(is_audio_name, contents.files))
-            found += self._manifests(filesystem, contents)
+            manifests += self._manifests(filesystem, contents)
             if unread := [name for name in contents.files if _OTHER_FORMS.match(name)]:
                 self._left_out[_UNREAD] += contents.paths(unread)
-        return sorted(found)
+        return sorted(manifests)
 
     def _manifests(self, filesystem: AbstractFileSystem, contents: Contents) -> list[str]:
         """Return the manifests in one folder, without the job's output. Raises: ConfigError for links into a table."""
@@ -142,7 +146,7 @@ class _Search:
                 self._left_out[_OWN_OUTPUT].append(path)
                 continue
             if contents.files[name].get("islink"):
-                self._guard.check_above(filesystem, path, self._shown, is_file=True)
+                self._guard.check_above(filesystem, path, self._display_uri, is_file=True)
             taken.append(path)
         return taken
 
@@ -152,7 +156,7 @@ class _Search:
         if not filesystem.isdir(fixed or "/"):
             return []
         if not self._guard.is_output(filesystem, fixed):
-            self._guard.check_above(filesystem, fixed, self._shown)
+            self._guard.check_above(filesystem, fixed, self._display_uri)
         files: list[str] = []
         visit = lambda contents: self._visit(filesystem, contents)  # noqa: E731
         for name, info in sorted(glob(filesystem, pattern, visit, left_out=self._left_out).items()):
@@ -162,7 +166,7 @@ class _Search:
                 self._left_out[_OWN_OUTPUT].append(name)
             else:
                 if info.get("islink"):
-                    self._guard.check_above(filesystem, name, self._shown, is_file=True)
+                    self._guard.check_above(filesystem, name, self._display_uri, is_file=True)
                 files.append(name)
         return files
 
@@ -176,10 +180,10 @@ class _Search:
             if not named:
                 contents.files.clear()
         else:
-            self._guard.check(filesystem, contents, self._shown)
+            self._guard.check(filesystem, contents, self._display_uri)
         for path in contents.paths(name for name, is_link in contents.folders.items() if is_link):
             if not self._guard.is_output(filesystem, path):
-                self._guard.check_above(filesystem, path, self._shown)
+                self._guard.check_above(filesystem, path, self._display_uri)
         if self._hidden_too:
             return
         hidden = [name for name in (*contents.folders, *contents.files) if _HIDDEN.match(name)]
@@ -200,12 +204,10 @@ class _Search:
         if self._audio:
             reasons.insert(0, f"but {self._audio:,} audio files: {make_one_of(self._uri)}")
         what = "; ".join(["", *reasons])
-        with store_errors(self._shown):
+        with store_errors(self._display_uri):
             if filesystem.isdir(path):
-                return (
-                    f"manifest folder {self._shown} contains no file with a manifest's extension ({_endings()}){what}"
-                )
-            return f"manifest {self._shown} does not exist{what or _nearest(filesystem, path)}"
+                return f"manifest folder {self._display_uri} contains no file with a manifest's extension ({_endings()}){what}"
+            return f"manifest {self._display_uri} does not exist{what or _nearest(filesystem, path)}"
 
 
 def _looks_like_manifest(name: str) -> bool:

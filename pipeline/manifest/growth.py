@@ -12,25 +12,25 @@ MAX_WIDENED_FIELDS = 1024
 _DECIMAL128_DIGITS = 38
 
 
-def widened(kind: pa.DataType, found: pa.DataType) -> pa.DataType:
-    """Return the type with the additional keys of `found` wherever both are structs; other types are unchanged."""
+def widened(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return the type with the additional keys of `other` wherever both are structs; other types are unchanged."""
     if pa.types.is_null(kind):
-        return found
-    if pa.types.is_struct(kind) and pa.types.is_struct(found):
+        return other
+    if pa.types.is_struct(kind) and pa.types.is_struct(other):
         fields = {field.name.lower(): field for field in kind}
-        for field in found:
+        for field in other:
             known = fields.get(field.name.lower())
             if known is not None:
                 fields[field.name.lower()] = known.with_type(widened(known.type, field.type))
             elif len(fields) < MAX_WIDENED_FIELDS:
                 fields[field.name.lower()] = field.with_nullable(True)
         return pa.struct(list(fields.values()))
-    if pa.types.is_fixed_size_list(kind) and pa.types.is_fixed_size_list(found):
-        return pa.list_(widened(kind.value_type, found.value_type), kind.list_size)
-    if pa.types.is_list(kind) and pa.types.is_list(found):
-        return pa.list_(widened(kind.value_type, found.value_type))
-    if pa.types.is_map(kind) and pa.types.is_map(found):
-        return pa.map_(kind.key_type, widened(kind.item_type, found.item_type))
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_fixed_size_list(other):
+        return pa.list_(widened(kind.value_type, other.value_type), kind.list_size)
+    if pa.types.is_list(kind) and pa.types.is_list(other):
+        return pa.list_(widened(kind.value_type, other.value_type))
+    if pa.types.is_map(kind) and pa.types.is_map(other):
+        return pa.map_(kind.key_type, widened(kind.item_type, other.item_type))
     return kind
 
 

@@ -62,42 +62,42 @@ class ParquetRecords:
         return column if kept is None else column.take(pa.array(kept, pa.int64()))
 
 
-def read_parquet(raw: BinaryIO, chunk_rows: int, shown: str) -> Iterator[ParquetRecords]:
+def read_parquet(raw: BinaryIO, chunk_rows: int, display_uri: str) -> Iterator[ParquetRecords]:
     """Yield records of a Parquet file, at most `chunk_rows` rows and about `CHUNK_BYTES` at a time.
 
     Raises: ConfigError for a file that does not decode, and for known columns of a wrong type.
     """
     first = 1
-    with store_errors(shown):
+    with store_errors(display_uri):
         try:
             # buffered, since otherwise a whole column of a row group is read at once
             file = pq.ParquetFile(raw, buffer_size=READ_BYTES, pre_buffer=False)  # closed by the opener of `raw`
-            wanted = _schema(file.schema_arrow, shown)
+            wanted = _schema(file.schema_arrow, display_uri)
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             per_row = row_bytes // max(1, file.metadata.num_rows) + 1
             empty = pa.RecordBatch.from_pylist([], schema=wanted)
-            yield _records(empty, wanted, first, shown)  # shows the columns
+            yield _records(empty, wanted, first, display_uri)  # shows the columns
             for batch in file.iter_batches(batch_size=max(1, min(chunk_rows, CHUNK_BYTES // per_row))):
-                yield _records(batch, wanted, first, shown)
+                yield _records(batch, wanted, first, display_uri)
                 first += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the store, not of the file: Arrow's own have no errno
             raise ConfigError(
-                f"manifest {shown}: Parquet that does not decode after row {first - 1:,}: {error}"
+                f"manifest {display_uri}: Parquet that does not decode after row {first - 1:,}: {error}"
             ) from None
 
 
-def _schema(schema: pa.Schema, shown: str) -> pa.Schema:
+def _schema(schema: pa.Schema, display_uri: str) -> pa.Schema:
     """Return the schema with `plain_type` applied to every type. Raises: ConfigError for invalid column names."""
     try:
         Names().add(schema.names)
     except BadName as error:
-        raise ConfigError(f"manifest {shown}: {error}") from None
+        raise ConfigError(f"manifest {display_uri}: {error}") from None
     return pa.schema([pa.field(column.name, plain_type(column.type)) for column in schema])
 
 
-def _known(column: pa.Array, name: str, shown: str) -> pa.Array:
+def _known(column: pa.Array, name: str, display_uri: str) -> pa.Array:
     """Return a column, or nulls for a known one without values, which pandas writes with any type, mostly numbers.
 
     Raises: ConfigError for a known column with values of a wrong type.
@@ -110,12 +110,12 @@ def _known(column: pa.Array, name: str, shown: str) -> pa.Array:
         absent += pc.sum(pc.is_nan(column)).as_py() or 0
     if absent == len(column):
         return pa.nulls(len(column), pa.string() if pa.types.is_string in tests else pa.float64())
-    raise ConfigError(f"manifest {shown}: column {name!r} is {column.type}; {expected} is expected")
+    raise ConfigError(f"manifest {display_uri}: column {name!r} is {column.type}; {expected} is expected")
 
 
-def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int, shown: str) -> ParquetRecords:
+def _records(batch: pa.RecordBatch, wanted: pa.Schema, first: int, display_uri: str) -> ParquetRecords:
     columns = [
-        _known(column if column.type == field.type else _plain(column).cast(field.type), field.name, shown)
+        _known(column if column.type == field.type else _plain(column).cast(field.type), field.name, display_uri)
         for column, field in zip(batch.columns, wanted, strict=True)
     ]
     wanted = pa.schema([field.with_type(column.type) for column, field in zip(columns, wanted, strict=True)])

@@ -31,20 +31,20 @@ def partition_columns(uri: str) -> dict[str, str | None]:
 
     Raises: ConfigError for an invalid column name, and for two folders with different values of one column.
     """
-    shown = without_query(uri)
+    display_uri = without_query(uri)
     found: dict[str, str | None] = {}
     names = Names()
-    for folder in shown.partition("://")[2 if "://" in shown else 0].split("/")[:-1]:
+    for folder in display_uri.partition("://")[2 if "://" in display_uri else 0].split("/")[:-1]:
         if not (stated := _FOLDER.fullmatch(folder)):
             continue
         value = None if stated[2] == _NULL else unquote(stated[2])
         try:
             (name,) = names.add([unquote(stated[1])])
         except BadName as error:
-            raise ConfigError(f"manifest {shown}: folder {folder[:_SHOWN]!r}: {error}") from None
+            raise ConfigError(f"manifest {display_uri}: folder {folder[:_SHOWN]!r}: {error}") from None
         if name in found and found[name] != value:
             raise ConfigError(
-                f"manifest {shown}: its folders state two values of {name!r}: {found[name]!r} and {value!r}"
+                f"manifest {display_uri}: its folders state two values of {name!r}: {found[name]!r} and {value!r}"
             )
         found[name] = value
     return found

@@ -75,8 +75,10 @@ class _Seen:
         wanted = [*ALIASES["audio"], *(["text"] if self.audio_optional else [])]
         unknown = [name.lower() for name in self.names if name.lower() not in KNOWN]
         hint = next(filter(None, (did_you_mean(name, wanted) for name in unknown)), "")
-        shown = ", ".join(map(repr, list(self.names)[:20])) + (", ..." if len(self.names) > 20 else "")
-        raise ConfigError(f"manifest {self.manifest} has no column {', '.join(wanted)}; its columns are {shown}{hint}")
+        columns = ", ".join(map(repr, list(self.names)[:20])) + (", ..." if len(self.names) > 20 else "")
+        raise ConfigError(
+            f"manifest {self.manifest} has no column {', '.join(wanted)}; its columns are {columns}{hint}"
+        )
 
 
 def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: bool = False) -> Iterator[ManifestChunk]:
@@ -91,15 +93,15 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
         fails. Chunks yielded before remain valid.
     """
     with open_manifest(uri) as source:
-        seen = _Seen(source.shown, audio_optional)
+        seen = _Seen(source.display_uri, audio_optional)
         stated = partition_columns(uri)
-        for found in _records(source, chunk_rows):
-            records = Partitioned(found, stated)
+        for chunk in _records(source, chunk_rows):
+            records = Partitioned(chunk, stated)
             seen.add(records)
             if seen.rows >= _PATIENCE_ROWS:
                 seen.verify()
             if records.lines or records.rejects:
-                yield _chunk(records, uri, source.shown, audio_optional=audio_optional)
+                yield _chunk(records, uri, source.display_uri, audio_optional=audio_optional)
         seen.verify()
 
 
@@ -107,26 +109,26 @@ def _records(source: Source, chunk_rows: int) -> Iterator[Records]:
     if source.form is Form.JSONL:
         yield from read_jsonl(source.blocks, chunk_rows)
     elif source.form is Form.CSV:
-        yield from read_csv(source.blocks, chunk_rows, source.shown)
+        yield from read_csv(source.blocks, chunk_rows, source.display_uri)
     elif source.form is Form.PARQUET:
-        yield from read_parquet(source.raw, chunk_rows, source.shown)
+        yield from read_parquet(source.raw, chunk_rows, source.display_uri)
 
 
-def _chunk(records: Partitioned, uri: str, shown: str, *, audio_optional: bool) -> ManifestChunk:
-    found, leftover = _known_columns(records)
+def _chunk(records: Partitioned, uri: str, display_uri: str, *, audio_optional: bool) -> ManifestChunk:
+    known, leftover = _known_columns(records)
     fields = check_fields(
-        lambda name: found[name], from_csv=records.from_csv, manifest=uri, audio_optional=audio_optional
+        lambda name: known[name], from_csv=records.from_csv, manifest=uri, audio_optional=audio_optional
     )
     for position, detail in records.contradictions().items():
         fields.rejects.setdefault(position, bad_field(detail))
     rejects = list(records.rejects)
     for position, cause in fields.rejects.items():
-        audio = fields.audio[position] or _as_given(found["audio"][position])
+        audio = fields.audio[position] or _as_given(known["audio"][position])
         line, raw = records.lines[position], records.raw(position)
         rejects.append(RejectedLine(line, cause, raw, fields.recording_id[position], audio))
     rejects.sort(key=lambda reject: reject.line)
     kept = [i for i in range(len(records.lines)) if i not in fields.rejects] if fields.rejects else None
-    table = _row_columns(fields, records.lines, shown, kept)
+    table = _row_columns(fields, records.lines, display_uri, kept)
     for name in records.names:
         if name.lower() in KNOWN and name not in leftover:
             continue
@@ -136,7 +138,7 @@ def _chunk(records: Partitioned, uri: str, shown: str, *, audio_optional: bool) 
             array = records.array(name, kept)
         field = (untyped_field if records.untyped(name) else field_of)(passthrough_name(name), array)
         table = table.append_column(field, getattr(array, "storage", array))
-    return ManifestChunk(table, rejects, shown)
+    return ManifestChunk(table, rejects, display_uri)
 
 
 def _as_given(audio: object) -> str | None:
@@ -148,7 +150,7 @@ def _known_columns(records: Records) -> tuple[dict[str, Sequence[object]], dict[
 
     Each row uses the first alias in which it has a value.
     """
-    found: dict[str, Sequence[object]] = {}
+    known: dict[str, Sequence[object]] = {}
     leftover: dict[str, list[object]] = {}
     for meaning, aliases in ALIASES.items():
         names = sorted(
@@ -161,15 +163,15 @@ def _known_columns(records: Records) -> tuple[dict[str, Sequence[object]], dict[
             taken = [value if _absent(first) else first for first, value in zip(taken, values, strict=True)]
             if any(value is not None for value in unused):
                 leftover[name] = unused
-        found[meaning] = taken
-    return found, leftover
+        known[meaning] = taken
+    return known, leftover
 
 
 def _absent(value: object) -> bool:
     return value is None or value == ""
 
 
-def _row_columns(fields: Fields, lines: Sequence[int], shown: str, kept: Sequence[int] | None) -> pa.Table:
+def _row_columns(fields: Fields, lines: Sequence[int], display_uri: str, kept: Sequence[int] | None) -> pa.Table:
     columns: dict[str, Sequence[object]] = {
         "recording_id": fields.recording_id,
         "audio": fields.audio,
@@ -178,7 +180,7 @@ def _row_columns(fields: Fields, lines: Sequence[int], shown: str, kept: Sequenc
         "offset_s": fields.offset_s,
         "duration_s": fields.duration_s,
         "channel": fields.channel,
-        "manifest": [shown] * len(lines),
+        "manifest": [display_uri] * len(lines),
         "line": lines,
     }
     arrays = []

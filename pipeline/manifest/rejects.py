@@ -97,8 +97,8 @@ def joined_keys(rejects: pa.Table) -> bytes:
 
     Rejects of earlier versions hold the line with its queries.
     """
-    told = rejects.select(["manifest", "line", "recording_id", "reason", "raw"]).to_pylist()
-    return b"".join(key_of("reject", *map(str, _without_queries(reject).values())) for reject in told)
+    identifying = rejects.select(["manifest", "line", "recording_id", "reason", "raw"]).to_pylist()
+    return b"".join(key_of("reject", *map(str, _without_queries(reject).values())) for reject in identifying)
 
 
 def _without_queries(reject: dict[str, object]) -> dict[str, object]:

@@ -75,13 +75,13 @@ class Source:
     """An open manifest.
 
     Attributes:
-        shown: the URI without the query, for outputs and messages.
+        display_uri: the URI without the query, for outputs and messages.
         form: the detected format.
         raw: the seekable file, for Parquet.
         blocks: decompressed bytes without the byte-order mark, for text formats.
     """
 
-    shown: str
+    display_uri: str
     form: Form
     raw: BinaryIO
     blocks: Iterator[bytes]
@@ -98,33 +98,33 @@ def open_manifest(uri: str) -> Iterator[Source]:
         the store fails or the manifest changes while it is read. Both can also be raised while the blocks are read: a
         truncated stream is not the whole manifest.
     """
-    shown = without_query(uri)
-    with store_errors(shown):
+    display_uri = without_query(uri)
+    with store_errors(display_uri):
         filesystem, path = resolve(uri)
-    with unchanged(filesystem, path, shown), contextlib.ExitStack() as stack:
-        with store_errors(shown):
+    with unchanged(filesystem, path, display_uri), contextlib.ExitStack() as stack:
+        with store_errors(display_uri):
             raw: BinaryIO = stack.enter_context(_open(filesystem, path))
             start = raw.read(4)
         whole = io.BufferedReader(_Rejoined(start, raw), READ_BYTES)
         if start == b"PAR1":
             if isinstance(filesystem, HTTPFileSystem):
                 raw = stack.enter_context(tempfile.TemporaryFile())
-                with store_errors(shown):
+                with store_errors(display_uri):
                     shutil.copyfileobj(whole, raw, READ_BYTES)
             raw.seek(0)
-            yield Source(shown, Form.PARQUET, raw, iter(()))
+            yield Source(display_uri, Form.PARQUET, raw, iter(()))
             return
         reader: ByteReader = whole
         if start[:2] == b"\x1f\x8b":
             reader = stack.enter_context(gzip.GzipFile(fileobj=whole))
         elif start == b"\x28\xb5\x2f\xfd" or (start[1:] == b"\x2a\x4d\x18" and 0x50 <= start[0] <= 0x5F):
             reader = stack.enter_context(_zstd(whole))
-        blocks = _blocks(reader, shown)
+        blocks = _blocks(reader, display_uri)
         head = b""
         while len(head) < _HEAD_BYTES and (block := next(blocks, b"")):
             head += block
-        form = _form(head, shown)
-        yield Source(shown, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks))
+        form = _form(head, display_uri)
+        yield Source(display_uri, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks))
 
 
 def _open(filesystem: AbstractFileSystem, path: str) -> BinaryIO:
@@ -156,23 +156,25 @@ def _zstd(raw: io.BufferedIOBase) -> AbstractContextManager[ByteReader]:
     return contextlib.closing(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
 
 
-def _blocks(reader: ByteReader, shown: str) -> Iterator[bytes]:
+def _blocks(reader: ByteReader, display_uri: str) -> Iterator[bytes]:
     done = 0
-    with store_errors(shown):
+    with store_errors(display_uri):
         try:
             while block := reader.read(READ_BYTES):
                 done += len(block)
                 yield block
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ConfigError(_broken(shown, done, str(error))) from None
+            raise ConfigError(_broken(display_uri, done, str(error))) from None
         except OSError as error:
             if "ZSTD" in str(error) or "Truncated compressed" in str(error):  # Arrow raises both as a plain OSError
-                raise ConfigError(_broken(shown, done, str(error))) from None
+                raise ConfigError(_broken(display_uri, done, str(error))) from None
             raise
 
 
-def _broken(shown: str, done: int, why: str) -> str:
-    return f"manifest {shown}: its compressed data is damaged after {done:,} bytes of text ({why}): it is incomplete"
+def _broken(display_uri: str, done: int, why: str) -> str:
+    return (
+        f"manifest {display_uri}: its compressed data is damaged after {done:,} bytes of text ({why}): it is incomplete"
+    )
 
 
 def lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
@@ -207,16 +209,20 @@ def make_one_of(uri: str) -> str:
     return f"make a manifest with `python -m jobs.make_manifest {source} --output manifest.jsonl` and give that"
 
 
-def _form(head: bytes, shown: str) -> Form:
+def _form(head: bytes, display_uri: str) -> Form:
     """Detect the format from the first 64 KiB. Raises: ConfigError with what the content looks like instead."""
-    if is_audio_name(shown) and head and not _is_text(head[:256]):
-        raise ConfigError(f"manifest {shown} is an audio file, not a manifest of audio: {make_one_of(shown)}")
+    if is_audio_name(display_uri) and head and not _is_text(head[:256]):
+        raise ConfigError(
+            f"manifest {display_uri} is an audio file, not a manifest of audio: {make_one_of(display_uri)}"
+        )
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:2] == b"{\0" or head[:2] == b"\0{":
-        raise ConfigError(f"manifest {shown} is UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        raise ConfigError(
+            f"manifest {display_uri} is UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+        )
     for magic, what in _MAGIC.items():  # a header may start like `PARENT,audio`: skip text
         if head.startswith(magic) and not _is_text(head[:256]):
-            advice = make_one_of(shown) if magic in _AUDIO_MAGIC else _ACCEPTED
-            raise ConfigError(f"manifest {shown} is {what}; {advice}")
+            advice = make_one_of(display_uri) if magic in _AUDIO_MAGIC else _ACCEPTED
+            raise ConfigError(f"manifest {display_uri} is {what}; {advice}")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if not text:
         return Form.EMPTY
@@ -224,17 +230,19 @@ def _form(head: bytes, shown: str) -> Form:
     whole = [line.strip() for line in (lines[:-1] or lines) if line.strip()]
     objects = sum(line.startswith(b"{") and line.endswith(b"}") for line in whole)
     if whole[0] == b"{" and not objects and len(whole) > 1:
-        raise ConfigError(f"manifest {shown} is JSON over several lines; write one object a line (jq -c). {_ACCEPTED}")
+        raise ConfigError(
+            f"manifest {display_uri} is JSON over several lines; write one object a line (jq -c). {_ACCEPTED}"
+        )
     if text[:1] == b"{":
         return Form.JSONL
     if text[:1] == b"[" and not (objects and whole[0].endswith(b"]")):
-        raise ConfigError(f"manifest {shown} is a JSON array; write one object a line (jq -c '.[]'). {_ACCEPTED}")
+        raise ConfigError(f"manifest {display_uri} is a JSON array; write one object a line (jq -c '.[]'). {_ACCEPTED}")
     if objects * 2 > len(whole):  # the first line is damaged
         return Form.JSONL
     if text[:1] == b"<":
-        raise ConfigError(f"manifest {shown} is an HTML or XML page, perhaps a log-in or error page; {_ACCEPTED}")
+        raise ConfigError(f"manifest {display_uri} is an HTML or XML page, perhaps a log-in or error page; {_ACCEPTED}")
     if not _is_text(lines[0]):
-        raise ConfigError(f"manifest {shown} is binary or not UTF-8 in its first line; {_ACCEPTED}")
+        raise ConfigError(f"manifest {display_uri} is binary or not UTF-8 in its first line; {_ACCEPTED}")
     return Form.CSV
 
 

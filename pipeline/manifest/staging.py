@@ -50,15 +50,15 @@ class Staging:
 
     Attributes:
         rows: number of accepted rows, including duplicates until `select`.
-        found: pass-through columns of the manifests, with the types merged by `unify`.
-        extra: pass-through columns of the plan; set it to the result of `settle_types` for `found` before `select`.
+        inferred: pass-through columns of the manifests, with the types merged by `unify`.
+        extra: pass-through columns of the plan; set it to the result of `settle_types` for `inferred` before `select`.
         choice: lines that may be selected; None for all. Every line is read and counts in the search for duplicates and
             in the types of columns, so the choice does not change what becomes of a line.
     """
 
     folder: Path
     choice: Choice | None = None
-    found: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    inferred: pa.Schema = field(default_factory=lambda: pa.schema([]))
     extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
     rows: int = 0
     chunks: list[Path] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Staging:
                 )
 
     def _find(self, schema: pa.Schema) -> None:
-        self.found = self.extra = unify([self.found, extra_schema(schema)])
+        self.inferred = self.extra = unify([self.inferred, extra_schema(schema)])
 
     def _add_rows(self, rows: pa.Table, manifest: int = 0) -> None:
         if not rows.num_rows:
@@ -157,7 +157,7 @@ class Staging:
     def _misfit_rows(self) -> Mask:
         """Return a mask of the rows with a value that the settled type of its column cannot hold."""
         mask = np.zeros(self.rows, dtype=bool)
-        if self.extra.equals(self.found):
+        if self.extra.equals(self.inferred):
             return mask  # the types come from the values themselves
         for start, _, misfits in self._tables():
             mask[[start + row for row in misfits]] = True
@@ -168,16 +168,16 @@ class Staging:
         clashing = np.zeros(self.rows, dtype=bool)
         if not doubtful.any():
             return clashing
-        stands: dict[bytes, list[int]] = defaultdict(list)
+        positions_of: dict[bytes, list[int]] = defaultdict(list)
         contents: dict[bytes, bytes] = {}
         for start, table, _ in self._tables():
             for position in np.flatnonzero(doubtful[start : start + table.num_rows]).tolist():
                 row = plain_row(table, position)
                 key, content = key_of(str(row["recording_id"])), _content_key(row)
-                stands[key].append(start + position)
+                positions_of[key].append(start + position)
                 if content != contents.setdefault(key, content):
                     clashing[start + position] = True
-        for positions in stands.values():
+        for positions in positions_of.values():
             clashing[positions] = clashing[positions].any()
             new[positions[1:]] = False
         new &= ~clashing
@@ -270,12 +270,12 @@ def _with_misfits(rejects: pa.Table, misfits: dict[int, list[Misfit]]) -> pa.Tab
     """Return rejects with their misfit values added to `detail`."""
     if not misfits:
         return rejects
-    said = [
+    details = [
         "; ".join([detail, *(misfit.sentence for misfit in misfits.get(row, ()))])
         for row, detail in enumerate(rejects["detail"].to_pylist())
     ]
     place = rejects.schema.get_field_index("detail")
-    return rejects.set_column(place, rejects.schema.field(place), pa.array(said, pa.string()))
+    return rejects.set_column(place, rejects.schema.field(place), pa.array(details, pa.string()))
 
 
 def _content_key(row: dict[str, object]) -> bytes:

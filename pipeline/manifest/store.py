@@ -17,7 +17,7 @@ from pipeline.storage.retry import Redirected, retried
 
 
 @contextmanager
-def store_errors(shown: str) -> Iterator[None]:
+def store_errors(display_uri: str) -> Iterator[None]:
     """Convert errors of stores to our own.
 
     Raises: ConfigError for missing or forbidden manifests; JobError for store failures that may be temporary.
@@ -25,47 +25,47 @@ def store_errors(shown: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ConfigError(f"manifest {shown} does not exist") from None
+        raise ConfigError(f"manifest {display_uri} does not exist") from None
     except aiohttp.ClientConnectorError:
-        raise ConfigError(f"manifest {shown}: its server cannot be reached") from None
+        raise ConfigError(f"manifest {display_uri}: its server cannot be reached") from None
     except Redirected as error:
-        raise ConfigError(f"manifest {shown} {error}") from None
+        raise ConfigError(f"manifest {display_uri} {error}") from None
     except PermissionError:
-        raise ConfigError(f"manifest {shown} cannot be read with the current credentials") from None
+        raise ConfigError(f"manifest {display_uri} cannot be read with the current credentials") from None
     except IsADirectoryError:
-        raise ConfigError(f"manifest {shown} is a folder") from None
+        raise ConfigError(f"manifest {display_uri} is a folder") from None
     except aiohttp.ClientResponseError as error:
-        raise ConfigError(f"manifest {shown}: the server returned status {error.status}") from None
+        raise ConfigError(f"manifest {display_uri}: the server returned status {error.status}") from None
     except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
-        raise JobError(f"manifest {shown} could not be read: {str(error) or type(error).__name__}") from None
+        raise JobError(f"manifest {display_uri} could not be read: {str(error) or type(error).__name__}") from None
 
 
 @contextmanager
-def unchanged(filesystem: AbstractFileSystem, path: str, shown: str) -> Iterator[None]:
+def unchanged(filesystem: AbstractFileSystem, path: str, display_uri: str) -> Iterator[None]:
     """Refuse a file that changes while it is read, since the content may mix two versions.
 
     Raises: JobError, which also replaces the error of a file that looks damaged for this reason.
     """
-    with store_errors(shown):
+    with store_errors(display_uri):
         before = _state(filesystem, path)
     try:
         yield
     except (ConfigError, JobError):
-        _require_state(filesystem, path, shown, before)
+        _require_state(filesystem, path, display_uri, before)
         raise
-    _require_state(filesystem, path, shown, before)
+    _require_state(filesystem, path, display_uri, before)
 
 
-def _require_state(filesystem: AbstractFileSystem, path: str, shown: str, before: dict[str, str]) -> None:
-    with store_errors(shown):
+def _require_state(filesystem: AbstractFileSystem, path: str, display_uri: str, before: dict[str, str]) -> None:
+    with store_errors(display_uri):
         try:
-            after = retried(lambda: _state(filesystem, path), what=f"manifest {shown}")
+            after = retried(lambda: _state(filesystem, path), what=f"manifest {display_uri}")
         except FileNotFoundError:
             after = {}
     if after != before:
         changed = [name for name in before if after.get(name) != before[name]]
         raise JobError(
-            f"manifest {shown} changed while it was read (its {' and '.join(changed)}); nothing of it is planned. "
+            f"manifest {display_uri} changed while it was read (its {' and '.join(changed)}); nothing of it is planned. "
             "Run the same command again once it is complete"
         )
 

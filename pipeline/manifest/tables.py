@@ -53,17 +53,19 @@ class Guard:
             return False
         return type(filesystem) is type(other) and path.strip("/") == output.strip("/")
 
-    def check(self, filesystem: AbstractFileSystem, contents: Contents, shown: str) -> None:
+    def check(self, filesystem: AbstractFileSystem, contents: Contents, display_uri: str) -> None:
         """Refuse a listed folder that is a table or an output. Raises: ConfigError."""
         if DATASET in contents.files:
-            raise _of_output(shown, contents.path)
+            raise _of_output(display_uri, contents.path)
         for name, form in _LOGS.items():
             if name in contents.folders:
-                raise _of_table(shown, contents.path, form)
+                raise _of_table(display_uri, contents.path, form)
         if "metadata" in contents.folders and _is_iceberg(filesystem, contents.path):
-            raise _of_table(shown, contents.path, "Iceberg")
+            raise _of_table(display_uri, contents.path, "Iceberg")
 
-    def check_above(self, filesystem: AbstractFileSystem, path: str, shown: str, *, is_file: bool = False) -> None:
+    def check_above(
+        self, filesystem: AbstractFileSystem, path: str, display_uri: str, *, is_file: bool = False
+    ) -> None:
         """Refuse a file or folder of a table or an output. Costs several requests for each folder above it.
 
         Raises: ConfigError.
@@ -74,22 +76,22 @@ class Guard:
             if is_file:
                 folder, _, below = name.rpartition("/")
             while folder and f"{folder}\0{below}" not in self._allowed:
-                self._check_one(filesystem, folder, below, shown)
+                self._check_one(filesystem, folder, below, display_uri)
                 self._allowed.add(f"{folder}\0{below}")
                 folder, _, last = folder.rpartition("/")
                 below = last
 
-    def _check_one(self, filesystem: AbstractFileSystem, folder: str, below: str, shown: str) -> None:
+    def _check_one(self, filesystem: AbstractFileSystem, folder: str, below: str, display_uri: str) -> None:
         """Check one folder; `below` is the name in it on the requested path, empty for the folder itself."""
         if (not below or below in FOLDERS) and (
             self.is_output(filesystem, folder) or _exists(filesystem, f"{folder}/{DATASET}")
         ):
-            raise _of_output(shown, folder)
+            raise _of_output(display_uri, folder)
         for name, form in _LOGS.items():
             if _exists(filesystem, f"{folder}/{name}"):
-                raise _of_table(shown, folder, form)
+                raise _of_table(display_uri, folder, form)
         if _is_iceberg(filesystem, folder):
-            raise _of_table(shown, folder, "Iceberg")
+            raise _of_table(display_uri, folder, "Iceberg")
 
 
 def _exists(filesystem: AbstractFileSystem, path: str) -> bool:
@@ -111,21 +113,21 @@ def _is_iceberg(filesystem: AbstractFileSystem, folder: str) -> bool:
     return any(name.endswith((".metadata.json", ".metadata.json.gz")) for name in files)
 
 
-def _of_output(shown: str, folder: str) -> ConfigError:
+def _of_output(display_uri: str, folder: str) -> ConfigError:
     return ConfigError(
-        f"manifest {shown}: {printable(folder)} is an output of jobs.annotate, and its rows would be annotated again. Name "
+        f"manifest {display_uri}: {printable(folder)} is an output of jobs.annotate, and its rows would be annotated again. Name "
         "the manifests themselves, or move the output out of the folder; to annotate the same recordings in another way, "
         "give their manifest and another --output; for a manifest of its utterances, python -m jobs.make_manifest OUTPUT "
         "--layout output"
     )
 
 
-def _of_table(shown: str, folder: str, form: str) -> ConfigError:
+def _of_table(display_uri: str, folder: str, form: str) -> ConfigError:
     export = "with Spark"
     if form in _EXPORTS:
         code = _EXPORTS[form].format(uri=printable(folder))
         export = f"python -c \"{code}; import pyarrow.parquet as p; p.write_table(table, 'm.parquet')\""
     return ConfigError(
-        f"manifest {shown}: {printable(folder)} is a table of the {form} format, whose log says which rows count; its files "
-        f"still hold deleted and replaced rows. Export the rows that count and give that file, for example: {export}"
+        f"manifest {display_uri}: {printable(folder)} is a table of the {form} format, whose log says which rows count; its "
+        f"files still hold deleted and replaced rows. Export the rows that count and give that file, for example: {export}"
     )

@@ -17,12 +17,12 @@ _DIGEST_BYTES = {"sha256": 32, "md5": 16}
 _PIECE_BYTES = 1 << 20
 
 
-def check_content(content: bytes | BinaryIO, record: Mapping[str, Any], shown: str) -> None:
+def check_content(content: bytes | BinaryIO, record: Mapping[str, Any], display_uri: str) -> None:
     """Verify an object against the checksums of its manifest row, in hex or base64; without any, accept it unchecked.
 
     Args:
         content: the bytes, or a file.
-        shown: the object's URI for messages.
+        display_uri: the object's URI for messages.
     Raises: RejectedRow CHECKSUM when the bytes differ, BAD_FIELD when the column's value is not such a checksum.
     """
     for column, stated in record.items():
@@ -32,11 +32,11 @@ def check_content(content: bytes | BinaryIO, record: Mapping[str, Any], shown: s
             continue
         expected = _digest(stated, size)
         if expected is None:
-            detail = f"column {column!r} holds {str(stated)[:80]!r}, which is no {name} in hex or base64"
+            detail = f"column {column!r} holds {str(stated)[:80]!r}, which is not a {name} in hex or base64"
             raise RejectedRow(Reason.BAD_FIELD, detail, Stage.FETCH)
-        found = _hash(content, partial(hashlib.new, name, usedforsecurity=False))
-        if found != expected:
-            detail = f"{shown} has {name} {found.hex()}, and the manifest says {expected.hex()}"
+        digest = _hash(content, partial(hashlib.new, name, usedforsecurity=False))
+        if digest != expected:
+            detail = f"{display_uri} has {name} {digest.hex()}, but the manifest states {expected.hex()}"
             raise RejectedRow(Reason.CHECKSUM, detail, Stage.FETCH)
 
 
@@ -50,10 +50,10 @@ def _digest(stated: object, size: int) -> bytes | None:
         return stated
     text = str(stated).strip()
     try:
-        found = bytes.fromhex(text) if len(text) == 2 * size else base64.b64decode(text, validate=True)
+        digest = bytes.fromhex(text) if len(text) == 2 * size else base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
         return None
-    return found if len(found) == size else None
+    return digest if len(digest) == size else None
 
 
 def identity(content: bytes | BinaryIO) -> bytes:

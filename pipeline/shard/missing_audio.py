@@ -93,7 +93,7 @@ def _outside(work: Work, uri: str) -> Reject | None:
 
 def _missing(uri: str) -> Reject | None:
     """Return why an audio object cannot be read, or None. Costs one stat or HEAD, and seconds if the store is silent."""
-    shown = without_query(uri)
+    display_uri = without_query(uri)
     filesystem, path = resolve(uri)
 
     def look() -> None:
@@ -101,7 +101,7 @@ def _missing(uri: str) -> Reject | None:
             filesystem.info(path)
 
     try:
-        retried(look, what=shown, budget_s=_BUDGET_S)
+        retried(look, what=display_uri, budget_s=_BUDGET_S)
     except (*TRANSIENT, *DENIED, ValueError) as error:
-        return reject_of(error, filesystem, path, shown)
+        return reject_of(error, filesystem, path, display_uri)
     return None

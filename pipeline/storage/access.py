@@ -51,8 +51,8 @@ class AudioRoots:
         stores = {_store_of(manifest) for manifest in manifests}
         if len(stores) > 1:
             raise ConfigError(
-                f"the manifests lie in different stores ({', '.join(sorted(stores))}): "
-                "say with --audio-root PREFIX, once for each place, where their audio may lie"
+                f"the manifests are in different stores ({', '.join(sorted(stores))}): "
+                "set --audio-root PREFIX, once for each location of their audio"
             )
         return cls((), (), stores.pop() if stores else None)
 
@@ -78,7 +78,7 @@ class AudioRoots:
         place = place_of(uri)
         if not self._roots:
             if place.store != self._store or place.store in HTTP:
-                refuse(uri, f"is outside the store the manifest lies in{_hint(uri, place)}")
+                refuse(uri, f"is outside the store of the manifest{_hint(uri, place)}")
             return
         if place.store == LOCAL:
             self._require_real(uri, Place(LOCAL, "", _real_file(place.path)))
@@ -103,7 +103,7 @@ class AudioRoots:
 
     def _refuse_outside(self, uri: str, place: Place) -> NoReturn:
         named = ", ".join(self.prefixes[:3]) + (", ..." if len(self.prefixes) > 3 else "")
-        led = f", in truth {place.path}," if place.store == LOCAL and place.path != uri else ""
+        led = f", whose real path is {place.path}," if place.store == LOCAL and place.path != uri else ""
         refuse(uri, f"{led} is outside the audio roots ({named}){_hint(uri, place)}".lstrip())
 
 

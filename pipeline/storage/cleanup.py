@@ -98,10 +98,12 @@ def _walk_bucket(store: Store, prefix: str) -> Iterator[StoredFile]:
     filesystem, root = resolve(store.root)
     try:
         place = f"{root}/{prefix}".rstrip("/")
-        found: dict[str, dict[str, Any]] = retried(lambda: filesystem.find(place, detail=True), what=f"listing {place}")
+        listed: dict[str, dict[str, Any]] = retried(
+            lambda: filesystem.find(place, detail=True), what=f"listing {place}"
+        )
     except ValueError as error:  # s3fs: the URI names no bucket
         raise ConfigError(f"cannot list {without_query(store.root)!r}: {error}") from error
-    for path, info in found.items():
+    for path, info in listed.items():
         # the consoles of object stores create empty objects named like folders
         if info["type"] == "file" and not path.endswith("/") and path.startswith(f"{root}/"):
             yield StoredFile(path[len(root) + 1 :], info["size"] or 0, modified_s(info))

@@ -26,8 +26,8 @@ def read_document(store: Store, key: str) -> dict[str, Any]:
         raise ConfigError(f"{store.root}/{key} cannot be read: {type(error).__name__} {error}") from error
     if written != FORMAT:
         raise ConfigError(f"{store.root}/{key} has format {written}; this version reads format {FORMAT}")
-    found: dict[str, Any] = parsed
-    return found
+    document: dict[str, Any] = parsed
+    return document
 
 
 def create_json(store: Store, key: str, content: Mapping[str, Any], *, mine: tuple[str, str]) -> bool:

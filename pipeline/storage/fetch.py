@@ -38,38 +38,42 @@ def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = Non
     Raises: RejectedRow(NOT_FOUND | FORBIDDEN | REFUSED | TOO_LARGE | NOT_ALLOWED | FETCH_FAILED); JobError for invalid
         credentials.
     """
-    shown = without_query(uri)
+    display_uri = without_query(uri)
     filesystem, path = resolve(uri)
     try:
-        return retried(lambda: _read_bounded(filesystem, path, max_bytes, shown, allow), what=shown)
+        return retried(lambda: _read_bounded(filesystem, path, max_bytes, display_uri, allow), what=display_uri)
     except (*TRANSIENT, *DENIED, ValueError) as error:
-        raise RejectedRow.of(reject_of(error, filesystem, path, shown)) from error
+        raise RejectedRow.of(reject_of(error, filesystem, path, display_uri)) from error
 
 
 def _read_bounded(
-    filesystem: AbstractFileSystem, path: str, max_bytes: int, shown: str, allow: Callable[[str], None] | None = None
+    filesystem: AbstractFileSystem,
+    path: str,
+    max_bytes: int,
+    display_uri: str,
+    allow: Callable[[str], None] | None = None,
 ) -> bytes:
     """Read a whole object in one attempt. Raises: RejectedRow; OSError and similar errors, which are retried."""
     if isinstance(filesystem, LocalFileSystem):
-        with open_regular(path, shown, allow) as file:
+        with open_regular(path, display_uri, allow) as file:
             size: int | None = os.fstat(file.fileno()).st_size
-            refuse_large(size, max_bytes, shown)
+            refuse_large(size, max_bytes, display_uri)
             content = file.read(max_bytes + 1)
     else:
         size = object_info(filesystem, path)["size"]
-        refuse_large(size, max_bytes, shown)
+        refuse_large(size, max_bytes, display_uri)
         content = _transfer(filesystem, path, size, max_bytes)
     if len(content) > max_bytes:
-        raise RejectedRow(Reason.TOO_LARGE, f"{shown} has more than {max_bytes:,} bytes", Stage.FETCH)
+        raise RejectedRow(Reason.TOO_LARGE, f"{display_uri} has more than {max_bytes:,} bytes", Stage.FETCH)
     if size is not None and len(content) != size:
         raise OSError(errno.EIO, f"{len(content)} of {size} bytes were received")
     return content
 
 
-def refuse_large(size: int | None, max_bytes: int, shown: str) -> None:
+def refuse_large(size: int | None, max_bytes: int, display_uri: str) -> None:
     """Refuse an object of a known size above the limit. Raises: RejectedRow TOO_LARGE."""
     if size is not None and size > max_bytes:
-        raise RejectedRow(Reason.TOO_LARGE, f"{shown} has {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
+        raise RejectedRow(Reason.TOO_LARGE, f"{display_uri} has {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
 
 
 def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
@@ -79,10 +83,10 @@ def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
     """
     with plain_http_errors():
         if isinstance(filesystem, AsyncFileSystem):
-            found: dict[str, Any] = sync(filesystem.loop, filesystem._info, path, timeout=GRACE_S)
+            info: dict[str, Any] = sync(filesystem.loop, filesystem._info, path, timeout=GRACE_S)
         else:
-            found = filesystem.info(path)
-    return found
+            info = filesystem.info(path)
+    return info
 
 
 def _transfer(filesystem: AbstractFileSystem, path: str, size: int | None, max_bytes: int) -> bytes:
@@ -103,15 +107,17 @@ def _transfer(filesystem: AbstractFileSystem, path: str, size: int | None, max_b
 
 def read_text(uri: str) -> str:
     """Read a small text file named by the user, on disk or in a store. Raises: ConfigError with the cause."""
-    shown = without_query(uri)
+    display_uri = without_query(uri)
     filesystem, path = resolve(uri)
     try:
         if isinstance(filesystem, LocalFileSystem):
             return Path(path).read_text(encoding="utf-8")  # also a pipe: `--config <(command)`
-        return retried(lambda: _read_bounded(filesystem, path, _MAX_TEXT_BYTES, shown), what=shown).decode("utf-8")
+        return retried(lambda: _read_bounded(filesystem, path, _MAX_TEXT_BYTES, display_uri), what=display_uri).decode(
+            "utf-8"
+        )
     except Redirected as error:
-        raise ConfigError(f"{shown} {error}") from error
+        raise ConfigError(f"{display_uri} {error}") from error
     except RejectedRow as error:
-        raise ConfigError(f"{shown} cannot be read: {error.detail}") from error
+        raise ConfigError(f"{display_uri} cannot be read: {error.detail}") from error
     except (*TRANSIENT, *DENIED, JobError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown} cannot be read: {error}") from error
+        raise ConfigError(f"{display_uri} cannot be read: {error}") from error

@@ -16,14 +16,14 @@ from pipeline.storage.retry import ABSENT, DENIED, TRANSIENT, principal, retried
 def require_absent(uri: str, *, overwrite: bool) -> None:
     """Check, before any work, that a file may be written. Raises: ConfigError when it exists or is a folder."""
     filesystem, path = resolve(uri)
-    shown = without_query(uri)
+    display_uri = without_query(uri)
     try:
         if filesystem.isdir(path):
-            raise ConfigError(f"{shown} is a folder; name a file")
-        if not overwrite and retried(lambda: filesystem.exists(path), what=f"looking for {shown}"):
-            raise ConfigError(f"{shown} already exists; choose another name or pass --overwrite")
+            raise ConfigError(f"{display_uri} is a folder; name a file")
+        if not overwrite and retried(lambda: filesystem.exists(path), what=f"looking for {display_uri}"):
+            raise ConfigError(f"{display_uri} already exists; choose another name or pass --overwrite")
     except DENIED:
-        raise ConfigError(f"{shown}: {principal()} may not list this folder") from None
+        raise ConfigError(f"{display_uri}: {principal()} may not list this folder") from None
 
 
 def write_file(uri: str, content: bytes) -> None:

@@ -51,9 +51,8 @@ def http_options(read_timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
 
 def _is_whole(headers: Mapping[str, str]) -> bool:
     """Return whether a partial response contains the whole object, according to its headers."""
-    said = headers.get("Content-Range", "bytes 0-0/1")
-    found = _RANGE.fullmatch(said)
-    return found is not None and int(found[1]) + 1 == int(found[2])
+    bounds = _RANGE.fullmatch(headers.get("Content-Range", "bytes 0-0/1"))
+    return bounds is not None and int(bounds[1]) + 1 == int(bounds[2])
 
 
 class HttpBody(io.RawIOBase):
@@ -103,12 +102,12 @@ class HttpBody(io.RawIOBase):
         started = time.monotonic()
         try:
             with plain_http_errors():
-                found = sync(self._filesystem.loop, self._within, self._credit_s, call, *arguments)
+                result = sync(self._filesystem.loop, self._within, self._credit_s, call, *arguments)
         except TimeoutError:
             raise TimeoutError(f"the server stalls, or sends less than {SLOWEST_BYTES_PER_S // 1024} KiB/s") from None
-        earned_s = len(found) / SLOWEST_BYTES_PER_S if isinstance(found, bytes) else 0.0
+        earned_s = len(result) / SLOWEST_BYTES_PER_S if isinstance(result, bytes) else 0.0
         self._credit_s = min(GRACE_S, self._credit_s - (time.monotonic() - started) + earned_s)
-        return found
+        return result
 
     @staticmethod
     async def _within(limit_s: float, call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - as above
@@ -123,7 +122,9 @@ class HttpBody(io.RawIOBase):
         response.raise_for_status()
         if response.status == _PARTIAL and not _is_whole(response.headers):
             response.close()
-            raise aiohttp.ClientPayloadError("the server answers a request for the whole with a part of it")
+            raise aiohttp.ClientPayloadError(
+                "the server sent a part of the object in response to a request for all of it"
+            )
         return response
 
     async def _next(self, most: int) -> bytes:

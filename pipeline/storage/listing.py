@@ -186,7 +186,7 @@ def glob(
                 if wanted[1:]:
                     inside(contents, wanted[1:])
                 else:
-                    found.update((contents.paths([name])[0], info) for name, info in contents.files.items())
+                    matches.update((contents.paths([name])[0], info) for name, info in contents.files.items())
             return
         try:
             contents = list_folder(filesystem, path, detail=detail)
@@ -201,13 +201,13 @@ def glob(
                 continue
             (path,) = contents.paths([name])
             if len(wanted) == 1:
-                found[path] = contents.files.get(name)
+                matches[path] = contents.files.get(name)
             elif name in contents.folders:
                 below(path, wanted[1:])
 
-    found: dict[str, dict[str, Any] | None] = {}
+    matches: dict[str, dict[str, Any] | None] = {}
     below(top, segments[fixed:])
-    return found
+    return matches
 
 
 def without_aliases(paths: Iterable[str], left_out: LeftOut) -> list[str]:

@@ -15,12 +15,12 @@ from pipeline.errors import Reason, RejectedRow, Stage
 
 
 @contextmanager
-def open_regular(path: str, shown: str, allow: Callable[[str], None] | None = None) -> Iterator[BinaryIO]:
+def open_regular(path: str, display_uri: str, allow: Callable[[str], None] | None = None) -> Iterator[BinaryIO]:
     """Open a regular local file, and check the real path of the opened file, not its name, with `allow`.
 
     Raises: RejectedRow(NOT_ALLOWED) for pipes and devices, which are not opened, and for paths that `allow` refuses.
     """
-    irregular = RejectedRow(Reason.NOT_ALLOWED, f"{shown} is not a regular file", Stage.FETCH)
+    irregular = RejectedRow(Reason.NOT_ALLOWED, f"{display_uri} is not a regular file", Stage.FETCH)
     if not _is_regular(Path(path).stat()):
         raise irregular
     # the file may have been replaced by a pipe, and opening must not wait for a writer

@@ -43,16 +43,18 @@ def fetched_to_disk(uri: str, *, max_bytes: int, allow: Callable[[str], None] | 
 
     Raises: as `store.fetch`; JobError naming TMPDIR when it is full.
     """
-    shown = without_query(uri)
+    display_uri = without_query(uri)
     filesystem, path = resolve(uri)
     with naming_full_disk(Path(tempfile.gettempdir()) / "audio"), tempfile.TemporaryFile() as file:
-        copy = partial(_copy, filesystem, path, cast(BinaryIO, file), max_bytes=max_bytes, shown=shown, allow=allow)
+        copy = partial(
+            _copy, filesystem, path, cast(BinaryIO, file), max_bytes=max_bytes, display_uri=display_uri, allow=allow
+        )
         try:
-            retried(copy, what=shown)
+            retried(copy, what=display_uri)
         except (*TRANSIENT, *DENIED, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise RejectedRow.of(reject_of(error, filesystem, path, shown)) from error
+            raise RejectedRow.of(reject_of(error, filesystem, path, display_uri)) from error
         file.seek(0)
         yield cast(BinaryIO, file)
 
@@ -63,24 +65,24 @@ def _copy(
     file: BinaryIO,
     *,
     max_bytes: int,
-    shown: str,
+    display_uri: str,
     allow: Callable[[str], None] | None,
 ) -> None:
     """Copy a whole object in one attempt. Raises: RejectedRow; OSError and similar errors, which are retried."""
     file.seek(0)
     file.truncate()
     if isinstance(filesystem, LocalFileSystem):
-        with open_regular(path, shown, allow) as source:
+        with open_regular(path, display_uri, allow) as source:
             size: int | None = os.fstat(source.fileno()).st_size
-            refuse_large(size, max_bytes, shown)
-            _write(source, file, max_bytes, shown)
+            refuse_large(size, max_bytes, display_uri)
+            _write(source, file, max_bytes, display_uri)
     else:
         before = object_info(filesystem, path)
         size = before["size"]
-        refuse_large(size, max_bytes, shown)
+        refuse_large(size, max_bytes, display_uri)
         if isinstance(filesystem, HTTPFileSystem):
             with HttpBody(filesystem, path) as body:
-                _write(cast(BinaryIO, body), file, max_bytes, shown)
+                _write(cast(BinaryIO, body), file, max_bytes, display_uri)
         else:
             for start in range(0, size or 0, _RANGE_BYTES):
                 file.write(_range(filesystem, path, start, min(start + _RANGE_BYTES, size or 0)))
@@ -92,10 +94,10 @@ def _copy(
         raise OSError(errno.EIO, f"{file.tell()} of {size} bytes arrived")
 
 
-def _write(source: BinaryIO, file: BinaryIO, max_bytes: int, shown: str) -> None:
+def _write(source: BinaryIO, file: BinaryIO, max_bytes: int, display_uri: str) -> None:
     while piece := source.read(_PIECE_BYTES):
         file.write(piece)
-        refuse_large(file.tell(), max_bytes, shown)
+        refuse_large(file.tell(), max_bytes, display_uri)
 
 
 def _range(filesystem: AbstractFileSystem, path: str, start: int, end: int) -> bytes:

@@ -30,31 +30,31 @@ _SHOWN_CHARACTERS = 300
 """Longest name in a message: a name that is too long for its store is also too long for a table."""
 
 
-def reject_of(error: Exception, filesystem: AbstractFileSystem, path: str, shown: str) -> Reject:
+def reject_of(error: Exception, filesystem: AbstractFileSystem, path: str, display_uri: str) -> Reject:
     """Return the reject of the row for a store error. Raises: JobError when the credentials are at fault."""
     if isinstance(error, ABSENT):
-        return Reject(Reason.NOT_FOUND, f"no object at {shown}", Stage.FETCH)
+        return Reject(Reason.NOT_FOUND, f"no object at {display_uri}", Stage.FETCH)
     if isinstance(error, Redirected):
-        return Reject(Reason.NOT_ALLOWED, f"{shown} {error}", Stage.FETCH)
+        return Reject(Reason.NOT_ALLOWED, f"{display_uri} {error}", Stage.FETCH)
     if isinstance(error, DENIED):
-        look_closer(filesystem, path, shown)
-        return Reject(Reason.FORBIDDEN, f"not allowed to read {shown}", Stage.FETCH)
+        look_closer(filesystem, path, display_uri)
+        return Reject(Reason.FORBIDDEN, f"not allowed to read {display_uri}", Stage.FETCH)
     if isinstance(error, GaveUp):
         return Reject(Reason.FETCH_FAILED, error.sentence, Stage.FETCH, attempts=error.attempts)
     if error_code(error) == "400":  # S3 reports no more than this for a HEAD request
-        error = look_closer(filesystem, path, shown) or error
+        error = look_closer(filesystem, path, display_uri) or error
     status = getattr(error, "status", None)
     if status == _BAD_REQUEST and (code := _code_in_body(filesystem, path)) and is_credential_code(code):
         # a pre-signed URL: Google returns this when it has expired, S3 when its session has expired
-        return Reject(Reason.FORBIDDEN, f"not allowed to read {shown} ({code})", Stage.FETCH)
+        return Reject(Reason.FORBIDDEN, f"not allowed to read {display_uri} ({code})", Stage.FETCH)
     why = f"HTTP {status}" if status else type(error).__name__
     if isinstance(error, OSError) and error.errno and error.strerror:
         why = error.strerror
     reason = Reason.REFUSED if is_refusal(error) else Reason.FETCH_FAILED
-    return Reject(reason, f"{shown[:_SHOWN_CHARACTERS]} failed with {why}", Stage.FETCH)
+    return Reject(reason, f"{display_uri[:_SHOWN_CHARACTERS]} failed with {why}", Stage.FETCH)
 
 
-def look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> Exception | None:
+def look_closer(filesystem: AbstractFileSystem, path: str, display_uri: str) -> Exception | None:
     """Repeat a refused request as a GET, whose response gives a reason, unlike that of a HEAD.
 
     Returns: the error of the GET, or None.
@@ -65,7 +65,7 @@ def look_closer(filesystem: AbstractFileSystem, path: str, shown: str) -> Except
     try:
         filesystem.cat_file(path, start=0, end=1)
     except (*DENIED, *TRANSIENT) as error:
-        refuse_credentials(error, shown)
+        refuse_credentials(error, display_uri)
         return error
     return None
 
@@ -84,7 +84,7 @@ def _code_in_body(filesystem: AbstractFileSystem, path: str) -> str | None:
         return body
 
     try:
-        found = _ERROR_CODE.search(sync(filesystem.loop, ask, timeout=READ_TIMEOUT_S))
+        code = _ERROR_CODE.search(sync(filesystem.loop, ask, timeout=READ_TIMEOUT_S))
     except TRANSIENT:
         return None
-    return found[1].decode() if found else None
+    return code[1].decode() if code else None

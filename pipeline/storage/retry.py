@@ -197,8 +197,8 @@ def principal() -> str:
     """Return the requester for messages: the end of the access key id and its origin, and nothing of the secret."""
     from botocore.session import get_session
 
-    found = get_session().get_credentials()
-    return f"access key …{found.access_key[-4:]} (from {found.method})" if found else "nobody"
+    credentials = get_session().get_credentials()
+    return f"access key …{credentials.access_key[-4:]} (from {credentials.method})" if credentials else "nobody"
 
 
 def _named(error: BaseException) -> str:

@@ -240,7 +240,7 @@ def require_conditional_writes(store: Store, probe: str) -> None:
         raise ConfigError(f"cannot write to the output {without_query(store.root)!r}: {error}") from error
     if second_won:
         raise ConfigError(
-            f"the output {without_query(store.root)!r} overwrote an object it was asked to create only if absent; "
+            f"the output {without_query(store.root)!r} overwrote an object that was to be created only if absent; "
             "without conditional writes two attempts could both commit a shard. Use AWS S3, MinIO, SeaweedFS, "
             "Google Cloud Storage or a local disk"
         )

@@ -206,5 +206,5 @@ def refuse(uri: str, why: str) -> NoReturn:
     """Raise RejectedRow(NOT_ALLOWED) with the URI, without its query, and the reason."""
     # cut at `?` even where it may be part of a file name: in an http manifest it starts a query, which may hold secrets
     bare = without_query(uri).partition("?")[0]
-    shown = _CONTROL.sub("?", bare)[:500]
-    raise RejectedRow(Reason.NOT_ALLOWED, f"{shown} {why}", Stage.MANIFEST)
+    display_uri = _CONTROL.sub("?", bare)[:500]
+    raise RejectedRow(Reason.NOT_ALLOWED, f"{display_uri} {why}", Stage.MANIFEST)

@@ -111,7 +111,7 @@ def _settled(
 ) -> tuple[Staging, dict[str, object], dict[str, str]]:
     staging = Staging(folder)
     staging.read([str(manifest_of(folder / "m.jsonl", "r", values))], lambda rows: (rows, {}))
-    staging.extra = settle_types(staging.found, plans)  # type: ignore[arg-type]
+    staging.extra = settle_types(staging.inferred, plans)  # type: ignore[arg-type]
     selection = staging.select([], id_keys([]))
     kept = {row["recording_id"]: row["x"] for table in selection.tables() for row in table.to_pylist()}
     refused = {row["recording_id"]: row["raw"] for table in selection.rejects() for row in table.to_pylist()}

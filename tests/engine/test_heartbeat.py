@@ -6,7 +6,7 @@ import io
 import socket
 
 from pipeline.engine import heartbeat
-from pipeline.engine.heartbeat import heard
+from pipeline.engine.heartbeat import watched
 from tests.support.processes import until
 
 
@@ -34,7 +34,7 @@ def test_who_does_not_answer_is_named_once(monkeypatch):
     out, knocks = io.StringIO(), Knocks(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as alive, socket.create_server(("127.0.0.1", 0)) as head:
         addresses = {"Ray's head": head.getsockname(), "Ray on this node": alive.getsockname()}
-        with heard(addresses, out):
+        with watched(addresses, out):
             knocks.wait(10)
             assert out.getvalue() == ""
             head.close()
@@ -49,6 +49,6 @@ def test_a_hiccup_is_not_a_loss(monkeypatch):
     """Fails if one knock without an answer is an alarm."""
     answers = iter([False])
     out, knocks = io.StringIO(), Knocks(monkeypatch, lambda _: next(answers, True))
-    with heard({"Ray's head": ("127.0.0.1", 1)}, out):
+    with watched({"Ray's head": ("127.0.0.1", 1)}, out):
         knocks.wait(10)
     assert out.getvalue() == ""

@@ -75,7 +75,7 @@ def test_what_is_within_the_limit_goes_on(play, reasons, limit):
     [
         (("NOT_FOUND",) * 3, 0.2, "30 of 100 rows are rejected, more than --max-reject-rate 0.2 allows"),
         (("TOO_SHORT", "FETCH_FAILED", "TOO_SHORT"), 0.2, "reasons: FETCH_FAILED, TOO_SHORT"),
-        (("FORBIDDEN", "FETCH_FAILED") * 3, None, "60 of 100 rows are rejected for want of access"),
+        (("FORBIDDEN", "FETCH_FAILED") * 3, None, "60 of 100 rows are rejected because access was denied"),
         (("NOT_FOUND",), 0.0, "10 of 100 rows"),
         (("NOT_FOUND",) * 10, None, "100 of 100 audio files are missing. Check that the disk is mounted"),
         (("REFUSED", "NOT_FOUND") * 5, None, "100 of 100 audio files are missing"),
@@ -85,4 +85,4 @@ def test_a_run_that_goes_wrong_stops_after_a_hundred_rows(play, reasons, limit, 
     """Fails if the limit is noticed late, never, or without a word on why."""
     taken, message = play(reasons, limit)
     assert taken == 100 // ROWS
-    assert said in message and "What was done is kept" in message and "below /a/" in message
+    assert said in message and "Committed shards are kept" in message and "below /a/" in message

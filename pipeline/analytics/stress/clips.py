@@ -88,7 +88,7 @@ def read_rows(config: JobConfig, folder: str, *, with_texts: bool) -> Rows:
         staging = Staging(temporary)
         check = partial(check_rows, config, version=SCHEMA_VERSION, roots=roots, known=known)
         staging.read(manifests, check, audio_optional=True)
-        staging.extra = settle_types(staging.found, [])
+        staging.extra = settle_types(staging.inferred, [])
         selection = staging.select([], id_keys([]))
         tables, rejects = list(selection.tables()), list(selection.rejects())
     if not tables:

@@ -55,23 +55,24 @@ def list_versions(source: str, left_out: LeftOut) -> dict[str, str]:
 
 
 def _found(source: str, left_out: LeftOut) -> Details:
-    shown = printable(without_query(source))
+    display_uri = printable(without_query(source))
     if source.lower().startswith(("http://", "https://")):
-        raise ConfigError(f"{shown}: http servers cannot be listed; give a folder, an object store or a manifest")
+        raise ConfigError(f"{display_uri}: http servers cannot be listed; give a folder, an object store or a manifest")
     filesystem, path = resolve(source)
     scheme = source.partition("://")[0] if "://" in source else "file"
     local = isinstance(filesystem, LocalFileSystem)
     seen = LeftOut(list)  # of the last attempt only
     try:
         listed = retried(
-            lambda: _on_disk(filesystem, path, seen) if local else _in_store(filesystem, path), what=f"listing {shown}"
+            lambda: _on_disk(filesystem, path, seen) if local else _in_store(filesystem, path),
+            what=f"listing {display_uri}",
         )
     except DENIED:
-        raise ConfigError(f"{shown}: {principal()} is not allowed to list it") from None
+        raise ConfigError(f"{display_uri}: {principal()} is not allowed to list it") from None
     except TRANSIENT as error:
-        raise ConfigError(f"{shown} cannot be listed: {printable(str(error))}") from error
+        raise ConfigError(f"{display_uri} cannot be listed: {printable(str(error))}") from error
     if not listed:
-        raise ConfigError(f"{shown}: the folder has no files")
+        raise ConfigError(f"{display_uri}: the folder has no files")
     found = {}
     for name, info in listed.items():
         if PurePosixPath(name).name.startswith("."):
@@ -81,7 +82,7 @@ def _found(source: str, left_out: LeftOut) -> Details:
         else:
             found[uri_of(scheme, name)] = info
     if not found and _NOT_UTF8 in seen:
-        raise ConfigError(f"{shown}: {len(seen[_NOT_UTF8]):,} files have {_NOT_UTF8}")
+        raise ConfigError(f"{display_uri}: {len(seen[_NOT_UTF8]):,} files have {_NOT_UTF8}")
     for why, names in seen.items():
         left_out[why] += names
     return found
