@@ -34,7 +34,7 @@ class Invariant(StrEnum):
     RECEIPT_IDS = "RECEIPT_IDS"  # not the ids of the planned shard
     RECEIPT_CONFIG = "RECEIPT_CONFIG"  # settings or models differ from the plan's
     RECEIPT_UTTERANCES = "RECEIPT_UTTERANCES"  # not the number of rows in the file
-    RECEIPT_REJECTS = "RECEIPT_REJECTS"  # rejects of rows that do not exist, twice, or with an unknown reason or stage
+    RECEIPT_REJECTS = "RECEIPT_REJECTS"  # rejects of rows that do not exist, or twice
     # rows
     ROW_LOST = "ROW_LOST"  # a plan row is neither among the utterances nor among the rejects of its part
     ROW_TWICE = "ROW_TWICE"  # a plan row is among both
