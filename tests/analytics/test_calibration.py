@@ -188,7 +188,7 @@ def test_a_bound_on_confidence_abstains_and_is_audited(tmp_path, monkeypatch):
     )
     faults = RowFaults(plan, read_shard(store, shard))
     faults.add(wrong)
-    assert "without leave to abstain" in " ".join(sentence for _, sentence in faults.sentences())
+    assert "although abstaining is not enabled" in " ".join(sentence for _, sentence in faults.sentences())
 
 
 def labelled_output(folder: Path, *, right: float = 0.5, count: int = 80) -> str:

@@ -209,7 +209,7 @@ def test_the_command(tmp_path, capsys):
     """Fails if the command does not say what it did, or takes a size that is none."""
     finished_output(str(tmp_path / "out"), tmp_path / "m")
     assert main([str(tmp_path / "out")]) == 0
-    assert "15 rows, 8 files are 3" in capsys.readouterr().out
+    assert "15 rows, 8 files merged into 3" in capsys.readouterr().out
     assert main([str(tmp_path / "out")]) == 0 and "nothing new" in capsys.readouterr().out
     assert main([str(tmp_path / "out"), "--target-mb", "0"]) == 2
     assert main([str(tmp_path / "none")]) == 2

@@ -11,7 +11,7 @@ from jobs.drift import main
 from pipeline.analytics.drift import Window, compare
 from pipeline.dataset.plan import read_shard
 from pipeline.dataset.reader import finished_rows
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Reason, Reject, Stage
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
 from pipeline.storage.access import AudioRoots
@@ -29,7 +29,7 @@ def run_of(store: Store, folder: Path, letter: str, *, count: int = PEOPLE, seed
     ]
     plan = plan_rows(store, folder / letter, records, shard_rows=count)
     work = Work(store.root, plan, AudioRoots.parse(("/a",), []))
-    random = np.random.default_rng(seed)
+    random, reject = np.random.default_rng(seed), Reject(Reason.NOT_FOUND, "no", Stage.FETCH).document()
     for shard in plan.shards():
         table = recognised(read_shard(store, shard), seed)
         labels = np.where(random.random(count) < joy, "joy", table["label"].to_pylist())
@@ -37,9 +37,8 @@ def run_of(store: Store, folder: Path, letter: str, *, count: int = PEOPLE, seed
         embedding[:, 0] += shift
         bad = random.random(count) < rejected
         for name, column in {
-            "label": pa.array(labels), "reason": pa.array(np.where(bad, "NOT_FOUND", None), pa.string()),
-            "detail": pa.array(["no"] * count), "stage": pa.array(["fetch"] * count),
-            "attempts": pa.array([1] * count, pa.int32()),
+            "label": pa.array(labels),
+            "reject": pa.array([reject if each else None for each in bad], table.schema.field("reject").type),
             "audio_embedding": pa.FixedSizeListArray.from_arrays(pa.array(embedding.astype(np.float32).reshape(-1)), 4),
             **({"confidence": pa.array(np.full(count, 0.999, np.float32))} if confident else {}),
         }.items():  # fmt: skip

@@ -262,7 +262,7 @@ def test_the_page_of_a_run_is_written_once(store, page, tmp_path, capsys):
     """Fails if a page is replaced, its being there is an error to a scheduler, or the audit takes it for damage."""
     path = Path(store.root, "_runs/000001/report.html")
     before = path.stat().st_ino
-    assert main([store.root, "000001"]) == 0 and "there already" in capsys.readouterr().out
+    assert main([store.root, "000001"]) == 0 and "exists already" in capsys.readouterr().out
     assert path.stat().st_ino == before
     assert verify.main([store.root]) == 0
     told([store.root], tmp_path / "page.html")

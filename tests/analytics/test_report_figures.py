@@ -153,7 +153,9 @@ def test_confusions_and_reliability_are_drawn_from_their_tables(evaluated, tmp_p
     f1 = {row[0]: row[3] for row in tables["classes-1"]}
     assert in_proportion(widths(bars), list(f1.values()))
     written = json.loads((evaluated / "figures" / "metrics.json").read_text())["outputs"][0]["overall"]
-    assert facts(page)["accuracy"] == f"{100 * written['metrics']['accuracy']['value']:.1f} %"
+    accuracy = written["metrics"]["accuracy"]
+    title = f"accuracy (guessing: {100 * max(accuracy['chance'], accuracy['majority']):.1f} %)"
+    assert facts(page)[title] == f"{100 * accuracy['value']:.1f} %"
     assert facts(page)["utterances compared"] == str(written["rows"])
 
 

@@ -59,7 +59,7 @@ class Evil:
 
 def test_a_pickle_of_more_than_tensors_is_not_converted(tmp_path):
     """Fails if preparing runs what stands in a pickle."""
-    with pytest.raises(ConfigError, match="nothing of it was run"):
+    with pytest.raises(ConfigError, match="nothing in it was run"):
         to_safetensors(pickled(tmp_path / "source", {"a": Evil()}), tmp_path / "made")
     assert not Path("/tmp/this-must-not-exist-of-speech-emotion").exists()
 

@@ -53,7 +53,7 @@ def test_batches_hold_their_bounds_and_every_index():
     [
         ([noise(16_000), noise(MIN_SAMPLES - 1)], ["a", "b"], "utterance 1"),
         ([noise(16_000).reshape(1, -1)], ["a"], "utterance 0"),
-        ([noise(16_000)], [None], r"without one: \[0\]"),
+        ([noise(16_000)], [None], r"without text: \[0\]"),
         ([noise(16_000)], ["a", "b"], "1 waveforms came with 2 texts"),
         (None, ["a"], "needs waveforms"),
         ([noise(16_000)], None, "needs texts"),

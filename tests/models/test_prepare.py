@@ -244,12 +244,14 @@ def test_what_cannot_be_had_says_what_to_do(hub, tmp_path, capsys):
         assert main(["--output", str(output), *ENGLISH, *options]) == 2
         return capsys.readouterr().err
 
-    assert "not the revision" in refused("--emotion-model", f"{FUSION}@v9")
+    assert "but the revision does not" in refused("--emotion-model", f"{FUSION}@v9")
     hub.repositories[FUSION].gated = True
     assert "gated: accept its terms and set HF_TOKEN" in refused()
     del hub.repositories[FUSION]
     said = refused()
-    assert f"no hub repository {FUSION}" in said and "HF_TOKEN" in said and "--emotion-model en=" in said
+    assert (
+        f"the hub repository {FUSION} does not exist" in said and "HF_TOKEN" in said and "--emotion-model en=" in said
+    )
     (tmp_path / "file").write_text("")
     asked = len(hub.requests)
     assert str(tmp_path / "file") in refused(output=tmp_path / "file")

@@ -75,7 +75,9 @@ def test_one_form_of_the_weights_is_taken(present, chosen):
     assert select_files(["config.json", *present], "x") == ["config.json", *chosen]
 
 
-@pytest.mark.parametrize(("present", "said"), [(["model.bin"], "no config.json"), (["config.json"], "no weights")])
+@pytest.mark.parametrize(
+    ("present", "said"), [(["model.bin"], "config.json is missing"), (["config.json"], "no weights")]
+)
 def test_what_is_no_checkpoint(tmp_path, present, said):
     """Fails if an empty or half-copied folder is taken for a model."""
     for name in present:
@@ -219,7 +221,7 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
     for load in loaders(tmp_path, state):
         with pytest.raises(ConfigError) as caught:
             load()
-        for said in ("missing: 1.bias", "unexpected: extra.weight", "0.weight has shape [3, 5] expected [3, 4]"):
+        for said in ("missing: 1.bias", "unexpected: extra.weight", "0.weight has shape [3, 5], expected [3, 4]"):
             assert said in str(caught.value)
 
 

@@ -183,10 +183,10 @@ def test_the_hub_says_no(repository, tmp_path):
         specs = ["org/nothing", "org/name@v9", "UMUTeam/w2v-bert-emotion-e", "org/name", "bad--..id/x"]
         absent, revision, near, fetched, bad = in_a_process(tmp_path, specs, endpoint=standin.endpoint)
         endpoint = standin.endpoint
-    assert "no hub repository org/nothing" in absent
-    assert "not the revision: org/name@v9" in revision
+    assert "the hub repository org/nothing does not exist" in absent
+    assert "but the revision does not: org/name@v9" in revision
     assert "did you mean 'UMUTeam/w2v-bert-emotion-e" in near
-    assert "no hub id" in bad
+    assert "is not a hub id" in bad
     (gone,) = in_a_process(tmp_path, ["org/name"], endpoint=endpoint)
     assert fetched[0] == NEW
     assert "cannot get org/name from the hub" in gone

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,9 @@ def chromium(folder: Path) -> Iterator[str]:
     """Run a browser without a window; yield the address of its DevTools on loopback."""
     words = [str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]  # fmt: skip
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:  # the command may be a script that starts the browser
         try:
             assert process.stderr is not None
             address = next(
@@ -48,7 +51,7 @@ def chromium(folder: Path) -> Iterator[str]:
             assert address, f"{PROGRAM} ended before it listened"
             yield f"http://{address}"
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def look(devtools: str, page: Path, *, width: int, dark: bool, expression: str, picture: Path) -> Seen:
