@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from transformers import Wav2Vec2BertConfig
+from transformers import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING, Wav2Vec2BertConfig
 
 from pipeline.models import emotion, runner
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
+from pipeline.models.families import waveforms
 from pipeline.models.memory import memory_left
 from pipeline.models.networks.fusion import FusionModel
+from tests.support.tiny_models import config_of
 
 GB = 10**9
 
@@ -96,3 +98,15 @@ def test_batches_are_as_long_as_memory_allows(checkpoints, monkeypatch):
     left_s = 0.5
     batches_of_seven_seconds()
     assert batches_of_seven_seconds() == 7, "one alone is always tried"
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("model_type", waveforms.ENCODERS)
+def test_a_padded_second_of_any_encoder_is_what_the_batches_are_planned_with(model_type, norm):
+    """Fails if batches of 30 s would take more memory than planned, or so much less that a card stays half empty."""
+    config = config_of(model_type, hidden_size=64, intermediate_size=256, feat_extract_norm=norm, mask_time_prob=0.0)
+    network = MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)](config).eval()
+    values = torch.zeros(1, 30 * 16_000)
+    with torch.inference_mode():
+        peak = peak_bytes(lambda: network(input_values=values))
+    assert 0.85 < 30 * waveforms.bytes_per_s(config, torch.float32) / peak < 2.2

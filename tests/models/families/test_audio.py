@@ -10,11 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ConfigError
+from pipeline.models import roles
 from pipeline.models.checkpoints.weights import resolve
+from pipeline.models.emotion import EmotionRecogniser
 from pipeline.models.families.audio import TYPES
 from pipeline.models.families.choice import family_of
 from pipeline.models.families.protocol import Batching, HeadKind
 from pipeline.models.runner import Runner
+from pipeline.pins import Role
 from tests.support.tiny_models import LABELS, audio_checkpoint, stock_logits, tones
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -193,7 +196,7 @@ def config(folder, **values):
         (lambda state: state.update({"lm_head.weight": torch.zeros(3, 2)}), r"1 unexpected: lm_head\.weight"),
         (
             lambda state: state.update({"projector.bias": torch.zeros(3)}),
-            r"projector\.bias has shape \[3\] where \[16\]",
+            r"projector\.bias has shape \[3\], expected \[16\]",
         ),
     ],
     ids=["missing", "extra", "misshapen"],
@@ -244,3 +247,15 @@ def test_a_feature_extractor_of_another_model_is_refused(tmp_path, values, messa
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
     with pytest.raises(ConfigError, match=message):
         family_of("audio", resolve(str(tmp_path / "m"))).check()
+
+
+def test_a_job_takes_such_a_model(tmp_path):
+    """Fails if the driver's checks refuse one, plan other columns than it returns, or label by another class."""
+    network, extractor, checkpoint = audio_checkpoint(tmp_path / "m", "hubert", feat_extract_norm="layer")
+    role = Role.parse("fusion/en")
+    pinned, widths = roles.pin({role: checkpoint.spec}, "audio")
+    assert (pinned[role].sha256, widths) == (checkpoint.sha256, {"audio_embedding": 16, "fused_embedding": 16})
+    given = tones(16_000, 9_000)
+    result = EmotionRecogniser("audio", checkpoint).recognise(given, None)
+    assert result.labels == [LABELS[best] for best in stock_logits(network, extractor, given).argmax(axis=1)]
+    assert result.emotions == ("anger", "joy", "neutral", "sadness")
