@@ -13,7 +13,8 @@ import pytest
 from pipeline.dataset.plan import load_plans, read_rejects, read_shards
 from pipeline.manifest.choice import Choice
 from pipeline.manifest.hash_buckets import id_keys
-from pipeline.manifest.staging import Selection, Spool, reject_keys
+from pipeline.manifest.rejects import reject_keys
+from pipeline.manifest.staging import Selection, Staging
 from pipeline.storage.store import open_store
 from tests.support.manifests import jsonl
 from tests.support.noop_driver import Killed, without_ray
@@ -22,9 +23,9 @@ NOTHING = id_keys([])
 
 
 def selected(folder: Path, manifests: list[Path], choice: Choice | None, held=(), rejects=NOTHING) -> Selection:
-    spool = Spool(folder, choice=choice)
-    spool.read([str(manifest) for manifest in manifests], lambda rows: (rows, {}))
-    return spool.select([id_keys([name]) for name in held], rejects)
+    staging = Staging(folder, choice=choice)
+    staging.read([str(manifest) for manifest in manifests], lambda rows: (rows, {}))
+    return staging.select([id_keys([name]) for name in held], rejects)
 
 
 def planned(selection: Selection) -> list[str]:
