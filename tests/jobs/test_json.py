@@ -160,7 +160,7 @@ def test_a_night_reports_every_step(finished: Path, tmp_path: Path, monkeypatch:
     assert main([*words[:3], "--json", *words[3:]]) == 2
     output = capsys.readouterr()
     assert json.loads(output.out) == {"exit_status": 2, "steps": {"make_manifest": None}}
-    assert "no file is there" in output.err
+    assert str(tmp_path / "corpus") in output.err
 
 
 def test_errors_go_to_standard_error(tmp_path: Path, capsys) -> None:
