@@ -92,6 +92,13 @@ class Words:
     def evaluate(self) -> tuple[list[str], dict[str, object]]:
         return [self.finished, "--labels", "truth", "--resamples", "0"], {"fitted_calibration": None}
 
+    def stress(self) -> tuple[list[str], dict[str, object]]:
+        job = self.job()
+        self.monkeypatch.setenv("NOOP_EMBEDDING_WIDTHS", "{}")
+        manifest = job.manifest("clips.jsonl", job.clips("clips", 2))
+        words = [str(manifest), "--output", str(self.folder / "stress"), "--conditions", "gain", "--resamples", "0"]
+        return [*words, "--mode", "audio"], {"clips": 2, "seed": 0}
+
     def drift(self) -> tuple[list[str], dict[str, object]]:
         return [self.finished, "--no-embeddings"], {"recordings": [14, 14]}
 

@@ -23,9 +23,9 @@ NOTHING = id_keys([])
 
 
 def selected(folder: Path, manifests: list[Path], choice: Choice | None, held=(), rejects=NOTHING) -> Selection:
-    spool = Staging(folder, choice=choice)
-    spool.read([str(manifest) for manifest in manifests], lambda rows: (rows, {}))
-    return spool.select([id_keys([name]) for name in held], rejects)
+    staging = Staging(folder, choice=choice)
+    staging.read([str(manifest) for manifest in manifests], lambda rows: (rows, {}))
+    return staging.select([id_keys([name]) for name in held], rejects)
 
 
 def planned(selection: Selection) -> list[str]:
