@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "annotate",
         lambda printer: _run(_config(flags), printer),
         json=flags.pop("json", False),
-        afterwards="What was committed stays; the same command goes on from there.",
+        afterwards="Committed shards are kept; run the same command again to resume.",
     )
 
 

@@ -83,7 +83,9 @@ def _audio(line: str) -> str:
 
 def test_plans_of_an_old_output_read_back_to_the_same_bytes(old: Old) -> None:
     """Fails if a field that a plan has gained since is written, hashed or required where the plan does not have it."""
-    for plan in load_plans(open_store(old.uri)):
+    plans = [plan for plan in load_plans(open_store(old.uri)) if plan.plan <= "000002"]  # another test adds a night
+    assert len(plans) == 2
+    for plan in plans:
         stored = json.loads((OLD / old.kind / "_runs" / plan.plan / "plan.json").read_text(encoding="utf-8"))
         assert json.loads(json.dumps(plan.document())) == stored
         receipts = {p.name for p in (OLD / old.kind).rglob(f"{plan.plan}-*.parquet")}

@@ -161,7 +161,7 @@ def test_other_settings_on_the_same_output_are_refused(
     folder, output, options, _ = finished
     started = time.monotonic()
     done = shared_ray(folder / "manifest.jsonl", output, *options, *change, expect=2)
-    assert named in done.stderr and "there" in done.stderr
+    assert f"{named}: " in done.stderr and "in the output" in done.stderr
     assert time.monotonic() - started < 60
 
 

@@ -72,4 +72,4 @@ def test_a_cluster_that_does_not_answer_ends_the_job(tmp_path: Path, checkpoints
     manifest = write_manifest(tmp_path / "m.jsonl", rows(1))
     nobody = {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
     done = annotate(manifest, tmp_path / "out", *model_options(checkpoints, asr), env=nobody, expect=1)
-    assert nobody["RAY_ADDRESS"] in done.stderr and "the same command goes on" in done.stderr
+    assert nobody["RAY_ADDRESS"] in done.stderr and "run the same command again" in done.stderr

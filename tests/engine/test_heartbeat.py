@@ -41,7 +41,7 @@ def test_who_does_not_answer_is_named_once(monkeypatch):
             until(lambda: out.getvalue() != "", 20.0)
             knocks.wait(10)
     (line,) = out.getvalue().strip().splitlines()
-    assert line.startswith("Ray's head at 127.0.0.1:") and "the same command goes on" in line
+    assert line.startswith("Ray's head at 127.0.0.1:") and "run the same command again" in line
     assert "this node" not in line
 
 

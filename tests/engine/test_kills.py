@@ -66,7 +66,7 @@ def test_an_interrupt_then_a_kill_then_a_resume(
         wait_until(lambda: _parts(output) >= 2, process, log)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-    assert "the same command goes on" in log.read_text()
+    assert "run the same command again" in log.read_text()
     after_interrupt = _parts(output)
     with started(start, log) as process:
         wait_until(lambda: _parts(output) >= after_interrupt + 3, process, log)

@@ -41,7 +41,16 @@ def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr
     """Fails if a metric is not exported, is lost with the driver, is counted twice, or differs from the run's report."""
     records = [*rows(6), *rows(3, with_text=False, prefix="heard"), *broken_rows(tmp_path)]
     manifest, port = write_manifest(tmp_path / "m.jsonl", records), free_port()
-    options = [*model_options(checkpoints, asr), "--shard-rows", "4", "--audio-root", "/", *ONE_ACTOR]
+    options = [
+        *model_options(checkpoints, asr),
+        "--shard-rows",
+        "4",
+        "--audio-root",
+        "/",
+        "--log-format",
+        "json",
+        *ONE_ACTOR,
+    ]
     with head(tmp_path, 2, 0, f"--metrics-export-port={port}") as cluster:
         done = annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
         report = json.loads((tmp_path / "out/_runs/000001/report.json").read_text())

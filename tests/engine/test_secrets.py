@@ -63,7 +63,7 @@ def left_behind(
             manifest, folder / "out2", *model_options(checkpoints, asr), *roots, *ONE_ACTOR, env=env, expect=1
         )
         printed += [done.stdout, done.stderr]
-        assert "ExpiredToken" in done.stderr and "the same command goes on" in done.stderr
+        assert "ExpiredToken" in done.stderr and "run the same command again" in done.stderr
     secrets = [s3.environment["AWS_SECRET_ACCESS_KEY"], s3.environment["AWS_ACCESS_KEY_ID"], TOKEN, "canary0000"]
     secrets += [uri.partition("Signature=")[2].partition("&")[0] for uri in signed]
     assert all(len(secret) > 8 for secret in secrets)

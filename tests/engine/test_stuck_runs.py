@@ -112,7 +112,7 @@ def test_a_plan_that_cannot_be_finished_stops_no_other(noop, error):
     for tries in (1, 2):
         with pytest.raises(StuckPlansError, match=r"(?s)run 000001 cannot be finished.*--give-up 000001") as stuck:
             noop.job(new)
-        assert str(error) in str(stuck.value) and "those of 2 shards" in str(stuck.value)
+        assert str(error) in str(stuck.value) and "the rows of the 2 remaining shards" in str(stuck.value)
         assert [report["run_id"] for report in stuck.value.reports] == (["000002"] if tries == 1 else [])
         assert (f"try {tries}, the first at" in str(stuck.value)) == (tries > 1)
         notes = sorted((noop.output / "_runs/000001/attempts").iterdir())

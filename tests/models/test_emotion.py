@@ -335,9 +335,12 @@ def test_texts_that_find_no_memory_together_are_halved(checkpoints, monkeypatch)
         ({"problem_type": ["single_label_classification"]}, "problem_type"),
         ({"function_to_apply": "sigmoid"}, "sigmoid head"),
         ({"function_to_apply": "softmax", "problem_type": "regression"}, "disagree"),
-        ({"num_labels": 1, "id2label": None, "label2id": None}, "does not name its classes"),
-        ({"id2label": {"0": "anger"}, "label2id": None}, "regression head"),
-        ({"id2label": {"0": "anger"}, "label2id": None, "problem_type": "single_label_classification"}, "one output"),
+        ({"num_labels": 1, "id2label": None, "label2id": None}, "does not name its classes|misshapen"),
+        ({"id2label": {"0": "anger"}, "label2id": None}, "regression head|misshapen"),
+        (
+            {"id2label": {"0": "anger"}, "label2id": None, "problem_type": "single_label_classification"},
+            "one output|`num_labels > 1`",
+        ),
     ],
 )
 def test_a_model_that_does_not_choose_one_label_is_refused(checkpoints, tmp_path, model, change, said):

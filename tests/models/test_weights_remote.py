@@ -189,7 +189,7 @@ def test_the_hub_says_no(repository, tmp_path):
     assert "is not a hub id" in bad
     (gone,) = in_a_process(tmp_path, ["org/name"], endpoint=endpoint)
     assert fetched[0] == NEW
-    assert "cannot get org/name from the hub" in gone
+    assert "cannot download org/name from the hub" in gone
     assert "object-store URI" in gone
 
 
