@@ -78,6 +78,7 @@ def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr
         tags["run"] == "000001" and tags["output"] == str(tmp_path / "out") for tags, _ in published["rows_total"]
     )
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    lines = [line for line in lines if line["event"] == "shard"]
     assert sorted(line["shard"] for line in lines) == list(range(report["parts"]))
     assert sum(line["utterances"] for line in lines) == report["utterances"]
 
