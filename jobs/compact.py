@@ -34,13 +34,20 @@ def command_line() -> Parser:
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--target-mb", type=float, default=256, metavar="N", help="size of a large file (default: 256)")
-    parser.add_argument("--publish", choices=FORMATS, help="instead, commit each finished run to a table of this format; "
-                        "lance and iceberg: one publisher at a time")  # fmt: skip
+    parser.add_argument(
+        "--publish",
+        choices=FORMATS,
+        help="instead, commit each finished run to a table of this format; lance and iceberg: one publisher at a time",
+    )
     parser.add_argument(
         "--table", metavar="TABLE", help="folder or URI; iceberg: namespace.name in pyiceberg's catalog"
     )
-    parser.add_argument("--index", action="store_true", help="with --publish lance: then make an index for each embedding, or "
-                        "bring it up to date, for jobs.search --lance")  # fmt: skip
+    parser.add_argument(
+        "--index",
+        action="store_true",
+        help="with --publish lance: then make an index for each embedding, or "
+        "bring it up to date, for jobs.search --lance",
+    )
     return parser
 
 

@@ -37,8 +37,11 @@ def command_line() -> Parser:
         epilog="Exit status: 0 within the limits, 3 drift. What chance alone could give is never called drift.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
-    parser.add_argument("--current", metavar="WINDOW",
-                        help="runs, as 000007 or 000005-000007, or a condition in SQL (default: the last run)")  # fmt: skip
+    parser.add_argument(
+        "--current",
+        metavar="WINDOW",
+        help="runs, as 000007 or 000005-000007, or a condition in SQL (default: the last run)",
+    )
     parser.add_argument("--reference", metavar="WINDOW", help="likewise (default: all runs before the current ones)")
     parser.add_argument("--reference-output", metavar="OUT", help="the reference lies in another output")
     for name, meaning in _LIMITS.items():

@@ -40,29 +40,70 @@ def command_line() -> Parser:
     )
     parser.add_argument("output", nargs="+", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--labels", metavar="COLUMN", help="manifest column with the true label")
-    parser.add_argument("--dimensions", nargs="+", action="extend", type=_dimension, default=[], metavar="NAME=COLUMN",
-                        help="manifest columns with labels of arousal, valence and dominance, as in arousal=act")  # fmt: skip
-    parser.add_argument("--label-range", type=_range, default=(0.0, 1.0), metavar="LOW:HIGH",
-                        help="ends of the scale of these labels, as in 1:7 (default: 0:1)")  # fmt: skip
-    parser.add_argument("--model", action="append", default=[], metavar="NAME",
-                        help="further model of the dataset, to compare with its main one; repeatable")  # fmt: skip
-    parser.add_argument("--references", metavar="COLUMN",
-                        help="manifest column with what was said (default: reference, where there is one)")  # fmt: skip
-    parser.add_argument("--slices", metavar="COL[,COL]", help="columns to look at apart (default: dataset, language, speaker, "
-                        "sex, duration, text_source, where they are)")  # fmt: skip
-    parser.add_argument("--resamples", type=_count, default=1000, metavar="N", help="of the bootstrap; 0: no intervals "
-                        "(default: 1000)")  # fmt: skip
-    parser.add_argument("--resample-by", metavar="COLUMN",
-                        help="draw all rows of a value together (default: speaker where all outputs have speakers, else "
-                        "recording_id)")  # fmt: skip
-    parser.add_argument("--published-test-set", action="store_true",
-                        help="this is the test set of the published figures; they are shown if its classes agree")  # fmt: skip
-    parser.add_argument("--write", metavar="FOLDER", help="write metrics.json there, and its tables and every "
-                        "prediction as Parquet; jobs.report --evaluation makes a page of them")  # fmt: skip
-    parser.add_argument("--fit-calibration", metavar="URI", help="fit a temperature for each model and language on these "
-                        "rows, for jobs.annotate --calibration")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--dimensions",
+        nargs="+",
+        action="extend",
+        type=_dimension,
+        default=[],
+        metavar="NAME=COLUMN",
+        help="manifest columns with labels of arousal, valence and dominance, as in arousal=act",
+    )
+    parser.add_argument(
+        "--label-range",
+        type=_range,
+        default=(0.0, 1.0),
+        metavar="LOW:HIGH",
+        help="ends of the scale of these labels, as in 1:7 (default: 0:1)",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further model of the dataset, to compare with its main one; repeatable",
+    )
+    parser.add_argument(
+        "--references",
+        metavar="COLUMN",
+        help="manifest column with what was said (default: reference, where there is one)",
+    )
+    parser.add_argument(
+        "--slices",
+        metavar="COL[,COL]",
+        help="columns to look at apart (default: dataset, language, speaker, "
+        "sex, duration, text_source, where they are)",
+    )
+    _resampling_and_files(parser)
     return parser
+
+
+def _resampling_and_files(parser: Parser) -> None:
+    parser.add_argument(
+        "--resamples", type=_count, default=1000, metavar="N", help="of the bootstrap; 0: no intervals (default: 1000)"
+    )
+    parser.add_argument(
+        "--resample-by",
+        metavar="COLUMN",
+        help="draw all rows of a value together (default: speaker where all outputs have speakers, else recording_id)",
+    )
+    parser.add_argument(
+        "--published-test-set",
+        action="store_true",
+        help="this is the test set of the published figures; they are shown if its classes agree",
+    )
+    parser.add_argument(
+        "--write",
+        metavar="FOLDER",
+        help="write metrics.json there, and its tables and every "
+        "prediction as Parquet; jobs.report --evaluation makes a page of them",
+    )
+    parser.add_argument(
+        "--fit-calibration",
+        metavar="URI",
+        help="fit a temperature for each model and language on these rows, for jobs.annotate --calibration",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
 def _count(text: str) -> int:
@@ -117,10 +158,16 @@ def _evaluate(flags: argparse.Namespace, printer: Printer) -> int:
         require_absent(file, overwrite=flags.overwrite)
     slices = None if flags.slices is None else tuple(name.strip() for name in flags.slices.split(",") if name.strip())
     options = Options(
-        labels=flags.labels, dimensions=dict(flags.dimensions), label_range=flags.label_range, models=tuple(flags.model),
-        references=flags.references, slices=slices, resamples=flags.resamples,
-        resample_by=flags.resample_by, published_test_set=flags.published_test_set,
-    )  # fmt: skip
+        labels=flags.labels,
+        dimensions=dict(flags.dimensions),
+        label_range=flags.label_range,
+        models=tuple(flags.model),
+        references=flags.references,
+        slices=slices,
+        resamples=flags.resamples,
+        resample_by=flags.resample_by,
+        published_test_set=flags.published_test_set,
+    )
     outputs = read(flags.output, options)
     fitted: FittedCalibration | None = None
     failure: ConfigError | None = None

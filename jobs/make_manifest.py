@@ -53,14 +53,21 @@ def command_line() -> Parser:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="file to write; for --to lhotse a folder")
     parser.add_argument("--layout", choices=_LAYOUTS, default="files", help="kind of source (default: audio files)")
-    parser.add_argument("--to", choices=["manifest", "nemo", "lhotse"], default="manifest",
-                        help="format to write (default: a manifest for jobs.annotate, as JSON Lines)")  # fmt: skip
+    parser.add_argument(
+        "--to",
+        choices=["manifest", "nemo", "lhotse"],
+        default="manifest",
+        help="format to write (default: a manifest for jobs.annotate, as JSON Lines)",
+    )
     parser.add_argument(
         "--durations", action="store_true", help="read each file, and write the duration that its header states"
     )
-    parser.add_argument("--versions", action="store_true",
-                        help="write each file's version (its ETag, or size and time of change), and make it part of the id: a "
-                        "file whose content is replaced becomes a new row")  # fmt: skip
+    parser.add_argument(
+        "--versions",
+        action="store_true",
+        help="write each file's version (its ETag, or size and time of change), and make it part of the id: a "
+        "file whose content is replaced becomes a new row",
+    )
     parser.add_argument("--language", metavar="CODE", help="language of rows whose source states none")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser

@@ -37,10 +37,15 @@ def command_line() -> Parser:
     parser.add_argument(
         "corpus", nargs="+", metavar="CORPUS", help="folder, prefix or glob of audio; local, s3://... and others"
     )
-    parser.add_argument("--manifest", required=True, metavar="FILE",
-                        help="manifest to write, in place of last night's")  # fmt: skip
-    parser.add_argument("--by", nargs="+", action="extend", default=[], metavar="GROUP",
-                        help="groups of the summary, as in jobs.summarize --by (default: no summary)")  # fmt: skip
+    parser.add_argument("--manifest", required=True, metavar="FILE", help="manifest to write, in place of last night's")
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GROUP",
+        help="groups of the summary, as in jobs.summarize --by (default: no summary)",
+    )
     add_options(parser, JobConfig, only=["log_format"])
     return parser
 

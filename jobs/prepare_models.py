@@ -42,8 +42,13 @@ def command_line() -> Parser:
     parser.add_argument(
         "--mode", nargs="+", action="extend", choices=get_args(Mode), help="modes that jobs will use (default: mean)"
     )
-    parser.add_argument("--language", nargs="+", action="extend", metavar="CODE",
-                        help="languages of the corpora (default: all that have a published or named emotion model)")  # fmt: skip
+    parser.add_argument(
+        "--language",
+        nargs="+",
+        action="extend",
+        metavar="CODE",
+        help="languages of the corpora (default: all that have a published or named emotion model)",
+    )
     models = add_options(parser, ModelChoice, only=MODEL_OPTIONS)["models"]
     models.add_argument("--without-asr", action="store_true", help="store no speech recogniser: every row has a text")
     run = parser.add_argument_group("run")

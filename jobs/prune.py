@@ -41,8 +41,13 @@ def command_line() -> Parser:
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
     parser.add_argument("--delete", action="store_true", help="delete them; without it they are only listed")
-    parser.add_argument("--older-than", type=_seconds, default="24h", metavar="AGE",
-                        help="keep leftovers younger than this, as in 90s, 30m, 24h or 7d (default: 24h)")  # fmt: skip
+    parser.add_argument(
+        "--older-than",
+        type=_seconds,
+        default="24h",
+        metavar="AGE",
+        help="keep leftovers younger than this, as in 90s, 30m, 24h or 7d (default: 24h)",
+    )
     return parser
 
 

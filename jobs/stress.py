@@ -25,9 +25,15 @@ if TYPE_CHECKING:
     from pipeline.config import JobConfig
 
 _FIXED: dict[str, Any] = {
-    "limit": None, "sample": None,
-    "segmentation": "none", "embeddings": "none", "partition_by": (), "audio_root": (), "no_page": True, "dry_run": False,
-}  # fmt: skip
+    "limit": None,
+    "sample": None,
+    "segmentation": "none",
+    "embeddings": "none",
+    "partition_by": (),
+    "audio_root": (),
+    "no_page": True,
+    "dry_run": False,
+}
 """Options of the job that a test decides: one utterance for each clip, and no files that it does not read."""
 _OWN = ("manifest", "output", "audio_root")
 """Options of the job that this command has itself."""
@@ -54,19 +60,43 @@ def command_line() -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("manifest", nargs="+", metavar="MANIFEST", help="manifests as jobs.annotate reads them")
-    parser.add_argument("--labels", metavar="COLUMN", default=None, help="manifest column with the true label; without it "
-                        "only flips, and CCC where the manifest has arousal, valence or dominance")  # fmt: skip
-    parser.add_argument("--output", metavar="FOLDER", required=True, help="folder of the clips, the run and the results; "
-                        "local, or s3://bucket/prefix, ...")  # fmt: skip
-    parser.add_argument("--conditions", nargs="+", action="extend", default=[], metavar="NAME[=LEVEL,...]",
-                        help="conditions and levels to test, as in white_noise=20,0 opus (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--labels",
+        metavar="COLUMN",
+        default=None,
+        help="manifest column with the true label; without it "
+        "only flips, and CCC where the manifest has arousal, valence or dominance",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        required=True,
+        help="folder of the clips, the run and the results; local, or s3://bucket/prefix, ...",
+    )
+    parser.add_argument(
+        "--conditions",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME[=LEVEL,...]",
+        help="conditions and levels to test, as in white_noise=20,0 opus (default: all)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of noise, rooms and bootstrap (default: 0)")
-    parser.add_argument("--transcribe", action="store_true", default=False,
-                        help="ignore the texts of the manifest, so that every clip is transcribed")  # fmt: skip
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap; 0: no intervals "
-                        "(default: 1000)")  # fmt: skip
-    parser.add_argument("--resample-by", default=None, metavar="COLUMN",
-                        help="draw all clips of a value together (default: speaker, where there is one)")  # fmt: skip
+    parser.add_argument(
+        "--transcribe",
+        action="store_true",
+        default=False,
+        help="ignore the texts of the manifest, so that every clip is transcribed",
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=1000, metavar="N", help="of the bootstrap; 0: no intervals (default: 1000)"
+    )
+    parser.add_argument(
+        "--resample-by",
+        default=None,
+        metavar="COLUMN",
+        help="draw all clips of a value together (default: speaker, where there is one)",
+    )
     parser.add_argument("--audio-root", nargs="+", action="extend", metavar="PREFIX", help="as jobs.annotate has it")
     names = [name for name in JobConfig.model_fields if name not in (*_FIXED, *_OWN, "sample_seed")]
     add_options(parser, JobConfig, only=names)
@@ -118,11 +148,11 @@ def _stress(flags: dict[str, Any], printer: Printer) -> int:
     rows = read_rows(config, folder, with_texts=not flags["transcribe"])
     comparison = Options(flags["labels"], flags["resample_by"], flags["resamples"], flags["seed"])
     truth_of(rows.table, comparison)  # refuses a mistyped column before anything is written
-    claim(store, {"seed": flags["seed"], "conditions": [variant.name for variant in variants],
-                  "rows": digest_of(rows.table), **_deciding(config)})  # fmt: skip
+    names, digest = [variant.name for variant in variants], digest_of(rows.table)
+    claim(store, {"seed": flags["seed"], "conditions": names, "rows": digest, **_deciding(config)})
     limits = AudioLimits(max_duration_s=config.max_duration_s, max_bytes=config.max_bytes)
-    prepare(store, rows, variants, seed=flags["seed"], limits=limits, check=check_content,
-            progress=_Progress(len(rows.table)).show)  # fmt: skip
+    progress = _Progress(len(rows.table)).show
+    prepare(store, rows, variants, seed=flags["seed"], limits=limits, check=check_content, progress=progress)
     of_job = {name: value for name, value in options.items() if name not in _OWN}
     annotate(f"{folder}/{CLIPS}", f"{folder}/{RUN}", **{**of_job, **_FIXED, "config": file})
     outcome = outcome_of(store, rows, variants, comparison)

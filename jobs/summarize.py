@@ -50,11 +50,21 @@ def command_line() -> Parser:
         epilog="Groups of few utterances say little, and labels are a model's estimates.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
-    parser.add_argument("--by", nargs="+", action="extend", required=True, metavar="GROUP",
-                        help="columns, as in recording_id or speaker,channel; or NAME=SQL, as in "
-                        "\"day=strftime(recorded_at::TIMESTAMP, '%%Y-%%m-%%d')\" or \"minute=floor(start_s / 60)\"")  # fmt: skip
-    parser.add_argument("--rows", type=_count, metavar="N", help="print only the first N groups (default: all; on a terminal "
-                        f"{_ON_A_TERMINAL})")  # fmt: skip
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="GROUP",
+        help="columns, as in recording_id or speaker,channel; or NAME=SQL, as in "
+        '"day=strftime(recorded_at::TIMESTAMP, \'%%Y-%%m-%%d\')" or "minute=floor(start_s / 60)"',
+    )
+    parser.add_argument(
+        "--rows",
+        type=_count,
+        metavar="N",
+        help=f"print only the first N groups (default: all; on a terminal {_ON_A_TERMINAL})",
+    )
     parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a Parquet file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
     return parser
@@ -114,8 +124,11 @@ def _print(table: pa.Table, groups: Groups, rows: int | None, printer: Printer) 
     if left:
         printer.line(f"{left:,} more groups; --rows {table.num_rows} prints all, --to FILE writes all")
     for name in undivided(table, groups):
-        print(f"note: {name} is not a whole number in every group: // rounds integers only. For decimals write floor(a / b), "
-              "under another name", file=sys.stderr)  # fmt: skip
+        print(
+            f"note: {name} is not a whole number in every group: // rounds integers only. For decimals write floor(a / b), "
+            "under another name",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -52,9 +52,12 @@ def bring_up_to_date(table: str) -> Iterator[str]:
             else:
                 width = opened.schema.field(column).type.list_size
                 opened.create_index(
-                    column, "IVF_PQ", metric="cosine", num_partitions=max(1, rows // _ROWS_A_LIST),
+                    column,
+                    "IVF_PQ",
+                    metric="cosine",
+                    num_partitions=max(1, rows // _ROWS_A_LIST),
                     num_sub_vectors=_sub_vectors(width),
-                )  # fmt: skip
+                )
                 yield f"{column}: created an index of {rows:,} rows"
     except (ValueError, OSError) as error:
         raise ConfigError(f"{without_query(table)} cannot be indexed: {cause(error)}") from error
@@ -74,9 +77,13 @@ def nearest_in_lance(
     """
     lance = optional("lance", extra="lance")
     wanted: dict[str, Any] = {
-        "column": query.column, "q": query.vector, "k": top, "metric": "cosine", "nprobes": _LISTS_OPENED,
+        "column": query.column,
+        "q": query.vector,
+        "k": top,
+        "metric": "cosine",
+        "nprobes": _LISTS_OPENED,
         "refine_factor": _LOOKED_AT_AGAIN,
-    }  # fmt: skip
+    }
     try:
         opened = lance.dataset(table, storage_options=storage_options(table))
         nearest_rows = opened.to_table(

@@ -27,8 +27,20 @@ from pipeline.schema import EMOTIONS, MERGED_COLUMNS, SUMMARY_COLUMNS, Column, d
 from pipeline.storage.documents import FORMAT, read_document
 from pipeline.storage.store import Store
 
-SUMS = ("recordings", "utterances", "speech_s", "length_s", "by_emotion", "speech_s_by_emotion", "transitions",
-        "first_emotion", "last_emotion", "confidence_sum", "confidence_min", "confidence_max")  # fmt: skip
+SUMS = (
+    "recordings",
+    "utterances",
+    "speech_s",
+    "length_s",
+    "by_emotion",
+    "speech_s_by_emotion",
+    "transitions",
+    "first_emotion",
+    "last_emotion",
+    "confidence_sum",
+    "confidence_min",
+    "confidence_max",
+)
 TIMED = ("timed_speech_s", "timed_length_s")
 """Sums over only those recordings whose duration the manifest gives; files of earlier versions lack them."""
 COUNTED = "confidence_count"

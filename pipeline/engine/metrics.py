@@ -22,10 +22,14 @@ PREFIX = "speech_emotion_"
 _COMMON = ("run", "output")
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "rows": ("Manifest rows by status (annotated, rejected, elsewhere: committed by another run) and reason.",
-             ("status", "reason")),
-    "planned_rows": ("Rows of the plan that a driver took up, by state (planned, refused: rejects of the manifest).",
-                     ("state",)),
+    "rows": (
+        "Manifest rows by status (annotated, rejected, elsewhere: committed by another run) and reason.",
+        ("status", "reason"),
+    ),
+    "planned_rows": (
+        "Rows of the plan that a driver took up, by state (planned, refused: rejects of the manifest).",
+        ("state",),
+    ),
     "shards": ("Shards that came back, by outcome (committed, elsewhere).", ("outcome",)),
     "utterances": ("Utterances written.", ()),
     "audio_seconds": ("Seconds of audio written.", ()),
@@ -37,9 +41,11 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "batch_room": ("Utterances that would have fitted into those batches.", ("stage",)),
     "batch_real": ("Length of those utterances: seconds of audio, in mode text tokens.", ("stage",)),
     "batch_padded": ("The same after padding.", ("stage",)),
-    "retries": ("What was done again, by stage and kind (store: a call; memory: a batch halved; process: it had died).",
-                ("stage", "kind")),
-}  # fmt: skip
+    "retries": (
+        "What was done again, by stage and kind (store: a call; memory: a batch halved; process: it had died).",
+        ("stage", "kind"),
+    ),
+}
 """Description and tags by name, without the prefix and without `_total`, which Ray appends."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {

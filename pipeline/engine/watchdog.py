@@ -214,8 +214,9 @@ class StallDetector:
                 fits = any(all(map(operator.ge, node, needs)) for node in snapshot.nodes.values())
                 why = (
                     "which is enough for one: other work uses it, the models are still loading, or workers die at their start."
-                    if fits else "and no node is large enough for one."
-                )  # fmt: skip
+                    if fits
+                    else "and no node is large enough for one."
+                )
                 waiting = snapshot.waiting[pool.stage]
                 return f"no {pool.stage} actor runs: {waiting} requested, each needs {each}; {cluster}, {why}"
         if not snapshot.under_way:

@@ -160,8 +160,11 @@ def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
 
 
 def _refuse_unforeseen(shard: Shard, rows: pa.Table, rejects: dict[int, Reject], max_share: float) -> None:
-    failed = [reject for reject in rejects.values() if reject.reason == Reason.INTERNAL
-              or (reject.reason == Reason.OUT_OF_MEMORY and reject.stage != Stage.DECODE)]  # fmt: skip
+    failed = [
+        reject
+        for reject in rejects.values()
+        if reject.reason == Reason.INTERNAL or (reject.reason == Reason.OUT_OF_MEMORY and reject.stage != Stage.DECODE)
+    ]
     if len(failed) > max(_FEW, max_share * rows.num_rows):
         raise JobError(
             f"{len(failed)} of {rows.num_rows} rows of shard {shard.name} failed in the models, so a bug or a faulty machine is "
@@ -206,9 +209,11 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     least = pa.scalar(plan.settings.min_confidence or 0.0, pa.float32())
     abstained = pc.less(kept["confidence"], least).fill_null(False)
     emotions = [None if label is None else emotion_of(label) for label in labels]
-    fingerprints = {language: roles.fingerprint(plan.models, plan.settings, primary_language(language))
-                    for language in set(kept["language"].to_pylist())
-                    if plan.knows_language(primary_language(language))}  # fmt: skip
+    fingerprints = {
+        language: roles.fingerprint(plan.models, plan.settings, primary_language(language))
+        for language in set(kept["language"].to_pylist())
+        if plan.knows_language(primary_language(language))
+    }
     computed = {
         # the plan keeps the whole pre-signed URI for fetching; the table must not contain it
         "audio": pa.array([uri and without_query(uri) for uri in planned["audio"].to_pylist()], pa.string()),

@@ -82,9 +82,13 @@ def transcribe(
 
     run(transcribers)
     settle_languages(work.plan, lines, transcripts)
-    run({i: transcribers[i] for i, transcript in transcripts.items()
-         if i in transcribers and _needs_text(work, lines[i])
-         and transcript.language != _spoken_language(lines[i])})  # fmt: skip
+    run(
+        {
+            i: transcribers[i]
+            for i, transcript in transcripts.items()
+            if i in transcribers and _needs_text(work, lines[i]) and transcript.language != _spoken_language(lines[i])
+        }
+    )
     for index, transcript in transcripts.items():
         if _needs_text(work, lines[index]):
             lines[index].update(_text_columns(transcript))

@@ -121,8 +121,10 @@ class Waveforms:
         decoded = self._decoded[1]
         if isinstance(decoded, Reject):
             raise RejectedRow.of(decoded)
-        start, end = (round((self._table[name][line].as_py() - (record["offset_s"] or 0.0)) * SAMPLING_RATE)
-                      for name in ("start_s", "end_s"))  # fmt: skip
+        start, end = (
+            round((self._table[name][line].as_py() - (record["offset_s"] or 0.0)) * SAMPLING_RATE)
+            for name in ("start_s", "end_s")
+        )
         return decoded[start:end]
 
     def _decode_again(self, record: dict[str, Any], identity: bytes) -> Waveform | Reject:

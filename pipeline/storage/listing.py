@@ -92,8 +92,10 @@ def list_folder(filesystem: AbstractFileSystem, folder: str, *, detail: bool = F
             return _local(filesystem, folder, detail=detail)
         return _remote(filesystem, folder)
     except PermissionError:
-        raise ConfigError(f"folder {printable(folder)} may not be listed (permission denied): nothing below it can be "
-                          "read. Allow it, or name what should be read instead of the folder above") from None  # fmt: skip
+        raise ConfigError(
+            f"folder {printable(folder)} may not be listed (permission denied): nothing below it can be "
+            "read. Allow it, or name what should be read instead of the folder above"
+        ) from None
 
 
 def _local(filesystem: AbstractFileSystem, folder: str, *, detail: bool) -> Contents:

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.analytics.evaluate.results import Bounds
+
 INTERVAL = 0.95
 """Probability mass of the intervals."""
 SPEAKER = "speaker"
 RECORDING = "recording_id"
 Counts = NDArray[np.int64]
-Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,13 @@ def measure(scores: Floats, confidence: Floats, truth: NDArray[np.int64], predic
     shares = np.bincount(truth) / len(truth)
     shares = shares[shares > 0]
     return Calibration(
-        expected_error(bins), max(map(_gap, bins)), bins, log_loss(scores, truth), log_loss_chance=float(np.log(len(shares))),
+        expected_error(bins),
+        max(map(_gap, bins)),
+        bins,
+        log_loss(scores, truth),
+        log_loss_chance=float(np.log(len(shares))),
         log_loss_majority=float(-(shares * np.log(shares)).sum()),
-    )  # fmt: skip
+    )
 
 
 def log_loss(scores: Floats, truth: NDArray[np.int64]) -> float:
@@ -180,9 +184,13 @@ def fit(
 
     held_out = _cross_fitted(scores, truth, groups)
     return Fit(
-        temperature=temperature, rows=len(truth), before=figures(scores), after=figures(tempered(scores, temperature)),
-        cross_validated=None if held_out is None else figures(held_out), output=output,
-    )  # fmt: skip
+        temperature=temperature,
+        rows=len(truth),
+        before=figures(scores),
+        after=figures(tempered(scores, temperature)),
+        cross_validated=None if held_out is None else figures(held_out),
+        output=output,
+    )
 
 
 def _cross_fitted(scores: Floats, truth: NDArray[np.int64], groups: NDArray[np.int64]) -> Floats | None:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from pipeline.analytics.evaluate import dimensions
-from pipeline.analytics.evaluate.bootstrap import Bootstrap, Bounds, interval
+from pipeline.analytics.evaluate.bootstrap import Bootstrap, interval
 from pipeline.analytics.evaluate.labelled import Labelled, Rated
 from pipeline.analytics.evaluate.metrics import METRICS, baselines, scores_of, summary
-from pipeline.analytics.evaluate.results import Comparison, Difference, DimensionDifference, PairedTest, defined
+from pipeline.analytics.evaluate.results import Bounds, Comparison, Difference, DimensionDifference, PairedTest, defined
 from pipeline.analytics.evaluate.words import Errors, compare_rates
 
 
@@ -36,14 +36,24 @@ def compare(first: Labelled, second: Labelled, errors: Sequence[Errors], bootstr
     same = first.truth[rows[:, 0]] == second.truth[rows[:, 1]]
     pairs = rows[same]
     without_rows = Comparison(
-        first=first.output, second=second.output, rows=len(pairs), only_in_first=len(first) - len(rows),
-        only_in_second=len(second) - len(rows), labels_differ=int((~same).sum()), metrics=None, test=None,
-        agreement=None, largest_score_difference=None,
+        first=first.output,
+        second=second.output,
+        rows=len(pairs),
+        only_in_first=len(first) - len(rows),
+        only_in_second=len(second) - len(rows),
+        labels_differ=int((~same).sum()),
+        metrics=None,
+        test=None,
+        agreement=None,
+        largest_score_difference=None,
         words=compare_rates(
-            errors, [each.column("recording_id") for each in (first, second)], bootstrap.groups_of(first.table), bootstrap
+            errors,
+            [each.column("recording_id") for each in (first, second)],
+            bootstrap.groups_of(first.table),
+            bootstrap,
         ),
         dimensions=_dimensions(first, second, bootstrap),
-    )  # fmt: skip
+    )
     if not len(pairs):
         return without_rows
     one, other = first.take(pairs[:, 0]), second.take(pairs[:, 1])

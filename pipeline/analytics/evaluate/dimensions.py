@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analytics.evaluate.bootstrap import Bootstrap, Bounds, Counts, interval, sums_by_group
-from pipeline.analytics.evaluate.results import Difference, Estimate, Spread, defined
+from pipeline.analytics.evaluate.bootstrap import Bootstrap, Counts, interval, sums_by_group
+from pipeline.analytics.evaluate.results import Bounds, Difference, Estimate, Spread, defined
 
 DIMENSIONS = ("arousal", "valence", "dominance")
 METRICS = ("ccc", "pearson", "rmse")

@@ -304,9 +304,12 @@ def _published(labelled: Labelled, options: Options) -> Iterator[Published]:
         part = labelled.take(np.flatnonzero(languages == language))
         datasets = {str(name) for name in part.column("dataset") if name} if has_dataset else set()
         row = beside_published(
-            language, labelled.settings.mode, [part.classes[number] for number in part.truth],
-            summary(part.truth, part.predicted), datasets,
+            language,
+            labelled.settings.mode,
+            [part.classes[number] for number in part.truth],
+            summary(part.truth, part.predicted),
+            datasets,
             declared=options.published_test_set,
-        )  # fmt: skip
+        )
         if row is not None:
             yield row

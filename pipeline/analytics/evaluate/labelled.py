@@ -30,8 +30,19 @@ SMALL = 30
 BY_MODEL = "by_model"
 """Column with the predictions of further models, one struct of columns for each."""
 _IDENTITY = ("utterance_id", "recording_id", "segment_index", "language", "duration_s", "text", "text_source")
-_PREDICTIONS = ("label", "emotion", "emotion_null_reason", "confidence", "scores", "label_scores", "abstained", "model",
-                "arousal", "valence", "dominance")  # fmt: skip
+_PREDICTIONS = (
+    "label",
+    "emotion",
+    "emotion_null_reason",
+    "confidence",
+    "scores",
+    "label_scores",
+    "abstained",
+    "model",
+    "arousal",
+    "valence",
+    "dominance",
+)
 """Columns of a model's predictions, those of them that the dataset has."""
 
 
@@ -101,10 +112,18 @@ class Labelled:
     def take(self, rows: NDArray[np.int64]) -> Labelled:
         """Return the given rows, in the given order, without dimensions."""
         return Labelled(
-            self.output, self.settings, self.table.take(pa.array(rows)), self.classes, self.truth[rows],
-            self.predicted[rows], self.confidence[rows], self.scores[rows], self.abstained[rows], self.counts,
+            self.output,
+            self.settings,
+            self.table.take(pa.array(rows)),
+            self.classes,
+            self.truth[rows],
+            self.predicted[rows],
+            self.confidence[rows],
+            self.scores[rows],
+            self.abstained[rows],
+            self.counts,
             self.warnings,
-        )  # fmt: skip
+        )
 
     def column(self, name: str) -> list[Any]:
         """Return the values of a column."""
@@ -193,12 +212,19 @@ def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated:
     )
     compared = table.take(pa.array(kept, pa.int64()))
     return Labelled(
-        output=location, settings=rows.plans[0].settings, table=compared, classes=classes.names, truth=truth[kept],
+        output=location,
+        settings=rows.plans[0].settings,
+        table=compared,
+        classes=classes.names,
+        truth=truth[kept],
         predicted=classes.numbers(compared["label"].to_pylist()),
-        confidence=compared["confidence"].to_numpy().astype(np.float64), scores=classes.scores(compared),
-        abstained=compared["abstained"].fill_null(False).to_numpy(), counts=counts,
-        warnings=tuple(_warnings(counts, rows.unfinished)), rated=rated,
-    )  # fmt: skip
+        confidence=compared["confidence"].to_numpy().astype(np.float64),
+        scores=classes.scores(compared),
+        abstained=compared["abstained"].fill_null(False).to_numpy(),
+        counts=counts,
+        warnings=tuple(_warnings(counts, rows.unfinished)),
+        rated=rated,
+    )
 
 
 def with_model(table: pa.Table, model: str, location: str) -> pa.Table:
@@ -267,5 +293,7 @@ def _warnings(counts: Counts, unfinished: Sequence[str]) -> Iterator[str]:
         words = ", ".join(f"{word!r} {count:,}" for word, count in counts.other_labels.items())
         yield f"some labels are not among the classes; no figure includes their rows: {words}"
     if counts.recordings < counts.compared:
-        yield (f"{counts.compared:,} utterances come from {counts.recordings:,} recordings: recordings were segmented, and "
-               "each segment has the label of its recording")  # fmt: skip
+        yield (
+            f"{counts.compared:,} utterances come from {counts.recordings:,} recordings: recordings were segmented, and "
+            "each segment has the label of its recording"
+        )

@@ -22,9 +22,13 @@ from pipeline.analytics.evaluate.results import (
 )
 
 _TITLES = {
-    "accuracy": "accuracy", "weighted_precision": "w. precision", "weighted_f1": "w. F1", "macro_f1": "macro F1", "uar": "UAR",
+    "accuracy": "accuracy",
+    "weighted_precision": "w. precision",
+    "weighted_f1": "w. F1",
+    "macro_f1": "macro F1",
+    "uar": "UAR",
     "kappa": "kappa",
-}  # fmt: skip
+}
 _CLASS_FIGURES = ("precision", "recall", "f1")
 _PRINTED_BOUNDS = (0.5, 0.7, 0.9)
 
@@ -61,9 +65,11 @@ def _output(output: OutputResult) -> Iterator[str]:
 
 def _overall(overall: Measured) -> Iterator[str]:
     figures = list(overall.metrics.items())
-    rows = [["percent", *(_figure(figure) for _, figure in figures)],
-            ["chance", *(_percent(figure.chance) for _, figure in figures)],
-            ["majority", *(_percent(figure.majority) for _, figure in figures)]]  # fmt: skip
+    rows = [
+        ["percent", *(_figure(figure) for _, figure in figures)],
+        ["chance", *(_percent(figure.chance) for _, figure in figures)],
+        ["majority", *(_percent(figure.majority) for _, figure in figures)],
+    ]
     if overall.speakers:
         spreads = overall.speakers.metrics
         rows.append(
@@ -77,8 +83,15 @@ def _overall(overall: Measured) -> Iterator[str]:
     if overall.speakers:
         yield "speakers: mean and standard deviation of the figures of each speaker"
     yield ""
-    classes = [[row.name, *(_figure(row.estimates[name]) for name in _CLASS_FIGURES), f"{row.support:,}",
-                _percent(row.estimates["f1"].chance)] for row in overall.per_class]  # fmt: skip
+    classes = [
+        [
+            row.name,
+            *(_figure(row.estimates[name]) for name in _CLASS_FIGURES),
+            f"{row.support:,}",
+            _percent(row.estimates["f1"].chance),
+        ]
+        for row in overall.per_class
+    ]
     yield from _table(["class", "precision", "recall", "F1", "rows", "F1 by chance"], classes)
     yield ""
     names = overall.confusion.classes
@@ -87,8 +100,10 @@ def _overall(overall: Measured) -> Iterator[str]:
     yield ""
     calibration = overall.calibration
     chance = "" if calibration.log_loss_chance is None else f" (chance {calibration.log_loss_chance:.4f})"
-    yield (f"calibration: expected error {_percent(calibration.expected_error)} %, largest "
-           f"{_percent(calibration.largest_error)} %, log loss {calibration.log_loss:.4f}{chance}")  # fmt: skip
+    yield (
+        f"calibration: expected error {_percent(calibration.expected_error)} %, largest "
+        f"{_percent(calibration.largest_error)} %, log loss {calibration.log_loss:.4f}{chance}"
+    )
 
 
 def _dimensions(output: OutputResult) -> Iterator[str]:
@@ -122,13 +137,18 @@ def _slices(output: OutputResult) -> Iterator[str]:
     if not output.slices:
         return
     rows = [
-        [part.column, part.value, f"{part.rows:,}",
-         *(_figure(part.metrics[name]) for name in ("accuracy", "macro_f1", "uar")),
-         _percent(part.metrics["accuracy"].majority), _percent(part.metrics["uar"].majority),
-         _rate(part.words) if part.words else ""]
+        [
+            part.column,
+            part.value,
+            f"{part.rows:,}",
+            *(_figure(part.metrics[name]) for name in ("accuracy", "macro_f1", "uar")),
+            _percent(part.metrics["accuracy"].majority),
+            _percent(part.metrics["uar"].majority),
+            _rate(part.words) if part.words else "",
+        ]
         for part in output.slices
         if not part.small
-    ]  # fmt: skip
+    ]
     if rows:
         yield ""
         yield from _table(
@@ -144,51 +164,75 @@ def _published(output: OutputResult) -> Iterator[str]:
     for row in output.published:
         yield ""
         if row.ours is not None:
-            lines = [[name, *(f"{100 * figures[metric]:.4f}" for metric in CARD_METRICS)]
-                     for name, figures in (("published", row.published), ("this output", row.ours))]  # fmt: skip
+            lines = [
+                [name, *(f"{100 * figures[metric]:.4f}" for metric in CARD_METRICS)]
+                for name, figures in (("published", row.published), ("this output", row.ours))
+            ]
             yield from _table([f"{row.language}, {row.mode}", *(_TITLES[metric] for metric in CARD_METRICS)], lines)
         else:
-            yield (f"The published figures for {row.language} in mode {row.mode} are of another test set, and are not "
-                   f"compared: {'; '.join(row.why_not)}.")  # fmt: skip
+            yield (
+                f"The published figures for {row.language} in mode {row.mode} are of another test set, and are not "
+                f"compared: {'; '.join(row.why_not)}."
+            )
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
     yield f"first:  {comparison.first}"
     yield f"second: {comparison.second}"
-    unpaired = [f"{count:,} {kind}" for count, kind in (
-        (comparison.only_in_first, "only in the first"), (comparison.only_in_second, "only in the second"),
-        (comparison.labels_differ, "with different true labels")) if count]  # fmt: skip
+    unpaired = [
+        f"{count:,} {kind}"
+        for count, kind in (
+            (comparison.only_in_first, "only in the first"),
+            (comparison.only_in_second, "only in the second"),
+            (comparison.labels_differ, "with different true labels"),
+        )
+        if count
+    ]
     others = f"; no figure includes the others: {', '.join(unpaired)}" if unpaired else ", the same in both"
     if comparison.rows or not comparison.dimensions:
         yield f"paired on {comparison.rows:,} utterances{others}"
     test = comparison.test
     if comparison.metrics and test and comparison.agreement is not None:
         yield ""
-        rows = [[_TITLES[name], *map(_percent, (row.chance, row.majority, row.first, row.second)), _difference(row)]
-                for name, row in comparison.metrics.items()]  # fmt: skip
+        rows = [
+            [_TITLES[name], *map(_percent, (row.chance, row.majority, row.first, row.second)), _difference(row)]
+            for name, row in comparison.metrics.items()
+        ]
         yield from _table(["percent", "chance", "majority", "first", "second", "difference"], rows)
         yield ""
         several = "" if test.p_value_holm in (None, test.p_value) else f", {test.p_value_holm:.3g} by Holm's correction"
-        yield (f"only the first is correct in {test.only_first_right:,} utterances, only the second in "
-               f"{test.only_second_right:,}: p = {test.p_value:.3g}{several} ({test.name}, of the accuracies)")  # fmt: skip
-        yield (f"the same label in {_percent(comparison.agreement)} % of utterances; the largest difference of a score is "
-               f"{comparison.largest_score_difference:.2g}")  # fmt: skip
+        yield (
+            f"only the first is correct in {test.only_first_right:,} utterances, only the second in "
+            f"{test.only_second_right:,}: p = {test.p_value:.3g}{several} ({test.name}, of the accuracies)"
+        )
+        yield (
+            f"the same label in {_percent(comparison.agreement)} % of utterances; the largest difference of a score is "
+            f"{comparison.largest_score_difference:.2g}"
+        )
     if comparison.dimensions:
         yield ""
-        rows = [[each.dimension, name, f"{each.rows:,}", *map(_decimal, (row.first, row.second)), _decimal_difference(row)]
-                for each in comparison.dimensions for name, row in each.metrics.items()]  # fmt: skip
+        rows = [
+            [each.dimension, name, f"{each.rows:,}", *map(_decimal, (row.first, row.second)), _decimal_difference(row)]
+            for each in comparison.dimensions
+            for name, row in each.metrics.items()
+        ]
         yield from _table(["dimension", "", "rows", "first", "second", "difference"], rows)
     if words := comparison.words:
-        yield (f"word error rate over the same {words.recordings:,} recordings: {_percent(words.first)} and "
-               f"{_percent(words.second)} %, difference {_difference(words)}")  # fmt: skip
+        yield (
+            f"word error rate over the same {words.recordings:,} recordings: {_percent(words.first)} and "
+            f"{_percent(words.second)} %, difference {_difference(words)}"
+        )
     yield ""
 
 
 def _fitted(model: str, fitted: Fit) -> Iterator[str]:
     held_out = fitted.cross_validated
     yield f"{model}: temperature {fitted.temperature:.4f} from {fitted.rows:,} rows"
-    for name, stage in (("before", fitted.before), ("after, on the same rows", fitted.after),
-                        ("after, on held-out rows", held_out)):  # fmt: skip
+    for name, stage in (
+        ("before", fitted.before),
+        ("after, on the same rows", fitted.after),
+        ("after, on held-out rows", held_out),
+    ):
         if stage is not None:
             yield f"  {name}: log loss {stage.log_loss:.4f}, expected error {_percent(stage.expected_error)} %"
     if held_out is None or held_out.log_loss >= fitted.before.log_loss:

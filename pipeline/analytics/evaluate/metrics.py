@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from pipeline.analytics.evaluate.bootstrap import Bootstrap, Bounds, Counts, interval
-from pipeline.analytics.evaluate.results import ClassFigures, Confusion, Estimate, Spread, defined
+from pipeline.analytics.evaluate.bootstrap import Bootstrap, Counts, interval
+from pipeline.analytics.evaluate.results import Bounds, ClassFigures, Confusion, Estimate, Spread, defined
 
 METRICS = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1", "uar", "kappa")
 """Metrics of the model card, the unweighted average recall over the classes that occur, and Cohen's kappa."""

@@ -64,10 +64,13 @@ def beside_published(
         return None
     why_not = _why_not(language, mode, truth, datasets, declared=declared)
     return Published(
-        language=language, mode=mode, same_test_set=not why_not, why_not=tuple(why_not),
+        language=language,
+        mode=mode,
+        same_test_set=not why_not,
+        why_not=tuple(why_not),
         published={name: figure / 100 for name, figure in zip(CARD_METRICS, row, strict=True)},
         ours=None if why_not else {name: ours[name] for name in CARD_METRICS},
-    )  # fmt: skip
+    )
 
 
 def _why_not(language: str, mode: str, truth: Sequence[str], datasets: set[str], *, declared: bool) -> list[str]:
@@ -77,8 +80,11 @@ def _why_not(language: str, mode: str, truth: Sequence[str], datasets: set[str],
     if sizes is None and len(truth) != _ENGLISH_TEXTS:
         reasons.append(f"it has {len(truth):,} texts, the published one {_ENGLISH_TEXTS:,}")
     elif sizes is not None and counts != Counter(sizes):
-        differing = [f"{name} {counts[name]:,} ({sizes.get(name, 0):,})" for name in sorted({*counts, *sizes})
-                     if counts[name] != sizes.get(name, 0)]  # fmt: skip
+        differing = [
+            f"{name} {counts[name]:,} ({sizes.get(name, 0):,})"
+            for name in sorted({*counts, *sizes})
+            if counts[name] != sizes.get(name, 0)
+        ]
         reasons.append(f"the numbers of clips by class differ from the published ones: {', '.join(differing)}")
     others = sorted(datasets - (_SPEECH_CORPORA if language == "en" else {"meacorpus"}))
     if others and mode != "text":

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
+Bounds = tuple[float | None, float | None]
+"""Ends of an interval; None where undefined."""
+
 
 def defined(value: float) -> float | None:
     """Return a figure, or None for NaN, which marks an undefined one."""
@@ -265,15 +268,11 @@ class Difference:
     majority: float | None = None
 
     @classmethod
-    def of(
-        cls, first: float, second: float, bounds: tuple[float | None, float | None],
-        baselines: tuple[float | None, float | None],
-    ) -> Difference:  # fmt: skip
+    def of(cls, first: float, second: float, bounds: Bounds, baselines: Bounds) -> Difference:
         """Build a difference from two figures, NaN where undefined."""
-        return cls(
-            first=defined(first), second=defined(second), difference=defined(second - first), low=bounds[0],
-            high=bounds[1], chance=baselines[0], majority=baselines[1],
-        )  # fmt: skip
+        low, high, chance, majority = *bounds, *baselines
+        figures = {"first": defined(first), "second": defined(second), "difference": defined(second - first)}
+        return cls(**figures, low=low, high=high, chance=chance, majority=majority)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

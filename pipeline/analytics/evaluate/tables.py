@@ -28,49 +28,109 @@ Row = dict[str, Any]
 _WHERE = [pa.field("output", pa.string()), pa.field("slice", pa.string()), pa.field("value", pa.string())]
 _BASELINES = [pa.field("chance", pa.float64()), pa.field("majority", pa.float64())]
 SCHEMAS = {
-    "metrics": pa.schema([
-        *_WHERE, pa.field("rows", pa.int64()), pa.field("metric", pa.string()), pa.field("class", pa.string()),
-        pa.field("figure", pa.float64()), pa.field("low", pa.float64()), pa.field("high", pa.float64()),
-        *_BASELINES,
-    ]),
-    "dimensions": pa.schema([
-        *_WHERE, pa.field("dimension", pa.string()), pa.field("rows", pa.int64()), pa.field("metric", pa.string()),
-        pa.field("figure", pa.float64()), pa.field("low", pa.float64()), pa.field("high", pa.float64()),
-        *_BASELINES,
-    ]),
-    "speakers": pa.schema([
-        *_WHERE, pa.field("dimension", pa.string()), pa.field("speakers", pa.int64()), pa.field("metric", pa.string()),
-        pa.field("mean", pa.float64()), pa.field("deviation", pa.float64()),
-    ]),
-    "confusion": pa.schema([
-        *_WHERE, pa.field("truth", pa.string()), pa.field("predicted", pa.string()), pa.field("count", pa.int64()),
-        pa.field("share", pa.float64()),
-    ]),
-    "reliability": pa.schema([
-        *_WHERE, pa.field("low", pa.float64()), pa.field("high", pa.float64()), pa.field("rows", pa.int64()),
-        pa.field("confidence", pa.float64()), pa.field("accuracy", pa.float64()),
-    ]),
-    "abstention": pa.schema([
-        pa.field("output", pa.string()), pa.field("min_confidence", pa.float64()), pa.field("rows", pa.int64()),
-        pa.field("share", pa.float64()), pa.field("accuracy", pa.float64()),
-    ]),
-    "published": pa.schema([
-        pa.field("output", pa.string()), pa.field("language", pa.string()), pa.field("mode", pa.string()),
-        pa.field("metric", pa.string()), pa.field("published", pa.float64()), pa.field("ours", pa.float64()),
-    ]),
-    "comparisons": pa.schema([
-        pa.field("first", pa.string()), pa.field("second", pa.string()), pa.field("metric", pa.string()),
-        pa.field("figure_first", pa.float64()), pa.field("figure_second", pa.float64()), pa.field("difference", pa.float64()),
-        pa.field("low", pa.float64()), pa.field("high", pa.float64()), pa.field("test", pa.string()),
-        pa.field("only_first_right", pa.int64()), pa.field("only_second_right", pa.int64()), pa.field("p_value", pa.float64()),
-        pa.field("p_value_holm", pa.float64()), pa.field("dimension", pa.string()), *_BASELINES,
-    ]),
-    "predictions": pa.schema([
-        pa.field("output", pa.string()), pa.field("utterance_id", pa.string()), pa.field("truth", pa.string()),
-        pa.field("predicted", pa.string()), pa.field("confidence", pa.float64()), pa.field("right", pa.bool_()),
-        pa.field("abstained", pa.bool_()),
-    ]),
-}  # fmt: skip
+    "metrics": pa.schema(
+        [
+            *_WHERE,
+            pa.field("rows", pa.int64()),
+            pa.field("metric", pa.string()),
+            pa.field("class", pa.string()),
+            pa.field("figure", pa.float64()),
+            pa.field("low", pa.float64()),
+            pa.field("high", pa.float64()),
+            *_BASELINES,
+        ]
+    ),
+    "dimensions": pa.schema(
+        [
+            *_WHERE,
+            pa.field("dimension", pa.string()),
+            pa.field("rows", pa.int64()),
+            pa.field("metric", pa.string()),
+            pa.field("figure", pa.float64()),
+            pa.field("low", pa.float64()),
+            pa.field("high", pa.float64()),
+            *_BASELINES,
+        ]
+    ),
+    "speakers": pa.schema(
+        [
+            *_WHERE,
+            pa.field("dimension", pa.string()),
+            pa.field("speakers", pa.int64()),
+            pa.field("metric", pa.string()),
+            pa.field("mean", pa.float64()),
+            pa.field("deviation", pa.float64()),
+        ]
+    ),
+    "confusion": pa.schema(
+        [
+            *_WHERE,
+            pa.field("truth", pa.string()),
+            pa.field("predicted", pa.string()),
+            pa.field("count", pa.int64()),
+            pa.field("share", pa.float64()),
+        ]
+    ),
+    "reliability": pa.schema(
+        [
+            *_WHERE,
+            pa.field("low", pa.float64()),
+            pa.field("high", pa.float64()),
+            pa.field("rows", pa.int64()),
+            pa.field("confidence", pa.float64()),
+            pa.field("accuracy", pa.float64()),
+        ]
+    ),
+    "abstention": pa.schema(
+        [
+            pa.field("output", pa.string()),
+            pa.field("min_confidence", pa.float64()),
+            pa.field("rows", pa.int64()),
+            pa.field("share", pa.float64()),
+            pa.field("accuracy", pa.float64()),
+        ]
+    ),
+    "published": pa.schema(
+        [
+            pa.field("output", pa.string()),
+            pa.field("language", pa.string()),
+            pa.field("mode", pa.string()),
+            pa.field("metric", pa.string()),
+            pa.field("published", pa.float64()),
+            pa.field("ours", pa.float64()),
+        ]
+    ),
+    "comparisons": pa.schema(
+        [
+            pa.field("first", pa.string()),
+            pa.field("second", pa.string()),
+            pa.field("metric", pa.string()),
+            pa.field("figure_first", pa.float64()),
+            pa.field("figure_second", pa.float64()),
+            pa.field("difference", pa.float64()),
+            pa.field("low", pa.float64()),
+            pa.field("high", pa.float64()),
+            pa.field("test", pa.string()),
+            pa.field("only_first_right", pa.int64()),
+            pa.field("only_second_right", pa.int64()),
+            pa.field("p_value", pa.float64()),
+            pa.field("p_value_holm", pa.float64()),
+            pa.field("dimension", pa.string()),
+            *_BASELINES,
+        ]
+    ),
+    "predictions": pa.schema(
+        [
+            pa.field("output", pa.string()),
+            pa.field("utterance_id", pa.string()),
+            pa.field("truth", pa.string()),
+            pa.field("predicted", pa.string()),
+            pa.field("confidence", pa.float64()),
+            pa.field("right", pa.bool_()),
+            pa.field("abstained", pa.bool_()),
+        ]
+    ),
+}
 """Schemas of the tables.
 
 The slice `all` is the whole output. `class` is null for metrics over all classes. `ours` is null when the test set is
@@ -89,8 +149,10 @@ def tables_of(evaluation: Evaluation, outputs: Sequence[Labelled]) -> dict[str, 
             rows["speakers"] += [{**where, **each} for each in _speakers(part.speakers)]
         for each in output.dimensions:
             for where, figures in _dimension_parts(output, each):
-                rows["dimensions"] += [{**where, "rows": figures.rows, **_estimate(name, figure)}
-                                       for name, figure in figures.metrics.items()]  # fmt: skip
+                rows["dimensions"] += [
+                    {**where, "rows": figures.rows, **_estimate(name, figure)}
+                    for name, figure in figures.metrics.items()
+                ]
                 rows["speakers"] += [{**where, **each} for each in _speakers(figures.speakers)]
         thresholds = output.abstention.thresholds if output.abstention else ()
         rows["abstention"] += [{"output": output.output, **asdict(each)} for each in thresholds]
@@ -131,9 +193,11 @@ def _figures(part: Measured) -> Iterator[Row]:
     yield {"metric": "calibration_expected_error", "figure": calibration.expected_error}
     yield {"metric": "calibration_largest_error", "figure": calibration.largest_error}
     yield {
-        "metric": "calibration_log_loss", "figure": calibration.log_loss, "chance": calibration.log_loss_chance,
+        "metric": "calibration_log_loss",
+        "figure": calibration.log_loss,
+        "chance": calibration.log_loss_chance,
         "majority": calibration.log_loss_majority,
-    }  # fmt: skip
+    }
     if part.words:
         words = part.words
         yield {"metric": "word_error_rate", "figure": words.word_error_rate, "low": words.low, "high": words.high}

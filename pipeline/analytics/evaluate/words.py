@@ -98,8 +98,11 @@ def compare_rates(
     Returns: None when no recording can be counted.
     """
     both = set(_whole(errors[1], recordings[1]))
-    counted = [name for name in _whole(errors[0], recordings[0])
-               if name in both and errors[0][name]["words"] == errors[1][name]["words"]]  # fmt: skip
+    counted = [
+        name
+        for name in _whole(errors[0], recordings[0])
+        if name in both and errors[0][name]["words"] == errors[1][name]["words"]
+    ]
     if not counted:
         return None
     first, second = (

@@ -108,7 +108,7 @@ def evaluation_page(folder: str) -> Page:
             "intervals": f"{evaluation.interval}, {evaluation.resamples:,} resamples by {evaluation.resample_by}",
             **{f"models of {without_query(output.output)}": ", ".join(output.models) for output in outputs},
         },
-    )  # fmt: skip
+    )
 
 
 def _read(store: Store, name: str) -> pa.Table:
@@ -162,8 +162,10 @@ def _warnings(output: OutputResult, *, several: bool) -> Iterator[str]:
     yield from (f"{where}{sentence}" for sentence in output.warnings)
     for row in output.published:
         if not row.same_test_set:
-            yield (f"{where}The published figures for {row.language} in mode {row.mode} are of another test set, and are not "
-                   f"compared: {'; '.join(row.why_not)}.")  # fmt: skip
+            yield (
+                f"{where}The published figures for {row.language} in mode {row.mode} are of another test set, and are not "
+                f"compared: {'; '.join(row.why_not)}."
+            )
 
 
 _INTERVALS = "low and high are the bounds of the bootstrap interval, if there is one."
@@ -183,10 +185,13 @@ def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Comparison, n
     test = comparison.test
     note = f"Paired on {comparison.rows:,} shared utterances" + "".join(
         f"; no figure includes {count:,} {kind}"
-        for count, kind in ((comparison.only_in_first, "in the first alone"), (comparison.only_in_second, "in the second alone"),
-                            (comparison.labels_differ, "with different true labels"))
+        for count, kind in (
+            (comparison.only_in_first, "in the first alone"),
+            (comparison.only_in_second, "in the second alone"),
+            (comparison.labels_differ, "with different true labels"),
+        )
         if count
-    )  # fmt: skip
+    )
     note += (
         f". Only the second is correct in {test.only_second_right:,}, only the first in {test.only_first_right:,}: "
         f"p = {test.p_value:.2g} ({test.name}); p_value_holm is corrected for the number of comparisons. {_INTERVALS} If the "
@@ -257,8 +262,14 @@ def _classes(answer: Callable[[str], Answer], number: int, where: str) -> Iterat
     )
     names, rows, query = answer(SLICES)
     if rows:
-        yield Section(f"slices-{number}", f"Slices{where}", names, rows, query, "Figures of small slices are mostly chance. low "
-                      "and high are the bounds of the accuracy.")  # fmt: skip
+        yield Section(
+            f"slices-{number}",
+            f"Slices{where}",
+            names,
+            rows,
+            query,
+            "Figures of small slices are mostly chance. low and high are the bounds of the accuracy.",
+        )
 
 
 def _confusion(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
@@ -285,7 +296,9 @@ def _reliability(names: list[str], rows: list[tuple[Any, ...]], query: str, name
 def _abstention(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
     kept = [row for row in rows if row[1]]
     svg = plots.coverage([row[2] for row in kept], [row[3] for row in kept], name=name)
-    alt = listed([f"from confidence {row[0]:g}" for row in kept], [f"{share(row[2], 1)} remain, {share(row[3], 1)} correct"
-                                                                   for row in kept])  # fmt: skip
+    alt = listed(
+        [f"from confidence {row[0]:g}" for row in kept],
+        [f"{share(row[2], 1)} remain, {share(row[3], 1)} correct" for row in kept],
+    )
     note = "Share of utterances that --min-confidence would keep, and their accuracy; each dot is a row of the table."
     return Section(name, f"Abstention{where}", names, rows, query, note, svg, alt)

@@ -23,11 +23,23 @@ _PLACES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _ACCENT: "var(--accent)",
 _EMOTION = {emotion: f"#0203{number:02x}" for number, emotion in enumerate(EMOTIONS)}
 _PLACES |= {colour: f"var(--{emotion})" for emotion, colour in _EMOTION.items()}
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "font.family": "sans-serif", "text.color": _INK,
-    "text.parse_math": False, "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "axes.grid": False, "xtick.color": _FAINT,
-    "ytick.color": _FAINT, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False,
-    "axes.spines.right": False, "figure.constrained_layout.use": True,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.grid": False,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
 _GREY = ("(abstained)", "(no model)", "(none)")
 """Groups without an emotion, drawn in grey."""
 _WIDTH_IN = 4.2

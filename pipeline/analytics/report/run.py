@@ -224,8 +224,19 @@ def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
     names, rows = ask(connection, CONFIDENCE)
     total = sum(row[1] for row in rows)
     sure = sum(row[1] for row in rows if row[0] >= 0.5)
-    svg = plots.columns([row[0] for row in rows], 1 / _BINS, [row[1] for row in rows], x="confidence", y="utterances",
-                        bounds=(0, 1), name="confidence") if rows else None  # fmt: skip
+    svg = (
+        plots.columns(
+            [row[0] for row in rows],
+            1 / _BINS,
+            [row[1] for row in rows],
+            x="confidence",
+            y="utterances",
+            bounds=(0, 1),
+            name="confidence",
+        )
+        if rows
+        else None
+    )
     alt = f"{share(sure, total)} of utterances have a confidence of 0.5 or more"
     note = f"Score of the predicted label; {alt}." if rows else "No utterance."
     return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt)
@@ -236,8 +247,15 @@ def _throughput(connection: duckdb.DuckDBPyConnection, speed: Speed | None) -> S
     svg, alt = None, "no part"
     if rows:
         width = rows[0][1] / 60
-        svg = plots.columns([row[0] for row in rows], width, [row[4] for row in rows], x="minutes since the run was planned",
-                            y="times real time", bounds=(0, rows[-1][0] + width), name="throughput")  # fmt: skip
+        svg = plots.columns(
+            [row[0] for row in rows],
+            width,
+            [row[4] for row in rows],
+            x="minutes since the run was planned",
+            y="times real time",
+            bounds=(0, rows[-1][0] + width),
+            name="throughput",
+        )
         alt = f"{sum(row[3] for row in rows):,.3g} hours of audio in {len(rows)} intervals"
     if speed is None:
         overall = "The report has no wall time of a start that wrote parts."

@@ -177,8 +177,12 @@ def _clips_of(
 ) -> Iterator[dict[str, Any]]:
     """Write the missing clips of one row, and yield the row of each in the manifest."""
     clip = hashlib.sha256(row["recording_id"].encode()).hexdigest()[:20]
-    common = {"duration": len(waveform) / SAMPLING_RATE, "text": row["text"], "language": row["language"],
-              RECORDING: row["recording_id"]}  # fmt: skip
+    common = {
+        "duration": len(waveform) / SAMPLING_RATE,
+        "text": row["text"],
+        "language": row["language"],
+        RECORDING: row["recording_id"],
+    }
     for variant in (None, *variants):
         name = CLEAN if variant is None else variant.name
         key = f"clips/{clip}/{name}.wav"

@@ -70,25 +70,68 @@ def _g711(name: str, law: str) -> Condition:
     return Condition(name, "kbit/s", (64,), meaning, (64).__eq__, "64", "codecs")
 
 
-CONDITIONS: Mapping[str, Condition] = {condition.name: condition for condition in (
-    _noise("white_noise", "white Gaussian noise"),
-    _noise("pink_noise", "Gaussian noise that falls by 3 dB per octave"),
-    _noise("speech_noise", "stationary noise with the long-term spectrum of the clip itself"),
-    Condition("gain", "dB", (-10, -20, -30), "the level is changed and limited to full scale, without rounding",
-              partial(_within, -60, 60), "-60 to 60"),
-    Condition("clipping", "% clipped", (1, 5, 20), "the loudest samples are limited: this share of the samples in the 20 ms "
-              "frames at most 30 dB below the loudest reaches the limit", partial(_within, 0.01, 90), "0.01 to 90"),
-    Condition("narrowband", "kHz", (8,), "resampled to this rate and back to 16 kHz (soxr HQ)",
-              partial(_within, 2, 15), "2 to 15"),
-    Condition("opus", "kbit/s", (24, 12, 6), "Opus for speech with a variable bit rate (libopus), encoded and decoded",
-              partial(_within, 6, 256), "6 to 256", "codecs"),
-    Condition("mp3", "kbit/s", (32, 16, 8), "MP3 at 16 kHz with a constant bit rate (LAME), encoded and decoded",
-              _MP3_RATES.__contains__, ", ".join(map(str, _MP3_RATES)), "codecs"),
-    _g711("mu_law", "mu-law"),
-    _g711("a_law", "A-law"),
-    Condition("reverberation", "s RT60", (0.3, 0.6, 1.2), "a synthetic room: direct sound, then noise of the same energy that "
-              "decays by 60 dB in this time; the level of the clip is kept", partial(_within, 0.05, 10), "0.05 to 10"),
-)}  # fmt: skip
+CONDITIONS: Mapping[str, Condition] = {
+    condition.name: condition
+    for condition in (
+        _noise("white_noise", "white Gaussian noise"),
+        _noise("pink_noise", "Gaussian noise that falls by 3 dB per octave"),
+        _noise("speech_noise", "stationary noise with the long-term spectrum of the clip itself"),
+        Condition(
+            "gain",
+            "dB",
+            (-10, -20, -30),
+            "the level is changed and limited to full scale, without rounding",
+            partial(_within, -60, 60),
+            "-60 to 60",
+        ),
+        Condition(
+            "clipping",
+            "% clipped",
+            (1, 5, 20),
+            "the loudest samples are limited: this share of the samples in the 20 ms "
+            "frames at most 30 dB below the loudest reaches the limit",
+            partial(_within, 0.01, 90),
+            "0.01 to 90",
+        ),
+        Condition(
+            "narrowband",
+            "kHz",
+            (8,),
+            "resampled to this rate and back to 16 kHz (soxr HQ)",
+            partial(_within, 2, 15),
+            "2 to 15",
+        ),
+        Condition(
+            "opus",
+            "kbit/s",
+            (24, 12, 6),
+            "Opus for speech with a variable bit rate (libopus), encoded and decoded",
+            partial(_within, 6, 256),
+            "6 to 256",
+            "codecs",
+        ),
+        Condition(
+            "mp3",
+            "kbit/s",
+            (32, 16, 8),
+            "MP3 at 16 kHz with a constant bit rate (LAME), encoded and decoded",
+            _MP3_RATES.__contains__,
+            ", ".join(map(str, _MP3_RATES)),
+            "codecs",
+        ),
+        _g711("mu_law", "mu-law"),
+        _g711("a_law", "A-law"),
+        Condition(
+            "reverberation",
+            "s RT60",
+            (0.3, 0.6, 1.2),
+            "a synthetic room: direct sound, then noise of the same energy that "
+            "decays by 60 dB in this time; the level of the clip is kept",
+            partial(_within, 0.05, 10),
+            "0.05 to 10",
+        ),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,12 +181,16 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[str]:
         words = ", ".join(f"{word!r} {count:,}" for word, count in document["other_labels"].items())
         yield f"labels that are no emotion of the models count in no recall: {words}"
     if document["texts_given"]:
-        yield (f"the texts of {document['texts_given']:,} of {document['clips']:,} clips came with the manifest and stay the "
-               "same under every condition; --transcribe includes the errors of the transcription")  # fmt: skip
+        yield (
+            f"the texts of {document['texts_given']:,} of {document['clips']:,} clips came with the manifest and stay the "
+            "same under every condition; --transcribe includes the errors of the transcription"
+        )
     clean = document["clean_uar"]
     if clean and (clean["value"] if clean["low"] is None else clean["low"]) <= clean["chance"]:
-        yield (f"the UAR of the clean run, {_with_bounds(clean)}, may be chance ({_percent(clean['chance'])}): a loss of it "
-               "means nothing here, flips still do")  # fmt: skip
+        yield (
+            f"the UAR of the clean run, {_with_bounds(clean)}, may be chance ({_percent(clean['chance'])}): a loss of it "
+            "means nothing here, flips still do"
+        )
     if document["clips"] < _FEW:
         yield f"{document['clips']} clips are too few for any figure to mean much"
     if document["resamples"] and document["groups"] == 1:

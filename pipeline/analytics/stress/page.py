@@ -119,6 +119,12 @@ def _bars(
 
     ends = [end for name in ("loss", "low", "high") for end in scaled(losses, name) if end is not None]
     return plots.losses(
-        labels, [scale * row["loss"] for row in levels], scaled(levels, "low"), scaled(levels, "high"), form=form,
-        label=f"{_cost(drawn)}{unit}", bounds=(min(0.0, *ends), max(0.0, *ends)), name=levels[0]["condition"],
-    )  # fmt: skip
+        labels,
+        [scale * row["loss"] for row in levels],
+        scaled(levels, "low"),
+        scaled(levels, "high"),
+        form=form,
+        label=f"{_cost(drawn)}{unit}",
+        bounds=(min(0.0, *ends), max(0.0, *ends)),
+        name=levels[0]["condition"],
+    )

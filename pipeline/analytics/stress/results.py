@@ -147,8 +147,13 @@ def compare(
     rows: list[dict[str, Any]] = []
     for key, variant in keys_of(variants).items():
         found = predictions[key]
-        place = {"condition": key[0], "level": key[1], "unit": variant.condition.unit if variant else None,
-                 "severity": variant.severity if variant else 0, "rejected": len(found.rejected)}  # fmt: skip
+        place = {
+            "condition": key[0],
+            "level": key[1],
+            "unit": variant.condition.unit if variant else None,
+            "severity": variant.severity if variant else 0,
+            "rejected": len(found.rejected),
+        }
         rows += ({**place, **figures} for figures in _figures(truth, clean, found, bootstrap))
     return pa.Table.from_pylist(rows, schema=TABLE_SCHEMA)
 

@@ -53,11 +53,19 @@ def read_meld(files: Sequence[str], audio: Sequence[str]) -> Corpus:
             name = f"dia{dialogue}_utt{utterance}"
             uri = clips.pop((split, dialogue, utterance), "")
             if uri:
-                corpus.rows.append({
-                    "id": f"meld-{split}-{name}", "audio": uri, **_labels(line["Emotion"], "en"),
-                    "text": line["Utterance"].translate(_WINDOWS), "language": "en", "speaker": f"meld_{line['Speaker']}",
-                    "split": split, "dataset": "meld", "dialogue": dialogue,
-                })  # fmt: skip
+                corpus.rows.append(
+                    {
+                        "id": f"meld-{split}-{name}",
+                        "audio": uri,
+                        **_labels(line["Emotion"], "en"),
+                        "text": line["Utterance"].translate(_WINDOWS),
+                        "language": "en",
+                        "speaker": f"meld_{line['Speaker']}",
+                        "split": split,
+                        "dataset": "meld",
+                        "dialogue": dialogue,
+                    }
+                )
             else:
                 corpus.leave_out(_NO_AUDIO, f"{split}/{name}")
     for uri in clips.values():
@@ -93,10 +101,16 @@ def read_meacorpus(files: Sequence[str], audio: Sequence[str]) -> Corpus:
     for line in table:
         uri = stems.pop(_stem(line["filename"]), "")
         if uri:
-            corpus.rows.append({
-                "id": f"meacorpus-{_stem(line['filename'])}", "audio": uri, **_labels(line["label"], "es"), "language": "es",
-                **{name: line[column] for name, column in _MEA_MORE if line.get(column)}, "dataset": "meacorpus",
-            })  # fmt: skip
+            corpus.rows.append(
+                {
+                    "id": f"meacorpus-{_stem(line['filename'])}",
+                    "audio": uri,
+                    **_labels(line["label"], "es"),
+                    "language": "es",
+                    **{name: line[column] for name, column in _MEA_MORE if line.get(column)},
+                    "dataset": "meacorpus",
+                }
+            )
         else:
             corpus.leave_out(_NO_AUDIO, line["filename"])
     for uri in stems.values():

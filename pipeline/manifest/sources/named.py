@@ -81,61 +81,95 @@ def _ravdess(match: re.Match[str]) -> Row:
 
 # Source: Livingstone & Russo 2018, doi 10.1371/journal.pone.0196391, and the file naming on its Zenodo page (1188976)
 RAVDESS = Naming(
-    "ravdess", "en",
-    re.compile(
-        r"(?P<name>0[123]-0[12]-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<speaker>[01][0-9]|2[0-4]))" + _ENDING
-    ),
+    "ravdess",
+    "en",
+    re.compile(r"(?P<name>0[123]-0[12]-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<speaker>[01][0-9]|2[0-4]))" + _ENDING),
     {
-        "01": ("neutral", "neutral"), "02": ("calm", None), "03": ("happy", "joy"), "04": ("sad", "sadness"),
-        "05": ("angry", "anger"), "06": ("fearful", "fear"), "07": ("disgust", "disgust"), "08": ("surprised", "surprise"),
+        "01": ("neutral", "neutral"),
+        "02": ("calm", None),
+        "03": ("happy", "joy"),
+        "04": ("sad", "sadness"),
+        "05": ("angry", "anger"),
+        "06": ("fearful", "fear"),
+        "07": ("disgust", "disgust"),
+        "08": ("surprised", "surprise"),
     },
     _ravdess,
-)  # fmt: skip
+)
 
 # Source: Pichora-Fuller & Dupuis 2020, doi 10.5683/SP2/E8H2MF; "ps" is pleasant surprise, and one file begins with OA_
 TESS = Naming(
-    "tess", "en",
-    re.compile(r"(?P<name>(?P<speaker>OAF|YAF|OA)_(?P<word>[A-Za-z]+)_(?P<emotion>angry|disgust|fear|happy|neutral|ps|sad))"
-               + _ENDING),
+    "tess",
+    "en",
+    re.compile(
+        r"(?P<name>(?P<speaker>OAF|YAF|OA)_(?P<word>[A-Za-z]+)_(?P<emotion>angry|disgust|fear|happy|neutral|ps|sad))"
+        + _ENDING
+    ),
     {
-        "ANGRY": ("angry", "anger"), "DISGUST": ("disgust", "disgust"), "FEAR": ("fear", "fear"), "HAPPY": ("happy", "joy"),
-        "NEUTRAL": ("neutral", "neutral"), "PS": ("pleasant surprise", "surprise"), "SAD": ("sad", "sadness"),
+        "ANGRY": ("angry", "anger"),
+        "DISGUST": ("disgust", "disgust"),
+        "FEAR": ("fear", "fear"),
+        "HAPPY": ("happy", "joy"),
+        "NEUTRAL": ("neutral", "neutral"),
+        "PS": ("pleasant surprise", "surprise"),
+        "SAD": ("sad", "sadness"),
     },
     lambda match: {"text": f"Say the word {match['word']}", "sex": "female"},
-)  # fmt: skip
+)
 
 # Source: Haq & Jackson 2010, kahlan.eps.surrey.ac.uk/savee: folders DC, JE, JK, KL; some copies write DC_a01.wav. Men only.
 SAVEE = Naming(
-    "savee", "en",
+    "savee",
+    "en",
     re.compile(r"(?:^|/)(?P<name>(?P<speaker>DC|JE|JK|KL)[/_](?P<emotion>sa|su|a|d|f|h|n)\d\d)" + _ENDING),
     {
-        "A": ("anger", "anger"), "D": ("disgust", "disgust"), "F": ("fear", "fear"), "H": ("happiness", "joy"),
-        "N": ("neutral", "neutral"), "SA": ("sadness", "sadness"), "SU": ("surprise", "surprise"),
+        "A": ("anger", "anger"),
+        "D": ("disgust", "disgust"),
+        "F": ("fear", "fear"),
+        "H": ("happiness", "joy"),
+        "N": ("neutral", "neutral"),
+        "SA": ("sadness", "sadness"),
+        "SU": ("surprise", "surprise"),
     },
     lambda match: {"sex": "male"},
-)  # fmt: skip
+)
 
 _CREMA_TEXTS = {
-    "IEO": "It's eleven o'clock", "TIE": "That is exactly what happened", "IOM": "I'm on my way to the meeting",
-    "IWW": "I wonder what this is about", "TAI": "The airplane is almost full", "MTI": "Maybe tomorrow it will be cold",
-    "IWL": "I would like a new alarm clock", "ITH": "I think I have a doctor's appointment", "DFA": "Don't forget a jacket",
-    "ITS": "I think I've seen this before", "TSI": "The surface is slick", "WSI": "We'll stop in a couple of minutes",
-}  # fmt: skip
+    "IEO": "It's eleven o'clock",
+    "TIE": "That is exactly what happened",
+    "IOM": "I'm on my way to the meeting",
+    "IWW": "I wonder what this is about",
+    "TAI": "The airplane is almost full",
+    "MTI": "Maybe tomorrow it will be cold",
+    "IWL": "I would like a new alarm clock",
+    "ITH": "I think I have a doctor's appointment",
+    "DFA": "Don't forget a jacket",
+    "ITS": "I think I've seen this before",
+    "TSI": "The surface is slick",
+    "WSI": "We'll stop in a couple of minutes",
+}
 
 # Source: Cao et al. 2014, doi 10.1109/TAFFC.2014.2336244, and the README of CheyneyComputerScience/CREMA-D; one level is "X"
 CREMA_D = Naming(
-    "crema-d", "en",
-    re.compile(rf"(?P<name>(?P<speaker>1\d\d\d)_(?P<sentence>{'|'.join(_CREMA_TEXTS)})_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)"
-               r"_(?P<level>LO|MD|HI|XX?))" + _ENDING),
+    "crema-d",
+    "en",
+    re.compile(
+        rf"(?P<name>(?P<speaker>1\d\d\d)_(?P<sentence>{'|'.join(_CREMA_TEXTS)})_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)"
+        r"_(?P<level>LO|MD|HI|XX?))" + _ENDING
+    ),
     {
-        "ANG": ("anger", "anger"), "DIS": ("disgust", "disgust"), "FEA": ("fear", "fear"), "HAP": ("happy", "joy"),
-        "NEU": ("neutral", "neutral"), "SAD": ("sad", "sadness"),
+        "ANG": ("anger", "anger"),
+        "DIS": ("disgust", "disgust"),
+        "FEA": ("fear", "fear"),
+        "HAP": ("happy", "joy"),
+        "NEU": ("neutral", "neutral"),
+        "SAD": ("sad", "sadness"),
     },
     lambda match: {
         "text": _CREMA_TEXTS[match["sentence"]],
         "intensity": {"LO": "low", "MD": "medium", "HI": "high"}.get(match["level"], "unspecified"),
     },
-)  # fmt: skip
+)
 
 _EMO_DB_TEXTS = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
@@ -152,18 +186,26 @@ _EMO_DB_TEXTS = {
 
 # Source: Burkhardt et al. 2005, doi 10.21437/Interspeech.2005-446, and emodb.bilderbar.info/index-1280.html
 EMO_DB = Naming(
-    "emo-db", "de",
-    re.compile(rf"(?P<name>(?P<speaker>03|08|09|1[0-6])(?P<sentence>{'|'.join(_EMO_DB_TEXTS)})(?P<emotion>[WLEAFTN])[a-z])"
-               + _ENDING),
+    "emo-db",
+    "de",
+    re.compile(
+        rf"(?P<name>(?P<speaker>03|08|09|1[0-6])(?P<sentence>{'|'.join(_EMO_DB_TEXTS)})(?P<emotion>[WLEAFTN])[a-z])"
+        + _ENDING
+    ),
     {
-        "W": ("anger", "anger"), "L": ("boredom", None), "E": ("disgust", "disgust"), "A": ("anxiety", "fear"),
-        "F": ("happiness", "joy"), "T": ("sadness", "sadness"), "N": ("neutral", "neutral"),
+        "W": ("anger", "anger"),
+        "L": ("boredom", None),
+        "E": ("disgust", "disgust"),
+        "A": ("anxiety", "fear"),
+        "F": ("happiness", "joy"),
+        "T": ("sadness", "sadness"),
+        "N": ("neutral", "neutral"),
     },
     lambda match: {
         "text": _EMO_DB_TEXTS[match["sentence"]],
         "sex": "male" if match["speaker"] in ("03", "10", "11", "12", "15") else "female",
     },
-)  # fmt: skip
+)
 
 
 def read_named(naming: Naming, files: Sequence[str], audio: Sequence[str]) -> Corpus:
