@@ -229,7 +229,7 @@ def open_folder_of(uri: str) -> tuple[Store, str]:
 
 
 def require_conditional_writes(store: Store, probe: str) -> None:
-    """Refuse a store on which two attempts at one shard could both commit.
+    """Refuse a store on which two attempts at one shard could both commit, or that lists objects under other names.
 
     Leaves one empty object at `probe`. Raises: ConfigError describing the store's behaviour.
     """
@@ -244,3 +244,15 @@ def require_conditional_writes(store: Store, probe: str) -> None:
             "without conditional writes two attempts could both commit a shard. Use AWS S3, MinIO, SeaweedFS, "
             "Google Cloud Storage or a local disk"
         )
+    if _renames(store, probe):
+        raise ConfigError(
+            f"the output {without_query(store.root)!r} lists its objects under other names than they were written with; "
+            "give an output location without empty folder names (//)"
+        )
+
+
+def _renames(store: Store, key: str) -> bool:
+    """Return whether a store lists the existing object `key` under another name: SeaweedFS stores `d//e` as `d/e`."""
+    if "//" not in store.root.partition("://")[2]:
+        return False
+    return all(file.key != key for file in store.list(key.rpartition("/")[0]))

@@ -114,6 +114,26 @@ def test_a_store_that_overwrites_is_refused(conditional: bool) -> None:
             require_conditional_writes(store, PROBE)
 
 
+@pytest.mark.parametrize("name", ["d//e", "/d", "x/y//", "d///e/f"])
+def test_an_output_whose_objects_are_listed_under_other_names_is_refused(s3: S3Server, name: str) -> None:
+    """Fails if a job starts whose plans and parts will never be found: this server stores `d//e` as `d/e`."""
+    store = open_store(f"s3://{s3.bucket}/renamed/{name}")
+    if name.endswith("//"):  # trailing slashes are dropped before anything is written
+        require_conditional_writes(store, PROBE)
+        assert [file.key for file in store.list("")] == [PROBE]
+    else:
+        with pytest.raises(ConfigError, match="without empty folder names"):
+            require_conditional_writes(store, PROBE)
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/d//e", "gs://bucket//d"])
+def test_an_output_with_empty_folder_names_is_kept_where_the_store_keeps_them(root: str) -> None:
+    """Fails if such outputs are refused on stores that list them as they were written, as S3 does."""
+    store = MemoryStore()
+    store.root = root
+    require_conditional_writes(store, PROBE)
+
+
 def test_a_disk_that_is_full_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if `No space left on device` stands alone, or the half-written temporary stays."""
 
