@@ -203,10 +203,10 @@ def _next_id(client: JobSubmissionClient, run_id: str) -> str:
 
 def _follow(client: JobSubmissionClient, submission: str, address: str) -> int:
     """Print the job's log as it grows, and return the job's exit status."""
-    shown, answered = 0, time.monotonic()
+    printed, answered = 0, time.monotonic()
     while True:
         try:
-            shown = asyncio.run(_tail(client, submission, shown))
+            printed = asyncio.run(_tail(client, submission, printed))
             with _clear(address):
                 details = client.get_job_info(submission)
         except JobError:
@@ -215,23 +215,23 @@ def _follow(client: JobSubmissionClient, submission: str, address: str) -> int:
         else:
             answered = time.monotonic()
             if details.status.is_terminal():
-                asyncio.run(_tail(client, submission, shown))
+                asyncio.run(_tail(client, submission, printed))
                 return _status_of(details)
         time.sleep(_POLL_S)
 
 
-async def _tail(client: JobSubmissionClient, submission: str, shown: int) -> int:
+async def _tail(client: JobSubmissionClient, submission: str, printed: int) -> int:
     """Print new log text until the log ends or the connection breaks. Returns: number of characters printed so far."""
     import aiohttp
 
     seen = 0
     try:
         async for text in client.tail_job_logs(submission):
-            print(text[max(0, shown - seen) :], end="", flush=True)
+            print(text[max(0, printed - seen) :], end="", flush=True)
             seen += len(text)
     except (aiohttp.ClientError, OSError, RuntimeError):  # the caller tries again
         pass
-    return max(shown, seen)
+    return max(printed, seen)
 
 
 def _status_of(details: JobDetails) -> int:

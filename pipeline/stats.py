@@ -42,7 +42,9 @@ def total(many: Iterable[Figures]) -> dict[str, dict[str, float]]:
     totals: dict[str, dict[str, float]] = {}
     for figures in many:
         for stage, numbers in figures.items():
-            there = totals.setdefault(stage, {})
+            stage_totals = totals.setdefault(stage, {})
             for name, number in numbers.items():
-                there[name] = max(there.get(name, 0.0), number) if name in PEAKS else there.get(name, 0.0) + number
+                stage_totals[name] = (
+                    max(stage_totals.get(name, 0.0), number) if name in PEAKS else stage_totals.get(name, 0.0) + number
+                )
     return {stage: {name: round(number, 6) for name, number in numbers.items()} for stage, numbers in totals.items()}

@@ -147,15 +147,15 @@ def _riff(content: Content, start: int) -> Container:
         elif name == b"fmt " and position + 16 <= len(content):
             tag, channels, sampling_rate = struct.unpack_from(order + "HHI", content, position + 8)
         elif name == b"data":
-            there = len(content) - position - 8
-            if size == 0 and there > 0 and content[position + 8 : position + 12] not in _AFTER_SAMPLES:
+            bytes_left = len(content) - position - 8
+            if size == 0 and bytes_left > 0 and content[position + 8 : position + 12] not in _AFTER_SAMPLES:
                 # The writer never set the size: FFmpeg reads to the end, libsndfile reads no sample.
                 return Container("wav", "av", "wav", False, channels=channels, sampling_rate=sampling_rate)
             if size == 0xFFFFFFFF and size_64 is not None:
                 size = size_64
-                missing = _cut("the data chunk", size, there)
+                missing = _cut("the data chunk", size, bytes_left)
             else:
-                missing = None if size >= _UNTIL_END else _cut("the data chunk", size, there)
+                missing = None if size >= _UNTIL_END else _cut("the data chunk", size, bytes_left)
             if tag not in _WAV_TAGS_OF_LIBSNDFILE:
                 return Container("wav", "av", "wav", False, missing, channels=channels, sampling_rate=sampling_rate)
             return Container("wav", "soundfile", "wav", missing=missing, channels=channels, sampling_rate=sampling_rate)

@@ -48,15 +48,15 @@ def _settings(store: Store) -> Settings:
         raise ConfigError(f"{store.root}/{DATASET} cannot be read: {error}") from error
 
 
-def compare_settings(there: Settings, asked: Settings) -> None:
+def compare_settings(recorded: Settings, asked: Settings) -> None:
     """Check that two sets of settings are equal. Raises: ConfigError naming the settings that differ."""
-    _compare(there.document(), asked.document(), what="settings")
+    _compare(recorded.document(), asked.document(), what="settings")
 
 
-def _compare(there: Mapping[str, Any], asked: Mapping[str, Any], *, what: str) -> None:
-    differing = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
+def _compare(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, what: str) -> None:
+    differing = [name for name in sorted({*recorded, *asked}) if recorded.get(name) != asked.get(name)]
     if differing:
-        lines = [f"  {name}: {there.get(name)!r} in the output, {asked.get(name)!r} requested" for name in differing]
+        lines = [f"  {name}: {recorded.get(name)!r} in the output, {asked.get(name)!r} requested" for name in differing]
         raise ConfigError(
             f"the output was made with other {what}; use another --output, or these {what}:\n" + "\n".join(lines)
         )
@@ -73,10 +73,10 @@ def settle_types(extra: pa.Schema, plans: Iterable[Plan]) -> pa.Schema:
         extra: the columns of the manifests, as `unify` returns them.
     Raises: ConfigError when a column changes between scalar and nested.
     """
-    there = dataset_columns(plans)
+    known_columns = dataset_columns(plans)
     columns = []
     for field in extra:
-        known = there.get(field.name.lower())
+        known = known_columns.get(field.name.lower())
         if known is None:
             marks = {name: value for name, value in (field.metadata or {}).items() if name in KEPT_MARKS}
             marks |= MIXED if pa.types.is_null(field.type) else {}
@@ -92,9 +92,9 @@ def with_columns(extra: pa.Schema, names: Iterable[str], plans: Iterable[Plan]) 
 
     Used for manifests without any row.
     """
-    there = dataset_columns(plans)
+    known_columns = dataset_columns(plans)
     missing = [name for name in names if name not in extra.names and name != "language"]
-    return pa.schema([*extra, *(there.get(name.lower(), pa.field(name, pa.string())) for name in missing)])
+    return pa.schema([*extra, *(known_columns.get(name.lower(), pa.field(name, pa.string())) for name in missing)])
 
 
 def dataset_columns(plans: Iterable[Plan]) -> dict[str, pa.Field]:

@@ -100,8 +100,8 @@ def _by_value(
             fitted.append(None if value is None else holds(value))
         except NoFitError:
             fitted.append(None)
-            shown = value if found is None else to_python(column.slice(row, 1))[0]
-            misfits[row] = _misfit(target, shown, found)
+            original = value if found is None else to_python(column.slice(row, 1))[0]
+            misfits[row] = _misfit(target, original, found)
     return pa.array(fitted, target.type), misfits
 
 
@@ -109,10 +109,10 @@ def _misfit(target: pa.Field, value: object, found: pa.DataType | None) -> Misfi
     if isinstance(value, str) and "://" in value:
         value = without_query(value)
     kind = _PYTHON_KINDS[type(value)] if found is None else str(found)
-    shown, theirs, ours = (
+    written, theirs, ours = (
         text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in (json_of(value), kind, str(target.type))
     )
-    sentence = f"column {target.name!r} holds {shown} ({theirs}); its type in the output is {ours}, which cannot hold that value"
+    sentence = f"column {target.name!r} holds {written} ({theirs}); its type in the output, {ours}, cannot hold that value"
     return Misfit(target.name, value, sentence)
 
 
@@ -139,10 +139,10 @@ def _cast_at_once(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray
 def _only_adds(source: pa.DataType, target: pa.DataType) -> bool:
     """Return whether `target` is the same type with additional struct fields, which become null."""
     if pa.types.is_struct(source) and pa.types.is_struct(target):
-        there = {field.name: field.type for field in target}
-        order = [name for name in there if source.get_field_index(name) >= 0]
+        target_types = {field.name: field.type for field in target}
+        order = [name for name in target_types if source.get_field_index(name) >= 0]
         return order == [field.name for field in source] and all(
-            _only_adds(field.type, there[field.name]) for field in source
+            _only_adds(field.type, target_types[field.name]) for field in source
         )
     if pa.types.is_list(source) and pa.types.is_list(target):
         return _only_adds(source.value_type, target.value_type)
@@ -156,9 +156,9 @@ def _bridge(source: pa.DataType, target: pa.DataType) -> pa.DataType:  # noqa: P
     text.
     """
     if pa.types.is_struct(source):
-        there = {field.name.lower(): field.type for field in target} if pa.types.is_struct(target) else {}
+        target_types = {field.name.lower(): field.type for field in target} if pa.types.is_struct(target) else {}
         return pa.struct(
-            [(field.name, _bridge(field.type, there.get(field.name.lower(), pa.null()))) for field in source]
+            [(field.name, _bridge(field.type, target_types.get(field.name.lower(), pa.null()))) for field in source]
         )
     inner = target.value_type if is_list_like(target) else pa.null()
     if pa.types.is_fixed_size_list(source):

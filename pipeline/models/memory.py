@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SAID = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
+_SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
 """Parts of messages of torch's CPU allocator, cuBLAS and CTranslate2, which raise plain RuntimeErrors."""
 
 
@@ -49,6 +49,6 @@ def shortage_as_memory_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if any(said in str(error) for said in _SAID):
+        if any(sign in str(error) for sign in _SIGNS):
             raise MemoryError(str(error).splitlines()[0][:200]) from error
         raise

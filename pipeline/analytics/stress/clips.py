@@ -139,13 +139,13 @@ def prepare(
     """
     if _exists(store, CLIPS):
         return
-    there = {entry.key for entry in store.list("clips")}
+    existing = {entry.key for entry in store.list("clips")}
     records: list[dict[str, Any]] = []
     causes: dict[int, Reject] = {}
     for number, row in enumerate(rows.table.to_pylist()):
         try:
             waveform = _load(row, rows.roots, limits, check)
-            records += list(_clips_of(store, row, waveform, variants, seed=seed, there=there))
+            records += list(_clips_of(store, row, waveform, variants, seed=seed, existing=existing))
         except RejectedRow as rejected:
             causes[number] = rejected.reject
         progress(number + 1)
@@ -173,7 +173,13 @@ _SCHEMA = pa.schema(
 
 
 def _clips_of(
-    store: Store, row: Mapping[str, Any], waveform: Waveform, variants: Iterable[Variant], *, seed: int, there: set[str]
+    store: Store,
+    row: Mapping[str, Any],
+    waveform: Waveform,
+    variants: Iterable[Variant],
+    *,
+    seed: int,
+    existing: set[str],
 ) -> Iterator[dict[str, Any]]:
     """Write the missing clips of one row, and yield the row of each in the manifest."""
     clip = hashlib.sha256(row["recording_id"].encode()).hexdigest()[:20]
@@ -186,7 +192,7 @@ def _clips_of(
     for variant in (None, *variants):
         name = CLEAN if variant is None else variant.name
         key = f"clips/{clip}/{name}.wav"
-        if key not in there:
+        if key not in existing:
             degraded = waveform
             if variant is not None:
                 degraded = variant.condition.apply(waveform, variant.level, recording_id=row["recording_id"], seed=seed)

@@ -110,13 +110,13 @@ def _check_rows(
     receipt: Receipt, file: ParquetReader, plan: Plan, planned: PlannedShard, broken: Broken, *, deep: bool
 ) -> None:
     """Check the ids, or with `deep` all columns, one row group at a time."""
-    there, expected = file.schema, part_schema(plan)
+    schema, expected = file.schema, part_schema(plan)
     if any(
-        there.get_field_index(name) < 0 or there.field(name).type != expected.field(name).type for name in ID_COLUMNS
+        schema.get_field_index(name) < 0 or schema.field(name).type != expected.field(name).type for name in ID_COLUMNS
     ):
         return
     ids = _Ids(planned.rows["recording_id"].to_pylist())
-    faults = RowFaults(plan, planned.rows) if deep and there.equals(expected) else None
+    faults = RowFaults(plan, planned.rows) if deep and schema.equals(expected) else None
     for row_group in range(file.num_row_groups):
         rows = file.row_group(row_group, None if deep else ID_COLUMNS)
         ids.add(rows)

@@ -44,8 +44,8 @@ class Naming:
             if emotion is None:
                 corpus.leave_out(f"{word}, which is not one of the seven classes", file_name(uri))
                 continue
-            said = self.describe(match)
-            if said.pop("silent", False):
+            details = self.describe(match)
+            if details.pop("silent", False):
                 corpus.leave_out("video without sound", file_name(uri))
                 continue
             row = {
@@ -54,9 +54,9 @@ class Naming:
                 "label": card_label(emotion, self.language),
                 "corpus_label": word,
                 "language": self.language,
-                **said,
+                **details,
                 "speaker": f"{self.dataset}_{match['speaker']}",
-                "sex": said.get("sex") or sexes.get(match["speaker"]),
+                "sex": details.get("sex") or sexes.get(match["speaker"]),
                 "dataset": self.dataset,
             }
             corpus.rows.append({name: value for name, value in row.items() if value is not None})

@@ -163,13 +163,13 @@ def write_lock(store: Store, lock: Lock) -> Prepared:
     Call it when every file it names is in the store. Returns: the folder with its newest lock.
     """
     while True:
-        there = read_prepared(store.root) or Prepared(store.root, 0, Lock())
-        merged = there.lock.merged(lock)
-        if there.number and (merged.slots, merged.models) == (there.lock.slots, there.lock.models):
-            return there
+        current = read_prepared(store.root) or Prepared(store.root, 0, Lock())
+        merged = current.lock.merged(lock)
+        if current.number and (merged.slots, merged.models) == (current.lock.slots, current.lock.models):
+            return current
         token = uuid.uuid4().hex
         merged = merged.model_copy(update={"token": token})
-        number = there.number + 1
+        number = current.number + 1
         if create_json(store, lock_key(number), merged.model_dump(mode="json"), mine=("token", token)):
             return Prepared(store.root, number, merged)
 

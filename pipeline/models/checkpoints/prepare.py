@@ -49,8 +49,8 @@ def prepare(uri: str, chosen: Mapping[str, Mapping[Role, str]], *, update: bool,
             for language in sorted({role.language for role in used}):
                 work.add(mode, {role: spec for role, spec in used.items() if role.language == language})
         slots = {mode: {str(role): spec for role, spec in used.items()} for mode, used in chosen.items()}
-        there = write_lock(store, Lock(slots=slots, models=work.done))
-    return there, held is None or there.number != held.number
+        prepared = write_lock(store, Lock(slots=slots, models=work.done))
+    return prepared, held is None or prepared.number != held.number
 
 
 @dataclass
@@ -95,12 +95,12 @@ class _Preparation:
         model = self.held.lock.models.get(spec) if self.held and not self.update else None
         if model is None:
             return None
-        there = {found.key: found.size_bytes for found in self.store.list(model.folder)}
+        sizes_in_store = {found.key: found.size_bytes for found in self.store.list(model.folder)}
         sizes = {f"{model.folder}/{name}": file.bytes for name, file in model.files.items()}
         for key, size in sizes.items():
-            if there.get(key, size) != size:
+            if sizes_in_store.get(key, size) != size:
                 raise self._other_content(key)
-        return model if sizes.keys() <= there.keys() else None
+        return model if sizes.keys() <= sizes_in_store.keys() else None
 
     def _room(self, spec: str) -> Path:
         return self.work / hashlib.sha256(spec.encode()).hexdigest()[:16]

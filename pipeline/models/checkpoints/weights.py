@@ -289,11 +289,11 @@ def _refuse_differences(
         ),
         "misshapen": misshapen,
     }
-    said = [
+    faults = [
         f"{len(names)} {kind}: {'; '.join(names[:_NAMES_SHOWN])}"
         + (f"; and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
         for kind, names in problems.items()
         if names
     ]
-    if said:
-        raise ConfigError(f"the weights of model {source} do not fit its config. {'. '.join(said)}")
+    if faults:
+        raise ConfigError(f"the weights of model {source} do not fit its config. {'. '.join(faults)}")

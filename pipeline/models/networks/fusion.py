@@ -185,12 +185,12 @@ class FusionModel(nn.Module):
             attention_mask: [B, T], 1 on frames of the clip and 0 on padding, which is on the right.
             text_embedding: [B, text_width]; None in audio mode, which uses no text.
         """
-        heard = attention_mask.bool()
-        padding = None if bool(heard.all()) else ~heard
+        present = attention_mask.bool()
+        padding = None if bool(present.all()) else ~present
         frames = self.projector(self._encode(input_features, padding))
         if padding is not None:
             frames = frames.masked_fill(padding.unsqueeze(-1), 0.0)
-        audio = frames.sum(dim=1) / heard.sum(dim=1, keepdim=True)
+        audio = frames.sum(dim=1) / present.sum(dim=1, keepdim=True)
         fused = self._fuse(audio, text_embedding)
         return FusionOutput(logits=self.classifier(fused), audio_embedding=audio, fused_embedding=fused)
 

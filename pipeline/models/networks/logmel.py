@@ -61,10 +61,10 @@ class LogMel:
         """
         logs = self._log_mels(self._framed(waveforms))
         floor = logs.amax(dim=(1, 2), keepdim=True) - _DYNAMIC_RANGE
-        heard = _scaled(torch.maximum(logs, floor)).transpose(1, 2)
+        clip_features = _scaled(torch.maximum(logs, floor)).transpose(1, 2)
         silence = _scaled(floor.clamp(min=math.log10(_FLOOR)))
-        features = silence.repeat(1, heard.shape[1], self._num_samples // self._hop)
-        features[:, :, : heard.shape[2]] = heard
+        features = silence.repeat(1, clip_features.shape[1], self._num_samples // self._hop)
+        features[:, :, : clip_features.shape[2]] = clip_features
         if features.is_cuda:
             torch.cuda.current_stream(features.device).synchronize()
         return features
