@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 
 SHARDS_PER_FILE = 1024
+_FOOTERS = 2
+_SHARDS_AT_ONCE = 64
 _OPEN_ROWS = 200_000
 """Rows the planner holds in open shards over all partitions; above this, the fullest shards are closed early."""
 ASSUMED_DURATION_S = 15.0
@@ -180,12 +183,16 @@ def read_shard(store: Store, shard: Shard) -> pa.Table:
 def read_shards(store: Store, shards: Iterable[Shard]) -> Iterator[pa.Table]:
     """Read the rows of several shards, in the given order.
 
-    Opens a file once for consecutive shards, since its footer describes up to `SHARDS_PER_FILE` of them.
+    Opens a file once for consecutive shards and reads `_SHARDS_AT_ONCE` of them together, which are few requests.
     """
     for file, of_file in itertools.groupby(shards, key=lambda shard: shard.file):
         with _open_parquet(store, file) as parquet:
-            for shard in of_file:
-                yield parquet.read_row_group(shard.row_group)
+            while numbers := [shard.row_group for shard in itertools.islice(of_file, _SHARDS_AT_ONCE)]:
+                rows, start = parquet.read_row_groups(numbers), 0
+                for number in numbers:
+                    count = parquet.metadata.row_group(number).num_rows
+                    yield rows.slice(start, count)
+                    start += count
 
 
 def read_rejects(store: Store, plan: Plan) -> pa.Table | None:
@@ -198,8 +205,24 @@ def read_rejects(store: Store, plan: Plan) -> pa.Table | None:
 
 @contextmanager
 def _open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
-    with store.open(key) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+    footer = _footer(_PlanFile(key, store))
+    with store.open(key) as file, pq.ParquetFile(file, metadata=footer, pre_buffer=True) as parquet:
         yield parquet
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanFile:
+    """A Parquet file of a plan. Its key contains the plan's token, so it names the same content in every store."""
+
+    key: str
+    store: Store = field(compare=False)
+
+
+@lru_cache(maxsize=_FOOTERS)
+def _footer(file: _PlanFile) -> pq.FileMetaData:
+    """Return a footer, kept because a file's shards are read one by one, and parsing it takes about 10 ms."""
+    with file.store.open(file.key) as opened:
+        return pq.read_metadata(opened)
 
 
 def held_keys(store: Store, plans: Sequence[Plan]) -> tuple[Iterator[Keys], Keys]:
