@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
+from pipeline.errors import ConfigError
 from pipeline.manifest.fields import derived_id, version_id
 from pipeline.manifest.sources.annotated import read_meacorpus, read_meld
+from pipeline.manifest.sources.columns import add_from_paths, compile_pattern, join
 from pipeline.manifest.sources.corpus import Corpus
 from pipeline.manifest.sources.exchange import (
     complete,
@@ -69,8 +71,31 @@ def command_line() -> Parser:
         "file whose content is replaced becomes a new row",
     )
     parser.add_argument("--language", metavar="CODE", help="language of rows whose source states none")
+    add_column_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
+
+
+def add_column_options(parser: Parser) -> None:
+    """Add the options that give the rows further columns."""
+    parser.add_argument(
+        "--pattern",
+        type=_pattern,
+        metavar="PATTERN",
+        help="columns in the paths of audio files, as in 'day={day}/{speaker}/*.wav', which matches the end of a path",
+    )
+    parser.add_argument(
+        "--join", metavar="FILE", help="add the columns of a table: CSV, TSV, JSON Lines or Parquet; needs --on"
+    )
+    parser.add_argument("--on", metavar="COLUMN", help="column that the rows and the table of --join have in common")
+
+
+def _pattern(text: str) -> str:
+    try:
+        compile_pattern(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_all(arguments)
     if flags.versions and flags.layout != "files":
         parser.error("--versions is for --layout files: the rows of a corpus take their ids from its names")
+    if flags.pattern and flags.layout != "files":
+        parser.error("--pattern is for --layout files: the columns of other layouts come from their own files")
+    if bool(flags.join) != bool(flags.on):
+        parser.error("--join FILE and --on COLUMN belong together")
     return run_guarded("make_manifest", lambda printer: _make(flags, printer), json=flags.json)
 
 
@@ -95,6 +124,9 @@ def _make(flags: argparse.Namespace, printer: Printer) -> int:
             corpus.left_out.setdefault(why, []).extend(names)
     if flags.layout == "output":
         require_unique_ids(corpus)
+    if flags.pattern:
+        add_from_paths(corpus, compile_pattern(flags.pattern))
+    unmatched = join(corpus, flags.join, flags.on) if flags.join else 0
     if flags.language:
         for row in corpus.rows:
             row.setdefault("language", flags.language)
@@ -105,7 +137,9 @@ def _make(flags: argparse.Namespace, printer: Printer) -> int:
             write_file(uri, json_lines(lines, compressed=True))
     else:
         write_file(flags.output, json_lines(nemo_lines(corpus) if flags.to == "nemo" else corpus.rows))
-    _summarise(corpus, unlisted, flags, printer)
+    if unmatched:
+        printer.line(f"without a line in the table of --join: {unmatched:,}")
+    _summarise(corpus, unlisted, flags, printer, unmatched=unmatched)
     return 0
 
 
@@ -137,7 +171,9 @@ def _read(source: str, flags: argparse.Namespace, unlisted: LeftOut) -> Corpus:
     return Corpus(rows=[{"id": derived_id(uri, None, None, None), "audio": uri} for uri in audio])
 
 
-def _summarise(corpus: Corpus, unlisted: LeftOut, flags: argparse.Namespace, printer: Printer) -> None:
+def _summarise(
+    corpus: Corpus, unlisted: LeftOut, flags: argparse.Namespace, printer: Printer, *, unmatched: int
+) -> None:
     output = without_query(flags.output)
     printer.line(f"{len(corpus.rows):,} rows in {printable(output)}")
     counts = {
@@ -162,6 +198,7 @@ def _summarise(corpus: Corpus, unlisted: LeftOut, flags: argparse.Namespace, pri
             "rows": len(corpus.rows),
             "rows_without_label": unlabelled,
             "rows_without_duration": untimed,
+            "rows_without_join": unmatched,
             "counts": counts,
             "left_out": left_out,
         }

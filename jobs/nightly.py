@@ -46,6 +46,7 @@ def command_line() -> Parser:
         metavar="GROUP",
         help="groups of the summary, as in jobs.summarize --by (default: no summary)",
     )
+    make_manifest.add_column_options(parser)
     add_options(parser, JobConfig, only=["log_format"])
     return parser
 
@@ -69,7 +70,7 @@ def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> i
     steps: dict[str, tuple[Callable[[Sequence[str]], int], list[str]]] = {
         "make_manifest": (
             make_manifest.main,
-            [*flags.corpus, "--versions", "--overwrite", "--output", flags.manifest],
+            [*flags.corpus, "--versions", "--overwrite", "--output", flags.manifest, *_columns(flags)],
         ),
         "annotate": (annotate.main, options),
     }
@@ -83,6 +84,11 @@ def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> i
             break
     printer.document({"exit_status": status, "steps": documents})
     return status
+
+
+def _columns(flags: argparse.Namespace) -> list[str]:
+    given = {"--pattern": flags.pattern, "--join": flags.join, "--on": flags.on}
+    return [word for option, value in given.items() if value is not None for word in (option, value)]
 
 
 def _log_format(flags: argparse.Namespace) -> list[str]:

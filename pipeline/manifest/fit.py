@@ -112,7 +112,9 @@ def _misfit(target: pa.Field, value: object, found: pa.DataType | None) -> Misfi
     written, theirs, ours = (
         text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in (json_of(value), kind, str(target.type))
     )
-    sentence = f"column {target.name!r} holds {written} ({theirs}); its type in the output, {ours}, cannot hold that value"
+    sentence = (
+        f"column {target.name!r} holds {written} ({theirs}); its type in the output, {ours}, cannot hold that value"
+    )
     return Misfit(target.name, value, sentence)
 
 

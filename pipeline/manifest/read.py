@@ -95,7 +95,7 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
     with open_manifest(uri) as source:
         seen = _Seen(source.display_uri, audio_optional)
         stated = partition_columns(uri)
-        for chunk in _records(source, chunk_rows):
+        for chunk in records_of(source, chunk_rows):
             records = Partitioned(chunk, stated)
             seen.add(records)
             if seen.rows >= _PATIENCE_ROWS:
@@ -105,7 +105,7 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
         seen.verify()
 
 
-def _records(source: Source, chunk_rows: int) -> Iterator[Records]:
+def records_of(source: Source, chunk_rows: int) -> Iterator[Records]:
     if source.form is Form.JSONL:
         yield from read_jsonl(source.blocks, chunk_rows)
     elif source.form is Form.CSV:

@@ -73,7 +73,10 @@ class Words:
         return [self.finished], {"exit_status": 0, "status": "sound", "violations": []}
 
     def check(self) -> tuple[list[str], dict[str, object]]:
-        return [self.finished, "--min-rows", "1", "--max-null-share", "label=0"], {"passed": True, "unfinished_runs": []}
+        return [self.finished, "--min-rows", "1", "--max-null-share", "label=0"], {
+            "passed": True,
+            "unfinished_runs": [],
+        }
 
     def make_manifest(self) -> tuple[list[str], dict[str, object]]:
         NoOpDriver(self.folder).clips("corpus", 2)
