@@ -7,6 +7,7 @@
 # make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
 # make bench  the figures of docs/performance.md; benchmarks/README.md says what it needs
 # make demo-models   the small models and recordings in demo/ anew, under an hour on 2 cores; needs espeak-ng
+# make check-published   this project against the reference toolkit, with the published weights; asks the model hub
 # make audit  known vulnerabilities of what is installed; asks the package index
 # make lock   write requirements.lock anew from what pyproject.toml allows
 
@@ -15,7 +16,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo picture test test-quick test-browser check chaos bench demo-models audit lock clean
+.PHONY: demo picture test test-quick test-browser check chaos bench demo-models check-published audit lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -65,6 +66,22 @@ bench: $(VENV)/installed
 demo-models: $(VENV)/installed
 	@ldconfig -p | grep -q libespeak-ng || $(SUDO) apt-get install --yes espeak-ng
 	$(RUN) -m tools.demo_models
+
+# the reference toolkit and its command `speech-emotion` in an environment of their own, which sees our torch and transformers
+TOOLKIT ?= git+https://github.com/NLP-UMUTeam/umuteam-speech-emotion@385902948be3f224841f749f6e581c6a1f04768b
+MODES ?= audio mean concat multihead text
+
+build/reference/installed: $(VENV)/installed
+	$(RUN) -m venv --clear build/reference
+	$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(build/reference/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
+	build/reference/bin/python -m pip install --quiet --no-deps '$(TOOLKIT)'
+	touch $@
+
+check-published: $(VENV)/installed
+	$(RUN) -m tools.check_published --reachable
+	$(MAKE) build/reference/installed
+	$(RUN) -m tools.check_published --mode $(MODES)
 
 audit: $(VENV)/installed
 	$(PYTHON) -m venv build/audit

@@ -100,11 +100,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
             if repository.gated:
                 return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
-            revision = (match[3] if api else match[2]) or "main"
+            revision, _, inner = ((match[3] if api else match[2]) or "main").partition("/")
             commit = repository.refs.get(revision, revision)
             files = repository.commits.get(commit)
             if files is None:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+            if inner:  # a folder of a tree; repositories here have none
+                return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
             if file:
                 return self._file(files, file[3], commit)
             if match[2] == "tree":
