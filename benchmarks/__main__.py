@@ -13,7 +13,18 @@ import time
 
 from benchmarks.harness import publish
 
-NAMES = ("reference", "transcription", "precision", "engines", "efficiency", "levers", "scale", "nodes", "search")
+NAMES = (
+    "reference",
+    "transcription",
+    "asr_window",
+    "precision",
+    "engines",
+    "efficiency",
+    "levers",
+    "scale",
+    "nodes",
+    "search",
+)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import JobConfig, load_config, require_precision
+from pipeline.config import JobConfig, load_config
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
 from pipeline.dataset.parts import committed_parts
@@ -33,7 +33,6 @@ from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mea
 from pipeline.manifest.fields import ALIASES
 from pipeline.manifest.staging import Staging
 from pipeline.models import roles
-from pipeline.models.transcriber import COMPUTE_TYPES
 from pipeline.pins import ModelPin, Role
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
@@ -53,8 +52,8 @@ _SHARD = ShardSize(rows=256, audio_s=600.0)
 """Bounds the audio in memory during a call."""
 _OPTIONS = (
     *("models", "allowed_languages", "segmentation", "beam_size", "calibration", "min_confidence", "embeddings"),
-    *("embedding_dtype", "device", "precision", "asr_compute_type", "max_batch_s", "max_duration_s", "max_bytes"),
-    *("audio_root", "shard_rows", "shard_audio_s"),
+    *("embedding_dtype", "device", "precision", "asr_compute_type", "asr_window", "max_batch_s", "max_duration_s"),
+    *("max_bytes", "audio_root", "shard_rows", "shard_audio_s"),
 )
 """Options of the job that an `Annotator` accepts besides its named arguments."""
 _SPAN = ("offset", "duration", "channel")
@@ -88,8 +87,9 @@ class Annotator:
         emotion_model, sentence_encoder, asr_model: a model id or folder, or a dict of them by language; without one, the
             published model of the mode and language.
         options: of the job, by the same names: models, allowed_languages, segmentation, beam_size, calibration,
-            min_confidence, embeddings, embedding_dtype, device, precision, asr_compute_type, max_batch_s, max_duration_s,
-            max_bytes, audio_root, shard_rows, shard_audio_s. Only local files may be opened without an `audio_root`.
+            min_confidence, embeddings, embedding_dtype, device, precision, asr_compute_type, asr_window, max_batch_s,
+            max_duration_s, max_bytes, audio_root, shard_rows, shard_audio_s. Only local files may be opened without an
+            `audio_root`.
     Raises: ConfigError naming the option that is wrong. Models are checked and loaded at the first call that needs them.
 
     An annotator is for one thread at a time.
@@ -220,11 +220,7 @@ class Annotator:
         return {role: self._pins[role] for role in chosen}
 
     def _settings(self) -> Settings:
-        config, device = self._config, self._device()
-        precision = "fp32" if config.precision == "auto" else config.precision
-        require_precision(precision, mode=config.mode, device=device)
-        compute_type = COMPUTE_TYPES[device] if config.asr_compute_type == "auto" else config.asr_compute_type
-        return config.settings(precision=precision, asr_compute_type=compute_type)
+        return self._config.resolved(self._device())
 
     def _device(self) -> str:
         if self._config.device != "auto":

@@ -13,12 +13,16 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
-from pipeline.config.settings import SCHEMA_VERSION, EmbeddingDtype, Precision, Segmentation, Settings
+from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
+_ASR_COMPUTE_TYPES = {"cpu": "float32", "cuda": "float16"}
+"""Default CTranslate2 type of the transcription, by device."""
+_ASR_WINDOWS: dict[str, AsrWindow] = {"cpu": "short", "cuda": "full"}
+"""Default of `asr_window`, by device. Source: docs/performance.md, asr_window; not measured on GPUs."""
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -106,6 +110,14 @@ class JobConfig(ModelChoice):
         str,
         Option(
             MACHINE, "CTranslate2 type of the transcription (default: float32 on cpu, float16 on cuda)", metavar="TYPE"
+        ),
+    ] = "auto"
+    asr_window: Annotated[
+        AsrWindow | Literal["auto"],
+        Option(
+            MACHINE,
+            "what Whisper encodes for an utterance of up to 30 s: short, its own length; full, 30 s; auto: as the output "
+            "was made, for a new one short on cpu and full on cuda or with --segmentation none",
         ),
     ] = "auto"
     asr_actors: Annotated[
@@ -258,8 +270,43 @@ class JobConfig(ModelChoice):
             require_precision(self.precision, mode=self.mode, device="cuda" if self.device == "cuda" else "cpu")
         return self
 
-    def settings(self, *, precision: Precision, asr_compute_type: str, version: int = SCHEMA_VERSION) -> Settings:
-        """Return the options that determine the rows of a dataset, except models and manifests, with `auto` resolved.
+    @model_validator(mode="after")
+    def _full_windows_without_segmentation(self) -> Self:
+        if self.segmentation == "none" and self.asr_window == "short":
+            raise ValueError(
+                "--segmentation none encodes full windows, as the reference does; leave out --asr-window short"
+            )
+        return self
+
+    def resolved(self, device: str, dataset: Settings | None = None) -> Settings:
+        """Return the settings of new rows. `auto` becomes the dataset's value, in a new dataset the device's default.
+
+        Args:
+            device: cpu or cuda.
+            dataset: settings of the dataset that the rows are added to; None for a new one.
+        Raises: ConfigError for a precision that is not available on the device.
+        """
+        new: AsrWindow = "full" if self.segmentation == "none" else _ASR_WINDOWS[device]
+        precision, compute_type, window = self.precision, self.asr_compute_type, self.asr_window
+        if precision == "auto":
+            precision = dataset.precision if dataset else "fp32"
+        if compute_type == "auto":
+            compute_type = dataset.asr_compute_type if dataset else _ASR_COMPUTE_TYPES[device]
+        if window == "auto":
+            window = dataset.asr_window if dataset else new
+        require_precision(precision, mode=self.mode, device=device)
+        version = dataset.schema_version if dataset else SCHEMA_VERSION
+        return self.settings(precision=precision, asr_compute_type=compute_type, asr_window=window, version=version)
+
+    def settings(
+        self,
+        *,
+        precision: Precision,
+        asr_compute_type: str,
+        asr_window: AsrWindow = "full",
+        version: int = SCHEMA_VERSION,
+    ) -> Settings:
+        """Return the options that determine the rows of a dataset, except models and manifests: see `resolved`.
 
         Args:
             version: schema version: that of an existing dataset, else the newest.
@@ -280,6 +327,7 @@ class JobConfig(ModelChoice):
             schema_version=version,
             precision=precision,
             asr_compute_type=asr_compute_type,
+            asr_window=asr_window,
         )
 
 

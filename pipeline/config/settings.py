@@ -18,6 +18,7 @@ Mode = Literal["mean", "concat", "multihead", "audio", "text"]
 Segmentation = Literal["auto", "none", "vad"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 EmbeddingDtype = Literal["float32", "float16"]
+AsrWindow = Literal["full", "short"]
 SCHEMA_VERSION = 2
 """Schema version of new datasets."""
 
@@ -31,6 +32,8 @@ class Settings:
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
+        asr_window: audio that Whisper's encoder processes for an utterance; "full" for datasets made before this
+            setting existed.
         schema_version: version of the dataset's columns; 1 for datasets made before this setting existed.
     """
 
@@ -51,6 +54,7 @@ class Settings:
     schema_version: Annotated[int, Strict()] = 1
     precision: Precision
     asr_compute_type: str
+    asr_window: AsrWindow = "full"
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form, with optional settings only where they are set."""

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from pipeline.config import AUTO_LANGUAGE, JobConfig, require_precision
-from pipeline.config.settings import SCHEMA_VERSION, Precision, Settings
+from pipeline.config import AUTO_LANGUAGE, JobConfig
+from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import (
     claim_dataset,
     compare_models,
@@ -51,7 +51,6 @@ from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Prepared
 from pipeline.models.checkpoints.pinning import Pinning, refusal_first
 from pipeline.models.roles import Needs
-from pipeline.models.transcriber import COMPUTE_TYPES
 from pipeline.pins import ModelPin, Pins, Role, pins_document
 from pipeline.redaction import without_query
 from pipeline.schema import passthrough_name
@@ -94,15 +93,7 @@ class Driver:
 
     def _settings(self, device: str) -> Settings:
         """Return the settings of new rows; `auto` takes the dataset's value."""
-        config, dataset = self.config, self.dataset
-        precision: Precision = "fp32" if dataset is None else dataset.precision
-        if config.precision != "auto":
-            precision = config.precision
-        require_precision(precision, mode=config.mode, device=device)
-        compute_type = config.asr_compute_type
-        if compute_type == "auto":
-            compute_type = COMPUTE_TYPES[device] if dataset is None else dataset.asr_compute_type
-        return config.settings(precision=precision, asr_compute_type=compute_type, version=self._schema_version)
+        return self.config.resolved(device, self.dataset)
 
     # -- reading
 

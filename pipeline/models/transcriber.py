@@ -30,15 +30,13 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.segmentation import speech_seconds
+from pipeline.config.settings import AsrWindow
 from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage
 from pipeline.models.batching import Batcher
+from pipeline.models.encoder import WINDOW_S, Encoder
 from pipeline.models.memory import shortage_as_memory_error
 from pipeline.stats import BatchFigures
 
-COMPUTE_TYPES = {"cpu": "float32", "cuda": "float16"}
-"""CTranslate2 type of the computation, by device, where none is named."""
-WINDOW_S = 30
-"""Length of Whisper's window in seconds. Source: Radford et al. 2022, section 2.2."""
 NO_SPEECH_PROB = 0.6
 NO_SPEECH_LOGPROB = -1.0
 """Thresholds of Whisper's voice activity rule, with `NO_SPEECH_PROB`. Source: Radford et al. 2022, section 4.5."""
@@ -74,6 +72,8 @@ class Transcriber:
         directory: a converted model (`model.bin`, `config.json`, tokenizer).
         device: cpu or cuda.
         compute_type: CTranslate2's name (float32, float16, int8, ...).
+        window: "full" encodes 30 s for every utterance; "short" its own length and the cached output of silence
+            (`pipeline.models.encoder`).
         num_threads: CPU threads of one transcription, and torch's for this whole process; 0 keeps the libraries'
             defaults.
         beam_size: 1 is the reference system's greedy decoding.
@@ -87,6 +87,7 @@ class Transcriber:
         *,
         device: str,
         compute_type: str,
+        window: AsrWindow = "full",
         num_threads: int = 0,
         beam_size: int = 1,
         max_batch: int | None = None,
@@ -94,19 +95,20 @@ class Transcriber:
         import torch
         from faster_whisper import WhisperModel
 
-        from pipeline.models.networks.logmel import LogMel
-
         if num_threads:
             torch.set_num_threads(num_threads)
 
         self._model = WhisperModel(
             str(directory), device=device, compute_type=compute_type, cpu_threads=num_threads, local_files_only=True
         )
-        self._log_mel = LogMel(self._model.feature_extractor, device=device)
+        self._encode = Encoder(self._model, device=device, window=window)
         self._tokenizers: dict[str, Any] = {}
         self._beam_size = beam_size
         self._batcher = Batcher(
-            max_batch=max_batch or (1 if device == "cpu" else _GPU_BATCH), max_padded=math.inf, device=device
+            max_batch=max_batch or (1 if device == "cpu" else _GPU_BATCH),
+            max_padded=math.inf,
+            device=device,
+            equal=True,  # a row's window must not depend on its neighbours
         )
 
     def transcribe(self, waveform: NDArray[np.float32], language: str | None) -> Transcript:
@@ -129,28 +131,29 @@ class Transcriber:
         Raises: MemoryError when one utterance alone does not fit in memory; any other error of the model, for all of
             them.
         """
-        found: dict[int, Transcript | Reject] = {}
+        outcomes: dict[int, Transcript | Reject] = {}
         windows: list[int] = []
         for row, (waveform, language) in enumerate(zip(waveforms, languages, strict=True)):
             if language is not None and not self._knows(language):
-                found[row] = _unsupported(language)
+                outcomes[row] = _unsupported(language)
             elif len(waveform) > WINDOW_S * SAMPLING_RATE:
                 with shortage_as_memory_error():
-                    found[row] = self._transcribe_long(waveform, language)
+                    outcomes[row] = self._transcribe_long(waveform, language)
             else:
                 windows.append(row)
         # by length, because a batch is decoded until its longest text ends
         windows.sort(key=lambda row: -len(waveforms[row]))
 
-        heard_s = [len(waveforms[row]) / SAMPLING_RATE for row in windows]
+        durations_s = [len(waveforms[row]) / SAMPLING_RATE for row in windows]
+        windows_s = [self._encode.window_s(len(waveforms[row])) for row in windows]
 
         def forward(batch: list[int]) -> list[Transcript]:
             rows = [windows[i] for i in batch]
             return self._transcribe_windows([waveforms[row] for row in rows], [languages[row] for row in rows])
 
-        for batch, transcripts in self._batcher.run([WINDOW_S] * len(windows), forward, heard_s):
-            found.update(zip((windows[i] for i in batch), transcripts, strict=True))
-        return [found[row] for row in range(len(waveforms))]
+        for batch, transcripts in self._batcher.run(windows_s, forward, durations_s):
+            outcomes.update(zip((windows[i] for i in batch), transcripts, strict=True))
+        return [outcomes[row] for row in range(len(waveforms))]
 
     def take_figures(self) -> BatchFigures:
         """Return the counts since the last call, without recordings past 30 s."""
@@ -169,17 +172,6 @@ class Transcriber:
             )
         return self._tokenizers[language]
 
-    def _encode(self, waveforms: Sequence[NDArray[np.float32]]) -> Any:  # noqa: ANN401 - as above
-        """Return the encoder output [B, 1500, D] of windows, on the model's device.
-
-        The waveforms are padded, not the frames: the log-mel floor of silence is about -1.08, and the frames of 0.0
-        that faster-whisper fills in differ from the reference system's input.
-        """
-        from ctranslate2 import StorageView
-
-        features = self._log_mel(waveforms)
-        return self._model.model.encode(StorageView.from_array(features if features.is_cuda else features.numpy()))
-
     def _transcribe_windows(
         self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
     ) -> list[Transcript]:
@@ -187,8 +179,8 @@ class Transcriber:
         encoded = self._encode(waveforms)
         probs: list[Mapping[str, float]] = [{} for _ in languages]
         if None in languages:
-            found = self._detect(encoded)
-            probs = [{} if language else detected for language, detected in zip(languages, found, strict=True)]
+            detections = self._detect(encoded)
+            probs = [{} if language else detected for language, detected in zip(languages, detections, strict=True)]
         spoken = [language or likeliest(each) for language, each in zip(languages, probs, strict=True)]
         tokenizers = [self._tokenizer(language) for language in spoken]
         results = self._model.model.generate(
@@ -206,8 +198,6 @@ class Transcriber:
 
     def _detect(self, encoded: Any) -> list[Mapping[str, float]]:  # noqa: ANN401 - as above
         """Return the probability of each language the model knows, for each window of an encoder output."""
-        if not self._model.model.is_multilingual:
-            return [{"en": 1.0}] * encoded.shape[0]
         if not self._model.model.is_multilingual:
             return [{"en": 1.0}] * encoded.shape[0]
         ranked = self._model.model.detect_language(encoded)
@@ -248,16 +238,16 @@ class Transcriber:
             no_speech_threshold=NO_SPEECH_PROB,
             log_prob_threshold=NO_SPEECH_LOGPROB,
         )
-        heard: list[Any] = list(segments)
-        text = "".join(segment.text for segment in heard).strip()
-        if not heard:
+        pieces: list[Any] = list(segments)
+        text = "".join(piece.text for piece in pieces).strip()
+        if not pieces:
             return Transcript("", info.language, language_probs=probs)
-        weights = [max(len(segment.tokens), 1) for segment in heard]
+        weights = [max(len(piece.tokens), 1) for piece in pieces]
         return Transcript(
             text,
             info.language,
-            float(np.average([segment.avg_logprob for segment in heard], weights=weights)),
-            max(segment.no_speech_prob for segment in heard),
+            float(np.average([piece.avg_logprob for piece in pieces], weights=weights)),
+            max(piece.no_speech_prob for piece in pieces),
             _compression_ratio(text),
             probs,
         )

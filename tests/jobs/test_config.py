@@ -8,7 +8,7 @@ import pytest
 
 from jobs.annotate import command_line
 from pipeline.config import JobConfig, load_config, primary_language
-from pipeline.config.settings import canonical_hash
+from pipeline.config.settings import Settings, canonical_hash
 from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS, utterance_schema
 from tests.support.cases import case
@@ -262,6 +262,20 @@ def test_settings_are_what_decides_rows():
         "embeddings": list(EMBEDDINGS), "embedding_dtype": "float32", "beam_size": 1, "max_duration_s": 14400.0,
         "max_bytes": 2**31, "precision": "fp32", "asr_compute_type": "int8", "schema_version": 2,
     }  # fmt: skip
+
+
+def test_the_window_of_the_transcription_is_settled_once():
+    """Fails if an earlier output or another device changes the window, or --segmentation none has a short one."""
+    old = Settings.of(config().settings(precision="fp32", asr_compute_type="float32").document())
+    assert old.asr_window == "full" and "asr_window" not in old.document()
+    new = {device: config().resolved(device) for device in ("cpu", "cuda")}
+    assert {device: settings.asr_window for device, settings in new.items()} == {"cpu": "short", "cuda": "full"}
+    assert Settings.of(new["cpu"].document()).asr_window == new["cpu"].document()["asr_window"] == "short"
+    for dataset in (old, *new.values()):
+        assert {config().resolved(device, dataset).asr_window for device in new} == {dataset.asr_window}
+    assert config(asr_window="short").resolved("cuda", old).asr_window == "short", "to be refused by the comparison"
+    assert config(segmentation="none").resolved("cpu").asr_window == "full"
+    assert "--segmentation none" in refusal(segmentation="none", asr_window="short")
 
 
 def test_the_hash_is_stable():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.audio.decode import decode
+from pipeline.config.settings import AsrWindow
 from pipeline.errors import Reason, Reject
 from pipeline.models.transcriber import Transcriber, Transcript
 from tests.support.corpus import ROOT
@@ -60,9 +61,17 @@ def small(model: Any, rows: int, said: str) -> tuple[Altered, list[int]]:
     return Altered(model, encode=encode), sizes
 
 
-def transcriber_of(asr: Path, beam_size: int = 1, max_batch: int | None = None) -> Transcriber:
+def transcriber_of(
+    asr: Path, beam_size: int = 1, max_batch: int | None = None, window: AsrWindow = "full"
+) -> Transcriber:
     return Transcriber(
-        asr, device="cpu", compute_type="float32", num_threads=1, beam_size=beam_size, max_batch=max_batch
+        asr,
+        device="cpu",
+        compute_type="float32",
+        num_threads=1,
+        beam_size=beam_size,
+        max_batch=max_batch,
+        window=window,
     )
 
 
@@ -82,6 +91,28 @@ def differing(found: list[Transcript | Reject], expected: list[Transcript]) -> l
         if (one.text, one.language) != (two.text, two.language) or not near:
             rows.append(row)
     return rows
+
+
+@pytest.mark.parametrize("beam_size", [1, 5])
+def test_a_row_in_a_short_window_is_what_it_is_alone(asr, beam_size):
+    """Fails if the neighbours of a row set the length of its short window or its silence, in whatever order."""
+    transcriber = transcriber_of(asr, beam_size, 1, window="short")
+    expected = [transcriber.transcribe(*each) for each in zip(WAVEFORMS, LANGUAGES, strict=True)]
+    assert len({transcript.text for transcript in expected}) > 14
+    order = np.random.default_rng(beam_size).permutation(len(WAVEFORMS))
+    for max_batch in (3, 16):
+        batched = transcriber_of(asr, beam_size, max_batch, window="short")
+        transcripts = batched.transcribe_many([WAVEFORMS[i] for i in order], [LANGUAGES[i] for i in order])
+        assert differing(transcripts, [expected[i] for i in order]) == []
+        assert batched.take_figures().batches < len(WAVEFORMS) - 1, "some rows must share a batch"
+
+
+def test_short_windows_pad_less_and_give_the_same_words(asr):
+    """Fails if a short window is as long as a full one, or the decoder repeats itself after the speech."""
+    full, short = (transcriber_of(asr, window=window) for window in ("full", "short"))
+    expected, transcripts = (each.transcribe_many(CLIPS, [row["language"] for row in ROWS]) for each in (full, short))
+    assert sum(a.text == b.text for a, b in zip(transcripts, expected, strict=True)) >= len(CLIPS) - 1
+    assert short.take_figures().padded < full.take_figures().padded / 4
 
 
 @pytest.mark.parametrize("max_batch", [2, 5, 16])

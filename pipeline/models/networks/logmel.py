@@ -49,21 +49,26 @@ class LogMel:
         window = np.hanning(self._fft + 1)[:-1].astype(np.float32).astype(np.float64)
         self._window = torch.from_numpy(window).to(self._device)
 
+        self.num_frames = self._num_samples // self._hop
+        """Number of frames of the model's window."""
+
     @torch.inference_mode()
-    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> Tensor:
+    def __call__(self, waveforms: Sequence[NDArray[np.float32]], num_frames: int | None = None) -> Tensor:
         """Compute the features of a batch, each clip independently of the others.
 
         Args:
             waveforms: float32 [num_samples] at the model's sampling rate, none longer than its window.
-        Returns: float32 [B, num_mels, num_frames] of the whole window, contiguous on the device and complete, so
-            that any stream may read it.
+            num_frames: number of frames to return, from the first. Default: the whole window.
+        Returns: float32 [B, num_mels, num_frames], contiguous on the device and complete, so that any stream may
+            read it.
         Raises: ValueError for a waveform longer than the window.
         """
+        num_frames = num_frames or self.num_frames
         logs = self._log_mels(self._framed(waveforms))
         floor = logs.amax(dim=(1, 2), keepdim=True) - _DYNAMIC_RANGE
-        clip_features = _scaled(torch.maximum(logs, floor)).transpose(1, 2)
+        clip_features = _scaled(torch.maximum(logs, floor)).transpose(1, 2)[:, :, :num_frames]
         silence = _scaled(floor.clamp(min=math.log10(_FLOOR)))
-        features = silence.repeat(1, clip_features.shape[1], self._num_samples // self._hop)
+        features = silence.repeat(1, clip_features.shape[1], num_frames)
         features[:, :, : clip_features.shape[2]] = clip_features
         if features.is_cuda:
             torch.cuda.current_stream(features.device).synchronize()
@@ -85,7 +90,7 @@ class LogMel:
         half = self._fft // 2
         given = torch.from_numpy(samples).to(self._device).double()
         mirrored = torch.nn.functional.pad(given, (half, half), mode="reflect")
-        return mirrored.unfold(1, self._fft, self._hop)[:, : self._num_samples // self._hop]
+        return mirrored.unfold(1, self._fft, self._hop)[:, : self.num_frames]
 
     def _log_mels(self, frames: Tensor) -> Tensor:
         """Compute the logarithm of the power in each mel band, [B, T, num_mels]."""
