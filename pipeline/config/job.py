@@ -286,17 +286,26 @@ class JobConfig(ModelChoice):
             dataset: settings of the dataset that the rows are added to; None for a new one.
         Raises: ConfigError for a precision that is not available on the device.
         """
-        new: AsrWindow = "full" if self.segmentation == "none" else _ASR_WINDOWS[device]
-        precision, compute_type, window = self.precision, self.asr_compute_type, self.asr_window
+        precision, compute_type = self.precision, self.asr_compute_type
         if precision == "auto":
             precision = dataset.precision if dataset else "fp32"
         if compute_type == "auto":
             compute_type = dataset.asr_compute_type if dataset else _ASR_COMPUTE_TYPES[device]
-        if window == "auto":
-            window = dataset.asr_window if dataset else new
         require_precision(precision, mode=self.mode, device=device)
-        version = dataset.schema_version if dataset else SCHEMA_VERSION
-        return self.settings(precision=precision, asr_compute_type=compute_type, asr_window=window, version=version)
+        return self.settings(
+            precision=precision,
+            asr_compute_type=compute_type,
+            asr_window=self.resolved_window(device, dataset),
+            version=dataset.schema_version if dataset else SCHEMA_VERSION,
+        )
+
+    def resolved_window(self, device: str, dataset: Settings | None = None) -> AsrWindow:
+        """Return `asr_window` for new rows, as `resolved` does."""
+        if self.asr_window != "auto":
+            return self.asr_window
+        if dataset:
+            return dataset.asr_window
+        return "full" if self.segmentation == "none" else _ASR_WINDOWS[device]
 
     def settings(
         self,

@@ -14,13 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audio.limits import LONGEST_SPAN_S
+from pipeline.config.settings import AsrWindow
 from pipeline.dataset.plan import ASSUMED_DURATION_S, SHARDS_PER_FILE, ShardSize
 
 _WINDOW_S = 30.0
 """Longest utterance cut from a long recording, and Whisper's input length, including padding."""
 _HEARD_S = 160.0
-_WHISPER_TFLOP, _BERT_TFLOP = 2.27 + 0.06, 0.003
+_WHISPER_TFLOP, _WHISPER_DECODER_TFLOP, _BERT_TFLOP = 2.27, 0.06, 0.003
 """Cost of one window in whisper-large-v3-turbo, encoder and 60 tokens, and of one text in BERT. Source: docs/sizing.md."""
+_SHORT_TFLOP_PER_S, _SHORT_TFLOP_PER_S2, _MARGIN_S = 0.0635, 0.00041, 1.25
+"""Cost of its encoder on a short window of t seconds: a t + b t^2, 2.27 TFLOP at 30 s; and the mean silence in a window
+(`pipeline.models.encoder`)."""
 _ENCODER_TFLOP_PER_S, _ENCODER_TFLOP_PER_S2 = 0.0592, 0.000205
 """Cost of t seconds in w2v-bert 2.0: a t + b t^2 through 0.24 TFLOP at 4 s and 1.96 at 30 s. Source: docs/sizing.md."""
 CARDS = {"H200": 790.0, "A10 or L4 (assumed)": 75.0}
@@ -54,7 +58,8 @@ class Corpus:
         known_s: seconds of audio of the rows that have a duration.
         audio_s: seconds of audio of all rows, with `ASSUMED_DURATION_S` for rows without a duration.
         utterances: expected utterances; a row that may be segmented counts once for each 30 s.
-        windows: 30 s windows to transcribe.
+        windows: windows of up to 30 s to transcribe.
+        short_tflop: cost of Whisper's encoder if these windows are short.
         heard_s: seconds of audio in those windows.
         encoder_tflop: cost of w2v-bert over all utterances.
         shards: number of parts of the output.
@@ -67,6 +72,7 @@ class Corpus:
     audio_s: float = 0.0
     utterances: int = 0
     windows: int = 0
+    short_tflop: float = 0.0
     heard_s: float = 0.0
     encoder_tflop: float = 0.0
     shards: int = 0
@@ -101,6 +107,9 @@ def measure(
         corpus.utterances += round(_sum(pieces))
         if mode != "audio":
             corpus.windows += round(_sum(pc.if_else(silent, windows, 0.0)))
+            window_s = pc.min_element_wise(pc.add(pc.divide(duration_s, windows), _MARGIN_S), _WINDOW_S)
+            short = pc.multiply(window_s, pc.add(_SHORT_TFLOP_PER_S, pc.multiply(window_s, _SHORT_TFLOP_PER_S2)))
+            corpus.short_tflop += _sum(pc.if_else(silent, pc.multiply(short, windows), 0.0))
             corpus.heard_s += _sum(pc.if_else(silent, duration_s, 0.0))
         if mode != "text":
             corpus.encoder_tflop += _sum(pc.multiply(tflop, pieces))
@@ -119,15 +128,16 @@ def _sum(numbers: pa.ChunkedArray) -> float:
     return float(pc.sum(numbers).as_py() or 0.0)
 
 
-def models_tflop(corpus: Corpus, mode: str) -> float:
+def models_tflop(corpus: Corpus, mode: str, window: AsrWindow = "full") -> float:
     """Return the floating-point operations of all models, in units of 10^12, without the padding of batches."""
     texts = 0.0 if mode == "audio" else corpus.utterances * _BERT_TFLOP
-    return corpus.windows * _WHISPER_TFLOP + corpus.encoder_tflop + texts
+    encoder = corpus.short_tflop if window == "short" else corpus.windows * _WHISPER_TFLOP
+    return encoder + corpus.windows * _WHISPER_DECODER_TFLOP + corpus.encoder_tflop + texts
 
 
-def cards_hours(corpus: Corpus, mode: str) -> dict[str, float]:
+def cards_hours(corpus: Corpus, mode: str, window: AsrWindow = "full") -> dict[str, float]:
     """Return the hours that one card of each kind needs at its full arithmetic speed."""
-    return {name: models_tflop(corpus, mode) / speed / 3600 for name, speed in CARDS.items()}
+    return {name: models_tflop(corpus, mode, window) / speed / 3600 for name, speed in CARDS.items()}
 
 
 def feeding_hours(corpus: Corpus, mode: str) -> float:
@@ -136,16 +146,21 @@ def feeding_hours(corpus: Corpus, mode: str) -> float:
     return (opened_s * _DECODE_S_PER_S + corpus.heard_s * _VAD_S_PER_S + corpus.rows * _ROW_S) / 3600
 
 
-def estimate(corpus: Corpus, mode: str) -> dict[str, str]:
-    """Return the estimate as text, by name."""
-    cards_h, feeding_h = cards_hours(corpus, mode), feeding_hours(corpus, mode)
-    cores_h = models_tflop(corpus, mode) / _CORE_TFLOP_PER_S / 3600 + feeding_h
+def estimate(corpus: Corpus, mode: str, *, on_cards: AsrWindow, on_cores: AsrWindow) -> dict[str, str]:
+    """Return the estimate as text, by name.
+
+    Args:
+        on_cards: Whisper's window on a GPU.
+        on_cores: its window without one.
+    """
+    cards_h, feeding_h = cards_hours(corpus, mode, on_cards), feeding_hours(corpus, mode)
+    cores_h = models_tflop(corpus, mode, on_cores) / _CORE_TFLOP_PER_S / 3600 + feeding_h
     without = (
         f", of it {corpus.rows_without_duration:,} rows without a duration taken for {ASSUMED_DURATION_S:.0f} s each"
     )
     return {
         "audio_hours_expected": f"{corpus.audio_s / 3600:,.4g}{without if corpus.rows_without_duration else ''}",
-        "utterances_expected": f"about {corpus.utterances:,}; {corpus.windows:,} windows of 30 s to transcribe",
+        "utterances_expected": f"about {corpus.utterances:,}; {corpus.windows:,} windows of up to 30 s to transcribe",
         "gpu_hours_at_least": ", ".join(f"{_time(hours)} on {name}" for name, hours in cards_h.items())
         + " (arithmetic, not measured)",
         "cpu_core_time_beside_gpus": _time(feeding_h),

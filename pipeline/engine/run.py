@@ -331,7 +331,12 @@ class Driver:
                 "rows_without_text": corpus.rows_without_text,
                 "audio_hours_known": round(corpus.known_s / 3600, 4),
                 "rows_without_duration": corpus.rows_without_duration,
-                **estimate.estimate(corpus, self.config.mode),
+                **estimate.estimate(
+                    corpus,
+                    self.config.mode,
+                    on_cards=self.config.resolved_window("cuda", self.dataset),
+                    on_cores=self.config.resolved_window("cpu", self.dataset),
+                ),
                 "models": {str(role): spec for role, spec in models.items()},
                 "resources": {
                     "cpus": resources.cpus,

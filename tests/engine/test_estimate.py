@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.dataset.plan import ASSUMED_DURATION_S, ShardSize, write_plan
 from pipeline.engine import estimate as estimate_module
-from pipeline.engine.estimate import Corpus, estimate, measure, models_tflop
+from pipeline.engine.estimate import Corpus, measure, models_tflop
 from pipeline.storage.store import open_store
 from tests.support.pins import job_settings
 from tests.support.selections import selection_of
@@ -26,11 +26,30 @@ def corpus_of(*tables: pa.Table, mode: str = "mean", segmentation: str = "auto")
     return measure(tables, mode=mode, segmentation=segmentation, group_by=["language"], size=SIZE)
 
 
-@pytest.mark.parametrize(("clip_s", "audio_hours"), [(30.0, 5033.0), (4.0, 1189.0)])
-def test_the_arithmetic_of_a_card(clip_s, audio_hours):
+def estimate(corpus: Corpus, mode: str) -> dict[str, str]:
+    return estimate_module.estimate(corpus, mode, on_cards="full", on_cores="short")
+
+
+@pytest.mark.parametrize(
+    ("clip_s", "window", "audio_hours"), [(30.0, "full", 5033.0), (4.0, "full", 1189.0), (4.0, "short", 4700.0)]
+)
+def test_the_arithmetic_of_a_card(clip_s, window, audio_hours):
     """Fails if an H200 hour comes to more than 10 % off the design's figure, which counts the decoder's memory as well."""
-    work = models_tflop(corpus_of(table([clip_s] * 100)), "mean")
+    work = models_tflop(corpus_of(table([clip_s] * 100)), "mean", window)
     assert 100 * clip_s * estimate_module.CARDS["H200"] / work == pytest.approx(audio_hours, rel=0.1)
+
+
+def test_short_windows_cost_what_they_encode():
+    """Fails if a window of 30 s costs something else when it is short, or cores are counted with the window of cards."""
+    whole = corpus_of(table([29.0, 30.0]))
+    assert models_tflop(whole, "mean", "short") == pytest.approx(models_tflop(whole, "mean"), rel=0.01)
+    clips = corpus_of(table([4.0] * 1_000))
+    cores = [
+        estimate_module.estimate(clips, "mean", on_cards="full", on_cores=window)["cpu_core_time_without_gpus"]
+        for window in ("full", "short")
+    ]
+    assert cores[0].startswith("6.1") and cores[1].startswith("1.5")
+    assert models_tflop(clips, "mean") == pytest.approx(4.08 * models_tflop(clips, "mean", "short"), rel=0.05)
 
 
 def test_hours_are_of_known_and_assumed_durations():

@@ -12,6 +12,7 @@ import pytest
 from pipeline.audio.decode import decode
 from pipeline.config.settings import AsrWindow
 from pipeline.errors import Reason, Reject
+from pipeline.models.encoder import Encoder
 from pipeline.models.transcriber import Transcriber, Transcript
 from tests.support.corpus import ROOT
 
@@ -130,9 +131,10 @@ def test_mistakes_of_a_batch_are_seen(asr, alone, monkeypatch, mistake):
     """The control: a batch that is put together wrongly must not pass for the rows alone."""
     beam_size, expected = alone
     transcriber = transcriber_of(asr, beam_size, 16)
-    encode, tokenizer = transcriber._encode, transcriber._tokenizer
+    encoder, tokenizer = transcriber._encode, transcriber._tokenizer
+    encode = Encoder.__call__
     if mistake == "features of the neighbour":
-        monkeypatch.setattr(transcriber, "_encode", lambda waveforms: encode([*waveforms[1:], waveforms[0]]))
+        monkeypatch.setattr(Encoder, "__call__", lambda _, waveforms: encode(encoder, [*waveforms[1:], waveforms[0]]))
     elif mistake == "prompt of another language":
         monkeypatch.setattr(transcriber, "_tokenizer", lambda language: tokenizer({"en": "es", "es": "en"}[language]))
     else:
