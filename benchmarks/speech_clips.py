@@ -24,9 +24,9 @@ from pipeline import SAMPLING_RATE
 from pipeline.analytics.evaluate.words import words
 from pipeline.audio.decode import decode
 from pipeline.errors import RejectedRow
-from tools.demo_models.acting import Speaker, act, draw_speaker
+from tools.demo_models.acting import Speaker, act
 from tools.demo_models.degrade import add_noise
-from tools.demo_models.grammar import LANGUAGES, Sentence, Split, draw, draw_salad, emotions_of, vocabulary
+from tools.demo_models.grammar import LANGUAGES, Sentence, draw, draw_salad, emotions_of, vocabulary
 
 LONGEST_S = 29.0
 _SHORTEST_S = 0.5
@@ -35,12 +35,25 @@ _DIGITS = {
     "es": {"2": "dos", "3": "tres", "5": "cinco", "7": "siete", "10": "diez", "20": "veinte"},
 }
 """The grammar's numbers, which Whisper writes in digits."""
-_SNR_DB = (5.0, 20.0)
+_SNR_DB = (8.0, 25.0)
 _SENTENCE_S, _WORD_S = 2.0, 0.5
 """Length from which a clip gets a sentence, and seconds for each word of a shorter one."""
 _SALAD = 0.12
 """Share of sentences of random words, which a decoder cannot guess from grammar."""
-_VOICES: tuple[Split, ...] = ("train", "validation", "test")
+_VOICES = {
+    "en": (
+        "en-us+m1",
+        "en-us+m3",
+        "en-us+Mike",
+        "en-gb-x-rp+m1",
+        "en-gb-x-rp+m3",
+        "en-gb-x-rp+Mike",
+        "en-gb-x-rp+Alex",
+    ),
+    "es": ("es-419+m3", "es-419+Mike", "es-419+m1"),
+}
+"""Voices that Whisper base understands: word error rates of 0 to 6 % in English and 17 to 27 % in Spanish. With the demo's
+other voices it guesses most of the words, and a comparison of windows compares guesses."""
 Waveform = NDArray[np.float32]
 
 
@@ -88,7 +101,7 @@ def synthetic(num_words: int) -> Iterator[Clip]:
     rng, number = random.Random(5), 0
     while num_words > 0:
         language = rng.choice(LANGUAGES)
-        speaker = draw_speaker(rng, language, rng.choice(_VOICES))
+        speaker = Speaker(rng.choice(_VOICES[language]), rng.randint(40, 58), rng.randint(140, 165))
 
         def speak(longest_s: float, speaker: Speaker = speaker, language: str = language) -> Clip:
             return _spoken(rng, speaker, language, longest_s)
@@ -99,7 +112,7 @@ def synthetic(num_words: int) -> Iterator[Clip]:
 
 
 def noisy(clip: Clip, others: Waveform) -> Clip:
-    """Return a clip with noise at 5 to 20 dB: white, pink, brown, hum, or two other speakers."""
+    """Return a clip with noise at 8 to 25 dB: white, pink, brown, hum, or two other speakers."""
     rng = np.random.default_rng(_seed(clip.name))
     waveform = add_noise(rng, clip.waveform, snr_db=float(rng.uniform(*_SNR_DB)), others=others)
     return replace(clip, name=f"{clip.name}-noisy", waveform=np.clip(waveform, -1, 1), noisy=True)
@@ -144,15 +157,15 @@ def _decoded(path: Path, row: Mapping[str, Any]) -> Iterator[Clip]:
 
 def _spoken(rng: random.Random, speaker: Speaker, language: str, longest_s: float) -> Clip:
     """Speak a sentence, or as many random words as fit a short clip."""
-    emotion = rng.choice(emotions_of(language))
+    wording = rng.choice(emotions_of(language))
     if longest_s < _SENTENCE_S:
         few = " ".join(rng.choices(vocabulary(language), k=max(1, int(longest_s / _WORD_S))))
         sentence = Sentence(few, language, None)
     elif rng.random() < _SALAD:
         sentence = draw_salad(rng, language)
     else:
-        sentence = draw(rng, language, emotion, "train")
-    take = act(rng, sentence, speaker, emotion, strength=rng.uniform(0, 0.5))
+        sentence = draw(rng, language, wording, "train")
+    take = act(rng, sentence, speaker, "neutral", strength=0)
     return Clip("", take.samples, language, sentence.text, "synthetic")
 
 

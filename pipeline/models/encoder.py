@@ -3,8 +3,9 @@
 Whisper was trained on windows of 30 s, so its decoder needs the output of 30 s: with the utterance's frames alone it
 repeats the text until it is stopped. A clip of 4 s, however, is followed by 26 s of frames with one constant value, and
 their output depends little on the clip. A short window therefore encodes the utterance and at least a second of the
-silence that follows, and takes the rest from the output of a whole window of silence, at the same positions. The error
-rates and speeds of both windows are in docs/performance.md, asr_window.
+silence that follows, and takes the rest from the output of a whole window of silence, at the same positions. In noise the
+decoder still repeats some texts: the transcriber encodes those again, whole. The error rates and speeds of both windows
+are in docs/performance.md, asr_window.
 
 Not measured on a GPU. The output stays on the device there: CTranslate2 and torch exchange it through
 `__cuda_array_interface__`.

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from pipeline.config.settings import AsrWindow
 from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage
 from pipeline.models.batching import Batcher
 from pipeline.models.encoder import WINDOW_S, Encoder
+from pipeline.models.invented import compression_ratio, is_doubtful
 from pipeline.models.memory import shortage_as_memory_error
 from pipeline.stats import BatchFigures
 
@@ -73,7 +73,7 @@ class Transcriber:
         device: cpu or cuda.
         compute_type: CTranslate2's name (float32, float16, int8, ...).
         window: "full" encodes 30 s for every utterance; "short" its own length and the cached output of silence
-            (`pipeline.models.encoder`).
+            (`pipeline.models.encoder`), and 30 s where the text is doubtful (`pipeline.models.invented`).
         num_threads: CPU threads of one transcription, and torch's for this whole process; 0 keeps the libraries'
             defaults.
         beam_size: 1 is the reference system's greedy decoding.
@@ -102,6 +102,7 @@ class Transcriber:
             str(directory), device=device, compute_type=compute_type, cpu_threads=num_threads, local_files_only=True
         )
         self._encode = Encoder(self._model, device=device, window=window)
+        self._encode_full = Encoder(self._model, device=device, window="full")
         self._tokenizers: dict[str, Any] = {}
         self._beam_size = beam_size
         self._batcher = Batcher(
@@ -144,16 +145,35 @@ class Transcriber:
         # by length, because a batch is decoded until its longest text ends
         windows.sort(key=lambda row: -len(waveforms[row]))
 
-        durations_s = [len(waveforms[row]) / SAMPLING_RATE for row in windows]
-        windows_s = [self._encode.window_s(len(waveforms[row])) for row in windows]
+        chosen = [(waveforms[row], languages[row]) for row in windows]
+        first = self._transcribe_rows(chosen, self._encode)
+        again = [i for i, transcript in enumerate(first) if self._needs_full_window(chosen[i][0], transcript)]
+        second = self._transcribe_rows([chosen[i] for i in again], self._encode_full)
+        for i, transcript in zip(again, second, strict=True):
+            first[i] = transcript
+        outcomes.update(zip(windows, first, strict=True))
+        return [outcomes[row] for row in range(len(waveforms))]
+
+    def _needs_full_window(self, waveform: NDArray[np.float32], transcript: Transcript) -> bool:
+        """Return whether a short window gave a text that Whisper would decode again, such as one that repeats itself."""
+        short = self._encode.window_s(len(waveform)) < WINDOW_S
+        return short and is_doubtful(transcript.text, transcript.avg_logprob)
+
+    def _transcribe_rows(
+        self, rows: Sequence[tuple[NDArray[np.float32], str | None]], encoder: Encoder
+    ) -> list[Transcript]:
+        """Transcribe waveforms of at most 30 s, given with their languages, in batches."""
 
         def forward(batch: list[int]) -> list[Transcript]:
-            rows = [windows[i] for i in batch]
-            return self._transcribe_windows([waveforms[row] for row in rows], [languages[row] for row in rows])
+            waveforms, languages = zip(*(rows[i] for i in batch), strict=True)
+            return self._transcribe_windows(waveforms, languages, encoder)
 
-        for batch, transcripts in self._batcher.run(windows_s, forward, durations_s):
-            outcomes.update(zip((windows[i] for i in batch), transcripts, strict=True))
-        return [outcomes[row] for row in range(len(waveforms))]
+        durations_s = [len(waveform) / SAMPLING_RATE for waveform, _ in rows]
+        windows_s = [encoder.window_s(len(waveform)) for waveform, _ in rows]
+        transcripts: dict[int, Transcript] = {}
+        for batch, results in self._batcher.run(windows_s, forward, durations_s):
+            transcripts.update(zip(batch, results, strict=True))
+        return [transcripts[i] for i in range(len(rows))]
 
     def take_figures(self) -> BatchFigures:
         """Return the counts since the last call, without recordings past 30 s."""
@@ -173,10 +193,10 @@ class Transcriber:
         return self._tokenizers[language]
 
     def _transcribe_windows(
-        self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]
+        self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None], encoder: Encoder
     ) -> list[Transcript]:
         """Transcribe waveforms of at most 30 s, in one window each, all in one pass."""
-        encoded = self._encode(waveforms)
+        encoded = encoder(waveforms)
         probs: list[Mapping[str, float]] = [{} for _ in languages]
         if None in languages:
             detections = self._detect(encoded)
@@ -248,7 +268,7 @@ class Transcriber:
             info.language,
             float(np.average([piece.avg_logprob for piece in pieces], weights=weights)),
             max(piece.no_speech_prob for piece in pieces),
-            _compression_ratio(text),
+            compression_ratio(text),
             probs,
         )
 
@@ -288,7 +308,7 @@ def _transcript(result: Any, tokenizer: Any, language: str) -> Transcript:  # no
     # CTranslate2 divides by the length without the end token; Whisper counts it
     avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
     text = tokenizer.decode([token for token in tokens if token < tokenizer.eot]).strip()
-    return _judged(Transcript(text, language, avg_logprob, result.no_speech_prob, _compression_ratio(text)))
+    return _judged(Transcript(text, language, avg_logprob, result.no_speech_prob, compression_ratio(text)))
 
 
 def _judged(transcript: Transcript) -> Transcript:
@@ -296,9 +316,3 @@ def _judged(transcript: Transcript) -> Transcript:
     if not silent:
         return transcript
     return Transcript("", transcript.language, transcript.avg_logprob, transcript.no_speech_prob, None)
-
-
-def _compression_ratio(text: str) -> float | None:
-    """Return bytes over zlib bytes: above about 2.4 a text repeats itself. Source: Radford et al. 2022, section 4.5."""
-    content = text.encode()
-    return len(content) / len(zlib.compress(content)) if content else None

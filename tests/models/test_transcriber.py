@@ -13,7 +13,8 @@ from transformers import WhisperFeatureExtractor
 
 from pipeline.audio.decode import decode
 from pipeline.errors import ConfigError, Reason, RejectedRow
-from pipeline.models.transcriber import Transcriber, Transcript, _compression_ratio, _judged, check_model
+from pipeline.models.invented import compression_ratio, is_doubtful, repeated_words
+from pipeline.models.transcriber import Transcriber, Transcript, _judged, check_model
 
 AUDIO = Path(__file__).parents[1] / "parity" / "audio"
 
@@ -77,7 +78,7 @@ def test_what_is_kept(transcriber, speech):
     assert found.text and found.text == found.text.strip() and "<|" not in found.text
     assert found.language == "en"
     assert found.avg_logprob < 0 and 0 <= found.no_speech_prob <= 1
-    assert found.compression_ratio == pytest.approx(_compression_ratio(found.text))
+    assert found.compression_ratio == pytest.approx(compression_ratio(found.text))
 
 
 def test_the_language_is_heard_where_none_is_given(transcriber, speech):
@@ -120,8 +121,26 @@ def test_whispers_own_rule(no_speech, logprob, kept):
 
 def test_compression_ratio():
     """Fails if a text that repeats itself does not stand out, or an empty one divides by zero."""
-    assert _compression_ratio("") is None
-    assert _compression_ratio("thank you " * 50) > 2.4 > _compression_ratio("Kids are talking by the door.")
+    assert compression_ratio("") is None
+    assert compression_ratio("thank you " * 50) > 2.4 > compression_ratio("Kids are talking by the door.")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 0),
+        ("Kids are talking by the door.", 0),
+        ("Yes, yes, yes!", 2),
+        ("no no no no no", 4),
+        ("Dogs are sitting by the door. Dogs are sitting by the door.", 6),
+        ("We saw that it is, and that it is, and that it is, then left", 4),
+        ("the end of the road at the end of the day", 0),
+    ],
+)
+def test_words_that_repeat(text, words):
+    """Fails if a loop is taken for speech, or speech that repeats a word later for a loop."""
+    assert repeated_words(text) == words
+    assert is_doubtful(text, -0.1) is (words >= 4)
 
 
 def test_check_model(asr):

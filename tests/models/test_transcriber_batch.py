@@ -116,6 +116,21 @@ def test_short_windows_pad_less_and_give_the_same_words(asr):
     assert short.take_figures().padded < full.take_figures().padded / 4
 
 
+def test_a_doubtful_text_is_transcribed_again_in_a_full_window(asr, monkeypatch):
+    """Fails if a text that repeats itself stays as a short window gave it, or one good text pays for another's window."""
+    rows = CLIPS[:6]
+    full, short = (transcriber_of(asr, window=window) for window in ("full", "short"))
+    expected = full.transcribe_many(rows, ["en"] * 6)
+    good = short.transcribe_many(rows, ["en"] * 6)
+    short.take_figures()
+    bad = good[2].text
+    monkeypatch.setattr("pipeline.models.transcriber.is_doubtful", lambda text, _: text == bad)
+    transcripts = short.transcribe_many(rows, ["en"] * 6)
+    assert sum(each.text == bad for each in good) == 1
+    assert transcripts[:2] == good[:2] and transcripts[3:] == good[3:] and good[2] != expected[2] == transcripts[2]
+    assert short.take_figures().batches == len(rows) + 1
+
+
 @pytest.mark.parametrize("max_batch", [2, 5, 16])
 def test_a_row_is_what_it_is_alone(asr, alone, max_batch):
     """Fails if a row takes text, language, prompt or figures of another, or batches change what is heard."""

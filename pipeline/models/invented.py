@@ -1,0 +1,38 @@
+"""Signs of invented words: low confidence, and text that repeats itself."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+LOW_LOGPROB = -1.0
+REPETITIVE = 2.4
+"""Average log-probability below which, and compression ratio above which, Whisper decodes a text again. Source: Radford
+et al. 2022, section 4.5."""
+REPEATED_WORDS = 4
+"""Number of repeated words that marks a loop: `yes yes yes` is speech, and a phrase said twice has two or three words."""
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+def is_doubtful(text: str, avg_logprob: float | None) -> bool:
+    """Return whether a text is one that Whisper would decode again, or repeats words."""
+    ratio = compression_ratio(text) or 0.0
+    return (avg_logprob or 0.0) < LOW_LOGPROB or ratio > REPETITIVE or repeated_words(text) >= REPEATED_WORDS
+
+
+def repeated_words(text: str) -> int:
+    """Return the length in words of the longest immediate repetition: 0 for `a b`, 2 for `a b a b`, 4 for `a b a b a b`."""
+    words = _WORD.findall(text.casefold())
+    longest = 0
+    for period in range(1, len(words) // 2 + 1):
+        run = 0
+        for word, earlier in zip(words[period:], words, strict=False):
+            run = run + 1 if word == earlier else 0
+            longest = max(longest, run - run % period)
+    return longest
+
+
+def compression_ratio(text: str) -> float | None:
+    """Return bytes over zlib bytes: above about 2.4 a text repeats itself. Source: Radford et al. 2022, section 4.5."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content)) if content else None
