@@ -127,7 +127,7 @@ def both_windows(
         row[window] = {
             "cpu_s": time.process_time() - started,
             "text": transcript.text,
-            "errors": _errors(clip.text, normalised(transcript.text, clip.language)),
+            "errors": word_errors(clip.text, normalised(transcript.text, clip.language)),
             "avg_logprob": transcript.avg_logprob,
             "no_speech_prob": transcript.no_speech_prob,
             "compression_ratio": transcript.compression_ratio,
@@ -136,7 +136,7 @@ def both_windows(
     return row
 
 
-def _errors(reference: str, hypothesis: str) -> int:
+def word_errors(reference: str, hypothesis: str) -> int:
     """Return the number of words that differ."""
     if not reference:
         return len(hypothesis.split())

@@ -1,6 +1,6 @@
 """Speed of the emotion models at their published sizes on a GPU, by precision, batch and clip length, against the device's limit.
 
-usage: python -m benchmarks.gpu [--device cuda] [--quick]      needs torch and transformers; no Ray, no hub, no Whisper
+usage: python -m benchmarks.gpu [--device cuda] [--whisper DIR] [--quick]      needs torch and transformers; no Ray, no hub
 
 Weights are random in the published shapes, so that speed, memory and exactness are meaningful, and labels are not. The floor
 is arithmetic: 0.24 TFLOP for 4 s and 1.96 for 30 s of Wav2Vec2-BERT, over the rate at which this device multiplies large
@@ -10,34 +10,46 @@ matrices in the same precision, measured here.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.harness import Result, machine
+from benchmarks.asr_window import Paired, word_errors
+from benchmarks.harness import ROOT, Result, machine
+from benchmarks.speech_clips import normalised
 from benchmarks.workload import published_models, small_models
 from pipeline import SAMPLING_RATE
+from pipeline.audio.decode import decode
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import PRECISIONS, EmotionRecogniser, Recognised
+from pipeline.models.transcriber import Transcriber, Transcript
 
 _TFLOP = {4.0: 0.24, 30.0: 1.96}
 _ROUNDS = 3
+_WHISPER_TYPES = {"cpu": "int8", "cuda": "float16"}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--whisper", type=Path, metavar="DIR", help="also compare the windows of this CTranslate2 Whisper"
+    )
     parser.add_argument("--quick", action="store_true", help="small models, few clips: does it run?")
     asked = parser.parse_args()
     result = run(device=asked.device, quick=asked.quick)
-    for row in (result.columns, *result.rows):
-        print("| " + " | ".join(row) + " |")
-    print("\n".join([*result.notes, machine()]))
+    for each in [result, *([windows(asked.whisper, asked.device)] if asked.whisper else [])]:
+        for row in (each.columns, *each.rows):
+            print("| " + " | ".join(row) + " |")
+        print("\n".join(each.notes))
+    print(machine())
 
 
 def run(*, device: str, quick: bool) -> Result:
@@ -66,6 +78,34 @@ def run(*, device: str, quick: bool) -> Result:
         rows=rows,
         notes=notes,
     )
+
+
+def windows(model: Path, device: str) -> Result:
+    """Compare short Whisper windows with full ones: speed, and errors on the demo's held-out sentences."""
+    heldout = ROOT / "demo" / "heldout"
+    lines = [json.loads(line) for line in (heldout / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["heldout"] in ("sentences", "voices")]
+    waveforms = [decode((heldout / line["audio"]).read_bytes()) for line in lines]
+    languages = [line["language"] for line in lines]
+    rows, errors = [], []
+    for window in ("full", "short"):
+        transcriber = Transcriber(model, device=device, compute_type=_WHISPER_TYPES[device], window=window)
+        texts = [
+            each.text for each in transcriber.transcribe_many(waveforms, languages) if isinstance(each, Transcript)
+        ]
+        seconds = min(_timed(lambda: transcriber.transcribe_many(waveforms, languages)) for _ in range(_ROUNDS))
+        pairs = [
+            (line["reference"], normalised(text, line["language"])) for line, text in zip(lines, texts, strict=True)
+        ]
+        errors.append([word_errors(*pair) for pair in pairs])
+        audio_h = sum(map(len, waveforms)) / SAMPLING_RATE / 3600
+        rows.append((window, f"{len(lines) / seconds:.1f}", f"{audio_h / seconds * 3600:,.0f}", f"{sum(errors[-1]):,}"))
+    counts = [(len(line["reference"].split()), *pair) for line, *pair in zip(lines, *errors, strict=True)]
+    paired = Paired(np.array(counts, np.float64))
+    full, short = paired.rates
+    low, high = paired.interval()
+    note = f"WER {full:.2f} % and {short:.2f} %; short minus full, 95 %: {low:+.2f} to {high:+.2f} points; 0.5 at most for `auto`"
+    return Result("Whisper's windows", ("window", "clips/s", "audio h/h", "word errors"), rows, [note])
 
 
 def _utterances(clip_s: float, count: int) -> tuple[list[NDArray[np.float32]], list[str]]:
