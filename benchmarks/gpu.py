@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,8 @@ def windows(model: Path, device: str) -> Result:
         texts = [
             each.text for each in transcriber.transcribe_many(waveforms, languages) if isinstance(each, Transcript)
         ]
-        seconds = min(_timed(lambda: transcriber.transcribe_many(waveforms, languages)) for _ in range(_ROUNDS))
+        run = partial(transcriber.transcribe_many, waveforms, languages)
+        seconds = min(_timed(run) for _ in range(_ROUNDS))
         pairs = [
             (line["reference"], normalised(text, line["language"])) for line, text in zip(lines, texts, strict=True)
         ]
