@@ -137,6 +137,7 @@ OTHERS_OPTIONS = {
     "--policy",
     "--policy-document",
     "--policy-name",
+    "--predictions",
     "--quick",
     "--role",
     "--runtime-env-json",
@@ -144,7 +145,7 @@ OTHERS_OPTIONS = {
     "--target",
     "--watch",
 }
-"""Options of other programs (aws, docker, kubectl, ray, sbatch), of `benchmarks` and of `tests.long`, which the pages show."""
+"""Options of other programs (aws, docker, kubectl, ray, sbatch), `benchmarks`, `tools` and `tests.long`, which the pages show."""
 
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
