@@ -44,7 +44,7 @@ def _arguments(field: FieldInfo, option: Option) -> dict[str, Any]:
     elif kind in (int, float):
         found["type"] = kind
     elif (
-        option.metavar in ("URI", "PREFIX", "RUN", "[LANG=]X")
+        (option.metavar in ("URI", "PREFIX", "RUN") or _is_by_language(option))
         and get_origin(kind) is not None
         and _is_many(kind, option)
     ):
@@ -53,7 +53,11 @@ def _arguments(field: FieldInfo, option: Option) -> dict[str, Any]:
 
 
 def _is_many(kind: object, option: Option) -> bool:
-    return get_origin(kind) is tuple or option.metavar == "[LANG=]X"
+    return get_origin(kind) is tuple or _is_by_language(option)
+
+
+def _is_by_language(option: Option) -> bool:
+    return (option.metavar or "").startswith("[LANG=]")
 
 
 def _without_none(annotation: object) -> object:

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 """Emotion vocabulary of both languages. Spanish models have no surprise; its score is then null."""
 
-_EMOTION_OF_LABEL = {
+VOCABULARY = {
     **{emotion: emotion for emotion in EMOTIONS},
     "angry": "anger",
     "happy": "joy",
@@ -25,6 +25,10 @@ _EMOTION_OF_LABEL = {
     "fearful": "fear",
     "surprised": "surprise",
 }
+"""Emotion of each label that models of schema versions 1 and 2 may have."""
+
+DIMENSIONS = ("arousal", "valence", "dominance")
+"""Dimensions of emotion that regression heads predict; each has a column from schema version 3."""
 
 OTHER_LANGUAGE = "language"
 """`emotion_null_reason` of an utterance in a language that no model of the run covers."""
@@ -32,6 +36,14 @@ CLEAR_PROB = 0.9
 """Probability from which a segment's detected language takes precedence over its recording's."""
 ABSTAINED = "abstained"
 """`emotion_null_reason` of an utterance whose confidence is below `min_confidence`."""
+UNMAPPED = "unmapped"
+"""`emotion_null_reason` of an utterance whose label no emotion is mapped to."""
+REGRESSION = "regression"
+"""`emotion_null_reason` of an utterance whose model has no classes."""
+NULL_REASONS = (UNMAPPED, OTHER_LANGUAGE, "no_speech", ABSTAINED, REGRESSION)
+"""Values of `emotion_null_reason`."""
+THRESHOLD = 0.5
+"""Score above which a label of a model with independent labels is in `labels`."""
 
 EMBEDDINGS = ("audio_embedding", "text_embedding", "fused_embedding")
 
@@ -87,13 +99,18 @@ _UTTERANCE_FIELDS = (
     pa.field("margin", pa.float32(), nullable=False),
     pa.field("scores", pa.struct([pa.field(e, pa.float32()) for e in EMOTIONS]), nullable=False),
 )
-_SINCE_2 = {
-    "language": pa.field("language_prob", pa.float32()),
-    "emotion": pa.field("emotion_null_reason", pa.string()),
-}
-"""Columns added by schema version 2, keyed by the column they follow."""
+_ADDED = (
+    (2, "language", pa.field("language_prob", pa.float32())),
+    (2, "emotion", pa.field("emotion_null_reason", pa.string())),
+    (3, "label", pa.field("label_scores", pa.map_(pa.string(), pa.float32()))),
+    (3, "label_scores", pa.field("labels", pa.list_(pa.string()))),
+    (3, "scores", pa.field("arousal", pa.float32())),
+    (3, "arousal", pa.field("valence", pa.float32())),
+    (3, "valence", pa.field("dominance", pa.float32())),
+)
+"""Columns added after schema version 1: the version, the column they follow, and the field."""
 _NULLABLE_SINCE_2 = ("label", "confidence", "margin", "scores", "model")
-"""Columns that are null in version 2 when `emotion_null_reason` is `language`."""
+"""Columns that may be null from version 2: when `emotion_null_reason` is `language`, or from version 3 `regression`."""
 _LINEAGE_FIELDS = (pa.field("model", pa.string(), nullable=False), pa.field("run_id", pa.string(), nullable=False))
 
 
@@ -110,7 +127,7 @@ class Column(NamedTuple):
         return f"{self.meaning}. {f'Unit: {self.unit}. ' if self.unit else ''}Null: {self.null}."
 
 
-_LANGUAGE_NULL = "`emotion_null_reason` is `language` (from schema version 2)"
+_NO_LABEL = "`emotion_null_reason` is `language` (from schema version 2) or `regression`"
 
 UTTERANCE_COLUMNS = {
     "utterance_id": Column("", "`<recording_id>#<segment_index>` with four digits; unique in the dataset"),
@@ -151,35 +168,63 @@ UTTERANCE_COLUMNS = {
         "length of the text over its compressed length; over 2.4 suggests repetition",
         "as `asr_avg_logprob`",
     ),
-    "label": Column("", "most probable class, in the model's own word", _LANGUAGE_NULL),
-    "emotion": Column("", f"the label in one vocabulary: {', '.join(EMOTIONS)}", "as `label`, or `abstained` is true"),
-    "emotion_null_reason": Column("", "`language` (no model for it) or `abstained`", "there is an emotion"),
+    "label": Column("", "class with the highest score, in the model's own word", _NO_LABEL),
+    "label_scores": Column(
+        "0 to 1",
+        "score of each class of the model, by its own word; with softmax they add up to 1, with sigmoid each is independent",
+        "as `label`",
+    ),
+    "labels": Column(
+        "", f"classes with a score above {THRESHOLD}", "the model's classes are not independent (softmax)"
+    ),
+    "emotion": Column(
+        "",
+        f"the label in one vocabulary ({', '.join(EMOTIONS)}), by the built-in map of labels and `--label-map`",
+        "`emotion_null_reason` says why",
+    ),
+    "emotion_null_reason": Column(
+        "",
+        "`language` (no model for it), `abstained`, `unmapped` (no emotion for the label), `regression` (a model without "
+        "classes) or `no_speech` (not used yet)",
+        "there is an emotion",
+    ),
     "abstained": Column("", "`confidence` is below `--min-confidence`"),
-    "confidence": Column("0 to 1", "largest score", "as `label`"),
-    "margin": Column("0 to 1", "largest score minus the second largest", "as `label`"),
+    "confidence": Column("0 to 1", "largest of `label_scores`", "as `label`"),
+    "margin": Column(
+        "0 to 1", "largest of `label_scores` minus the second largest; of a single class, its score", "as `label`"
+    ),
     "scores": Column(
         "0 to 1",
-        "probability of each emotion, a float field for each; they add up to 1",
-        "as `label`; the field `surprise` for Spanish models, which have no such class",
+        "sum of `label_scores` over the labels of each emotion, a float field for each; they add up to 1 where the model "
+        "uses softmax and every label has an emotion",
+        "as `label`; a field for an emotion that no label of the model has, such as `surprise` in Spanish models",
     ),
+    "arousal": Column(
+        "0 to 1",
+        "arousal that a regression head predicts; a stated scale of the model, which the field's metadata then names, is "
+        "mapped to 0 to 1, and predictions beyond its ends stay beyond them",
+        "the model has no such output",
+    ),
+    "valence": Column("0 to 1", "valence, likewise", "as `arousal`"),
+    "dominance": Column("0 to 1", "dominance, likewise", "as `arousal`"),
     "audio_embedding": Column(
         "",
         "embedding of the voice; float or halffloat values (`--embedding-dtype`)",
-        "as `label`; column absent in mode `text` or without `--embeddings audio`",
+        "as `model`; column absent in mode `text` or without `--embeddings audio`",
     ),
     "text_embedding": Column(
-        "", "embedding of the words", "as `label`; column absent in mode `audio` or without `--embeddings text`"
+        "", "embedding of the words", "as `model`; column absent in mode `audio` or without `--embeddings text`"
     ),
     "fused_embedding": Column(
         "",
         "embedding that the classifier gets",
-        "as `label`; column absent in mode `text` or without `--embeddings fused`",
+        "as `model`; column absent in mode `text` or without `--embeddings fused`",
     ),
     "model": Column(
         "",
         "mode, language, first 12 digits of the weights' SHA-256 (with `+`, of the sentence encoder's), precision, and "
         "`/T=` with the temperature of a calibration",
-        "as `label`",
+        "`emotion_null_reason` is `language` (from schema version 2)",
     ),
     "run_id": Column("", "number of the run, such as `000001`"),
 }
@@ -283,9 +328,9 @@ def emotion_of(label: str) -> str:
     Raises: ConfigError for an unknown label, so that a model with other classes is rejected before the job starts
     instead of producing nulls.
     """
-    emotion = _EMOTION_OF_LABEL.get(label.strip().lower())
+    emotion = VOCABULARY.get(label.strip().lower())
     if emotion is None:
-        raise ConfigError(f"the model's label {label!r} is unknown; known are {', '.join(sorted(_EMOTION_OF_LABEL))}")
+        raise ConfigError(f"the model's label {label!r} is unknown; known are {', '.join(sorted(VOCABULARY))}")
     return emotion
 
 
@@ -306,7 +351,9 @@ def utterance_schema(
     ours = [*_UTTERANCE_FIELDS, *embeddings, *_LINEAGE_FIELDS]
     if version > 1:
         ours = [field.with_nullable(field.nullable or field.name in _NULLABLE_SINCE_2) for field in ours]
-        ours = [each for field in ours for each in (field, _SINCE_2.get(field.name)) if each is not None]
+    for since, after, field in _ADDED:
+        if version >= since:
+            ours.insert([each.name for each in ours].index(after) + 1, field)
     return pa.schema([*described(ours, UTTERANCE_COLUMNS), *extra_fields])
 
 
@@ -314,7 +361,7 @@ _OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA
 _SCANNED = ("__filename", "__fragment_index", "__batch_index", "__last_in_fragment")
 """Columns added by Arrow's scanner; pandas and `pyarrow.dataset` cannot read a file that contains one."""
 _TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS, "raw", *_SCANNED)}
-_TAKEN_SINCE_2 = {field.name for field in _SINCE_2.values()}
+_TAKEN_SINCE = {field.name: since for since, _, field in _ADDED} | {"by_model": 3}
 
 
 def passthrough_name(column: str, version: int = 1) -> str:
@@ -323,7 +370,7 @@ def passthrough_name(column: str, version: int = 1) -> str:
     The names of output columns and of Arrow's scanner columns are reserved. The comparison ignores case, as Spark and
     DuckDB do. Manifests are read with the names of version 1; `rename_passthrough` converts them to a later version.
     """
-    taken = column.lower() in _TAKEN or (version > 1 and column.lower() in _TAKEN_SINCE_2)
+    taken = column.lower() in _TAKEN or version >= _TAKEN_SINCE.get(column.lower(), version + 1)
     return f"manifest_{column}" if taken else column
 
 

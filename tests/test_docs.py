@@ -62,8 +62,9 @@ def rows_of(schema, columns, *since):
 def test_every_column_of_utterances_is_documented():
     """Fails if docs/columns.md lacks a column, or its type, unit, version, meaning or nulls differ from the schema's."""
     widths = dict.fromkeys(EMBEDDINGS, 768)
-    old, new = (utterance_schema(widths, "float32", version=version) for version in (1, 2))
-    assert table_rows("utterances/") == rows_of(new, UTTERANCE_COLUMNS, (old.names, "1"), (new.names, "2"))
+    schemas = {version: utterance_schema(widths, "float32", version=version) for version in (1, 2, 3)}
+    since = [(schema.names, str(version)) for version, schema in schemas.items()]
+    assert table_rows("utterances/") == rows_of(schemas[3], UTTERANCE_COLUMNS, *since)
 
 
 def test_every_column_of_rejects_is_documented():

@@ -2,8 +2,8 @@
 
 from pipeline.config.file import load_config, read_temperatures
 from pipeline.config.job import JobConfig, LogFormat, require_precision
+from pipeline.config.labels import ANY_LANGUAGE
 from pipeline.config.models import (
-    ANY_LANGUAGE,
     AUTO_LANGUAGE,
     MODEL_OPTIONS,
     RENAMED,

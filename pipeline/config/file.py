@@ -1,19 +1,21 @@
-"""Configuration files: job options in YAML, JSON or TOML, the reference toolkit's `model.json`, and calibration files."""
+"""Files of options: YAML, JSON or TOML, the reference toolkit's `model.json`, calibrations and label maps."""
 
 from __future__ import annotations
 
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import yaml
 
 from pipeline.config.job import JobConfig
+from pipeline.config.labels import ANY_LANGUAGE, is_file, label_maps, split_language
 from pipeline.config.models import RENAMED, validated
 from pipeline.config.settings import Mode
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.redaction import without_query
 
 
 def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
@@ -27,6 +29,8 @@ def load_config(file: str | None, flags: Mapping[str, object]) -> JobConfig:
     merged = {**(_options(file, flags) if file else {}), **flags}
     if isinstance(calibration := merged.get("calibration"), str):
         merged["calibration"] = _temperatures(calibration)
+    if isinstance(maps := merged.get("label_map"), str | list | tuple):
+        merged["label_map"] = _label_maps([maps] if isinstance(maps, str) else maps)
     return validated(JobConfig, merged)
 
 
@@ -80,18 +84,37 @@ def read_temperatures(file: str) -> dict[str, float]:
     return temperatures
 
 
-def _read_file(file: str) -> Mapping[str, Any]:
+def _label_maps(texts: Sequence[object]) -> dict[str, dict[str, str | None]]:
+    """Read the maps of `--label-map` by language, from its texts and the files that they name. Raises: ConfigError."""
+    maps: dict[str, dict[str, str | None]] = {}
+    for text in texts:
+        language, rest = split_language(str(text))
+        try:
+            given = label_maps(_read_file(rest.strip(), "--label-map")) if is_file(rest) else label_maps([str(text)])
+        except ValueError as error:
+            raise ConfigError(f"--label-map {without_query(rest)}: {error}") from error
+        for given_for, own in given.items():
+            tag = language if given_for == ANY_LANGUAGE else given_for
+            if tag in maps:
+                raise ConfigError(f"--label-map has two maps for {'every language' if tag == ANY_LANGUAGE else tag}")
+            maps[tag] = own
+    return maps
+
+
+def _read_file(file: str, option: str = "--config") -> Mapping[str, Any]:
     from pipeline.storage.fetch import read_text
 
+    subject = f"{option} {without_query(file)}"
     try:
         content = read_text(file)
         parsed = tomllib.loads(content) if file.lower().endswith(".toml") else yaml.safe_load(content)
     except ConfigError as error:
-        raise ConfigError(f"--config: {error}") from error
+        raise ConfigError(f"{option}: {error}") from error
     except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {file}: {error}") from error
+        raise ConfigError(f"{subject}: {error}") from error
     if not isinstance(parsed, Mapping):
-        raise ConfigError(f"--config {file}: expected a mapping of options, found {type(parsed).__name__}")
+        expected = "options" if option == "--config" else "labels to emotions"
+        raise ConfigError(f"{subject}: expected a mapping of {expected}, found {type(parsed).__name__}")
     return parsed
 
 

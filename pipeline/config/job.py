@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.labels import label_maps
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
 from pipeline.config.settings import SCHEMA_VERSION, EmbeddingDtype, Precision, Segmentation, Settings
@@ -88,6 +89,14 @@ class JobConfig(ModelChoice):
             MODELS,
             "file of jobs.evaluate --fit-calibration: scores and confidence are calibrated, labels stay",
             metavar="URI",
+        ),
+    ] = Field(default_factory=dict)
+    label_map: Annotated[
+        Mapping[str, Mapping[str, str | None]],
+        Option(
+            MODELS,
+            "emotions of the model's labels, as hap=joy,calm= or in a file; calm= has none (default: common spellings)",
+            metavar="[LANG=]FILE|LABEL=EMOTION,...",
         ),
     ] = Field(default_factory=dict)
     min_confidence: Annotated[
@@ -168,6 +177,11 @@ class JobConfig(ModelChoice):
         Option(RUN, "messages on standard error: text for people, json for log collectors, one object per line"),
     ] = "text"
     dry_run: Annotated[bool, Option(RUN, "print what would be done; decode nothing, write nothing")] = False
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _label_maps(cls, value: object) -> object:
+        return label_maps(value)
 
     @field_validator("allowed_languages", mode="before")
     @classmethod
@@ -275,6 +289,7 @@ class JobConfig(ModelChoice):
             max_duration_s=self.max_duration_s,
             max_bytes=self.max_bytes,
             calibration=dict(self.calibration) or None,
+            label_map=self.label_map or None,
             min_confidence=self.min_confidence,
             allowed_languages=tuple(sorted(self.allowed_languages)),
             schema_version=version,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.config.labels import ANY_LANGUAGE, LANGUAGE_TAG
 from pipeline.config.option import MODELS, Option
 from pipeline.config.settings import Mode
 from pipeline.errors import ConfigError
 
 MODEL_OPTIONS = ("emotion_model", "sentence_encoder", "asr_model")
-_LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 AUTO_LANGUAGE = "auto"
 """Value of `--language` with which Whisper detects the language of rows that have none."""
-ANY_LANGUAGE = "*"
-"""Key of a model that was given without a language."""
-
 
 _Choice = TypeVar("_Choice", bound="ModelChoice")
 
@@ -136,7 +132,7 @@ def _sentences(error: ValidationError) -> Iterable[str]:
 def _named_model(text: str) -> tuple[str, str]:
     """Split `lang=X` or `X`, where X itself may contain an equals sign."""
     language, equals, model = text.partition("=")
-    if equals and _LANGUAGE_TAG.fullmatch(language.strip()):
+    if equals and LANGUAGE_TAG.fullmatch(language.strip()):
         return primary_language(language.strip()), model
     return ANY_LANGUAGE, text
 

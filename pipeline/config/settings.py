@@ -18,7 +18,7 @@ Mode = Literal["mean", "concat", "multihead", "audio", "text"]
 Segmentation = Literal["auto", "none", "vad"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 EmbeddingDtype = Literal["float32", "float16"]
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Schema version of new datasets."""
 
 
@@ -28,6 +28,7 @@ class Settings:
 
     Attributes:
         calibration: temperature by model fingerprint; None without a calibration.
+        label_map: the user's emotions of labels by language; None without a map.
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
@@ -46,6 +47,7 @@ class Settings:
     max_duration_s: float
     max_bytes: int
     calibration: Mapping[str, float] | None = None
+    label_map: Mapping[str, Mapping[str, str | None]] | None = None
     min_confidence: float | None = None
     allowed_languages: tuple[str, ...] = ()
     schema_version: Annotated[int, Strict()] = 1

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from pipeline.config import AUTO_LANGUAGE, JobConfig, require_precision
+from pipeline.config.labels import LabelRules
 from pipeline.config.settings import SCHEMA_VERSION, Precision, Settings
 from pipeline.dataset.compatibility import (
     claim_dataset,
@@ -162,6 +163,8 @@ class Driver:
                 with refusal_first(partial(self._pinned, pinning, chosen)):
                     resources = stack.enter_context(cluster(self.out))
                 models = self._pinned(pinning, chosen)
+                for sentence in pinning.warnings if pinning else ():
+                    print(f"warning: {sentence}", file=self.out)
                 require_conditional_writes(self.store, PROBE)
                 if warning := unshared_warning(self.config.output, resources.nodes):
                     print(f"warning: {warning}", file=self.out)
@@ -200,7 +203,8 @@ class Driver:
         asr = needs.asr or any(plan.needs_asr for plan in self.plans)
         known = roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared)
         wanted = {**known, **chosen}
-        return Pinning(wanted, self.config.mode, self.prepared) if wanted else nullcontext()
+        rules = LabelRules(self._schema_version, self.config.label_map, bool(self.config.calibration))
+        return Pinning(wanted, self.config.mode, self.prepared, rules) if wanted else nullcontext()
 
     def _pinned(
         self, pinning: Pinning | None, chosen: Mapping[Role, str]

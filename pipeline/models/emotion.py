@@ -6,21 +6,24 @@ head become labels, scores, confidence and margin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.config import require_precision
-from pipeline.models.checkpoints.modes import check, embedding_widths, labels, labels_of
+from pipeline.config.labels import LabelMaps, emotion_by
+from pipeline.models.checkpoints.modes import check, embedding_widths, labels_of
 from pipeline.models.checkpoints.weights import Checkpoint
 from pipeline.models.families.choice import family_of
-from pipeline.models.families.protocol import PRECISIONS
+from pipeline.models.families.protocol import PRECISIONS, HeadKind
 from pipeline.models.families.umuteam import MIN_SAMPLES
-from pipeline.models.runner import Runner
-from pipeline.schema import emotion_of
+from pipeline.models.runner import Results, Runner
+from pipeline.models.semantics import Dimension, meaning_of, require_softmax
+from pipeline.schema import THRESHOLD
 from pipeline.stats import BatchFigures
 
 __all__ = ["MIN_SAMPLES", "PRECISIONS", "EmotionRecogniser", "Recognised", "check", "embedding_widths", "labels_of"]
@@ -31,23 +34,29 @@ class Recognised:
     """Results of N utterances in input order, in columns that Arrow accepts unchanged.
 
     Attributes:
-        label_names: the columns of `scores`, named as in the checkpoint.
-        emotions: the same columns in the shared vocabulary.
-        labels: the best label of each utterance, N of `label_names`.
-        scores: float32 [N, num_labels], probabilities, finite.
-        confidence: float32 [N], the best score.
-        margin: float32 [N], the best score minus the second.
+        label_names: the columns of `scores`, named as in the checkpoint; empty for a model of regressions alone.
+        emotions: the emotion of each of `label_names`, or None.
+        labels: the best label of each utterance, N of `label_names`; None without labels.
+        above: the labels above the threshold, for each utterance; None unless the labels are independent (sigmoid).
+        scores: float32 [N, len(label_names)], probabilities, finite.
+        confidence: float32 [N], the best score; NaN without labels.
+        margin: float32 [N], the best score minus the second, or the score of the only label; NaN without labels.
+        dimensions: float32 [N] for each of `schema.DIMENSIONS` that the model predicts, finite.
+        scales: the model's own scale of the dimensions that state one, lowest and highest value; these are mapped to 0..1.
         truncated: bool [N], True when audio past the model's limit (160 s for most) was ignored.
         text_truncated: bool [N], True when text past the model's positions was ignored.
         audio_embedding, text_embedding, fused_embedding: float32 [N, D]; None where the mode does not have it.
     """
 
     label_names: tuple[str, ...]
-    emotions: tuple[str, ...]
-    labels: list[str]
+    emotions: tuple[str | None, ...]
+    labels: list[str | None]
+    above: list[list[str]] | None
     scores: NDArray[np.float32]
     confidence: NDArray[np.float32]
     margin: NDArray[np.float32]
+    dimensions: Mapping[str, NDArray[np.float32]]
+    scales: Mapping[str, tuple[float, float]]
     truncated: NDArray[np.bool_]
     text_truncated: NDArray[np.bool_]
     audio_embedding: NDArray[np.float32] | None = None
@@ -74,7 +83,9 @@ class EmotionRecogniser:
         gpu_share: this process's fraction of the card.
         num_threads: torch's threads, for this whole process; 0 or None leaves them unchanged.
         temperature: divisor of the logits before the softmax; labels and the order of scores do not change.
-    Raises: ConfigError when the checkpoints do not match the mode, or name a label outside the shared vocabulary.
+        language: primary tag of the model's language, which selects the label map.
+        label_map: the user's label maps by language, on top of the built-in one.
+    Raises: ConfigError when the checkpoints do not match the mode, or a temperature is for a model without softmax.
     """
 
     def __init__(
@@ -90,14 +101,18 @@ class EmotionRecogniser:
         gpu_share: float = 1.0,
         num_threads: int | None = None,
         temperature: float = 1.0,
+        language: str = "en",
+        label_map: LabelMaps | None = None,
     ) -> None:
         family = family_of(mode, fusion, sentence_encoder)
         require_precision(precision, mode=mode, device=device)
         if num_threads:
             torch.set_num_threads(num_threads)
         self.mode = mode
-        self.label_names = labels(family.declaration.heads[0], fusion.spec)
-        self.emotions = tuple(emotion_of(label) for label in self.label_names)
+        heads = family.declaration.heads
+        self._meaning = meaning_of(heads, lambda label: emotion_by(label_map, language, label), fusion.spec)
+        require_softmax(self._meaning, fusion.spec, calibrated=temperature != 1.0)
+        self.label_names, self.emotions = self._meaning.labels, self._meaning.emotions
         self.embedding_widths = dict(family.declaration.embedding_widths)
         self.runner = Runner(
             family.load(device=torch.device(device), precision=precision),
@@ -120,21 +135,51 @@ class EmotionRecogniser:
             returns no finite scores for one.
         """
         results = self.runner.run(waveforms, texts)
-        logits, scores = results.logits[0], results.outputs[0]
-        ranked = np.sort(scores, axis=-1)
+        labelled: dict[str, Any] = self._labelled(results)
         return Recognised(
             label_names=self.label_names,
             emotions=self.emotions,
-            # by the logits: a temperature may bring scores so close that they tie
-            labels=[self.label_names[best] for best in logits.argmax(axis=-1)],
-            scores=scores,
-            confidence=ranked[:, -1].copy(),
-            margin=ranked[:, -1] - ranked[:, -2],
+            **labelled,
+            dimensions={each.column: _scaled(results.outputs[each.head], each) for each in self._meaning.dimensions},
+            scales={each.column: each.scale for each in self._meaning.dimensions if each.scale is not None},
             truncated=results.truncated,
             text_truncated=results.text_truncated,
-            **results.embeddings,
+            audio_embedding=results.embeddings.get("audio_embedding"),
+            text_embedding=results.embeddings.get("text_embedding"),
+            fused_embedding=results.embeddings.get("fused_embedding"),
         )
+
+    def _labelled(self, results: Results) -> dict[str, Any]:
+        """Return labels, above, scores, confidence and margin."""
+        meaning, count = self._meaning, len(results.truncated)
+        if meaning.head is None:
+            nothing = np.full(count, np.nan, np.float32)
+            scores = np.empty((count, 0), np.float32)
+            return {"labels": [None] * count, "above": None, "scores": scores, "confidence": nothing, "margin": nothing}
+        logits, scores = results.logits[meaning.head], results.outputs[meaning.head]
+        ranked = np.sort(scores, axis=-1)
+        names = meaning.labels
+        above = None
+        if meaning.kind is HeadKind.SIGMOID:
+            above = [[name for name, score in zip(names, row, strict=True) if score > THRESHOLD] for row in scores]
+        return {
+            # by the logits: a temperature may bring scores so close that they tie
+            "labels": [names[best] for best in logits.argmax(axis=-1)],
+            "above": above,
+            "scores": scores,
+            "confidence": ranked[:, -1].copy(),
+            "margin": ranked[:, -1] - ranked[:, -2] if len(names) > 1 else ranked[:, -1].copy(),
+        }
 
     def take_figures(self) -> BatchFigures:
         """Return the counts since the last call: batches of audio, in text mode of texts, and the seconds of both."""
         return self.runner.take_figures()
+
+
+def _scaled(values: NDArray[np.float32], dimension: Dimension) -> NDArray[np.float32]:
+    """Return one output of a regression [N]; a stated scale is mapped to 0..1."""
+    own = values[:, dimension.output]
+    if dimension.scale is None:
+        return own
+    low, high = dimension.scale
+    return (own - np.float32(low)) / np.float32(high - low)

@@ -11,6 +11,7 @@ the cost.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_language
+from pipeline.config.labels import LabelRules
 from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError, JobError
 from pipeline.models.checkpoints import published
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.models.checkpoints.weights import Checkpoint
     from pipeline.models.emotion import EmotionRecogniser
 
+_log = logging.getLogger(__name__)
 _CALLED = {Task.EMOTION: "emotion model", Task.SENTENCE_ENCODER: "sentence encoder", Task.ASR: "speech recogniser"}
 _OPTION = {Task.EMOTION: "emotion_model", Task.SENTENCE_ENCODER: "sentence_encoder", Task.ASR: "asr_model"}
 
@@ -152,17 +155,25 @@ def choose_known(
 
 
 def pin(
-    chosen: Mapping[Role, str], mode: str, find: Callable[[str], Checkpoint | None] | None = None
+    chosen: Mapping[Role, str],
+    mode: str,
+    find: Callable[[str], Checkpoint | None] | None = None,
+    *,
+    rules: LabelRules | None = None,
+    warn: Callable[[str], object] | None = None,
 ) -> tuple[dict[Role, ModelPin], dict[str, int]]:
     """Resolve and verify the model of every role.
 
     Args:
         find: looks a model id up before any other place, for example among prepared models.
+        rules: settings that decide which labels and heads a dataset takes; None for a folder of models, which takes all.
+        warn: called with a sentence about each model that has labels without an emotion.
     Returns: the plan's `models` and its embedding widths. Costs one read of each weight file (its hash).
     Raises: ConfigError naming the role's option and the fault.
     """
     from pipeline.models.checkpoints import weights
-    from pipeline.models.checkpoints.modes import check, embedding_widths
+    from pipeline.models.checkpoints.modes import check
+    from pipeline.models.semantics import warnings_of
 
     pinned: dict[Role, ModelPin] = {}
     widths: dict[str, dict[str, int]] = {}
@@ -181,8 +192,11 @@ def pin(
                 encoders[language] = checkpoint
             else:
                 encoder = encoders.get(language)
-                check(mode, checkpoint, encoder)
-                widths[language] = embedding_widths(mode, checkpoint, encoder)
+                declaration = check(mode, checkpoint, encoder)
+                widths[language] = dict(declaration.embedding_widths)
+                if rules is not None:
+                    for sentence in warnings_of(declaration.heads, spec, language, rules):
+                        (warn or _log.warning)(sentence)
         except ConfigError as error:
             raise ConfigError(f"{option(role, spec)}: {error}") from error
         size_bytes = sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file())
@@ -330,6 +344,8 @@ class Loaded:
                 max_batch_s=self._max_batch_s,
                 gpu_share=self._gpu_share,
                 temperature=temperature(self._models, self._settings, language),
+                language=language,
+                label_map=self._settings.label_map,
             )
         return self._recognisers[language]
 

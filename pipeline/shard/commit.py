@@ -25,7 +25,7 @@ from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.models import roles
 from pipeline.redaction import without_query
-from pipeline.schema import ABSTAINED, emotion_of, utterance_id
+from pipeline.schema import ABSTAINED, DIMENSIONS, utterance_id
 from pipeline.shard.context import Work
 from pipeline.shard.work_table import is_committed_elsewhere
 from pipeline.storage.retry import principal
@@ -204,11 +204,9 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
     """
     planned = rows.take(kept["row"])
     ids = planned["recording_id"].to_pylist()
-    labels = kept["label"].to_pylist()
     duration_s = pc.subtract(kept["end_s"], kept["start_s"])
     least = pa.scalar(plan.settings.min_confidence or 0.0, pa.float32())
     abstained = pc.less(kept["confidence"], least).fill_null(False)
-    emotions = [None if label is None else emotion_of(label) for label in labels]
     fingerprints = {
         language: roles.fingerprint(plan.models, plan.settings, primary_language(language))
         for language in set(kept["language"].to_pylist())
@@ -221,14 +219,14 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
         ),
         "duration_s": duration_s,
-        "emotion": pc.if_else(abstained, None, pa.array(emotions, pa.string())),
+        "emotion": pc.if_else(abstained, None, kept["emotion"]),
         "emotion_null_reason": pc.if_else(abstained, ABSTAINED, kept["emotion_null_reason"]),
         "abstained": abstained,
         "model": pa.array([fingerprints.get(language) for language in kept["language"].to_pylist()], pa.string()),
         "run_id": pa.array([plan.plan] * kept.num_rows, pa.string()),
     }
     columns = []
-    schema = part_schema(plan)
+    schema = pa.schema([_with_scale(field, kept.schema) for field in part_schema(plan)])
     for field in schema:
         if field.name in plan.extra.names:
             column = planned[field.name]
@@ -240,3 +238,10 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
             column = planned[field.name]
         columns.append(column if column.type == field.type else column.cast(field.type))
     return pa.table(columns, schema=schema)
+
+
+def _with_scale(field: pa.Field, recognised: pa.Schema) -> pa.Field:
+    """Return the field of a dimension with the model's own scale in its metadata; other fields as they are."""
+    if field.name not in DIMENSIONS or field.name not in recognised.names:
+        return field
+    return field.with_metadata({**(field.metadata or {}), **(recognised.field(field.name).metadata or {})})

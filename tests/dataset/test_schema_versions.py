@@ -20,12 +20,16 @@ from tests.support.manifests import jsonl
 from tests.support.shards import parts
 
 OLD = utterance_schema({}, "float32", version=1)
-NEW = utterance_schema({}, "float32", version=2)
+SECOND = utterance_schema({}, "float32", version=2)
+NEW = utterance_schema({}, "float32", version=3)
 
 
 def test_new_columns_come_in_new_datasets_alone():
-    """Fails if the columns of 7d25560 change, or a new one is not where the documentation has it."""
-    assert [name for name in NEW.names if name not in OLD.names] == ["language_prob", "emotion_null_reason"]
+    """Fails if the columns of 7d25560 or of version 2 change, or a new one is not where the documentation has it."""
+    assert [name for name in SECOND.names if name not in OLD.names] == ["language_prob", "emotion_null_reason"]
+    added = [name for name in NEW.names if name not in SECOND.names]
+    assert added == ["label_scores", "labels", "arousal", "valence", "dominance"]
+    assert [field for field in NEW if field.name not in added] == list(SECOND)
     assert [name for name in NEW.names if name in OLD.names] == OLD.names
     required = ["utterance_id", "recording_id", "segment_index", "truncated", "language", "text_source", "label", "abstained",
                 "confidence", "margin", "scores", "model", "run_id"]  # fmt: skip
@@ -67,7 +71,7 @@ def test_a_dataset_keeps_its_version(tmp_path, old):
         settings = config.settings(precision="fp32", asr_compute_type="float32", version=1)
         claim_dataset(LocalStore(tmp_path / "out"), settings)
     driver = Driver(config, io.StringIO())
-    assert driver._settings("cpu").schema_version == (1 if old else 2)
+    assert driver._settings("cpu").schema_version == (1 if old else 3)
     names = driver.read(tmp_path / "staging").staging.extra.names
     assert names == ["Language_Prob" if old else "manifest_Language_Prob", "manifest_label"]
 
@@ -77,7 +81,7 @@ def test_a_dataset_of_a_later_version_is_refused(tmp_path):
     config = load_config(None, {"manifest": ["m"], "output": str(tmp_path)})
     settings = config.settings(precision="fp32", asr_compute_type="float32", version=1)
     document = {"format": 1, "settings": settings.document(), "token": "t"}
-    for version in (3, "2", None, 0):
+    for version in (4, "2", None, 0):
         document["settings"]["schema_version"] = version
         (tmp_path / "_dataset.json").write_text(json.dumps(document))
         with pytest.raises(ConfigError, match="schema_version"):

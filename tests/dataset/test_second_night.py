@@ -94,9 +94,7 @@ def test_a_reject_names_column_value_and_both_types(tmp_path, quick):
     night(output, manifest_of(tmp_path / "1", "a", [1]))
     night(output, manifest_of(tmp_path / "2", "b", ["007", "https://h/a?sig=secret"]))
     detail = rejected(output)["b0"]["detail"]
-    assert (
-        detail == """column 'x' holds "007" (string); its type in the output, int64, cannot hold that value"""
-    )
+    assert detail == """column 'x' holds "007" (string); its type in the output, int64, cannot hold that value"""
     assert rejected(output)["b0"]["raw"] == '{"x":"007"}'
     assert "secret" not in str(rejected(output)["b1"])
 

@@ -164,6 +164,27 @@ def test_damage_of_values_is_named(out, damage: Damage):
     assert codes(out, deep=True) == DEEP[damage]
 
 
+_OLDER = {
+    "scores_do_not_add_up": {Invariant.SCORES},
+    "a_score_is_no_number": {Invariant.SCORES, Invariant.CONFIDENCE, Invariant.LABEL},
+    "confidence_is_another_rows": {Invariant.CONFIDENCE},
+    "a_label_is_another_emotion": {Invariant.LABEL},
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_values_of_older_outputs_are_checked(tmp_path, monkeypatch, version):
+    """Fails if outputs without `label_scores` are accused, or their scores, confidence and labels are no longer checked."""
+    monkeypatch.setattr("tests.support.outputs.VERSION", version)
+    finished_output(str(tmp_path / "whole"), tmp_path / "manifests")
+    assert audited(tmp_path / "whole", deep=True).violations == ()
+    for damage in DEEP:
+        if damage.__name__ in _OLDER:
+            out = Path(shutil.copytree(tmp_path / "whole", tmp_path / damage.__name__))
+            damage(out)
+            assert codes(out, deep=True) == _OLDER[damage.__name__]
+
+
 def test_every_code_has_its_damage():
     """Fails if an invariant has a code that no damage shows, so that nothing says the check works."""
     assert set().union(*SHALLOW.values(), *DEEP.values()) == set(Invariant)

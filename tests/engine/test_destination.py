@@ -112,7 +112,7 @@ def test_workers_get_an_absolute_output(tmp_path, monkeypatch, output):
         outputs.append(work.output)
         raise JobError("far enough")
 
-    pinning = nullcontext(SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4})))
+    pinning = nullcontext(SimpleNamespace(warnings=(), result=lambda: (MODELS, {"audio_embedding": 4})))
     monkeypatch.setattr("pipeline.engine.run.cluster", no_cluster)
     monkeypatch.setattr("pipeline.engine.run.run_shards", run_shards)
     monkeypatch.setattr("pipeline.engine.run.Pinning", lambda *_: pinning)

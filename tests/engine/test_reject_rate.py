@@ -41,7 +41,7 @@ def play(tmp_path, monkeypatch):
         monkeypatch.setattr(driver_module, "run_shards", run_shards)
         monkeypatch.setattr(driver_module, "publish", lambda *_: {})
         monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
-        pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
+        pinned = SimpleNamespace(warnings=(), result=lambda: (MODELS, {"audio_embedding": 4}))
         monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
         flags = {"shard_rows": ROWS, "audio_root": "/a", "max_reject_rate": max_reject_rate}
         config = load_config(None, {"manifest": [str(manifest)], "output": str(tmp_path / "out"), **flags})

@@ -260,7 +260,7 @@ def test_settings_are_what_decides_rows():
     assert settings.document() == {
         "mode": "mean", "language": None, "segmentation": "auto", "partition_by": ["a", "b"],
         "embeddings": list(EMBEDDINGS), "embedding_dtype": "float32", "beam_size": 1, "max_duration_s": 14400.0,
-        "max_bytes": 2**31, "precision": "fp32", "asr_compute_type": "int8", "schema_version": 2,
+        "max_bytes": 2**31, "precision": "fp32", "asr_compute_type": "int8", "schema_version": 3,
     }  # fmt: skip
 
 

@@ -54,11 +54,11 @@ def test_a_child_that_dies_is_spoken_of(checkpoints):
 def test_each_kind_of_failure_keeps_its_exit_status(monkeypatch, capsys, kind):
     """Fails if a store that is gone while models are fetched ends in the child's traceback, or is taken for a wrong option."""
 
-    def pin(*_):
+    def pin(*_, **__):
         raise kind("said once")
 
     monkeypatch.setattr(roles, "pin", pin)
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"chosen": {}, "mode": "audio", "prepared": null}'))
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"chosen": {}, "mode": "audio", "prepared": null, "rules": null}'))
     pinning_module.main()
     process = SimpleNamespace(stdout=io.StringIO(capsys.readouterr().out), wait=lambda: 0)
     monkeypatch.setattr(Pinning, "__init__", lambda self: setattr(self, "_process", process))

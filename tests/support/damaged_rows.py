@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.verify.invariants import Invariant
+from pipeline.schema import EMOTIONS
 from tests.support.damages import DEEP, SHALLOW, column, first, part, receipt_in, rewrite, shows
 
 __all__ = ["DEEP", "SHALLOW"]
@@ -133,10 +134,54 @@ def scores_do_not_add_up(out: Path) -> None:
     rewrite(part(out, 0), column("scores", halved))
 
 
-@shows(Invariant.SCORES, Invariant.CONFIDENCE, Invariant.LABEL, deep=True)
+@shows(Invariant.SCORES, deep=True)
 def a_score_is_no_number(out: Path) -> None:
     """A model that overflowed in half precision."""
     rewrite(part(out, 0), column("scores", lambda scores: [{**scores[0], "fear": math.nan}, *scores[1:]]))
+
+
+@shows(Invariant.SCORES, Invariant.CONFIDENCE, Invariant.LABEL, deep=True)
+def label_scores_are_another_rows(out: Path) -> None:
+    """Maps that were joined to rows by position after a sort."""
+    rewrite(part(out, 0), column("label_scores", lambda maps: maps[::-1]))
+
+
+@shows(Invariant.SCORES, Invariant.CONFIDENCE, Invariant.LABEL, deep=True)
+def label_scores_are_missing(out: Path) -> None:
+    """A writer that does not know the column."""
+    rewrite(part(out, 0), column("label_scores", first(None)))
+
+
+@shows(Invariant.SCORES, deep=True)
+def an_emotion_of_the_model_has_no_score(out: Path) -> None:
+    """A label that was mapped to nothing while scores were summed."""
+    rewrite(part(out, 0), column("scores", lambda scores: [{**scores[0], "fear": None}, *scores[1:]]))
+
+
+@shows(Invariant.SCORES, deep=True)
+def a_dimension_is_infinite(out: Path) -> None:
+    """A regression that overflowed in half precision."""
+    rewrite(part(out, 0), column("arousal", first(math.inf)))
+
+
+@shows(Invariant.LABEL, deep=True)
+def labels_above_the_threshold_are_not_those_of_the_scores(out: Path) -> None:
+    """A threshold on logits."""
+    rewrite(part(out, 0), column("labels", first(list(EMOTIONS))))
+
+
+@shows(Invariant.LABEL, deep=True)
+def a_mapped_label_is_called_unmapped(out: Path) -> None:
+    """An emotion dropped by a map that the settings do not record."""
+    rewrite(part(out, 0), column("emotion", first(None)))
+    rewrite(part(out, 0), column("emotion_null_reason", first("unmapped")))
+
+
+@shows(Invariant.LABEL, deep=True)
+def a_labelled_row_is_called_a_regression(out: Path) -> None:
+    """A reason of a model without classes."""
+    rewrite(part(out, 0), column("emotion", first(None)))
+    rewrite(part(out, 0), column("emotion_null_reason", first("regression")))
 
 
 @shows(Invariant.CONFIDENCE, deep=True)

@@ -32,7 +32,7 @@ from tests.support.pins import by_role
 @pytest.fixture
 def quick(monkeypatch):
     """Run jobs in this process without Ray, with models that do nothing."""
-    pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": WIDTH}))
+    pinned = SimpleNamespace(warnings=(), result=lambda: (MODELS, {"audio_embedding": WIDTH}))
     monkeypatch.setattr(driver_module, "cluster", noop_job.no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", noop_job._run_shards)
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))

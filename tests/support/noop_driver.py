@@ -100,6 +100,6 @@ def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NoOpDriver:
     monkeypatch.setattr(driver_module, "cluster", no_cluster)
     monkeypatch.setattr(driver_module, "run_shards", made.run_shards)
     monkeypatch.setattr(roles, "choose", lambda *_, **__: by_role({"fusion/en": "m"}))
-    pinned = SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4}))
+    pinned = SimpleNamespace(warnings=(), result=lambda: (MODELS, {"audio_embedding": 4}))
     monkeypatch.setattr(driver_module, "Pinning", lambda *_: nullcontext(pinned))
     return made

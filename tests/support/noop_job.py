@@ -49,7 +49,9 @@ def run(manifest: str, output: str, environment: Mapping[str, str], room_bytes: 
     driver_module.cluster = no_cluster
     driver_module.run_shards = _run_shards
     roles.choose = lambda *_, **__: by_role({"fusion/en": "m"})
-    driver_module.Pinning = lambda *_: nullcontext(SimpleNamespace(result=lambda: (MODELS, {"audio_embedding": 4})))
+    driver_module.Pinning = lambda *_: nullcontext(
+        SimpleNamespace(warnings=(), result=lambda: (MODELS, {"audio_embedding": 4}))
+    )
     options = {"partition_by": "speaker", "embeddings": "audio", "shard_rows": 2, "audio_root": "/a"}
     config = load_config(None, {"manifest": [manifest], "output": output, **options})
     driver_module.Driver(config, io.StringIO()).run()

@@ -42,6 +42,9 @@ class NoOpRecogniser:
             scores=np.tile(np.array([0.1, 0.6, 0.2, 0.1], np.float32), (count, 1)),
             confidence=np.full(count, 0.6, np.float32),
             margin=np.full(count, 0.4, np.float32),
+            above=None,
+            dimensions={},
+            scales={},
             truncated=np.zeros(count, np.bool_),
             text_truncated=np.zeros(count, np.bool_),
             **dict.fromkeys(EMBEDDINGS)

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import load_config
-from pipeline.config.settings import Settings
+from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
 from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest.staging import Staging
-from pipeline.schema import EMOTIONS
+from pipeline.schema import DIMENSIONS, EMOTIONS
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
 from pipeline.shard.work_table import WORK_SCHEMA
@@ -41,13 +41,16 @@ BAD = {"id": "bad", "audio": 5}
 FLAGS: dict[str, object] = {}
 """Options beside the usual ones; a test sets them for outputs of another shape."""
 
+VERSION = SCHEMA_VERSION
+"""Schema version of the output; a test may set it for an older one."""
+
 WIDTH = 4
 """Width of the embeddings; a test may set it too."""
 
 
 def settings_of() -> Settings:
     usual = {"manifest": ["m"], "output": "o", "partition_by": "speaker", "embeddings": "audio"}
-    return load_config(None, {**usual, **FLAGS}).settings(precision="fp32", asr_compute_type="float32")
+    return load_config(None, {**usual, **FLAGS}).settings(precision="fp32", asr_compute_type="float32", version=VERSION)
 
 
 def plan_rows(
@@ -87,9 +90,17 @@ def recognised(rows: pa.Table, seed: int) -> pa.Table:
     scores = random.dirichlet(np.ones(len(EMOTIONS)), len(lines)).astype(np.float32)
     ranked = np.sort(scores, axis=1)
     labels = [None if i in REJECTED else EMOTIONS[best] for i, best in zip(ids, scores.argmax(axis=1), strict=True)]
+    label_scores = [
+        None if i in REJECTED else list(zip(EMOTIONS, row.tolist(), strict=True))
+        for i, row in zip(ids, scores, strict=True)
+    ]
     embedding = pa.array(random.normal(size=WIDTH * len(lines)).astype(np.float32))
     for name, column in {
         "label": pa.array(labels, pa.string()),
+        "emotion": pa.array(labels, pa.string()),
+        "label_scores": pa.array(label_scores, pa.map_(pa.string(), pa.float32())),
+        "labels": pa.nulls(len(lines), pa.list_(pa.string())),
+        **{name: pa.nulls(len(lines), pa.float32()) for name in DIMENSIONS},
         "confidence": pa.array(ranked[:, -1].copy()),
         "margin": pa.array(ranked[:, -1] - ranked[:, -2]),
         "truncated": pa.array([False] * len(lines)),

@@ -123,13 +123,13 @@ def published(work: Work) -> LocalStore:
 def assert_same(one: pa.Table, two: pa.Table) -> None:
     """Assert that the rows are the same; scores and embeddings may differ as they do between batches."""
     assert one.schema.equals(two.schema) and one.num_rows == two.num_rows > 0
-    near = ["scores", "confidence", "margin", "audio_embedding", "text_embedding", "fused_embedding"]
+    near = ["scores", "label_scores", "confidence", "margin", "audio_embedding", "text_embedding", "fused_embedding"]
     near = [name for name in near if name in one.column_names]
     assert one.drop_columns(near).equals(two.drop_columns(near))
     for name in near:
         values = [table[name].to_pylist() for table in (one, two)]
-        if name == "scores":
-            values = [[list(scores.values()) for scores in column] for column in values]
+        if name in ("scores", "label_scores"):
+            values = [[list(dict(scores).values()) for scores in column] for column in values]
         np.testing.assert_allclose(*(np.array(column, dtype=float) for column in values), atol=1e-5, err_msg=name)
 
 

@@ -11,26 +11,30 @@ from numpy.typing import NDArray
 from pipeline.config import primary_language
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.verify.invariants import Invariant
+from pipeline.dataset.verify.label_scores import LabelScores
 from pipeline.errors import ConfigError
 from pipeline.manifest.python_values import plain_values
 from pipeline.redaction import without_query
-from pipeline.schema import ABSTAINED, CLEAR_PROB, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
+from pipeline.schema import ABSTAINED, CLEAR_PROB, DIMENSIONS, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
 
 _NEAR = 1e-5
 """Tolerance between a float32 score and a copy of it."""
 _SUM_NEAR = 1e-3
 """Tolerance of the sum of a row's scores from 1: seven float32 roundings, and a margin for half-precision models."""
 _RESULTS = ("label", "emotion", "confidence", "margin", "scores", "model", *EMBEDDINGS)
+_RESULTS_SINCE_3 = ("label_scores", "labels", *DIMENSIONS)
+_LABEL_SCORES_SINCE = 3
+"""Schema version from which results follow from `label_scores`."""
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
 _SENTENCES = {
     Invariant.RUN_ID: "rows name another run",
     Invariant.PLAN_COLUMNS: "rows hold other values of the manifest's columns than the plan",
-    Invariant.SCORES: "rows have scores that are not probabilities that add up to 1",
+    Invariant.SCORES: "rows have scores that are not probabilities that add up to 1, or that do not follow from their labels",
     Invariant.CONFIDENCE: "rows have a confidence that is not the highest score, or a margin that is not its lead",
     Invariant.LABEL: "rows have a label that is unknown, belongs to another emotion or does not have the highest score, "
-    "or no emotion although abstaining is not enabled",
+    "or no emotion without a reason",
     Invariant.LANGUAGE: "rows have a language_prob that is not a probability, or a model and results that contradict their "
     "emotion_null_reason: only rows with 'language' have neither",
     Invariant.EMBEDDING: "rows have an embedding that is missing or not finite",
@@ -57,14 +61,14 @@ class RowFaults:
         rows = rows.combine_chunks()
         if not rows.num_rows:
             return
-        scores, known = _scores(rows)
         labelled = ~_is_in_other_language(rows)
+        scores, confidence, label = self._bad_results(rows)
         masks = {
             Invariant.RUN_ID: np.array([run != self._plan.plan for run in rows["run_id"].to_pylist()]),
             Invariant.PLAN_COLUMNS: self._other_values(rows),
-            Invariant.SCORES: _bad_scores(scores, known) & labelled,
-            Invariant.CONFIDENCE: _bad_confidence(rows, scores) & labelled,
-            Invariant.LABEL: (_bad_label(rows, scores) | self._bad_abstention(rows)) & labelled,
+            Invariant.SCORES: scores & labelled,
+            Invariant.CONFIDENCE: confidence & labelled,
+            Invariant.LABEL: label & labelled,
             Invariant.LANGUAGE: self._bad_language(rows, labelled),
             Invariant.EMBEDDING: self._bad_embeddings(rows) & labelled,
         }
@@ -95,11 +99,22 @@ class RowFaults:
                 differs |= np.array([repr(one) != repr(other) for one, other in pairs])
         return np.asarray(differs & known)
 
-    def _bad_abstention(self, rows: pa.Table) -> Mask:
-        """Return a mask of rows whose emotion or abstention does not match their confidence and the run's minimum."""
+    def _bad_results(self, rows: pa.Table) -> tuple[Mask, Mask, Mask]:
+        """Return masks of rows with wrong scores, with a wrong confidence, and with a wrong label or emotion."""
         bound = np.float32(self._plan.settings.min_confidence or 0.0)
-        expected = rows["confidence"].to_numpy() < bound
-        bad = rows["abstained"].to_numpy(zero_copy_only=False) != expected
+        abstained = rows["confidence"].to_numpy() < bound
+        wrongly = rows["abstained"].to_numpy(zero_copy_only=False) != abstained
+        if self._plan.settings.schema_version >= _LABEL_SCORES_SINCE:
+            of_labels = LabelScores(rows, self._plan.settings.label_map)
+            bad_label = of_labels.bad_label() | of_labels.bad_emotion(abstained.tolist()) | wrongly
+            return of_labels.bad_scores(), of_labels.bad_confidence(), bad_label
+        scores, known = _scores(rows)
+        bad_label = _bad_label(rows, scores) | self._bad_abstention(rows, abstained) | wrongly
+        return _bad_scores(scores, known), _bad_confidence(rows, scores), bad_label
+
+    def _bad_abstention(self, rows: pa.Table, expected: Mask) -> Mask:
+        """Return a mask of rows whose emotion is null otherwise than expected from their confidence."""
+        bad = np.zeros(rows.num_rows, dtype=bool)
         bad |= _null(rows, "emotion") != expected
         if "emotion_null_reason" in rows.column_names:
             reasons = [ABSTAINED if abstained else None for abstained in expected]
@@ -115,7 +130,8 @@ class RowFaults:
         prob = rows["language_prob"].to_numpy()
         given = ~_null(rows, "language_prob")
         bad = given & ~((prob >= 0.0) & (prob <= 1.0 + _NEAR))
-        results = [name for name in _RESULTS if name in rows.column_names]
+        since_3 = _RESULTS_SINCE_3 if self._plan.settings.schema_version >= _LABEL_SCORES_SINCE else ()
+        results = [name for name in (*_RESULTS, *since_3) if name in rows.column_names]
         absent = np.stack([_null(rows, name) for name in results])
         covered = np.array([self._plan.knows_language(primary_language(tag)) for tag in rows["language"].to_pylist()])
         unlabelled_well = absent.all(axis=0) & ~covered & (prob >= CLEAR_PROB - _NEAR)

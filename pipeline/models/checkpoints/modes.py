@@ -5,34 +5,15 @@ The driver runs these checks before a job starts; this module allocates no weigh
 
 from __future__ import annotations
 
-from pipeline.errors import ConfigError
 from pipeline.models.checkpoints.weights import Checkpoint
 from pipeline.models.families.choice import family_of
 from pipeline.models.families.heads import head_of
-from pipeline.models.families.protocol import Head, HeadKind
-from pipeline.schema import emotion_of
+from pipeline.models.families.protocol import Declaration
 
 
 def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
-    """Return a checkpoint's class names by index, from its config alone.
-
-    Raises: ConfigError for names outside the shared vocabulary, two that mean one emotion, classes without names in
-        a checkpoint that is not one of the published ids, or a model whose outputs are not one softmax over classes.
-    """
-    return labels(head_of(fusion), fusion.spec)
-
-
-def labels(head: Head, spec: str) -> tuple[str, ...]:
-    """Return the class names of a head. Raises: ConfigError as `labels_of` does."""
-    if head.kind is not HeadKind.SOFTMAX:
-        raise ConfigError(
-            f"model {spec} has a {head.kind} head ({', '.join(head.names)}); only models that choose one label by softmax "
-            "(single_label_classification) can be used"
-        )
-    emotions = [emotion_of(label) for label in head.names]
-    if len(set(emotions)) != len(emotions):
-        raise ConfigError(f"model {spec} needs two or more classes of different emotions, and has {head.names}")
-    return head.names
+    """Return the names of a checkpoint's outputs by index, from its config alone. Raises: ConfigError as `head_of`."""
+    return head_of(fusion).names
 
 
 def embedding_widths(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = None) -> dict[str, int]:
@@ -40,11 +21,12 @@ def embedding_widths(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint
     return dict(family_of(mode, fusion, sentence_encoder).declaration.embedding_widths)
 
 
-def check(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = None) -> None:
-    """Check that `EmotionRecogniser` would load: configs, labels, tokenizers, every tensor's name and shape.
+def check(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = None) -> Declaration:
+    """Check that `EmotionRecogniser` would load: configs, tokenizers, every tensor's name and shape.
 
+    Returns: the model's declaration.
     Raises: ConfigError as the constructor would.
     """
     family = family_of(mode, fusion, sentence_encoder)
     family.check()
-    labels(family.declaration.heads[0], fusion.spec)
+    return family.declaration

@@ -2,8 +2,8 @@
 
 This takes 4 s of a core, nearly all of them imports, and 350 MB that the driver never has to hold.
 
-usage: python -P -m pipeline.models.checkpoints.pinning < REQUEST, a JSON object {chosen, mode, prepared}
-       answers one of {pinned, widths}, {refused} or {failed}
+usage: python -P -m pipeline.models.checkpoints.pinning < REQUEST, a JSON object {chosen, mode, prepared, rules}
+       answers one of {pinned, widths, warnings}, {refused} or {failed}
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, TextIO, cast
 
+from pipeline.config.labels import LabelRules
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Lock, Prepared
@@ -24,9 +26,21 @@ from pipeline.processes import interrupts_blocked, search_path
 
 
 class Pinning:
-    """A running `roles.pin`, started at once and queried when the result is needed. A context manager."""
+    """A running `roles.pin`, started at once and queried when the result is needed. A context manager.
 
-    def __init__(self, chosen: Mapping[Role, str], mode: str, prepared: Prepared | None = None) -> None:
+    Attributes:
+        warnings: sentences about models, after `result`.
+    """
+
+    warnings: Sequence[str] = ()
+
+    def __init__(
+        self,
+        chosen: Mapping[Role, str],
+        mode: str,
+        prepared: Prepared | None = None,
+        rules: LabelRules | None = None,
+    ) -> None:
         with interrupts_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__],
@@ -38,7 +52,8 @@ class Pinning:
         with cast(TextIO, self._process.stdin) as request:
             there = None if prepared is None else [prepared.uri, prepared.number, prepared.lock.model_dump(mode="json")]
             named = {str(role): spec for role, spec in chosen.items()}
-            json.dump({"chosen": named, "mode": mode, "prepared": there}, request)
+            ruled = None if rules is None else asdict(rules)
+            json.dump({"chosen": named, "mode": mode, "prepared": there, "rules": ruled}, request)
 
     def __enter__(self) -> Pinning:
         return self
@@ -62,6 +77,7 @@ class Pinning:
             raise ConfigError(answer["refused"])
         if "failed" in answer:
             raise JobError(answer["failed"])
+        self.warnings = answer["warnings"]
         return pins_of(answer["pinned"]), answer["widths"]
 
 
@@ -89,8 +105,10 @@ def main() -> None:
             uri, number, lock = request["prepared"]
             find = Prepared(uri, number, Lock.model_validate(lock)).checkpoint
         chosen = {Role.parse(role): spec for role, spec in request["chosen"].items()}
-        pinned, widths = roles.pin(chosen, request["mode"], find)
-        answer: dict[str, Any] = {"pinned": pins_document(pinned), "widths": widths}
+        rules = request["rules"] and LabelRules(**request["rules"])
+        warnings: list[str] = []
+        pinned, widths = roles.pin(chosen, request["mode"], find, rules=rules, warn=warnings.append)
+        answer: dict[str, Any] = {"pinned": pins_document(pinned), "widths": widths, "warnings": warnings}
     except ConfigError as error:
         answer = {"refused": str(error)}
     except JobError as error:
