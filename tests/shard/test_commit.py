@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import load_config
+from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.parts import committed_parts, read_receipt
 from pipeline.dataset.plan import ShardSize, write_plan
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Staging
-from pipeline.schema import EMOTIONS, utterance_schema
+from pipeline.schema import DIMENSIONS, EMOTIONS, utterance_schema
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
 from pipeline.shard.work_table import WORK_SCHEMA
@@ -59,6 +60,10 @@ def recognised(*lines: tuple[int, int, str | None]) -> pa.Table:
     scores = [pa.array(np.full(count, 1 / 7, np.float32)) for _ in EMOTIONS]
     for name, column in {
         "label": pa.array([None if why else "happy" for *_, why in lines], pa.string()),
+        "emotion": pa.array([None if why else "joy" for *_, why in lines], pa.string()),
+        "label_scores": pa.array([[("happy", 0.5)]] * count, pa.map_(pa.string(), pa.float32())),
+        "labels": pa.nulls(count, pa.list_(pa.string())),
+        **{name: pa.nulls(count, pa.float32()) for name in DIMENSIONS},
         "confidence": pa.array(np.full(count, 0.5, np.float32)),
         "margin": pa.array(np.full(count, 0.25, np.float32)),
         "truncated": pa.array([False] * count),
@@ -113,7 +118,7 @@ def test_what_is_written(tmp_path):
     }
     assert set(table["emotion"].to_pylist()) == {"joy"} and set(table["label"].to_pylist()) == {"happy"}
     assert set(table["model"].to_pylist()) == {"mean-en:abababababab@fp32"}
-    expected = utterance_schema({"audio_embedding": 2}, "float32", work.plan.extra, version=2)
+    expected = utterance_schema({"audio_embedding": 2}, "float32", work.plan.extra, version=SCHEMA_VERSION)
     assert table.schema.remove_metadata().equals(expected.remove_metadata())
     receipt = read_receipt(work.store, parts[0])
     assert (receipt.rows, receipt.utterances, receipt.config_hash) == (4, 4, work.plan.config_hash)
