@@ -91,7 +91,8 @@ class Case:
     def ours(self, count: int, *options: str) -> Ours:
         """Run the command on the first clips, into a new output."""
         shards = () if self.shard_rows is None else ("--shard-rows", str(self.shard_rows))
-        asr = ("--asr-model", str(ROOT / MODELS / "whisper")) if self.transcribed else ()
+        whisper = ("--asr-model", str(ROOT / MODELS / "whisper"), "--asr-compute-type", "float32", "--asr-window", "full")
+        asr = whisper if self.transcribed else ()
         given = [replace(clip, text=None) for clip in self.clips[:count]] if self.transcribed else self.clips[:count]
         return run_ours(write_manifest(FOLDER / f"{count}.jsonl", given), self.models, *shards, *asr, *options)
 
