@@ -48,6 +48,8 @@ from demo.models import MODELS
 
 FOLDER = RESULTS / "reference"
 CLIP_S = 3.5
+_AS_REFERENCE = ("--asr-compute-type", "float32", "--asr-window", "full")
+"""Options with which Whisper computes what it computes in the reference toolkit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ class Case:
     def ours(self, count: int, *options: str) -> Ours:
         """Run the command on the first clips, into a new output."""
         shards = () if self.shard_rows is None else ("--shard-rows", str(self.shard_rows))
-        asr = ("--asr-model", str(ROOT / MODELS / "whisper")) if self.transcribed else ()
+        model = ("--asr-model", str(ROOT / MODELS / "whisper"))
+        asr = (*model, *_AS_REFERENCE) if self.transcribed else ()
         given = [replace(clip, text=None) for clip in self.clips[:count]] if self.transcribed else self.clips[:count]
         return run_ours(write_manifest(FOLDER / f"{count}.jsonl", given), self.models, *shards, *asr, *options)
 

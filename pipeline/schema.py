@@ -32,6 +32,8 @@ DIMENSIONS = ("arousal", "valence", "dominance")
 
 OTHER_LANGUAGE = "language"
 """`emotion_null_reason` of an utterance in a language that no model of the run covers."""
+NO_SPEECH = "no_speech"
+"""`emotion_null_reason` of a clip without a text in which voice activity detection finds no voice."""
 CLEAR_PROB = 0.9
 """Probability from which a segment's detected language takes precedence over its recording's."""
 ABSTAINED = "abstained"
@@ -40,7 +42,7 @@ UNMAPPED = "unmapped"
 """`emotion_null_reason` of an utterance whose label no emotion is mapped to."""
 REGRESSION = "regression"
 """`emotion_null_reason` of an utterance whose model has no classes."""
-NULL_REASONS = (UNMAPPED, OTHER_LANGUAGE, "no_speech", ABSTAINED, REGRESSION)
+NULL_REASONS = (UNMAPPED, OTHER_LANGUAGE, NO_SPEECH, ABSTAINED, REGRESSION)
 """Values of `emotion_null_reason`."""
 THRESHOLD = 0.5
 """Score above which a label of a model with independent labels is in `labels`."""
@@ -102,6 +104,7 @@ _UTTERANCE_FIELDS = (
 _ADDED = (
     (2, "language", pa.field("language_prob", pa.float32())),
     (2, "emotion", pa.field("emotion_null_reason", pa.string())),
+    (3, "asr_compression_ratio", pa.field("asr_flag", pa.string())),
     (3, "label", pa.field("label_scores", pa.map_(pa.string(), pa.float32()))),
     (3, "label_scores", pa.field("labels", pa.list_(pa.string()))),
     (3, "scores", pa.field("arousal", pa.float32())),
@@ -110,7 +113,7 @@ _ADDED = (
 )
 """Columns added after schema version 1: the version, the column they follow, and the field."""
 _NULLABLE_SINCE_2 = ("label", "confidence", "margin", "scores", "model")
-"""Columns that may be null from version 2: when `emotion_null_reason` is `language`, or from version 3 `regression`."""
+"""Columns that may be null from version 2: without a model for the language; from version 3 also without classes or speech."""
 _LINEAGE_FIELDS = (pa.field("model", pa.string(), nullable=False), pa.field("run_id", pa.string(), nullable=False))
 
 
@@ -127,7 +130,7 @@ class Column(NamedTuple):
         return f"{self.meaning}. {f'Unit: {self.unit}. ' if self.unit else ''}Null: {self.null}."
 
 
-_NO_LABEL = "`emotion_null_reason` is `language` (from schema version 2) or `regression`"
+_NO_LABEL = "`emotion_null_reason` is `language` (from schema version 2), `no_speech` or `regression`"
 
 UTTERANCE_COLUMNS = {
     "utterance_id": Column("", "`<recording_id>#<segment_index>` with four digits; unique in the dataset"),
@@ -159,14 +162,16 @@ UTTERANCE_COLUMNS = {
         "the text is not Whisper's, or voice activity detection found no speech",
     ),
     "asr_no_speech_prob": Column(
-        "0 to 1",
-        "Whisper's probability that there is no speech; the largest of its segments",
-        "as `asr_avg_logprob`",
+        "0 to 1", "Whisper's probability that there is no speech; the largest of its segments", "as `asr_avg_logprob`"
     ),
     "asr_compression_ratio": Column(
-        "ratio",
-        "length of the text over its compressed length; over 2.4 suggests repetition",
-        "as `asr_avg_logprob`",
+        "ratio", "length of the text over its compressed length; over 2.4 suggests repetition", "as `asr_avg_logprob`"
+    ),
+    "asr_flag": Column(
+        "",
+        "`none`; `silence`, the text was emptied because nobody seems to speak; `loop`, repetitions were cut; or "
+        "`low_confidence`, the average log-probability is under -1.0; with `--segmentation none` texts are kept",
+        "the text is not Whisper's",
     ),
     "label": Column("", "class with the highest score, in the model's own word", _NO_LABEL),
     "label_scores": Column(
@@ -185,7 +190,7 @@ UTTERANCE_COLUMNS = {
     "emotion_null_reason": Column(
         "",
         "`language` (no model for it), `abstained`, `unmapped` (no emotion for the label), `regression` (a model without "
-        "classes) or `no_speech` (not used yet)",
+        "classes) or `no_speech` (a clip of up to 30 s without a text, in which nobody speaks)",
         "there is an emotion",
     ),
     "abstained": Column("", "`confidence` is below `--min-confidence`"),
@@ -224,7 +229,7 @@ UTTERANCE_COLUMNS = {
         "",
         "mode, language, first 12 digits of the weights' SHA-256 (with `+`, of the sentence encoder's), precision, and "
         "`/T=` with the temperature of a calibration",
-        "`emotion_null_reason` is `language` (from schema version 2)",
+        "`emotion_null_reason` is `language` (from schema version 2) or `no_speech`",
     ),
     "run_id": Column("", "number of the run, such as `000001`"),
 }

@@ -20,8 +20,8 @@ from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
-_ASR_COMPUTE_TYPES = {"cpu": "float32", "cuda": "float16"}
-"""Default CTranslate2 type of the transcription, by device."""
+_ASR_COMPUTE_TYPES = {"cpu": "int8", "cuda": "float16"}
+"""Default CTranslate2 type of the transcription in new outputs, by device. Source: docs/performance.md, int8."""
 _ASR_WINDOWS: dict[str, AsrWindow] = {"cpu": "short", "cuda": "full"}
 """Default of `asr_window`, by device. Source: docs/performance.md, asr_window; not measured on GPUs."""
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -118,7 +118,7 @@ class JobConfig(ModelChoice):
     asr_compute_type: Annotated[
         str,
         Option(
-            MACHINE, "CTranslate2 type of the transcription (default: float32 on cpu, float16 on cuda)", metavar="TYPE"
+            MACHINE, "CTranslate2 type of the transcription (default: int8 on cpu, float16 on cuda)", metavar="TYPE"
         ),
     ] = "auto"
     asr_window: Annotated[

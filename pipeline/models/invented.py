@@ -22,17 +22,34 @@ def is_doubtful(text: str, avg_logprob: float | None) -> bool:
 
 def repeated_words(text: str) -> int:
     """Return the length in words of the longest immediate repetition: 0 for `a b`, 2 for `a b a b`, 4 for `a b a b a b`."""
-    words = _WORD.findall(text.casefold())
-    longest = 0
-    for period in range(1, len(words) // 2 + 1):
-        run = 0
-        for word, earlier in zip(words[period:], words, strict=False):
-            run = run + 1 if word == earlier else 0
-            longest = max(longest, run - run % period)
-    return longest
+    return _longest_repetition(_WORD.findall(text.casefold()))[2]
 
 
 def compression_ratio(text: str) -> float | None:
     """Return bytes over zlib bytes: above about 2.4 a text repeats itself. Source: Radford et al. 2022, section 4.5."""
     content = text.encode()
     return len(content) / len(zlib.compress(content)) if content else None
+
+
+def without_repetition(text: str) -> str:
+    """Return the text with every immediate repetition of `REPEATED_WORDS` or more cut to its first occurrence."""
+    while True:
+        spans = [match.span() for match in _WORD.finditer(text)]
+        start, period, repeated = _longest_repetition([text[slice(*span)].casefold() for span in spans])
+        if repeated < REPEATED_WORDS:
+            return text
+        # up to the end of the first occurrence, then what follows the last one, such as a full stop
+        text = text[: spans[start + period - 1][1]] + text[spans[start + period + repeated - 1][1] :]
+
+
+def _longest_repetition(words: list[str]) -> tuple[int, int, int]:
+    """Return the first word, the period and the number of repeated words of the longest immediate repetition."""
+    best = (0, 1, 0)
+    for period in range(1, len(words) // 2 + 1):
+        run = 0
+        for number, (word, earlier) in enumerate(zip(words[period:], words, strict=False)):
+            run = run + 1 if word == earlier else 0
+            whole = run - run % period
+            if whole > best[2]:
+                best = (number + 1 - run, period, whole)
+    return best

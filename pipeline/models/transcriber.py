@@ -9,10 +9,7 @@ Decoding is deterministic: beam search at temperature 0 without the sampled fall
 return the same words. The confidence columns show the rows for which Whisper would have used its fallback: they are
 not decoded a second time, so a batch returns what a row alone would return.
 
-The rule against invented words, in order:
-1. Voice activity detection finds no speech in the utterance: the text is empty, and Whisper does not run.
-2. Whisper returns `no_speech_prob` above 0.6 and `avg_logprob` below -1.0 (its paper's rule): the text is empty.
-All other text is kept, with avg_logprob, no_speech_prob and compression_ratio beside it.
+Texts are what the model says; `pipeline.models.judgement` has the rules against invented words.
 """
 
 from __future__ import annotations
@@ -308,11 +305,4 @@ def _transcript(result: Any, tokenizer: Any, language: str) -> Transcript:  # no
     # CTranslate2 divides by the length without the end token; Whisper counts it
     avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
     text = tokenizer.decode([token for token in tokens if token < tokenizer.eot]).strip()
-    return _judged(Transcript(text, language, avg_logprob, result.no_speech_prob, compression_ratio(text)))
-
-
-def _judged(transcript: Transcript) -> Transcript:
-    silent = (transcript.no_speech_prob or 0.0) > NO_SPEECH_PROB and (transcript.avg_logprob or 0.0) < NO_SPEECH_LOGPROB
-    if not silent:
-        return transcript
-    return Transcript("", transcript.language, transcript.avg_logprob, transcript.no_speech_prob, None)
+    return Transcript(text, language, avg_logprob, result.no_speech_prob, compression_ratio(text))

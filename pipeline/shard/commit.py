@@ -25,7 +25,7 @@ from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.models import roles
 from pipeline.redaction import without_query
-from pipeline.schema import ABSTAINED, DIMENSIONS, utterance_id
+from pipeline.schema import ABSTAINED, DIMENSIONS, NO_SPEECH, utterance_id
 from pipeline.shard.context import Work
 from pipeline.shard.work_table import is_committed_elsewhere
 from pipeline.storage.retry import principal
@@ -222,7 +222,11 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
         "emotion": pc.if_else(abstained, None, kept["emotion"]),
         "emotion_null_reason": pc.if_else(abstained, ABSTAINED, kept["emotion_null_reason"]),
         "abstained": abstained,
-        "model": pa.array([fingerprints.get(language) for language in kept["language"].to_pylist()], pa.string()),
+        "model": pc.if_else(
+            pc.equal(kept["emotion_null_reason"], NO_SPEECH).fill_null(False),
+            None,
+            pa.array([fingerprints.get(language) for language in kept["language"].to_pylist()], pa.string()),
+        ),
         "run_id": pa.array([plan.plan] * kept.num_rows, pa.string()),
     }
     columns = []

@@ -17,12 +17,13 @@ from pipeline.audio.segmentation import cut, speech_seconds
 from pipeline.dataset.parts import is_committed
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import JobError, Reason, Reject, Stage
+from pipeline.schema import NO_SPEECH
 from pipeline.shard.commit import key_of
 from pipeline.shard.context import Work
 from pipeline.shard.isolation import guard
 from pipeline.shard.missing_audio import refuse_absent
 from pipeline.shard.recording import Waveform, check_span, fetch_small, load_recording, needs_audio, records_of
-from pipeline.shard.transcribe import needs_transcription
+from pipeline.shard.transcribe import has_voice_rules, needs_voice_activity
 from pipeline.shard.work_table import PCM_BUDGET_BYTES, WORK_SCHEMA, committed_elsewhere, pack_waveform
 from pipeline.storage.read_ahead import read_ahead
 
@@ -90,20 +91,27 @@ def _lines_of(work: Work, record: dict[str, Any], content: Callable[[], bytes | 
     spans = cut(waveform, segmentation=work.plan.settings.segmentation, has_text=text is not None)
     if len(spans) > 1:
         common = {**common, "text": None, "text_source": "none"}
+    needs_vad, voice_rules = needs_voice_activity(work, common), has_voice_rules(work.plan.settings)
     pack = pack_waveform if waveform.nbytes <= PCM_BUDGET_BYTES else _leave_out  # packing takes half as much again
-    return [
-        {
-            **common,
-            "segment_index": index,
-            "start_s": offset_s + span.start_s,
-            "end_s": offset_s + span.end_s,
-            **dict(zip(("waveform", "sample_bytes"), pack(waveform[span.start : span.end]), strict=True)),
-            "identity": recording.identity,
-            # counted here, on the CPU workers, because Whisper's device would have to wait for it
-            "speech_s": speech_seconds(waveform[span.start : span.end]) if needs_transcription(work, common) else None,
-        }
-        for index, span in enumerate(spans)
-    ]
+    lines = []
+    for index, span in enumerate(spans):
+        piece = waveform[span.start : span.end]
+        # counted here, on the CPU workers, because Whisper's device would have to wait for it
+        speech_s = speech_seconds(piece) if needs_vad else None
+        silent = voice_rules and speech_s == 0.0
+        lines.append(
+            {
+                **common,
+                "segment_index": index,
+                "start_s": offset_s + span.start_s,
+                "end_s": offset_s + span.end_s,
+                **dict(zip(("waveform", "sample_bytes"), pack(piece), strict=True)),
+                "identity": recording.identity,
+                "speech_s": speech_s,
+                "emotion_null_reason": NO_SPEECH if silent and common["text"] is None else None,
+            }
+        )
+    return lines
 
 
 def _leave_out(_: Waveform) -> tuple[None, None]:

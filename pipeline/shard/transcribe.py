@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.config import primary_language
+from pipeline.config.settings import Settings
 from pipeline.dataset.plan import Shard
 from pipeline.errors import Reject, Stage
+from pipeline.models.judgement import flag_of, judge, judge_as_whisper
 from pipeline.models.transcriber import Transcript
 from pipeline.shard.context import Work
 from pipeline.shard.crashes import UNWATCHED, Watch
@@ -22,9 +24,23 @@ if TYPE_CHECKING:
     from pipeline.models.transcriber import Transcriber
 
 
+_VOICE_RULES_SINCE = 3
+"""Schema version from which clips without voice have no emotion, and `pipeline.models.judgement` applies."""
+
+
 def needs_transcription(work: Work, line: Mapping[str, Any]) -> bool:
     """Return whether a line's text must be transcribed or its language detected."""
     return _needs_text(work, line) or line["language"] is None
+
+
+def has_voice_rules(settings: Settings) -> bool:
+    """Return whether a dataset has the rules for clips without voice: not before version 3, nor with whole files."""
+    return settings.schema_version >= _VOICE_RULES_SINCE and settings.segmentation != "none"
+
+
+def needs_voice_activity(work: Work, line: Mapping[str, Any]) -> bool:
+    """Return whether the speech of a line must be counted: to transcribe it, or because it may have no voice."""
+    return needs_transcription(work, line) or (line["text"] is None and has_voice_rules(work.plan.settings))
 
 
 def _needs_text(work: Work, line: Mapping[str, Any]) -> bool:
@@ -91,7 +107,7 @@ def transcribe(
     )
     for index, transcript in transcripts.items():
         if _needs_text(work, lines[index]):
-            lines[index].update(_text_columns(transcript))
+            lines[index].update(_text_columns(work, lines[index], transcript))
     watch.end()
     texts = pa.Table.from_pylist(lines, schema=WORK_SCHEMA.remove(WORK_SCHEMA.get_field_index("waveform")))
     return texts.append_column("waveform", table["waveform"]).select(WORK_SCHEMA.names)
@@ -103,8 +119,15 @@ def _transcribe_lines(
     return transcriber.transcribe_many([waveforms[line] for line in lines], [spoken[line] for line in lines])
 
 
-def _text_columns(transcript: Transcript) -> dict[str, Any]:
+def _text_columns(work: Work, line: Mapping[str, Any], transcript: Transcript) -> dict[str, Any]:
+    speech_s, duration_s = line["speech_s"] or 0.0, line["end_s"] - line["start_s"]
+    if has_voice_rules(work.plan.settings):
+        transcript, flag = judge(transcript, duration_s=duration_s, speech_s=speech_s)
+    else:
+        transcript = judge_as_whisper(transcript, duration_s=duration_s)
+        flag = flag_of(transcript, speech_s=speech_s)
     return {
+        "asr_flag": str(flag),
         "text": transcript.text,
         "text_source": "asr",
         "asr_avg_logprob": transcript.avg_logprob,

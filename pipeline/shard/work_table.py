@@ -45,6 +45,7 @@ WORK_SCHEMA = pa.schema(
         pa.field("asr_avg_logprob", pa.float32()),
         pa.field("asr_no_speech_prob", pa.float32()),
         pa.field("asr_compression_ratio", pa.float32()),
+        pa.field("asr_flag", pa.string()),
         pa.field("reject", CAUSE),  # `Reject.document()`; null for an utterance
     ]
 )

@@ -273,6 +273,8 @@ def test_the_window_of_the_transcription_is_settled_once():
     assert Settings.of(new["cpu"].document()).asr_window == new["cpu"].document()["asr_window"] == "short"
     for dataset in (old, *new.values()):
         assert {config().resolved(device, dataset).asr_window for device in new} == {dataset.asr_window}
+    assert {device: settings.asr_compute_type for device, settings in new.items()} == {"cpu": "int8", "cuda": "float16"}
+    assert {config().resolved(device, old).asr_compute_type for device in new} == {"float32"}
     assert config(asr_window="short").resolved("cuda", old).asr_window == "short", "to be refused by the comparison"
     assert config(segmentation="none").resolved("cpu").asr_window == "full"
     assert "--segmentation none" in refusal(segmentation="none", asr_window="short")

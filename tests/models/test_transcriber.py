@@ -13,8 +13,8 @@ from transformers import WhisperFeatureExtractor
 
 from pipeline.audio.decode import decode
 from pipeline.errors import ConfigError, Reason, RejectedRow
-from pipeline.models.invented import compression_ratio, is_doubtful, repeated_words
-from pipeline.models.transcriber import Transcriber, Transcript, _judged, check_model
+from pipeline.models.invented import compression_ratio
+from pipeline.models.transcriber import Transcriber, check_model
 
 AUDIO = Path(__file__).parents[1] / "parity" / "audio"
 
@@ -107,40 +107,6 @@ def test_a_recording_past_the_window(transcriber, long_speech, monkeypatch):
     assert transcriber.transcribe(long_speech, None).language in {"en", "es", "fr", "de"}
     transcriber.transcribe(long_speech[: 30 * 16_000], "en")
     assert heard == [len(long_speech)] * 2
-
-
-@pytest.mark.parametrize(
-    ("no_speech", "logprob", "kept"), [(0.7, -1.1, False), (0.7, -0.9, True), (0.5, -3.0, True), (0.61, -1.01, False)]
-)
-def test_whispers_own_rule(no_speech, logprob, kept):
-    """Fails if a text is dropped on one figure alone, or kept against both."""
-    found = _judged(Transcript("words", "en", logprob, no_speech, 1.0))
-    assert (found.text, found.compression_ratio) == (("words", 1.0) if kept else ("", None))
-    assert (found.avg_logprob, found.no_speech_prob) == (logprob, no_speech)
-
-
-def test_compression_ratio():
-    """Fails if a text that repeats itself does not stand out, or an empty one divides by zero."""
-    assert compression_ratio("") is None
-    assert compression_ratio("thank you " * 50) > 2.4 > compression_ratio("Kids are talking by the door.")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", 0),
-        ("Kids are talking by the door.", 0),
-        ("Yes, yes, yes!", 2),
-        ("no no no no no", 4),
-        ("Dogs are sitting by the door. Dogs are sitting by the door.", 6),
-        ("We saw that it is, and that it is, and that it is, then left", 4),
-        ("the end of the road at the end of the day", 0),
-    ],
-)
-def test_words_that_repeat(text, words):
-    """Fails if a loop is taken for speech, or speech that repeats a word later for a loop."""
-    assert repeated_words(text) == words
-    assert is_doubtful(text, -0.1) is (words >= 4)
 
 
 def test_check_model(asr):

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pytest
 import soundfile
 
+from pipeline.dataset.verify.audit import audit
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.models import roles
 from pipeline.models.transcriber import Transcriber
@@ -28,6 +29,7 @@ from tests.support.shards import (
     causes,
     models_of,
     parts,
+    published,
     real_recogniser,
     row,
     work_of,
@@ -83,6 +85,45 @@ def test_silence_is_not_put_to_whisper(tmp_path, checkpoints, duration_s):
     quiet = table.filter(pc.field("row") > 0).to_pylist()
     assert len(quiet) == len(nothing)
     assert {(line["text"], line["text_source"], line["asr_avg_logprob"]) for line in quiet} == {("", "asr", None)}
+
+
+@pytest.mark.parametrize("mode", ["mean", "audio"])
+@pytest.mark.parametrize("segmentation", ["auto", "none"])
+def test_a_clip_without_voice_has_no_emotion(tmp_path, checkpoints, mode, segmentation):
+    """Fails if a sine tone is labelled, a text of the manifest is not trusted, or --segmentation none has the rule."""
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(64_000) / 16_000)
+    soundfile.write(tmp_path / "tone.wav", tone, 16_000)
+    tone_row = {"audio": str(tmp_path / "tone.wav")}
+    records = [row("speech", text=None), row("tone", text=None, **tone_row), row("told", text="words", **tone_row)]
+    work = work_of(tmp_path, records, models_of(checkpoints, mode, ["en"]), mode=mode, segmentation=segmentation)
+    transcriber = None if mode == "audio" else FakeTranscriber("en")
+    _, finished = by_hand(work, transcriber)
+    rows = {each["recording_id"][1:]: each for each in parts(work).to_pylist()}
+    reasons = {name: each["emotion_null_reason"] for name, each in rows.items()}
+    silent = segmentation != "none"
+    assert finished.utterances == 3 and reasons == {
+        "speech": None, "tone": "no_speech" if silent else None, "told": None,
+    }  # fmt: skip
+    assert [rows["tone"][name] is None for name in ("label", "emotion", "scores", "model", "audio_embedding")] == [
+        silent
+    ] * 5
+    if mode == "mean":
+        assert {name: each["asr_flag"] for name, each in rows.items()} == {
+            "speech": "none", "tone": "silence", "told": None,
+        }  # fmt: skip
+    assert audit(published(work), deep=True).status == "sound"
+
+
+def test_loops_are_cut_in_new_datasets(tmp_path, checkpoints):
+    """Fails if a text that repeats itself is written as it is, or changed where the dataset has no flag for it."""
+    loop = "I am sorry " * 40
+    for name, flags in (("new", {}), ("whole", {"segmentation": "none"})):
+        work = work_of(tmp_path / name, [row(0, text=None)], models_of(checkpoints, "mean", ["en"]), **flags)
+        looping = FakeTranscriber("en")
+        looping.text = loop
+        by_hand(work, looping, lambda _: real_recogniser(checkpoints))
+        (line,) = parts(work).to_pylist()
+        assert (line["text"].strip(), line["asr_flag"]) == ("I am sorry" if name == "new" else loop.strip(), "loop")
 
 
 def test_silence_has_no_language(tmp_path, checkpoints):

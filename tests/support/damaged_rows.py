@@ -217,6 +217,12 @@ def results_go_with_the_reason_that_there_are_none(out: Path) -> None:
 
 
 @shows(Invariant.LANGUAGE, deep=True)
+def a_labelled_row_is_said_to_have_no_speech(out: Path) -> None:
+    """The reason of a clip without voice, written for one that was labelled."""
+    rewrite(part(out, 0), column("emotion_null_reason", first("no_speech")))
+
+
+@shows(Invariant.LANGUAGE, deep=True)
 def a_language_has_the_probability_of_a_logit(out: Path) -> None:
     """Logits written where probabilities belong."""
     rewrite(part(out, 0), column("language_prob", first(2.5)))

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.audio.segmentation import MAX_SEGMENT_S
 from pipeline.config import primary_language
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.verify.invariants import Invariant
@@ -15,7 +16,16 @@ from pipeline.dataset.verify.label_scores import LabelScores
 from pipeline.errors import ConfigError
 from pipeline.manifest.python_values import plain_values
 from pipeline.redaction import without_query
-from pipeline.schema import ABSTAINED, CLEAR_PROB, DIMENSIONS, EMBEDDINGS, EMOTIONS, OTHER_LANGUAGE, emotion_of
+from pipeline.schema import (
+    ABSTAINED,
+    CLEAR_PROB,
+    DIMENSIONS,
+    EMBEDDINGS,
+    EMOTIONS,
+    NO_SPEECH,
+    OTHER_LANGUAGE,
+    emotion_of,
+)
 
 _NEAR = 1e-5
 """Tolerance between a float32 score and a copy of it."""
@@ -36,7 +46,7 @@ _SENTENCES = {
     Invariant.LABEL: "rows have a label that is unknown, belongs to another emotion or does not have the highest score, "
     "or no emotion without a reason",
     Invariant.LANGUAGE: "rows have a language_prob that is not a probability, or a model and results that contradict their "
-    "emotion_null_reason: only rows with 'language' have neither",
+    "emotion_null_reason: only rows with 'language' or 'no_speech' have neither",
     Invariant.EMBEDDING: "rows have an embedding that is missing or not finite",
 }
 
@@ -61,7 +71,7 @@ class RowFaults:
         rows = rows.combine_chunks()
         if not rows.num_rows:
             return
-        labelled = ~_is_in_other_language(rows)
+        labelled = ~_is_unlabelled(rows)
         scores, confidence, label = self._bad_results(rows)
         masks = {
             Invariant.RUN_ID: np.array([run != self._plan.plan for run in rows["run_id"].to_pylist()]),
@@ -134,9 +144,21 @@ class RowFaults:
         results = [name for name in (*_RESULTS, *since_3) if name in rows.column_names]
         absent = np.stack([_null(rows, name) for name in results])
         covered = np.array([self._plan.knows_language(primary_language(tag)) for tag in rows["language"].to_pylist()])
-        unlabelled_well = absent.all(axis=0) & ~covered & (prob >= CLEAR_PROB - _NEAR)
+        silent = np.array([reason == NO_SPEECH for reason in rows["emotion_null_reason"].to_pylist()])
+        elsewhere = ~covered & (prob >= CLEAR_PROB - _NEAR)
+        unlabelled_well = absent.all(axis=0) & np.where(silent, self._may_be_silent(rows), elsewhere)
         unlabelled_well &= ~rows["abstained"].to_numpy(zero_copy_only=False)
         return np.asarray(bad | np.where(labelled, _null(rows, "model"), ~unlabelled_well))
+
+    def _may_be_silent(self, rows: pa.Table) -> Mask:
+        """Return a mask of rows that may have no results because nobody speaks: without words, and of up to 30 s."""
+        settings = self._plan.settings
+        if settings.schema_version < _LABEL_SCORES_SINCE or settings.segmentation == "none":
+            return np.zeros(rows.num_rows, dtype=bool)
+        short = rows["duration_s"].to_numpy() <= MAX_SEGMENT_S + _NEAR
+        columns = zip(rows["text"].to_pylist(), rows["text_source"].to_pylist(), strict=True)
+        wordless = np.array([not text and source != "manifest" for text, source in columns])
+        return np.asarray(wordless & short)
 
     def _bad_embeddings(self, rows: pa.Table) -> Mask:
         bad = np.zeros(rows.num_rows, dtype=bool)
@@ -153,11 +175,11 @@ def _null(rows: pa.Table, column: str) -> Mask:
     return np.asarray(rows[column].combine_chunks().is_null())
 
 
-def _is_in_other_language(rows: pa.Table) -> Mask:
-    """Return a mask of rows marked as having no results because no model covers their language."""
+def _is_unlabelled(rows: pa.Table) -> Mask:
+    """Return a mask of rows marked as having no results, for their language or because nobody speaks."""
     if "emotion_null_reason" not in rows.column_names:
         return np.zeros(rows.num_rows, dtype=bool)
-    return np.array([reason == OTHER_LANGUAGE for reason in rows["emotion_null_reason"].to_pylist()])
+    return np.array([reason in (OTHER_LANGUAGE, NO_SPEECH) for reason in rows["emotion_null_reason"].to_pylist()])
 
 
 def _shown_audio(planned: pa.Array, mine: pa.Array) -> pa.Array:

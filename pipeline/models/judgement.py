@@ -1,0 +1,93 @@
+"""Rules against words that Whisper invents for silence, noise and music.
+
+For datasets from schema version 3 (`judge`), of utterances of up to 30 s that are not transcribed with
+`--segmentation none`, the first that applies:
+
+- silence: voice activity detection finds no speech; or Whisper's own rule applies; or less than `_SPEECH_SHARE` of the
+  clip may be speech and the average log-probability is under `_UNSURE_LOGPROB`. The text is empty.
+- loop: the compression ratio is over 2.4, or four words or more repeat at once at a pace that nobody speaks. Repetitions
+  are cut to their first occurrence; the text is empty if the ratio is still over 2.4.
+- low_confidence: the average log-probability is under -1.0. The text stays.
+
+Earlier datasets, and `--segmentation none`, have Whisper's own rule alone (`judge_as_whisper`). The figures that Whisper's
+rule uses are those of full windows: with an average log-probability under -1.0 no text of a short window is kept.
+docs/performance.md, invented_words, has misses and false alarms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+
+from pipeline.models.encoder import WINDOW_S
+from pipeline.models.invented import (
+    LOW_LOGPROB,
+    REPEATED_WORDS,
+    REPETITIVE,
+    compression_ratio,
+    repeated_words,
+    without_repetition,
+)
+from pipeline.models.transcriber import Transcript
+
+NO_SPEECH_PROB = 0.6
+"""Threshold of Whisper's voice activity rule, with `LOW_LOGPROB`. Source: Radford et al. 2022, section 4.5."""
+_SPEECH_SHARE, _UNSURE_LOGPROB = 0.2, -0.7
+"""Chosen on 131 sounds without speech and 450 clips of speech; the next values on either side give nearly the same."""
+_FASTEST_WORDS_PER_S = 5.0
+"""Words per second of speech above which a repetition is a loop. Fast speakers reach 4 to 5."""
+
+
+class AsrFlag(StrEnum):
+    """Values of the column `asr_flag`."""
+
+    NONE = "none"
+    SILENCE = "silence"
+    LOOP = "loop"
+    LOW_CONFIDENCE = "low_confidence"
+
+
+def judge_as_whisper(transcript: Transcript, *, duration_s: float) -> Transcript:
+    """Empty the text if Whisper's rule says that nobody speaks. Past 30 s, faster-whisper has applied it by window."""
+    return _emptied(transcript) if duration_s <= WINDOW_S and _is_silent(transcript) else transcript
+
+
+def judge(transcript: Transcript, *, duration_s: float, speech_s: float) -> tuple[Transcript, AsrFlag]:
+    """Apply the rules to the transcript of an utterance of at most 30 s.
+
+    Args:
+        speech_s: seconds that may be speech, as `pipeline.audio.segmentation.speech_seconds` counts them.
+    """
+    unsure = (transcript.avg_logprob or 0.0) < _UNSURE_LOGPROB
+    if not speech_s or _is_silent(transcript) or (unsure and speech_s < _SPEECH_SHARE * duration_s):
+        return _emptied(transcript), AsrFlag.SILENCE
+    flag = flag_of(transcript, speech_s=speech_s)
+    if flag is not AsrFlag.LOOP:
+        return transcript, flag
+    text = without_repetition(transcript.text)
+    ratio = compression_ratio(text)
+    return (
+        (replace(transcript, text=text, compression_ratio=ratio), flag)
+        if (ratio or 0.0) <= REPETITIVE
+        else (_emptied(transcript), flag)
+    )
+
+
+def flag_of(transcript: Transcript, *, speech_s: float) -> AsrFlag:
+    """Return the flag of a transcript whose text stays as it is."""
+    if not transcript.text:
+        return AsrFlag.SILENCE
+    fast = len(transcript.text.split()) > _FASTEST_WORDS_PER_S * speech_s
+    repeats = fast and repeated_words(transcript.text) >= REPEATED_WORDS
+    if repeats or (compression_ratio(transcript.text) or 0.0) > REPETITIVE:
+        return AsrFlag.LOOP
+    return AsrFlag.LOW_CONFIDENCE if (transcript.avg_logprob or 0.0) < LOW_LOGPROB else AsrFlag.NONE
+
+
+def _is_silent(transcript: Transcript) -> bool:
+    unlikely = (transcript.avg_logprob or 0.0) < LOW_LOGPROB
+    return unlikely and (transcript.no_speech_prob or 0.0) > NO_SPEECH_PROB
+
+
+def _emptied(transcript: Transcript) -> Transcript:
+    return replace(transcript, text="", compression_ratio=None)
