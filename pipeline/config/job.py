@@ -46,6 +46,22 @@ class JobConfig(ModelChoice):
         Option(DATA, "plan only N random lines of the manifests; the same command chooses the same lines", metavar="N"),
     ] = Field(default=None, ge=1)
     sample_seed: Annotated[int, Option(DATA, "seed of --sample", metavar="N")] = 0
+    exclude: Annotated[
+        str | None,
+        Option(
+            DATA,
+            "plan no row for which this SQL condition on manifest columns is true; its audio is not fetched",
+            metavar="SQL",
+        ),
+    ] = Field(default=None, min_length=1)
+    only: Annotated[
+        str | None,
+        Option(DATA, "plan only rows for which this SQL condition is true; null is not true", metavar="SQL"),
+    ] = Field(default=None, min_length=1)
+    exclude_channel: Annotated[
+        tuple[int, ...],
+        Option(DATA, "plan no row of these channels, nor one without a channel, which uses all", metavar="N[,N]"),
+    ] = ()
     output: Annotated[str, Option(DATA, "output location: a folder, s3://bucket/prefix, ...", metavar="URI")] = Field(
         min_length=1
     )
@@ -217,6 +233,17 @@ class JobConfig(ModelChoice):
         if self.allowed_languages and self.language != AUTO_LANGUAGE:
             raise ValueError("--allowed-languages limits what --language auto may detect; add --language auto")
         return self
+
+    @field_validator("exclude_channel", mode="before")
+    @classmethod
+    def _channels(cls, value: object) -> object:
+        """Accept `1`, `0,1` or a list."""
+        values = value if isinstance(value, list | tuple) else str(value).split(",")
+        channels = [str(channel).strip() for channel in values]
+        for channel in channels:
+            if not (channel.isascii() and channel.isdigit()):
+                raise ValueError(f"{channel!r} is not a channel number from 0")
+        return tuple(sorted({int(channel) for channel in channels}))
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:

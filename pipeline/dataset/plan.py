@@ -30,6 +30,7 @@ from pipeline.config.settings import Settings, canonical_hash
 from pipeline.errors import ConfigError
 from pipeline.layout import plan_key, plan_name, planning_rejects_key, shard_file
 from pipeline.manifest.hash_buckets import Keys, id_keys
+from pipeline.manifest.policy import Policy
 from pipeline.manifest.python_values import groups
 from pipeline.manifest.rejects import reject_keys
 from pipeline.manifest.staging import Selection
@@ -79,6 +80,8 @@ class Plan:
         files: shard files in order, each with its number of shards.
         audio_roots: absolute prefixes below which audio may be opened; empty for the store of the manifests, None in plans
             written before this was recorded.
+        policy: conditions under which rows of the manifests were excluded.
+        excluded: number of excluded rows by option.
     """
 
     plan: str
@@ -97,6 +100,8 @@ class Plan:
     extra_schema: str
     format: int = FORMAT
     audio_roots: tuple[str, ...] | None = None
+    policy: Policy = field(default_factory=Policy)
+    excluded: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
@@ -122,6 +127,10 @@ class Plan:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.audio_roots is None:
             del fields["audio_roots"]
+        if not self.policy:
+            del fields["policy"], fields["excluded"]
+        else:
+            fields["policy"] = self.policy.document()
         return {**fields, "settings": self.settings.document(), "models": pins_document(self.models)}
 
     @property
@@ -170,7 +179,9 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
     """Parse the content of a `plan.json`. Raises: KeyError, TypeError or ValueError when it is not a plan."""
     files = tuple((file, count) for file, count in document["files"])
     tuples = {name: tuple(document[name]) for name in ("manifests", "audio_roots") if name in document}
-    typed = {"settings": Settings.of(document["settings"]), "models": pins_of(document["models"])}
+    typed: dict[str, Any] = {"settings": Settings.of(document["settings"]), "models": pins_of(document["models"])}
+    if "policy" in document:
+        typed["policy"] = Policy.of(document["policy"])
     return Plan(**{**document, **tuples, **typed, "files": files})
 
 
@@ -378,6 +389,8 @@ def write_plan(
         audio_s=audio_s,
         extra_schema=base64.b64encode(extra.serialize().to_pybytes()).decode(),
         audio_roots=audio_roots,
+        policy=selection.staging.policy,
+        excluded=selection.excluded if selection.staging.policy else {},
     )
     return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
 

@@ -177,9 +177,10 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
 
     Data that does not fit into memory is spilled to a temporary folder.
 
-    Raises: ConfigError for SQL that cannot be run, or when DuckDB is not installed; JobError for files that cannot be read.
+    Raises: ConfigError for SQL that cannot be run; JobError for files that cannot be read.
     """
-    duckdb = optional("duckdb", extra="analytics")
+    import duckdb
+
     with temporary_folder("spill-") as spill:
         connection = duckdb.connect(config={"temp_directory": str(spill)})
         try:

@@ -28,6 +28,7 @@ from pipeline.dataset.compatibility import (
     settle_types,
     with_columns,
 )
+from pipeline.dataset.exclusion import exclusion_lines, policy_of, require_agreement
 from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.dataset.publish import publish
@@ -45,7 +46,8 @@ from pipeline.engine.rates import check_rates
 from pipeline.engine.stages import run_shards
 from pipeline.errors import ConfigError, NoWorkersError, did_you_mean
 from pipeline.layout import PROBE
-from pipeline.manifest.choice import Choice
+from pipeline.manifest.choice import chosen_lines
+from pipeline.manifest.policy import Policy
 from pipeline.manifest.read import expand
 from pipeline.manifest.staging import Selection, Staging
 from pipeline.models import roles
@@ -68,6 +70,7 @@ class Driver:
 
     Attributes:
         out: stream for messages to the user; must not be file descriptor 2, which is redirected while Ray runs.
+        excluded: number of rows of the manifests that the policy excluded, by option; set by `read`.
     """
 
     config: JobConfig
@@ -77,9 +80,12 @@ class Driver:
     manifests: list[str] = field(init=False)
     dataset: Settings | None = field(init=False)
     plans: list[Plan] = field(init=False)
+    policy: Policy = field(init=False)
     undrawn: list[str] = field(init=False, default_factory=list)
+    excluded: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.policy = policy_of(self.config)
         self.prepared = roles.prepared_models(self.config)
         self.manifests = expand(self.config.manifest, output=self.config.output)
         self.store = open_store(self.config.output)
@@ -100,7 +106,7 @@ class Driver:
 
     def read(self, folder: Path) -> Selection:
         """Read the manifests and select the new rows."""
-        staging = Staging(folder, choice=chosen_lines(self.config))
+        staging = Staging(folder, choice=chosen_lines(self.config), policy=self.policy)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
         staging.read(
@@ -117,7 +123,9 @@ class Driver:
             self._check_partition_columns(staging.extra)
         else:  # without rows there are no partition folders
             staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
-        return staging.select(*held_keys(self.store, self.plans))
+        selection = staging.select(*held_keys(self.store, self.plans))
+        self.excluded = selection.excluded
+        return selection
 
     def _check_partition_columns(self, extra: pa.Schema) -> None:
         for column in self.config.partition_by:
@@ -145,6 +153,9 @@ class Driver:
             states = survey(self.store, self.plans, self.out)
             self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
             unfinished = [state.plan for state in states if not state.whole]
+            require_agreement(self.store, unfinished, self.policy)
+            for line in exclusion_lines(selection):
+                print(line, file=self.out)
             needs = roles.needs_of(selection.tables(), self.config, self.prepared)
             chosen = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
             with self._start_pinning(needs, chosen) as pinning, ExitStack() as stack:
@@ -242,6 +253,7 @@ class Driver:
                 return [*others, plan]
             plans = load_plans(self.store)
             others += plans[len(self.plans) :]
+            require_agreement(self.store, others, self.policy)
             self.plans = plans
             compare_models(self.plans, pinned)
             selection = self._select(selection.staging)
@@ -332,6 +344,7 @@ class Driver:
                 "rows_new": corpus.rows,
                 "rows_held_by_earlier_runs": selection.held,
                 "rows_rejected_while_planning": reasons,
+                **({"rows_excluded": dict(selection.excluded)} if self.policy else {}),
                 "rows_without_text": corpus.rows_without_text,
                 "audio_hours_known": round(corpus.known_s / 3600, 4),
                 "rows_without_duration": corpus.rows_without_duration,
@@ -350,13 +363,6 @@ class Driver:
                 },
                 "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }
-
-
-def chosen_lines(config: JobConfig) -> Choice | None:
-    """Return the choice that `--limit` or `--sample` asks for."""
-    if config.sample is not None:
-        return Choice(config.sample, seed=config.sample_seed)
-    return None if config.limit is None else Choice(config.limit)
 
 
 def _rows_done(plan: Plan, pending: int) -> int:

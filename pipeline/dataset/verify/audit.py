@@ -156,6 +156,7 @@ class _Auditor:
             tally.utterances,
             tally.rejects,
             self.outline.attempts[plan.plan],
+            sum(plan.excluded.values()),
         )
         self.states.append(state)
 

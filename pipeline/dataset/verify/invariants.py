@@ -88,6 +88,7 @@ class PlanState:
         rows: manifest rows, including those rejected while planning.
         rejects: rejects of planning and of the run.
         failed_tries: recorded failed attempts to finish the plan.
+        excluded: rows of the manifests that the plan's policy excluded; they are not among its rows.
     """
 
     plan: str
@@ -98,6 +99,7 @@ class PlanState:
     utterances: int
     rejects: int
     failed_tries: int = 0
+    excluded: int = 0
 
     @property
     def finished(self) -> bool:
@@ -112,7 +114,7 @@ class PlanState:
             return f"plan {self.plan}: unfinished: {self.parts:,} of {self.shards:,} shards{rest}"
         return (
             f"plan {self.plan}: {self.rows:,} rows, {self.utterances:,} utterances and {self.rejects:,} rejects in "
-            f"{self.shards:,} shards, published"
+            f"{self.shards:,} shards, published" + (f"; {self.excluded:,} rows excluded" if self.excluded else "")
         )
 
 

@@ -59,7 +59,7 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         isinstance(file, str) and file.startswith(f"{shards_folder(name)}/") and ".." not in file for file in named
     ):
         yield "it names files outside its own folder"
-    counts = [*(count for _, count in plan.files), plan.rows, plan.rejects]
+    counts = [*(count for _, count in plan.files), plan.rows, plan.rejects, *plan.excluded.values()]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         yield "a count is not a whole number"
     if bool(plan.rejects) != (plan.rejects_file is not None):
