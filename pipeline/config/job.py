@@ -15,10 +15,11 @@ from pipeline.config.labels import label_maps
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
 from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import TRANSIENT_REASONS, ConfigError, Reason, did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
+_DECIDED_WHILE_PLANNING = {Reason.MALFORMED, Reason.BAD_FIELD, Reason.DUPLICATE_ID}
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 _ASR_COMPUTE_TYPES = {"cpu": "float32", "cuda": "float16"}
 """Default CTranslate2 type of the transcription, by device."""
@@ -199,6 +200,18 @@ class JobConfig(ModelChoice):
             RUN, "reject what is left of these unfinished runs, such as 000007, for good; then continue", metavar="RUN"
         ),
     ] = ()
+    retry_rejects: Annotated[
+        tuple[str, ...],
+        Option(
+            RUN,
+            "annotate rows of the manifests again that earlier runs rejected for these reasons; transient: FETCH_FAILED, "
+            "TIMEOUT, OUT_OF_MEMORY, DECODER_CRASH, NOT_FOUND; none (default: none)",
+            metavar="REASON[,REASON]",
+        ),
+    ] = ()
+    max_attempts: Annotated[
+        int, Option(RUN, "number of runs that may try a row, the first included, with --retry-rejects", metavar="N")
+    ] = Field(default=5, ge=2)
     no_page: Annotated[bool, Option(RUN, "do not draw report.html; jobs.report can draw it later")] = False
     log_format: Annotated[
         LogFormat,
@@ -244,6 +257,22 @@ class JobConfig(ModelChoice):
             if not (channel.isascii() and channel.isdigit()):
                 raise ValueError(f"{channel!r} is not a channel number from 0")
         return tuple(sorted({int(channel) for channel in channels}))
+
+    @field_validator("retry_rejects", mode="before")
+    @classmethod
+    def _reasons(cls, value: object) -> object:
+        """Accept `transient`, `none`, `A,B` or a list of reasons."""
+        items = [value] if isinstance(value, str) else strings(value)
+        names = [name.strip() for item in items for name in item.split(",") if name.strip()]
+        reasons: dict[str, None] = {}
+        for name in names:
+            known = {"transient": TRANSIENT_REASONS, "none": ()}.get(name.lower())
+            if known is None and name.upper() not in set(Reason) - _DECIDED_WHILE_PLANNING:
+                if name.upper() in _DECIDED_WHILE_PLANNING:
+                    raise ValueError(f"{name.upper()} is decided from the manifest, which every run reads again")
+                raise ValueError(f"unknown reason {name!r}{did_you_mean(name.upper(), Reason)}")
+            reasons |= dict.fromkeys(map(str, (name.upper(),) if known is None else known))
+        return tuple(reasons)
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:

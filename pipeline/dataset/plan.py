@@ -68,6 +68,7 @@ class Plan:
             written before this was recorded.
         policy: conditions under which rows of the manifests were excluded.
         excluded: number of excluded rows by option.
+        retries: number of rows that this plan takes over, because they were rejected, by the plan that had them.
     """
 
     plan: str
@@ -88,6 +89,7 @@ class Plan:
     audio_roots: tuple[str, ...] | None = None
     policy: Policy = field(default_factory=Policy)
     excluded: Mapping[str, int] = field(default_factory=dict)
+    retries: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
@@ -117,6 +119,8 @@ class Plan:
             del fields["policy"], fields["excluded"]
         else:
             fields["policy"] = self.policy.document()
+        if not self.retries:
+            del fields["retries"]
         return {**fields, "settings": self.settings.document(), "models": pins_document(self.models)}
 
     @property
@@ -177,15 +181,15 @@ def read_shard(store: Store, shard: Shard) -> pa.Table:
         return file.read_row_group(shard.row_group)
 
 
-def read_shards(store: Store, shards: Iterable[Shard]) -> Iterator[pa.Table]:
-    """Read the rows of several shards, in the given order.
+def read_shards(store: Store, shards: Iterable[Shard], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read the rows of several shards, in the given order, with some columns or all.
 
     Opens a file once for consecutive shards and reads `_SHARDS_AT_ONCE` of them together, which are few requests.
     """
     for file, of_file in itertools.groupby(shards, key=lambda shard: shard.file):
         with _open_parquet(store, file) as parquet:
             while numbers := [shard.row_group for shard in itertools.islice(of_file, _SHARDS_AT_ONCE)]:
-                rows, start = parquet.read_row_groups(numbers), 0
+                rows, start = parquet.read_row_groups(numbers, columns and list(columns)), 0
                 for number in numbers:
                     count = parquet.metadata.row_group(number).num_rows
                     yield rows.slice(start, count)
@@ -248,6 +252,7 @@ def write_plan(
     size: ShardSize,
     needs_text: bool,
     audio_roots: tuple[str, ...] | None = None,
+    retries: Mapping[str, int] | None = None,
 ) -> Plan | None:
     """Write the selection as plan `number`. Returns: None when another planner created that number first.
 
@@ -286,6 +291,7 @@ def write_plan(
         audio_roots=audio_roots,
         policy=selection.staging.policy,
         excluded=selection.excluded if selection.staging.policy else {},
+        retries=retries or {},
     )
     return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
 

@@ -33,6 +33,7 @@ from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.dataset.renewal import renew
+from pipeline.dataset.retries import Retriable, find_retriable, refuse_remaking, write_plans
 from pipeline.dataset.row_checks import check_rows
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.engine import estimate
@@ -81,6 +82,7 @@ class Driver:
     dataset: Settings | None = field(init=False)
     plans: list[Plan] = field(init=False)
     policy: Policy = field(init=False)
+    retriable: Retriable = field(init=False, default_factory=Retriable)
     undrawn: list[str] = field(init=False, default_factory=list)
     excluded: Mapping[str, int] = field(init=False, default_factory=dict)
 
@@ -123,7 +125,9 @@ class Driver:
             self._check_partition_columns(staging.extra)
         else:  # without rows there are no partition folders
             staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
-        selection = staging.select(*held_keys(self.store, self.plans))
+        config = self.config
+        self.retriable = find_retriable(self.store, self.plans, config.retry_rejects, config.max_attempts)
+        selection = staging.select(*held_keys(self.store, self.plans), self.retriable.keys)
         self.excluded = selection.excluded
         return selection
 
@@ -223,22 +227,20 @@ class Driver:
         return {name: width for name, width in widths.items() if name in self.config.embeddings}
 
     def _plan(self, selection: Selection, resources: Resources, pinned: Pins, widths: dict[str, int]) -> list[Plan]:
-        """Write the new plan; if another planner took its number, drop the rows that plan holds and try the next number.
-
-        Returns: the plans to finish: those of the other planners, then the new one, if rows are left for it.
-        """
+        """Write the new plans. Returns: the plans to finish, those of planners that were faster included."""
         device = choose_device(self.config, resources)
         size = shard_size(self.config, selection.rows, device, resources)
         if self.dataset is None:  # another run may have created it since
             self.dataset = dataset_settings(self.store)
         settings = self._settings(device)
         claim_dataset(self.store, settings)
-        others: list[Plan] = []
-        while selection:
+        staging = selection.staging
+
+        def write(number: int, rows: Selection) -> Plan | None:
             plan = write_plan(
                 self.store,
-                len(self.plans) + 1,
-                selection,
+                number,
+                rows,
                 settings=settings,
                 models=pinned,
                 embedding_widths=widths,
@@ -246,18 +248,19 @@ class Driver:
                 size=size,
                 needs_text=self.config.mode != "audio",
                 audio_roots=AudioRoots.parse(self.config.audio_root, self.manifests).absolute(),
+                retries=self.retriable.owners_of(rows.tables()),
             )
-            if plan is not None:
-                if warning := tiny_shards_warning(plan):
-                    print(f"warning: {warning}", file=self.out)
-                return [*others, plan]
-            plans = load_plans(self.store)
-            others += plans[len(self.plans) :]
-            require_agreement(self.store, others, self.policy)
-            self.plans = plans
+            if plan is not None and (warning := tiny_shards_warning(plan)):
+                print(f"warning: {warning}", file=self.out)
+            return plan
+
+        def reselect() -> Selection:
+            require_agreement(self.store, self.plans[known:], self.policy)
             compare_models(self.plans, pinned)
-            selection = self._select(selection.staging)
-        return others
+            return self._select(staging)
+
+        known = len(self.plans)
+        return write_plans(self.store, self.plans, selection, write, reselect)
 
     def _finish(self, plan: Plan, resources: Resources, staging: Staging | None) -> dict[str, Any]:
         """Run the shards of one plan that have no part, then publish it.
@@ -267,6 +270,7 @@ class Driver:
         """
         started, started_at = time.monotonic(), _now()
         pending = pending_shards(self.store, plan)
+        refuse_remaking(plan, pending, self.plans)
         if staging is not None:
             pending = renew(self.store, plan, pending, staging)
         random.shuffle(pending)  # a concurrent run of the plan then works on other shards; each skips committed ones
@@ -302,7 +306,13 @@ class Driver:
         return publish(self.store, plan, committed_parts(self.store, [plan])[plan.plan], report)
 
     def _config_for(self, plan: Plan) -> JobConfig:
-        """Return the configuration for a plan: `--max-reject-rate` applies only to plans of the given manifests."""
+        """Return the configuration for a plan.
+
+        `--max-reject-rate` applies only to plans of the given manifests. Rows that are retried are expected to fail again, so
+        their plan has no limit.
+        """
+        if plan.retries:
+            return self.config.model_copy(update={"max_reject_rate": 1.0})
         ours = {*map(without_query, plan.manifests)} & {*map(without_query, self.manifests)}
         return self.config if ours else self.config.model_copy(update={"max_reject_rate": None})
 
@@ -344,6 +354,7 @@ class Driver:
                 "rows_new": corpus.rows,
                 "rows_held_by_earlier_runs": selection.held,
                 "rows_rejected_while_planning": reasons,
+                **({"rows_retried": selection.retried_rows} if self.config.retry_rejects else {}),
                 **({"rows_excluded": dict(selection.excluded)} if self.policy else {}),
                 "rows_without_text": corpus.rows_without_text,
                 "audio_hours_known": round(corpus.known_s / 3600, 4),

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +118,7 @@ class Staging:
     def _reject_count(self) -> int:
         return len(as_keys(self._reject_keys))
 
-    def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
+    def select(self, held_ids: Iterable[Keys], held_rejects: Keys, retriable: Keys | None = None) -> Selection:
         """Select the new rows, of those that `choice` and `policy` allow.
 
         Left out are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id
@@ -127,11 +127,13 @@ class Staging:
         Args:
             held_ids: keys of the ids in earlier plans, in batches.
             held_rejects: keys of rejects in earlier plans, see `reject_keys`.
+            retriable: keys of ids in earlier plans whose rows are selected nevertheless.
         Raises: ConfigError for a policy that cannot be evaluated.
         """
         causes, reject_causes = self._causes()
         new = np.ones(self.rows, dtype=bool)
         doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
+        retried = np.zeros(self.rows, dtype=bool)
         misfit = self._misfit_rows()
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             theirs = HashBuckets(Path(folder) / "held")
@@ -139,7 +141,9 @@ class Staging:
                 theirs.add(some)
             buckets = zip(self._ids.buckets(), theirs.buckets(), self._refused_ids.buckets(), strict=True)
             for (keys, positions), (held, _), (refused, _) in buckets:
-                new[positions] = ~np.isin(keys, held)
+                if retriable is not None and len(retriable):
+                    retried[positions] = np.isin(keys, retriable)
+                new[positions] = ~np.isin(keys, held) | retried[positions]
                 beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
                 doubtful[positions] = repeated(keys)
         chosen = np.ones(self.rows, dtype=bool) if self.choice is None else self.choice.mask(self.rows, rejected=False)
@@ -169,6 +173,7 @@ class Staging:
             held_rejects,
             excluded=counted(found),
             held_excluded=int((earlier & ~kept).sum()),
+            retried=retried,
         )
 
     def _causes(self) -> tuple[Causes, Causes]:
@@ -238,6 +243,7 @@ class Selection:
         held: number of rows in earlier plans.
         excluded: number of excluded rows by option; rows of earlier plans are not counted.
         held_excluded: number of rows in earlier plans that the policy would exclude.
+        retried: mask of rows that earlier plans rejected and that may be taken over.
     """
 
     staging: Staging
@@ -249,6 +255,7 @@ class Selection:
     held_rejects: Keys
     excluded: Mapping[str, int] = field(default_factory=dict)
     held_excluded: int = 0
+    retried: Mask | None = None
 
     def __bool__(self) -> bool:
         """Return whether there are rows or rejects to plan."""
@@ -258,6 +265,28 @@ class Selection:
     def rows(self) -> int:
         """Number of new rows."""
         return int(self.new.sum())
+
+    @property
+    def retried_rows(self) -> int:
+        """Number of new rows that earlier plans rejected."""
+        return 0 if self.retried is None else int((self.new & self.retried).sum())
+
+    def split(self) -> Iterator[Selection]:
+        """Yield new rows with all rejects, then rows that are taken over; each only if there are any.
+
+        Rows that are taken over have failed before, so a plan of their own keeps them out of the limits on rejects of the
+        others. The first has the counts of excluded rows.
+        """
+        nothing = np.zeros_like(self.new)
+        again = nothing if self.retried is None else self.new & self.retried
+        fresh = replace(self, new=self.new & ~again)
+        excluded = self.excluded
+        if fresh:
+            yield fresh
+            excluded = {}
+        if again.any():
+            no_rejects = np.zeros_like(self.new_rejects)
+            yield replace(self, new=again, clashing=nothing, misfit=nothing, new_rejects=no_rejects, excluded=excluded)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the new rows, chunk by chunk, with one schema."""

@@ -164,6 +164,7 @@ def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
         "recordings annotated": formatted(report["recordings_annotated"]),
         "hours of audio": formatted(round(report["audio_hours"], 3)),
         "rows rejected": f"{formatted(report['rejected'])} ({share(report['rejected'], report['rows'])})",
+        **({"rows retried": formatted(sum(report["retried"].values()))} if "retried" in report else {}),
         **({"rows excluded": formatted(sum(report["excluded"].values()))} if "excluded" in report else {}),
         **measured,
     }
@@ -183,6 +184,7 @@ def _details(plan: Plan, report: Mapping[str, Any]) -> dict[str, str]:
         **timed,
         **{name.replace("_", " "): _listed(value) for name, value in plan.settings.document().items()},
         **{f"--{name.replace('_', '-')}": _listed(value) for name, value in plan.policy.shown().items()},
+        **({"rows retried, by run": _listed(plan.retries)} if plan.retries else {}),
         **({"rows excluded by": _listed(plan.excluded)} if plan.policy else {}),
         **models,
         "seconds in stages": _listed(report["stage_seconds"]),
