@@ -12,15 +12,14 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.labels import label_maps
+from pipeline.config.lists import channels, primary_tags, reject_reasons
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
 from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings
-from pipeline.errors import TRANSIENT_REASONS, ConfigError, Reason, did_you_mean
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
-_DECIDED_WHILE_PLANNING = {Reason.MALFORMED, Reason.BAD_FIELD, Reason.DUPLICATE_ID}
-_PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 _ASR_COMPUTE_TYPES = {"cpu": "float32", "cuda": "float16"}
 """Default CTranslate2 type of the transcription, by device."""
 _ASR_WINDOWS: dict[str, AsrWindow] = {"cpu": "short", "cuda": "full"}
@@ -227,52 +226,23 @@ class JobConfig(ModelChoice):
     @field_validator("allowed_languages", mode="before")
     @classmethod
     def _primary_tags(cls, value: object) -> object:
-        """Accept `en,es` or a list."""
-        tags = (
-            value.split(",") if isinstance(value, str) else [tag for item in strings(value) for tag in item.split(",")]
-        )
-        tags = [tag.strip().lower() for tag in tags if tag.strip()]
-        for tag in tags:
-            if not _PRIMARY_TAG.fullmatch(tag):
-                raise ValueError(f"{tag!r} is not a primary language tag of two or three letters, such as en or es")
-        if len(set(tags)) != len(tags):
-            raise ValueError("names a language twice")
-        if not tags:
-            raise ValueError("names no language")
-        return tuple(tags)
+        return primary_tags(value)
+
+    @field_validator("exclude_channel", mode="before")
+    @classmethod
+    def _channels(cls, value: object) -> object:
+        return channels(value)
+
+    @field_validator("retry_rejects", mode="before")
+    @classmethod
+    def _reasons(cls, value: object) -> object:
+        return reject_reasons(value)
 
     @model_validator(mode="after")
     def _allowed_only_with_auto(self) -> Self:
         if self.allowed_languages and self.language != AUTO_LANGUAGE:
             raise ValueError("--allowed-languages limits what --language auto may detect; add --language auto")
         return self
-
-    @field_validator("exclude_channel", mode="before")
-    @classmethod
-    def _channels(cls, value: object) -> object:
-        """Accept `1`, `0,1` or a list."""
-        values = value if isinstance(value, list | tuple) else str(value).split(",")
-        channels = [str(channel).strip() for channel in values]
-        for channel in channels:
-            if not (channel.isascii() and channel.isdigit()):
-                raise ValueError(f"{channel!r} is not a channel number from 0")
-        return tuple(sorted({int(channel) for channel in channels}))
-
-    @field_validator("retry_rejects", mode="before")
-    @classmethod
-    def _reasons(cls, value: object) -> object:
-        """Accept `transient`, `none`, `A,B` or a list of reasons."""
-        items = [value] if isinstance(value, str) else strings(value)
-        names = [name.strip() for item in items for name in item.split(",") if name.strip()]
-        reasons: dict[str, None] = {}
-        for name in names:
-            known = {"transient": TRANSIENT_REASONS, "none": ()}.get(name.lower())
-            if known is None and name.upper() not in set(Reason) - _DECIDED_WHILE_PLANNING:
-                if name.upper() in _DECIDED_WHILE_PLANNING:
-                    raise ValueError(f"{name.upper()} is decided from the manifest, which every run reads again")
-                raise ValueError(f"unknown reason {name!r}{did_you_mean(name.upper(), Reason)}")
-            reasons |= dict.fromkeys(map(str, (name.upper(),) if known is None else known))
-        return tuple(reasons)
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:

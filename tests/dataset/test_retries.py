@@ -21,6 +21,7 @@ from pipeline.config import load_config
 from pipeline.dataset.plan import Plan, load_plans, plan_of, read_shard, read_shards
 from pipeline.dataset.reader import current_rejects, finished_rows
 from pipeline.dataset.retries import find_retriable
+from pipeline.dataset.verify import outline as outline_module
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import TRANSIENT_REASONS, ConfigError, Reason, Reject, Stage
 from pipeline.shard.commit import finish
@@ -295,6 +296,34 @@ def test_taking_over_a_row_of_an_unpublished_plan_is_a_violation(outcomes: Outco
         outcomes.job(manifest, **TRANSIENT)
     (outcomes.output / "_runs" / "000001" / "_SUCCESS").unlink()
     assert "RETRY" in {violation.invariant for violation in audit(open_store(str(outcomes.output))).violations}
+
+
+@pytest.mark.parametrize("walks", [0, 1, 2, 3])
+def test_a_running_job_that_retries_is_not_accused(
+    outcomes: Outcomes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walks: int
+) -> None:
+    """Fails if a run that ends, and a retry of its rejects, between two listings look like a wrong retry."""
+    manifest = jsonl(tmp_path / "m.jsonl", *rows("a", "b", "c", "d"))
+    outcomes.causes, outcomes.kill_after = dict.fromkeys("abcd", Reason.TIMEOUT), 1
+    with pytest.raises(Killed):
+        outcomes.job(manifest)
+    outcomes.kill_after = None
+    real, listed = outline_module.walk, []
+
+    def meanwhile(*arguments: object) -> list[Any]:
+        if len(listed) == walks:
+            outcomes.job(manifest)
+            outcomes.causes = {"a": Reason.TIMEOUT}
+            outcomes.job(manifest, **TRANSIENT)
+            outcomes.job(manifest, **TRANSIENT)
+        listed.append(1)
+        return list(real(*arguments))
+
+    monkeypatch.setattr(outline_module, "walk", meanwhile)
+    store = open_store(str(outcomes.output))
+    assert audit(store).violations == ()
+    assert len(listed) > walks and [plan.retries for plan in outcomes.plans] == [{}, {"000001": 4}, {"000002": 1}]
+    assert audit(store).violations == ()
 
 
 # -- generated nights
