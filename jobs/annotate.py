@@ -1,6 +1,6 @@
 """Annotate a corpus: manifest in, partitioned Parquet of transcripts, emotions, scores and embeddings out.
 
-Exit status: 0 every manifest row is annotated or a counted reject; 1 the job failed, committed shards are kept and the
+Exit status: 0 every manifest row is annotated, a counted reject or excluded; 1 the job failed, committed shards are kept and the
 same command resumes; 2 the command line, the config or a model cannot be used as requested; 130 interrupted.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,8 @@ def _report(config: JobConfig, driver: Driver, printer: Printer) -> int:
     if not reports:
         chosen = "every row" if config.limit is None and config.sample is None else "every chosen row"
         printer.line(
-            f"Nothing new: {chosen} of the manifest is in {without_query(config.output)} already, or in its rejects."
+            f"Nothing new: {chosen} of the manifest is in {without_query(config.output)} already, or in its rejects"
+            f"{_excluded(driver.excluded)}."
         )
     _show(config, driver, reports, printer)
     return 0
@@ -126,7 +127,8 @@ def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]], 
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["rejects_by_reason"].items())
         printer.line(
             f"run {report['run_id']}: {report['rows']:,} rows = {report['recordings_annotated']:,} annotated + "
-            f"{report['rejected']:,} rejected{f' ({reasons})' if reasons else ''}\n"
+            f"{report['rejected']:,} rejected{f' ({reasons})' if reasons else ''}"
+            f"{_excluded(report.get('excluded', {}))}\n"
             f"{report['utterances']:,} utterances, {report['audio_hours']:.2f} hours of audio, "
             f"{report['parts']:,} files in {output}/utterances"
             + (f"\nrejects in {output}/{rejects_key(report['run_id'])}" if report["rejected"] else "")
@@ -140,6 +142,12 @@ def _show(config: JobConfig, driver: Driver, reports: Sequence[dict[str, Any]], 
             pages.append(draw(config.output, run))
             printer.line(pages[-1].line)
     printer.document({"output": output, "runs": list(reports), "pages": [drawn.page for drawn in pages if drawn.page]})
+
+
+def _excluded(counts: Mapping[str, int]) -> str:
+    """Return the end of a sentence with the number of excluded rows by option; empty without any."""
+    options = ", ".join(f"--{option.replace('_', '-')} {count:,}" for option, count in counts.items())
+    return f"; {sum(counts.values()):,} rows excluded ({options})" if counts else ""
 
 
 def _plain(value: object) -> str:

@@ -21,7 +21,6 @@ from jobs.options import add_options
 from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
 from pipeline.config import JobConfig
-from pipeline.dataset.reader import optional
 from pipeline.errors import ConfigError
 
 
@@ -64,9 +63,10 @@ def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> i
         if option in options:
             raise ConfigError(f"give {option} once, before the --: it is an option of the whole night")
     options = ["--manifest", flags.manifest, *_log_format(flags), *options]
-    output = annotate.read_config(options).output
-    if flags.by:
-        optional("duckdb", extra="analytics")
+    config = annotate.read_config(options)
+    output = config.output
+    if "retry_rejects" not in config.model_fields_set:
+        options += ["--retry-rejects", "transient"]
     steps: dict[str, tuple[Callable[[Sequence[str]], int], list[str]]] = {
         "make_manifest": (
             make_manifest.main,

@@ -54,6 +54,11 @@ def _summarise(audited: Audit, printer: Printer) -> None:
         printer.line()
     for plan in audited.plans:
         printer.line(plan.line())
+    if audited.retried:
+        printer.line(
+            f"{audited.retried:,} rejects were retried by later plans; of {audited.rows:,} rows, {audited.rejects:,} are "
+            "rejected now"
+        )
     if audited.unreadable_plans:
         printer.line(f"{audited.unreadable_plans:,} plans cannot be read")
     if audited.leftovers:
@@ -65,8 +70,7 @@ def _summarise(audited: Audit, printer: Printer) -> None:
     if audited.violations:
         printer.line(f"violated: {len(audited.violations):,} broken invariants ({how})")
     elif audited.status == "sound":
-        rows = sum(plan.rows for plan in audited.plans)
-        printer.line(f"sound: each of {rows:,} rows is annotated once or rejected once ({how})")
+        printer.line(f"sound: each of {audited.rows:,} rows is annotated once or rejected once ({how})")
     else:
         printer.line(f"unfinished: the part written so far is sound ({how})")
 

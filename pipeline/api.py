@@ -22,8 +22,9 @@ from pipeline.config import JobConfig, load_config
 from pipeline.config.labels import LabelRules
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
+from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.plan import Plan, ShardSize, held_keys, write_plan
+from pipeline.dataset.plan import Plan, held_keys, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.dataset.reader import Rows, finished_rows, reading
 from pipeline.dataset.records import Record, Records

@@ -58,6 +58,16 @@ class Reason(StrEnum):
     GIVEN_UP = "GIVEN_UP"  # `--give-up` rejected the remaining rows of an unfinished run
 
 
+TRANSIENT_REASONS = (
+    Reason.FETCH_FAILED,
+    Reason.TIMEOUT,
+    Reason.OUT_OF_MEMORY,
+    Reason.DECODER_CRASH,
+    Reason.NOT_FOUND,
+)
+"""Reasons whose cause may be gone in a later run; `--retry-rejects transient` means these."""
+
+
 class Stage(StrEnum):
     """Pipeline stage in which a row was rejected."""
 

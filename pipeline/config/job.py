@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.labels import label_maps
+from pipeline.config.lists import channels, primary_tags, reject_reasons
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
 from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings
@@ -19,7 +20,6 @@ from pipeline.errors import ConfigError, did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
-_PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 _ASR_COMPUTE_TYPES = {"cpu": "int8", "cuda": "float16"}
 """Default CTranslate2 type of the transcription in new outputs, by device. Source: docs/performance.md, int8."""
 _ASR_WINDOWS: dict[str, AsrWindow] = {"cpu": "short", "cuda": "full"}
@@ -46,6 +46,22 @@ class JobConfig(ModelChoice):
         Option(DATA, "plan only N random lines of the manifests; the same command chooses the same lines", metavar="N"),
     ] = Field(default=None, ge=1)
     sample_seed: Annotated[int, Option(DATA, "seed of --sample", metavar="N")] = 0
+    exclude: Annotated[
+        str | None,
+        Option(
+            DATA,
+            "plan no row for which this SQL condition on manifest columns is true; its audio is not fetched",
+            metavar="SQL",
+        ),
+    ] = Field(default=None, min_length=1)
+    only: Annotated[
+        str | None,
+        Option(DATA, "plan only rows for which this SQL condition is true; null is not true", metavar="SQL"),
+    ] = Field(default=None, min_length=1)
+    exclude_channel: Annotated[
+        tuple[int, ...],
+        Option(DATA, "plan no row of these channels, nor one without a channel, which uses all", metavar="N[,N]"),
+    ] = ()
     output: Annotated[str, Option(DATA, "output location: a folder, s3://bucket/prefix, ...", metavar="URI")] = Field(
         min_length=1
     )
@@ -183,6 +199,18 @@ class JobConfig(ModelChoice):
             RUN, "reject what is left of these unfinished runs, such as 000007, for good; then continue", metavar="RUN"
         ),
     ] = ()
+    retry_rejects: Annotated[
+        tuple[str, ...],
+        Option(
+            RUN,
+            "annotate rows of the manifests again that earlier runs rejected for these reasons; transient: FETCH_FAILED, "
+            "TIMEOUT, OUT_OF_MEMORY, DECODER_CRASH, NOT_FOUND; none (default: none)",
+            metavar="REASON[,REASON]",
+        ),
+    ] = ()
+    max_attempts: Annotated[
+        int, Option(RUN, "number of runs that may try a row, the first included, with --retry-rejects", metavar="N")
+    ] = Field(default=5, ge=2)
     no_page: Annotated[bool, Option(RUN, "do not draw report.html; jobs.report can draw it later")] = False
     log_format: Annotated[
         LogFormat,
@@ -198,19 +226,17 @@ class JobConfig(ModelChoice):
     @field_validator("allowed_languages", mode="before")
     @classmethod
     def _primary_tags(cls, value: object) -> object:
-        """Accept `en,es` or a list."""
-        tags = (
-            value.split(",") if isinstance(value, str) else [tag for item in strings(value) for tag in item.split(",")]
-        )
-        tags = [tag.strip().lower() for tag in tags if tag.strip()]
-        for tag in tags:
-            if not _PRIMARY_TAG.fullmatch(tag):
-                raise ValueError(f"{tag!r} is not a primary language tag of two or three letters, such as en or es")
-        if len(set(tags)) != len(tags):
-            raise ValueError("names a language twice")
-        if not tags:
-            raise ValueError("names no language")
-        return tuple(tags)
+        return primary_tags(value)
+
+    @field_validator("exclude_channel", mode="before")
+    @classmethod
+    def _channels(cls, value: object) -> object:
+        return channels(value)
+
+    @field_validator("retry_rejects", mode="before")
+    @classmethod
+    def _reasons(cls, value: object) -> object:
+        return reject_reasons(value)
 
     @model_validator(mode="after")
     def _allowed_only_with_auto(self) -> Self:

@@ -14,7 +14,6 @@ import io
 import itertools
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,10 +26,11 @@ import pyarrow.parquet as pq
 
 from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.config.settings import Settings, canonical_hash
+from pipeline.dataset.packing import Packer, ShardFiles, ShardSize
 from pipeline.errors import ConfigError
-from pipeline.layout import plan_key, plan_name, planning_rejects_key, shard_file
+from pipeline.layout import plan_key, plan_name, planning_rejects_key
 from pipeline.manifest.hash_buckets import Keys, id_keys
-from pipeline.manifest.python_values import groups
+from pipeline.manifest.policy import Policy
 from pipeline.manifest.rejects import reject_keys
 from pipeline.manifest.staging import Selection
 from pipeline.pins import Pins, Role, Task, pins_document, pins_of
@@ -38,22 +38,9 @@ from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 
-SHARDS_PER_FILE = 1024
 _FOOTERS = 2
 _SHARDS_AT_ONCE = 64
-_OPEN_ROWS = 200_000
-"""Rows the planner holds in open shards over all partitions; above this, the fullest shards are closed early."""
-ASSUMED_DURATION_S = 15.0
-"""Assumed duration of a row without one, for filling shards."""
 _TINY_SHARD_ROWS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSize:
-    """Maximum size of a shard; a shard is full when the first bound is reached."""
-
-    rows: int
-    audio_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +66,9 @@ class Plan:
         files: shard files in order, each with its number of shards.
         audio_roots: absolute prefixes below which audio may be opened; empty for the store of the manifests, None in plans
             written before this was recorded.
+        policy: conditions under which rows of the manifests were excluded.
+        excluded: number of excluded rows by option.
+        retries: number of rows that this plan takes over, because they were rejected, by the plan that had them.
     """
 
     plan: str
@@ -97,6 +87,9 @@ class Plan:
     extra_schema: str
     format: int = FORMAT
     audio_roots: tuple[str, ...] | None = None
+    policy: Policy = field(default_factory=Policy)
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    retries: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
@@ -122,6 +115,12 @@ class Plan:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.audio_roots is None:
             del fields["audio_roots"]
+        if not self.policy:
+            del fields["policy"], fields["excluded"]
+        else:
+            fields["policy"] = self.policy.document()
+        if not self.retries:
+            del fields["retries"]
         return {**fields, "settings": self.settings.document(), "models": pins_document(self.models)}
 
     @property
@@ -170,7 +169,9 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
     """Parse the content of a `plan.json`. Raises: KeyError, TypeError or ValueError when it is not a plan."""
     files = tuple((file, count) for file, count in document["files"])
     tuples = {name: tuple(document[name]) for name in ("manifests", "audio_roots") if name in document}
-    typed = {"settings": Settings.of(document["settings"]), "models": pins_of(document["models"])}
+    typed: dict[str, Any] = {"settings": Settings.of(document["settings"]), "models": pins_of(document["models"])}
+    if "policy" in document:
+        typed["policy"] = Policy.of(document["policy"])
     return Plan(**{**document, **tuples, **typed, "files": files})
 
 
@@ -180,15 +181,15 @@ def read_shard(store: Store, shard: Shard) -> pa.Table:
         return file.read_row_group(shard.row_group)
 
 
-def read_shards(store: Store, shards: Iterable[Shard]) -> Iterator[pa.Table]:
-    """Read the rows of several shards, in the given order.
+def read_shards(store: Store, shards: Iterable[Shard], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read the rows of several shards, in the given order, with some columns or all.
 
     Opens a file once for consecutive shards and reads `_SHARDS_AT_ONCE` of them together, which are few requests.
     """
     for file, of_file in itertools.groupby(shards, key=lambda shard: shard.file):
         with _open_parquet(store, file) as parquet:
             while numbers := [shard.row_group for shard in itertools.islice(of_file, _SHARDS_AT_ONCE)]:
-                rows, start = parquet.read_row_groups(numbers), 0
+                rows, start = parquet.read_row_groups(numbers, columns and list(columns)), 0
                 for number in numbers:
                     count = parquet.metadata.row_group(number).num_rows
                     yield rows.slice(start, count)
@@ -239,97 +240,6 @@ def _held_ids(store: Store, plans: Iterable[Plan]) -> Iterator[Keys]:
                     yield id_keys(rows["recording_id"].to_pylist())
 
 
-@dataclass
-class ShardFiles:
-    """Writer of shards as row groups of numbered Parquet files in the store."""
-
-    store: Store
-    plan: str
-    token: str
-    schema: pa.Schema
-    files: list[tuple[str, int]] = field(default_factory=list)
-    _buffer: io.BytesIO = field(default_factory=io.BytesIO)
-    _writer: pq.ParquetWriter | None = None
-    _shards: int = 0
-
-    def add(self, rows: pa.Table) -> tuple[str, int]:
-        """Write one shard.
-
-        Returns: the key of its file, which exists once the file is full or closed, and the number of its row group.
-        """
-        key, row_group = self._key(), self._shards
-        if self._writer is None:
-            self._buffer = io.BytesIO()
-            self._writer = pq.ParquetWriter(
-                self._buffer, self.schema, compression="zstd", write_statistics=False, write_page_checksum=True
-            )
-        self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
-        self._shards += 1
-        if self._shards == SHARDS_PER_FILE:
-            self.close()
-        return key, row_group
-
-    def _key(self) -> str:
-        return shard_file(self.plan, self.token, len(self.files))
-
-    def close(self) -> None:
-        """Store the current file."""
-        if self._writer is None:
-            return
-        self._writer.close()
-        key = self._key()
-        self.store.put_if_absent(key, self._buffer.getvalue())
-        self.files.append((key, self._shards))
-        self._writer, self._shards = None, 0
-
-
-@dataclass
-class _Packer:
-    """Packer of rows into shards; the rows of a shard share their partition values and language."""
-
-    files: ShardFiles
-    group_by: tuple[str, ...]
-    size: ShardSize
-    _open: dict[tuple[object, ...], list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
-    _fill: dict[tuple[object, ...], tuple[int, float]] = field(default_factory=lambda: defaultdict(lambda: (0, 0.0)))
-
-    def add(self, rows: pa.Table) -> None:
-        for key, group in groups(rows, self.group_by):
-            self._add_group(key, group)
-        excess = sum(count for count, _ in self._fill.values()) - _OPEN_ROWS
-        if excess > 0:  # sorting is stable: of shards of equal size the one opened first is closed first
-            for key in sorted(self._fill, key=lambda key: self._fill[key][0], reverse=True):
-                excess -= self._fill[key][0]
-                self._close(key)
-                if excess <= 0:
-                    break
-
-    def _add_group(self, key: tuple[object, ...], rows: pa.Table) -> None:
-        # a row longer than a shard fills one shard, whatever its stated duration
-        durations = np.clip(rows["duration_s"].fill_null(ASSUMED_DURATION_S).to_numpy(), 0.0, self.size.audio_s)
-        start = 0
-        while start < rows.num_rows:
-            count, audio_s = self._fill[key]
-            ends = audio_s + np.cumsum(durations[start:])
-            fit = int(np.searchsorted(ends, self.size.audio_s, side="right"))
-            take = max(min(fit, self.size.rows - count), 0 if count else 1)
-            if take:
-                self._open[key].append(rows.slice(start, take))
-                self._fill[key] = (count + take, float(ends[take - 1]))
-            start += take
-            if start < rows.num_rows:
-                self._close(key)
-
-    def _close(self, key: tuple[object, ...]) -> None:
-        self.files.add(pa.concat_tables(self._open.pop(key)))
-        del self._fill[key]
-
-    def finish(self) -> None:
-        for key in list(self._open):
-            self._close(key)
-        self.files.close()
-
-
 def write_plan(
     store: Store,
     number: int,
@@ -342,6 +252,7 @@ def write_plan(
     size: ShardSize,
     needs_text: bool,
     audio_roots: tuple[str, ...] | None = None,
+    retries: Mapping[str, int] | None = None,
 ) -> Plan | None:
     """Write the selection as plan `number`. Returns: None when another planner created that number first.
 
@@ -350,7 +261,7 @@ def write_plan(
     name, token = plan_name(number), uuid.uuid4().hex[:12]
     extra = selection.staging.extra
     files = ShardFiles(store, name, token, pa.schema([*ROW_SCHEMA, *extra]))
-    packer = _Packer(files, tuple(dict.fromkeys((*settings.partition_by, "language"))), size)
+    packer = Packer(files, tuple(dict.fromkeys((*settings.partition_by, "language"))), size)
     rows, without_text, audio_s = 0, 0, 0.0
     for table in selection.tables():
         packer.add(table)
@@ -378,6 +289,9 @@ def write_plan(
         audio_s=audio_s,
         extra_schema=base64.b64encode(extra.serialize().to_pybytes()).decode(),
         audio_roots=audio_roots,
+        policy=selection.staging.policy,
+        excluded=selection.excluded if selection.staging.policy else {},
+        retries=retries or {},
     )
     return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
 

@@ -100,6 +100,8 @@ def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[
         "utterances": sum(r.utterances for r in receipts),
         "rejected": rejects.num_rows,
         "rejects_by_reason": dict(sorted(reasons.items())),
+        **({"retried": dict(plan.retries)} if plan.retries else {}),
+        **({"policy": plan.policy.shown(), "excluded": dict(plan.excluded)} if plan.policy else {}),
         "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
         "stage_seconds": stages,
         "figures": total(receipt.figures for receipt in receipts),

@@ -110,6 +110,23 @@ class Rows:
         return dataset(self.store, "rejects", keys, reject_schema(extra))
 
 
+CURRENT_REJECTS = """FROM rejects ANTI JOIN utterances USING (recording_id)
+QUALIFY recording_id IS NULL OR run_id = max(run_id) OVER (PARTITION BY recording_id)"""
+"""SQL for the rejects that are current: no run has annotated the row since, and no later run has rejected it again."""
+
+
+def current_rejects(rows: Rows) -> pa.Table:
+    """Return the rejects that are current, see `CURRENT_REJECTS`; `rejects/` is a log of all.
+
+    Costs: reading the rejects, and the recording ids of all utterances if there are any.
+    """
+    rejects = rows.rejects().to_table()
+    if not rejects.num_rows:
+        return rejects
+    with asking(rejects=rejects, utterances=rows.utterances()) as connection:
+        return connection.sql(CURRENT_REJECTS).to_arrow_table().cast(rejects.schema)
+
+
 def finished_rows(store: Store) -> Rows:
     """List the finished plans of an output and their parts.
 
@@ -177,9 +194,10 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
 
     Data that does not fit into memory is spilled to a temporary folder.
 
-    Raises: ConfigError for SQL that cannot be run, or when DuckDB is not installed; JobError for files that cannot be read.
+    Raises: ConfigError for SQL that cannot be run; JobError for files that cannot be read.
     """
-    duckdb = optional("duckdb", extra="analytics")
+    import duckdb
+
     with temporary_folder("spill-") as spill:
         connection = duckdb.connect(config={"temp_directory": str(spill)})
         try:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.plan import Plan, Shard, ShardFiles, read_shard
+from pipeline.dataset.packing import ShardFiles
+from pipeline.dataset.plan import Plan, Shard, read_shard
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Staging
 from pipeline.schema import ROW_SCHEMA

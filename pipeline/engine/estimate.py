@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.config.settings import AsrWindow
-from pipeline.dataset.plan import ASSUMED_DURATION_S, SHARDS_PER_FILE, ShardSize
+from pipeline.dataset.packing import ASSUMED_DURATION_S, SHARDS_PER_FILE, ShardSize
 
 _WINDOW_S = 30.0
 """Longest utterance cut from a long recording, and Whisper's input length, including padding."""

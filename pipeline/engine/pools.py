@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from pipeline.config import JobConfig
-from pipeline.dataset.plan import Plan, ShardSize
+from pipeline.dataset.packing import ShardSize
+from pipeline.dataset.plan import Plan
 from pipeline.errors import ConfigError
 from pipeline.pins import Task
 

@@ -28,10 +28,12 @@ from pipeline.dataset.compatibility import (
     settle_types,
     with_columns,
 )
+from pipeline.dataset.exclusion import exclusion_lines, policy_of, require_agreement
 from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.dataset.renewal import renew
+from pipeline.dataset.retries import Retriable, find_retriable, refuse_remaking, write_plans
 from pipeline.dataset.row_checks import check_rows
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.engine import estimate
@@ -45,7 +47,8 @@ from pipeline.engine.rates import check_rates
 from pipeline.engine.stages import run_shards
 from pipeline.errors import ConfigError, NoWorkersError, did_you_mean
 from pipeline.layout import PROBE
-from pipeline.manifest.choice import Choice
+from pipeline.manifest.choice import chosen_lines
+from pipeline.manifest.policy import Policy
 from pipeline.manifest.read import expand
 from pipeline.manifest.staging import Selection, Staging
 from pipeline.models import roles
@@ -68,6 +71,7 @@ class Driver:
 
     Attributes:
         out: stream for messages to the user; must not be file descriptor 2, which is redirected while Ray runs.
+        excluded: number of rows of the manifests that the policy excluded, by option; set by `read`.
     """
 
     config: JobConfig
@@ -77,9 +81,13 @@ class Driver:
     manifests: list[str] = field(init=False)
     dataset: Settings | None = field(init=False)
     plans: list[Plan] = field(init=False)
+    policy: Policy = field(init=False)
+    retriable: Retriable = field(init=False, default_factory=Retriable)
     undrawn: list[str] = field(init=False, default_factory=list)
+    excluded: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.policy = policy_of(self.config)
         self.prepared = roles.prepared_models(self.config)
         self.manifests = expand(self.config.manifest, output=self.config.output)
         self.store = open_store(self.config.output)
@@ -100,7 +108,7 @@ class Driver:
 
     def read(self, folder: Path) -> Selection:
         """Read the manifests and select the new rows."""
-        staging = Staging(folder, choice=chosen_lines(self.config))
+        staging = Staging(folder, choice=chosen_lines(self.config), policy=self.policy)
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
         staging.read(
@@ -117,7 +125,11 @@ class Driver:
             self._check_partition_columns(staging.extra)
         else:  # without rows there are no partition folders
             staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
-        return staging.select(*held_keys(self.store, self.plans))
+        config = self.config
+        self.retriable = find_retriable(self.store, self.plans, config.retry_rejects, config.max_attempts)
+        selection = staging.select(*held_keys(self.store, self.plans), self.retriable.keys)
+        self.excluded = selection.excluded
+        return selection
 
     def _check_partition_columns(self, extra: pa.Schema) -> None:
         for column in self.config.partition_by:
@@ -145,6 +157,9 @@ class Driver:
             states = survey(self.store, self.plans, self.out)
             self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
             unfinished = [state.plan for state in states if not state.whole]
+            require_agreement(self.store, unfinished, self.policy)
+            for line in exclusion_lines(selection):
+                print(line, file=self.out)
             needs = roles.needs_of(selection.tables(), self.config, self.prepared)
             chosen = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
             with self._start_pinning(needs, chosen) as pinning, ExitStack() as stack:
@@ -212,22 +227,20 @@ class Driver:
         return {name: width for name, width in widths.items() if name in self.config.embeddings}
 
     def _plan(self, selection: Selection, resources: Resources, pinned: Pins, widths: dict[str, int]) -> list[Plan]:
-        """Write the new plan; if another planner took its number, drop the rows that plan holds and try the next number.
-
-        Returns: the plans to finish: those of the other planners, then the new one, if rows are left for it.
-        """
+        """Write the new plans. Returns: the plans to finish, those of planners that were faster included."""
         device = choose_device(self.config, resources)
         size = shard_size(self.config, selection.rows, device, resources)
         if self.dataset is None:  # another run may have created it since
             self.dataset = dataset_settings(self.store)
         settings = self._settings(device)
         claim_dataset(self.store, settings)
-        others: list[Plan] = []
-        while selection:
+        staging = selection.staging
+
+        def write(number: int, rows: Selection) -> Plan | None:
             plan = write_plan(
                 self.store,
-                len(self.plans) + 1,
-                selection,
+                number,
+                rows,
                 settings=settings,
                 models=pinned,
                 embedding_widths=widths,
@@ -235,17 +248,19 @@ class Driver:
                 size=size,
                 needs_text=self.config.mode != "audio",
                 audio_roots=AudioRoots.parse(self.config.audio_root, self.manifests).absolute(),
+                retries=self.retriable.owners_of(rows.tables()),
             )
-            if plan is not None:
-                if warning := tiny_shards_warning(plan):
-                    print(f"warning: {warning}", file=self.out)
-                return [*others, plan]
-            plans = load_plans(self.store)
-            others += plans[len(self.plans) :]
-            self.plans = plans
+            if plan is not None and (warning := tiny_shards_warning(plan)):
+                print(f"warning: {warning}", file=self.out)
+            return plan
+
+        def reselect() -> Selection:
+            require_agreement(self.store, self.plans[known:], self.policy)
             compare_models(self.plans, pinned)
-            selection = self._select(selection.staging)
-        return others
+            return self._select(staging)
+
+        known = len(self.plans)
+        return write_plans(self.store, self.plans, selection, write, reselect)
 
     def _finish(self, plan: Plan, resources: Resources, staging: Staging | None) -> dict[str, Any]:
         """Run the shards of one plan that have no part, then publish it.
@@ -255,6 +270,7 @@ class Driver:
         """
         started, started_at = time.monotonic(), _now()
         pending = pending_shards(self.store, plan)
+        refuse_remaking(plan, pending, self.plans)
         if staging is not None:
             pending = renew(self.store, plan, pending, staging)
         random.shuffle(pending)  # a concurrent run of the plan then works on other shards; each skips committed ones
@@ -290,7 +306,13 @@ class Driver:
         return publish(self.store, plan, committed_parts(self.store, [plan])[plan.plan], report)
 
     def _config_for(self, plan: Plan) -> JobConfig:
-        """Return the configuration for a plan: `--max-reject-rate` applies only to plans of the given manifests."""
+        """Return the configuration for a plan.
+
+        `--max-reject-rate` applies only to plans of the given manifests. Rows that are retried are expected to fail again, so
+        their plan has no limit.
+        """
+        if plan.retries:
+            return self.config.model_copy(update={"max_reject_rate": 1.0})
         ours = {*map(without_query, plan.manifests)} & {*map(without_query, self.manifests)}
         return self.config if ours else self.config.model_copy(update={"max_reject_rate": None})
 
@@ -332,6 +354,8 @@ class Driver:
                 "rows_new": corpus.rows,
                 "rows_held_by_earlier_runs": selection.held,
                 "rows_rejected_while_planning": reasons,
+                **({"rows_retried": selection.retried_rows} if self.config.retry_rejects else {}),
+                **({"rows_excluded": dict(selection.excluded)} if self.policy else {}),
                 "rows_without_text": corpus.rows_without_text,
                 "audio_hours_known": round(corpus.known_s / 3600, 4),
                 "rows_without_duration": corpus.rows_without_duration,
@@ -350,13 +374,6 @@ class Driver:
                 },
                 "shards": f"of up to {size.rows:,} rows or {size.audio_s:,.0f} s of audio",
             }
-
-
-def chosen_lines(config: JobConfig) -> Choice | None:
-    """Return the choice that `--limit` or `--sample` asks for."""
-    if config.sample is not None:
-        return Choice(config.sample, seed=config.sample_seed)
-    return None if config.limit is None else Choice(config.limit)
 
 
 def _rows_done(plan: Plan, pending: int) -> int:

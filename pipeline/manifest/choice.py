@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import JobConfig
+
 _CANDIDATE = np.dtype([("rank", "<u8"), ("manifest", "<i4"), ("line", "<i8"), ("position", "<i8"), ("rejected", "?")])
 _ORDER = ("rank", "manifest", "line", "rejected", "position")
 
@@ -57,6 +59,13 @@ class Choice:
         mask = np.zeros(size, dtype=bool)
         mask[self._chosen["position"][self._chosen["rejected"] == rejected]] = True
         return mask
+
+
+def chosen_lines(config: JobConfig) -> Choice | None:
+    """Return the choice that `--limit` or `--sample` asks for."""
+    if config.sample is not None:
+        return Choice(config.sample, seed=config.sample_seed)
+    return None if config.limit is None else Choice(config.limit)
 
 
 def _rank(seed: int, text: str) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.manifest.choice import Choice
 from pipeline.manifest.columns import json_of
 from pipeline.manifest.fit import Misfit, fit
 from pipeline.manifest.hash_buckets import HashBuckets, Keys, as_keys, id_keys, key_of, repeated
+from pipeline.manifest.policy import Causes, Evaluator, Policy, counted
 from pipeline.manifest.python_values import plain_row
 from pipeline.manifest.read import read_manifest, unify
 from pipeline.manifest.records import RAW_CHARACTERS
@@ -54,15 +55,18 @@ class Staging:
         extra: pass-through columns of the plan; set it to the result of `settle_types` for `inferred` before `select`.
         choice: lines that may be selected; None for all. Every line is read and counts in the search for duplicates and
             in the types of columns, so the choice does not change what becomes of a line.
+        policy: conditions that exclude rows. Excluded rows count in the same way.
     """
 
     folder: Path
     choice: Choice | None = None
+    policy: Policy = field(default_factory=Policy)
     inferred: pa.Schema = field(default_factory=lambda: pa.schema([]))
     extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
     rows: int = 0
     chunks: list[Path] = field(default_factory=list)
     reject_chunks: list[Path] = field(default_factory=list)
+    _refused_chunks: set[Path] = field(default_factory=set)  # of reject_chunks: rows that could be read
     _reject_keys: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
@@ -80,9 +84,8 @@ class Staging:
                 kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
                 self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
                 self._add_rows(rows.take(pa.array(kept)), number)
-                self._add_rejects(
-                    refused_table(rows, refused), lines_table(chunk.rejects, chunk.manifest), manifest=number
-                )
+                self._add_rejects(refused_table(rows, refused), manifest=number, readable=True)
+                self._add_rejects(lines_table(chunk.rejects, chunk.manifest), manifest=number, readable=False)
 
     def _find(self, schema: pa.Schema) -> None:
         self.inferred = self.extra = unify([self.inferred, extra_schema(schema)])
@@ -98,35 +101,39 @@ class Staging:
         self.rows += rows.num_rows
         self.chunks.append(_write(rows, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
 
-    def _add_rejects(self, *tables: pa.Table, manifest: int = 0) -> None:
-        for rejects in tables:
-            if rejects.num_rows:
-                if self.choice is not None:
-                    lines = rejects["line"].to_pylist()
-                    given = zip(rejects["recording_id"].to_pylist(), lines, strict=True)
-                    # a line that cannot be read has no id
-                    ids = [f"{manifest}:{line}" if name is None else name for name, line in given]
-                    self.choice.add(manifest, ids, lines, first=self._reject_count(), rejected=True)
-                self._reject_keys += joined_keys(rejects)
-                self.reject_chunks.append(
-                    _write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
-                )
+    def _add_rejects(self, rejects: pa.Table, *, manifest: int, readable: bool) -> None:
+        if not rejects.num_rows:
+            return
+        if self.choice is not None:
+            lines = rejects["line"].to_pylist()
+            given = zip(rejects["recording_id"].to_pylist(), lines, strict=True)
+            # a line that cannot be read has no id
+            ids = [f"{manifest}:{line}" if name is None else name for name, line in given]
+            self.choice.add(manifest, ids, lines, first=self._reject_count(), rejected=True)
+        self._reject_keys += joined_keys(rejects)
+        self.reject_chunks.append(_write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet"))
+        if readable:
+            self._refused_chunks.add(self.reject_chunks[-1])
 
     def _reject_count(self) -> int:
         return len(as_keys(self._reject_keys))
 
-    def select(self, held_ids: Iterable[Keys], held_rejects: Keys) -> Selection:
-        """Select the new rows, of those that `choice` allows.
+    def select(self, held_ids: Iterable[Keys], held_rejects: Keys, retriable: Keys | None = None) -> Selection:
+        """Select the new rows, of those that `choice` and `policy` allow.
 
-        Excluded are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id
+        Left out are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id
         with different contents. Of equal rows, one is selected.
 
         Args:
             held_ids: keys of the ids in earlier plans, in batches.
             held_rejects: keys of rejects in earlier plans, see `reject_keys`.
+            retriable: keys of ids in earlier plans whose rows are selected nevertheless.
+        Raises: ConfigError for a policy that cannot be evaluated.
         """
+        causes, reject_causes = self._causes()
         new = np.ones(self.rows, dtype=bool)
         doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
+        retried = np.zeros(self.rows, dtype=bool)
         misfit = self._misfit_rows()
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             theirs = HashBuckets(Path(folder) / "held")
@@ -134,11 +141,13 @@ class Staging:
                 theirs.add(some)
             buckets = zip(self._ids.buckets(), theirs.buckets(), self._refused_ids.buckets(), strict=True)
             for (keys, positions), (held, _), (refused, _) in buckets:
-                new[positions] = ~np.isin(keys, held)
+                if retriable is not None and len(retriable):
+                    retried[positions] = np.isin(keys, retriable)
+                new[positions] = ~np.isin(keys, held) | retried[positions]
                 beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
                 doubtful[positions] = repeated(keys)
         chosen = np.ones(self.rows, dtype=bool) if self.choice is None else self.choice.mask(self.rows, rejected=False)
-        held_rows = int((chosen & ~new).sum())
+        earlier = chosen & ~new
         misfit &= new
         new &= ~misfit
         clashing = self._settle(doubtful & new, new)
@@ -152,7 +161,40 @@ class Staging:
             # the first row represents equal ones, and a choice takes the lines of an id in order
             new, clashing, misfit = new & chosen, clashing & chosen, misfit & chosen
             new_rejects &= self.choice.mask(len(reject_keys), rejected=True)
-        return Selection(self, new, clashing, misfit, held_rows, new_rejects, held_rejects)
+        found = np.concatenate([causes[new | clashing | misfit], reject_causes[new_rejects]])
+        kept = causes == 0
+        return Selection(
+            self,
+            new & kept,
+            clashing & kept,
+            misfit & kept,
+            int(earlier.sum()),
+            new_rejects & (reject_causes == 0),
+            held_rejects,
+            excluded=counted(found),
+            held_excluded=int((earlier & ~kept).sum()),
+            retried=retried,
+        )
+
+    def _causes(self) -> tuple[Causes, Causes]:
+        """Return the cause for which `policy` excludes each row and each reject; none without a policy."""
+        causes = np.zeros(self.rows, dtype=np.int8)
+        reject_causes = np.zeros(self._reject_count(), dtype=np.int8)
+        if self.policy:
+            with self.policy.evaluator() as evaluator:
+                for start, table, _ in self._tables():
+                    causes[start : start + table.num_rows] = evaluator.causes(table)
+                self._refused_causes(evaluator, reject_causes)
+        return causes, reject_causes
+
+    def _refused_causes(self, evaluator: Evaluator, causes: Causes) -> None:
+        """Set the causes of rejects that are rows; a line that cannot be read has no columns to evaluate."""
+        start, schema = 0, reject_schema(self.extra)
+        for path in self.reject_chunks:
+            table = _read(path)
+            if path in self._refused_chunks:
+                causes[start : start + table.num_rows] = evaluator.causes(fit(table, schema)[0])
+            start += table.num_rows
 
     def _misfit_rows(self) -> Mask:
         """Return a mask of the rows with a value that the settled type of its column cannot hold."""
@@ -195,7 +237,14 @@ class Staging:
 
 @dataclass
 class Selection:
-    """Rows and rejects of a staging selected for a new plan."""
+    """Rows and rejects of a staging selected for a new plan.
+
+    Attributes:
+        held: number of rows in earlier plans.
+        excluded: number of excluded rows by option; rows of earlier plans are not counted.
+        held_excluded: number of rows in earlier plans that the policy would exclude.
+        retried: mask of rows that earlier plans rejected and that may be taken over.
+    """
 
     staging: Staging
     new: Mask
@@ -204,6 +253,9 @@ class Selection:
     held: int
     new_rejects: Mask
     held_rejects: Keys
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    held_excluded: int = 0
+    retried: Mask | None = None
 
     def __bool__(self) -> bool:
         """Return whether there are rows or rejects to plan."""
@@ -213,6 +265,28 @@ class Selection:
     def rows(self) -> int:
         """Number of new rows."""
         return int(self.new.sum())
+
+    @property
+    def retried_rows(self) -> int:
+        """Number of new rows that earlier plans rejected."""
+        return 0 if self.retried is None else int((self.new & self.retried).sum())
+
+    def split(self) -> Iterator[Selection]:
+        """Yield new rows with all rejects, then rows that are taken over; each only if there are any.
+
+        Rows that are taken over have failed before, so a plan of their own keeps them out of the limits on rejects of the
+        others. The first has the counts of excluded rows.
+        """
+        nothing = np.zeros_like(self.new)
+        again = nothing if self.retried is None else self.new & self.retried
+        fresh = replace(self, new=self.new & ~again)
+        excluded = self.excluded
+        if fresh:
+            yield fresh
+            excluded = {}
+        if again.any():
+            no_rejects = np.zeros_like(self.new_rejects)
+            yield replace(self, new=again, clashing=nothing, misfit=nothing, new_rejects=no_rejects, excluded=excluded)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the new rows, chunk by chunk, with one schema."""

@@ -22,7 +22,7 @@ import yaml
 from jobs import nightly
 from jobs.annotate import command_line
 from pipeline.config import JobConfig, load_config
-from pipeline.dataset.plan import ShardSize
+from pipeline.dataset.packing import ShardSize
 from pipeline.engine.estimate import CARD_SHARE, cards_hours, feeding_hours, measure
 from pipeline.engine.pools import Resources, size_pools
 from pipeline.pins import Role, Task

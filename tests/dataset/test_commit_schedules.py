@@ -22,8 +22,9 @@ from greenlet import GreenletExit, greenlet
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset import parts as parts_module
 from pipeline.dataset import publish as publish_module
+from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import Receipt, committed_parts, ids_sha256, read_receipt, write_part
-from pipeline.dataset.plan import Plan, ShardSize, load_plans, read_shard, write_plan
+from pipeline.dataset.plan import Plan, load_plans, read_shard, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.errors import Reason, Reject, Stage
 from pipeline.layout import part_key

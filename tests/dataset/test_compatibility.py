@@ -17,7 +17,8 @@ from pipeline.dataset.compatibility import (
     dataset_settings,
     settle_types,
 )
-from pipeline.dataset.plan import Plan, ShardSize, write_plan
+from pipeline.dataset.packing import ShardSize
+from pipeline.dataset.plan import Plan, write_plan
 from pipeline.errors import ConfigError
 from pipeline.pins import ModelPin, Role
 from pipeline.storage.store import LocalStore

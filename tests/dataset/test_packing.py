@@ -7,15 +7,15 @@ import random
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import plan as plan_module
-from pipeline.dataset.plan import ShardSize
+from pipeline.dataset import packing
+from pipeline.dataset.packing import ShardSize
 
 
 def first_come(packer, rows) -> None:
     """Add rows as packers did before: look for the fullest open shard before each one that is closed early."""
-    for key, group in plan_module.groups(rows, packer.group_by):
+    for key, group in packing.groups(rows, packer.group_by):
         packer._add_group(key, group)
-    while sum(count for count, _ in packer._fill.values()) > plan_module._OPEN_ROWS:
+    while sum(count for count, _ in packer._fill.values()) > packing._OPEN_ROWS:
         packer._close(max(packer._fill, key=lambda key: packer._fill[key][0]))
 
 
@@ -36,7 +36,7 @@ class Kept:
 def test_shards_are_closed_early_in_the_order_they_always_were(monkeypatch, seed):
     """Fails if an interrupted corpus that is planned anew falls into other shards than with earlier versions."""
     rng = random.Random(seed)
-    monkeypatch.setattr(plan_module, "_OPEN_ROWS", rng.choice([1, 7, 40]))
+    monkeypatch.setattr(packing, "_OPEN_ROWS", rng.choice([1, 7, 40]))
     partitions, most = rng.choice([1, 5, 60, 500]), rng.choice([1, 3, 20])
     tables = []
     for part in range(rng.randrange(1, 12)):
@@ -47,8 +47,8 @@ def test_shards_are_closed_early_in_the_order_they_always_were(monkeypatch, seed
             "duration_s": pa.array([rng.choice([None, 0.0, 3.0, 1000.0]) for _ in range(count)], pa.float64()),
         }))  # fmt: skip
     shards = []
-    for add in (plan_module._Packer.add, first_come):
-        packer = plan_module._Packer(Kept(), ("speaker",), ShardSize(most, 100.0))
+    for add in (packing.Packer.add, first_come):
+        packer = packing.Packer(Kept(), ("speaker",), ShardSize(most, 100.0))
         for table in tables:
             add(packer, table)
         packer.finish()
@@ -58,7 +58,7 @@ def test_shards_are_closed_early_in_the_order_they_always_were(monkeypatch, seed
 
 def test_closing_many_shards_early_visits_each_once(monkeypatch):
     """Fails if every open partition is looked at for each shard that is closed: hours beyond 200,000 partitions."""
-    monkeypatch.setattr(plan_module, "_OPEN_ROWS", 1_000)
+    monkeypatch.setattr(packing, "_OPEN_ROWS", 1_000)
     visited = []
 
     class Counted(dict):
@@ -74,7 +74,7 @@ def test_closing_many_shards_early_visits_each_once(monkeypatch):
             self[key] = (0, 0.0)
             return self[key]
 
-    packer = plan_module._Packer(Kept(), ("speaker",), ShardSize(50, 1e9))
+    packer = packing.Packer(Kept(), ("speaker",), ShardSize(50, 1e9))
     packer._fill = Counted()
     count = 3_000
     ids = [f"r{n}" for n in range(count)]

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import (
     Receipt,
     committed_parts,
@@ -27,7 +28,7 @@ from pipeline.dataset.parts import (
     read_receipts,
     write_part,
 )
-from pipeline.dataset.plan import Plan, ShardSize, read_shard, write_plan
+from pipeline.dataset.plan import Plan, read_shard, write_plan
 from pipeline.dataset.publish import is_published, publish
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset import plan as plan_module
+from pipeline.dataset import packing
+from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.plan import (
     Plan,
     Shard,
-    ShardSize,
     held_keys,
     load_plans,
     plan_key,
@@ -122,7 +122,7 @@ def test_a_row_longer_than_the_bound_is_alone(tmp_path):
 
 def test_many_shards_in_several_files(tmp_path, monkeypatch):
     """Fails if shards are numbered or found wrongly where one plan file ends and the next begins."""
-    monkeypatch.setattr(plan_module, "SHARDS_PER_FILE", 4)
+    monkeypatch.setattr(packing, "SHARDS_PER_FILE", 4)
     store = MemoryStore()
     for count, files in ((8, [4, 4]), (9, [4, 4, 1]), (3, [3])):
         store = MemoryStore()
@@ -136,10 +136,10 @@ def test_many_shards_in_several_files(tmp_path, monkeypatch):
 
 def test_shards_are_closed_early_when_there_are_too_many_partitions(tmp_path, monkeypatch):
     """Fails if the rows a planner holds in memory grow with the number of partitions."""
-    monkeypatch.setattr(plan_module, "_OPEN_ROWS", 10)
+    monkeypatch.setattr(packing, "_OPEN_ROWS", 10)
     store = MemoryStore()
     closed = []
-    monkeypatch.setattr(plan_module._Packer, "_close", lambda self, key, real=plan_module._Packer._close: (
+    monkeypatch.setattr(packing.Packer, "_close", lambda self, key, real=packing.Packer._close: (
         closed.append(sum(count for count, _ in self._fill.values())), real(self, key)))  # fmt: skip
     staging = Staging(tmp_path)
     for start in range(0, 60, 6):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset.plan import ASSUMED_DURATION_S, ShardSize, write_plan
+from pipeline.dataset.packing import ASSUMED_DURATION_S, ShardSize
+from pipeline.dataset.plan import write_plan
 from pipeline.engine import estimate as estimate_module
 from pipeline.engine.estimate import Corpus, measure, models_tflop
 from pipeline.storage.store import open_store

@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.config.settings import SCHEMA_VERSION
+from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import committed_parts, read_receipt
-from pipeline.dataset.plan import ShardSize, write_plan
+from pipeline.dataset.plan import write_plan
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Staging

@@ -246,6 +246,13 @@ def two_plans_hold_the_same_rows(out: Path) -> None:
 # -- what was published
 
 
+@shows(Invariant.RETRY)
+def a_plan_states_retries_that_it_has_not(out: Path) -> None:
+    """A plan that says it takes over a row of another, and has none of its rows."""
+    edit_json(out / "_runs/000002/plan.json", retries={"000001": 1})
+    edit_json(out / "_runs/000002/report.json", retried={"000001": 1})
+
+
 @shows(Invariant.PUBLISHED_EARLY, Invariant.PART_MISSING, Invariant.REPORT_MISSING, Invariant.REJECTS_MISSING)
 def an_unfinished_plan_has_success(out: Path) -> None:
     """A success marker written by a script, not by the last step."""

@@ -11,8 +11,9 @@ import pyarrow as pa
 from pipeline.config import load_config
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
+from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
+from pipeline.dataset.plan import Plan, held_keys, load_plans, read_shard, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest.staging import Staging

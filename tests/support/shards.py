@@ -14,8 +14,9 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.dataset.compatibility import claim_dataset
+from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.plan import Shard, ShardSize, write_plan
+from pipeline.dataset.plan import Shard, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Staging

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.analytics.evaluate.classes import Classes
 from pipeline.analytics.evaluate.results import Counts
 from pipeline.config.settings import Settings
-from pipeline.dataset.reader import Rows, committed_rows, reading
+from pipeline.dataset.reader import Rows, committed_rows, current_rejects, reading
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.redaction import without_query
 from pipeline.schema import passthrough_name
@@ -192,7 +192,8 @@ def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated:
     if column is not None:
         truth, unknown = classes.truth(table[column])
         with reading():
-            rejected = rows.rejects().count_rows(filter=pc.field(column).is_valid())
+            rejects = current_rejects(rows)[column]
+            rejected = len(rejects) - rejects.null_count
     labelled = table["label"].is_valid().to_numpy()
     kept = np.flatnonzero((truth >= 0) & labelled)
     if column is not None and not len(kept):

@@ -164,6 +164,8 @@ def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
         "recordings annotated": formatted(report["recordings_annotated"]),
         "hours of audio": formatted(round(report["audio_hours"], 3)),
         "rows rejected": f"{formatted(report['rejected'])} ({share(report['rejected'], report['rows'])})",
+        **({"rows retried": formatted(sum(report["retried"].values()))} if "retried" in report else {}),
+        **({"rows excluded": formatted(sum(report["excluded"].values()))} if "excluded" in report else {}),
         **measured,
     }
 
@@ -181,6 +183,9 @@ def _details(plan: Plan, report: Mapping[str, Any]) -> dict[str, str]:
         "manifests": ", ".join(map(without_query, plan.manifests)),
         **timed,
         **{name.replace("_", " "): _listed(value) for name, value in plan.settings.document().items()},
+        **{f"--{name.replace('_', '-')}": _listed(value) for name, value in plan.policy.shown().items()},
+        **({"rows retried, by run": _listed(plan.retries)} if plan.retries else {}),
+        **({"rows excluded by": _listed(plan.excluded)} if plan.policy else {}),
         **models,
         "seconds in stages": _listed(report["stage_seconds"]),
         "configuration": plan.config_hash,

@@ -6,6 +6,7 @@ bytes per reject, and the shards being checked. Disk: 24 bytes per plan row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pipeline.config.settings import Settings, canonical_hash
 from pipeline.dataset.compatibility import add_columns, compare_models, compare_settings, different_columns
 from pipeline.dataset.plan import Plan, Shard
+from pipeline.dataset.publish import is_published
 from pipeline.dataset.verify.invariants import Audit, Invariant, PlanState, Tell, Violation
 from pipeline.dataset.verify.outline import Outline, read_outline
 from pipeline.dataset.verify.parts import Inspected, inspect_part
@@ -24,6 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.layout import DATASET, SUCCESS, plan_key
 from pipeline.pins import pins_document
 from pipeline.redaction import without_query
+from pipeline.storage.cleanup import reaching
 from pipeline.storage.store import Store
 from pipeline.storage.temporary import temporary_folder
 
@@ -63,6 +66,8 @@ class _Auditor:
         self.violations: list[Violation] = []
         self.states: list[PlanState] = []
         self.plans: list[Plan] = []
+        self.unread: set[str] = set()  # plans with rows that could not be read
+        self.doubtful: set[str] = set()  # plans with rejects that could not be read
         self.leftovers = {file.key: file.size_bytes for file in outline.temporaries}
 
     def broken(self, invariant: Invariant, key: str, sentence: str) -> None:
@@ -80,7 +85,7 @@ class _Auditor:
             self._compare(settings)
         for plan in self.plans:
             self._plan(plan)
-        self._clashes()
+        self._repeated()
         self._strays()
         self._unnamed()
 
@@ -137,6 +142,10 @@ class _Auditor:
         seen = self.outline.published.get(plan.plan, {})
         tally = Tally(plan)
         unread = self._shards(plan, parts, tally)
+        if unread:
+            self.unread.add(plan.plan)
+        if unread or tally.missing or not tally.whole:
+            self.doubtful.add(plan.plan)
         try:
             rejects = tally.add_planning_rejects(self.store, deep=self.deep)
             if rejects != plan.rejects:
@@ -156,6 +165,8 @@ class _Auditor:
             tally.utterances,
             tally.rejects,
             self.outline.attempts[plan.plan],
+            sum(plan.excluded.values()),
+            plan.retries,
         )
         self.states.append(state)
 
@@ -180,6 +191,8 @@ class _Auditor:
                     inspected = inspection.result()
                     self.add(inspected.violations)
                     tally.add(inspected.planned, inspected.receipt)
+                    if inspected.receipt is not None:
+                        self.ledger.reject(inspected.planned, (row for row, _ in inspected.receipt.rejects))
         if shards == plan.num_shards and rows != plan.rows:
             tally.whole = False
             sentence = f"counts {plan.rows:,} rows, but its shards have {rows:,}"
@@ -218,11 +231,44 @@ class _Auditor:
 
     # -- ids and files across plans
 
-    def _clashes(self) -> None:
-        for first, shard, row, count in self.ledger.clashes():
-            owner = "twice in it" if first == shard.plan else f"in plan {first} too"
-            sentence = f"{count:,} of its recording ids are {owner}, such as {self._id(shard, row)}"
-            self.broken(Invariant.ID_TWICE, plan_key(shard.plan), sentence)
+    def _repeated(self) -> None:
+        """Check that an id is in two plans only where the later one takes over a row that the earlier one rejected."""
+        plans = {plan.plan: plan for plan in self.plans}
+        taken: Counter[tuple[str, str]] = Counter()
+        for each in self.ledger.repeated():
+            first, later = each.first, plans[each.shard.plan]
+            if first in later.retries:
+                taken[first, later.plan] += each.count * each.rejected
+                if each.rejected or self._is_doubtful(first):
+                    continue
+            owner = "twice in it" if first == later.plan else f"in plan {first} too"
+            if each.rejected:
+                owner += ", which rejected them, but it does not state that it takes them over"
+            sentence = f"{each.count:,} of its recording ids are {owner}, such as {self._id(each.shard, each.row)}"
+            self.broken(Invariant.ID_TWICE, plan_key(later.plan), sentence)
+        for plan in self.plans:
+            for first, stated in plan.retries.items():
+                self._taken_over(plan, plans.get(first), first, stated, taken[first, plan.plan])
+
+    def _is_doubtful(self, name: str) -> bool:
+        """Return whether the rejects of a plan are not all known: its files are damaged, or were listed before it ended."""
+        return name in self.doubtful or SUCCESS not in self.outline.published.get(name, {})
+
+    def _taken_over(self, plan: Plan, earlier: Plan | None, first: str, stated: int, found: int) -> None:
+        """Check the number of rows that a plan takes over from an earlier one, which must be published."""
+        key = plan_key(plan.plan)
+        if earlier is None and first in self.outline.plans:
+            return  # its own violation is reported
+        with reaching(self.store, key):
+            published = earlier is not None and int(first) < int(plan.plan) and is_published(self.store, earlier)
+        if not published:
+            sentence = f"takes over {stated:,} rows of plan {first}, which is not published"
+            self.broken(Invariant.RETRY, key, sentence)
+        elif stated != found and not self._is_doubtful(first) and plan.plan not in self.unread:
+            sentence = (
+                f"states that it takes over {stated:,} rows that plan {first} rejected, but has {found:,} of them"
+            )
+            self.broken(Invariant.RETRY, key, sentence)
 
     def _id(self, shard: Shard, row: int) -> str:
         """Read a recording id for a message: the ledger has only hashes."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -18,7 +18,8 @@ class Invariant(StrEnum):
     DATASET_MIXED = "DATASET_MIXED"  # a plan has other settings, models or column types than the dataset
     PLAN_DAMAGED = "PLAN_DAMAGED"  # `plan.json` or a file it names is missing, unreadable or inconsistent
     PLAN_GAP = "PLAN_GAP"  # a plan number is missing: resuming would not find the plans after it
-    ID_TWICE = "ID_TWICE"  # a recording id is in two plans, or twice in one
+    ID_TWICE = "ID_TWICE"  # a recording id is twice in a plan, or in two, and the first did not reject it
+    RETRY = "RETRY"  # a plan takes over rows of a plan that is not published, or not as many as it states
     # parts
     PART_MISSING = "PART_MISSING"  # a shard of a published plan has no part
     PART_TWICE = "PART_TWICE"  # a shard has parts in two folders: readers get its rows twice
@@ -88,6 +89,8 @@ class PlanState:
         rows: manifest rows, including those rejected while planning.
         rejects: rejects of planning and of the run.
         failed_tries: recorded failed attempts to finish the plan.
+        excluded: rows of the manifests that the plan's policy excluded; they are not among its rows.
+        retries: rows that earlier plans rejected and this plan takes over, by earlier plan.
     """
 
     plan: str
@@ -98,6 +101,8 @@ class PlanState:
     utterances: int
     rejects: int
     failed_tries: int = 0
+    excluded: int = 0
+    retries: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -113,6 +118,8 @@ class PlanState:
         return (
             f"plan {self.plan}: {self.rows:,} rows, {self.utterances:,} utterances and {self.rejects:,} rejects in "
             f"{self.shards:,} shards, published"
+            + (f"; {self.excluded:,} rows excluded" if self.excluded else "")
+            + "".join(f"; {count:,} rows retried from plan {plan}" for plan, count in self.retries.items())
         )
 
 
@@ -133,6 +140,21 @@ class Audit:
     violations: tuple[Violation, ...]
     leftovers: int
     leftover_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """Number of manifest rows: a row that was retried counts once."""
+        return sum(plan.rows for plan in self.plans) - self.retried
+
+    @property
+    def rejects(self) -> int:
+        """Number of rows whose last try was rejected."""
+        return sum(plan.rejects for plan in self.plans) - self.retried
+
+    @property
+    def retried(self) -> int:
+        """Number of rejected rows that a later plan took over."""
+        return sum(count for plan in self.plans for count in plan.retries.values())
 
     @property
     def status(self) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.dataset.parts import partition_folder
 from pipeline.dataset.plan import Plan, Shard, plan_of
@@ -59,7 +62,13 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         isinstance(file, str) and file.startswith(f"{shards_folder(name)}/") and ".." not in file for file in named
     ):
         yield "it names files outside its own folder"
-    counts = [*(count for _, count in plan.files), plan.rows, plan.rejects]
+    counts = [
+        *(count for _, count in plan.files),
+        plan.rows,
+        plan.rejects,
+        *plan.excluded.values(),
+        *plan.retries.values(),
+    ]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         yield "a count is not a whole number"
     if bool(plan.rejects) != (plan.rejects_file is not None):
@@ -104,39 +113,70 @@ def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) ->
             yield PlannedShard(shard, rows, part_key(shard.name, folders.pop()))
 
 
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Ids that two plans, or one plan twice, have.
+
+    Attributes:
+        first: the plan that has them first.
+        shard, row: a row of the later plan with such an id.
+        count: number of such ids.
+        rejected: whether the first plan rejected them; it is then a plan before the later one.
+    """
+
+    first: str
+    shard: Shard
+    row: int
+    count: int
+    rejected: bool
+
+
 class IdLedger:
-    """The ids of all plans as hash buckets on disk below `folder`."""
+    """The ids of all plans as hash buckets on disk below `folder`. Memory: 8 bytes per reject of a part."""
 
     def __init__(self, folder: Path) -> None:
         self._buckets = HashBuckets(folder / "ids")
         self._shards: list[Shard] = []
         self._starts: list[int] = []
+        self._rejected = array("q")
 
     def add(self, planned: PlannedShard) -> None:
-        """Record the ids of a shard."""
+        """Record the ids of a shard. The shards come in the order of plans and numbers."""
         self._shards.append(planned.shard)
         self._starts.append(len(self._buckets))
         self._buckets.add(id_keys(planned.rows["recording_id"].to_pylist()))
 
-    def clashes(self) -> Iterator[tuple[str, Shard, int, int]]:
-        """Find ids that occur in two plans or twice in one.
+    def reject(self, planned: PlannedShard, rows: Iterable[int]) -> None:
+        """Record the rejected rows of a shard that was added; rows that it does not have are ignored."""
+        start = self._starts[bisect_left(self._shards, _place(planned.shard), key=_place)]
+        self._rejected.extend(start + row for row in rows if 0 <= row < planned.rows.num_rows)
 
-        Yields: once per pair of plans: the first plan's name, a shard of the later plan and a row in it with such an id, and
-            the number of such ids.
-        """
-        found: dict[tuple[str, str], tuple[int, int]] = {}
+    def repeated(self) -> Iterator[Repeated]:
+        """Find ids that occur in two plans or twice in one, for each pair of neighbouring occurrences."""
+        rejected = np.sort(np.array(self._rejected, dtype=np.int64))
+        found: dict[tuple[str, str, bool], tuple[int, int]] = {}
         for keys, positions in self._buckets.buckets():
             twice = repeated(keys)
-            owners: dict[bytes, str] = {}
+            owners: dict[bytes, int] = {}
             for key, position in zip(keys[twice].tolist(), positions[twice].tolist(), strict=True):
-                plan = self._shards[self._shard_at(position)].plan
                 if key in owners:
-                    first, count = found.get((owners[key], plan), (position, 0))
-                    found[owners[key], plan] = (min(first, position), count + 1)
-                owners.setdefault(key, plan)
-        for (first_plan, _), (position, count) in found.items():
+                    first, later = (self._shards[self._shard_at(each)].plan for each in (owners[key], position))
+                    free = first != later and _contains(rejected, owners[key])
+                    example, count = found.get((first, later, free), (position, 0))
+                    found[first, later, free] = (min(example, position), count + 1)
+                owners[key] = position
+        for (first, _, free), (position, count) in found.items():
             number = self._shard_at(position)
-            yield first_plan, self._shards[number], position - self._starts[number], count
+            yield Repeated(first, self._shards[number], position - self._starts[number], count, free)
 
     def _shard_at(self, position: int) -> int:
         return bisect_right(self._starts, position) - 1
+
+
+def _place(shard: Shard) -> tuple[int, int]:
+    return int(shard.plan), shard.number
+
+
+def _contains(ordered: NDArray[np.int64], value: int) -> bool:
+    at = int(np.searchsorted(ordered, value))
+    return at < len(ordered) and int(ordered[at]) == value

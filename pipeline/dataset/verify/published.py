@@ -144,6 +144,8 @@ def _check_report(store: Store, tally: Tally, key: str, *, whole: bool) -> Itera
         "rejects_by_reason": dict(tally.reasons),
         "audio_hours": round(tally.audio_s / 3600, 6),
         "parts": tally.parts,
+        **({"retried": dict(plan.retries)} if plan.retries else {}),
+        **({"excluded": dict(plan.excluded)} if plan.policy else {}),
     }
     differing = [
         f"{name} is {report.get(name)!r}, not {value!r}"

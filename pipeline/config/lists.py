@@ -1,0 +1,53 @@
+"""Options that are lists with rules of their own: language tags, channels and reasons of rejects."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.config.models import strings
+from pipeline.errors import TRANSIENT_REASONS, Reason, did_you_mean
+
+_DECIDED_WHILE_PLANNING = {Reason.MALFORMED, Reason.BAD_FIELD, Reason.DUPLICATE_ID}
+_PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
+
+
+def _items(value: object) -> list[str]:
+    """Split `A,B` or a list of such texts."""
+    texts = [value] if isinstance(value, str) else strings(value)
+    return [item.strip() for text in texts for item in text.split(",") if item.strip()]
+
+
+def primary_tags(value: object) -> tuple[str, ...]:
+    """Parse primary language tags from `en,es` or a list. Raises: ValueError."""
+    tags = [tag.lower() for tag in _items(value)]
+    for tag in tags:
+        if not _PRIMARY_TAG.fullmatch(tag):
+            raise ValueError(f"{tag!r} is not a primary language tag of two or three letters, such as en or es")
+    if len(set(tags)) != len(tags):
+        raise ValueError("names a language twice")
+    if not tags:
+        raise ValueError("names no language")
+    return tuple(tags)
+
+
+def channels(value: object) -> tuple[int, ...]:
+    """Parse channel numbers from `1`, `0,1` or a list. Raises: ValueError."""
+    values = value if isinstance(value, list | tuple) else str(value).split(",")
+    texts = [str(channel).strip() for channel in values]
+    for channel in texts:
+        if not (channel.isascii() and channel.isdigit()):
+            raise ValueError(f"{channel!r} is not a channel number from 0")
+    return tuple(sorted({int(channel) for channel in texts}))
+
+
+def reject_reasons(value: object) -> tuple[str, ...]:
+    """Parse reasons of rejects from `transient`, `none`, `A,B` or a list. Raises: ValueError."""
+    reasons: dict[str, None] = {}
+    for name in _items(value):
+        known = {"transient": TRANSIENT_REASONS, "none": ()}.get(name.lower())
+        if name.upper() in _DECIDED_WHILE_PLANNING:
+            raise ValueError(f"{name.upper()} is decided from the manifest, which every run reads again")
+        if known is None and name.upper() not in set(Reason):
+            raise ValueError(f"unknown reason {name!r}{did_you_mean(name.upper(), Reason)}")
+        reasons |= dict.fromkeys(map(str, (name.upper(),) if known is None else known))
+    return tuple(reasons)
