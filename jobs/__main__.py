@@ -18,6 +18,7 @@ COMMANDS = {
     "nightly": "annotate what is new in a growing corpus, and add it to the summaries",
     "submit": "run a job on a Ray cluster, follow it and retry it",
     "verify": "audit an output: every row exactly once, every file whole",
+    "explain": "explain one recording: runs, models, settings, manifest line, outcome",
     "check": "test an output against limits: rows, rejects, nulls, column types",
     "make_manifest": "make a manifest from audio files, a known corpus or another toolkit's manifests",
     "prepare_models": "fetch, verify and store the models of a job for use without a hub",

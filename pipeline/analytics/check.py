@@ -75,7 +75,10 @@ def check(rows: Rows, limits: Limits) -> Iterator[Outcome]:
                 f"{without_query(rows.store.root)} has no column {name!r}{did_you_mean(name, schema.names)}"
             )
     reports = [json.loads(rows.store.read(run_key(plan.plan, REPORT))) for plan in rows.plans]
-    planned, rejected = (sum(report[name] for report in reports) for name in ("rows", "rejected"))
+    read = {plan.plan for plan in rows.plans}
+    # a reject that one of these runs retried counts once
+    retried = sum(count for plan in rows.plans for run, count in plan.retries.items() if run in read)
+    planned, rejected = (sum(report[name] for report in reports) - retried for name in ("rows", "rejected"))
     if limits.min_rows is not None:
         annotated = planned - rejected
         detail = f"{annotated:,} annotated rows, at least {limits.min_rows:,}"

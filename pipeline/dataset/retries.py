@@ -65,7 +65,7 @@ def find_retriable(store: Store, plans: Sequence[Plan], reasons: Collection[str]
     matching = np.zeros(len(candidates), dtype=bool)
     parts = committed_parts(store, plans)
     for number, plan in enumerate(plans):
-        for shard, rows, found in _located(store, plan, candidates):
+        for shard, rows, found in located(store, plan, candidates):
             tries[found] += 1
             owners[found] = number
             matching[found] = False
@@ -100,7 +100,7 @@ def _candidates(store: Store, published: Sequence[Plan], reasons: Collection[str
     return candidates
 
 
-def _located(store: Store, plan: Plan, wanted: Keys) -> Iterator[tuple[Shard, Positions, Positions]]:
+def located(store: Store, plan: Plan, wanted: Keys) -> Iterator[tuple[Shard, Positions, Positions]]:
     """Find some ids in a plan. Yields: a shard, the rows in it with such an id, and their positions in `wanted`."""
     shards = list(plan.shards())
     for shard, rows in zip(shards, read_shards(store, shards, ["recording_id"]), strict=True):

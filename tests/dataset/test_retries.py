@@ -16,6 +16,7 @@ import pytest
 import pipeline.engine.run as driver_module
 from jobs import annotate as annotate_job
 from jobs import verify
+from pipeline.analytics.check import Limits, check
 from pipeline.analytics.report.run import run_page
 from pipeline.config import load_config
 from pipeline.dataset.plan import Plan, load_plans, plan_of, read_shard, read_shards
@@ -240,6 +241,8 @@ def test_the_page_and_the_audit_count_a_retried_row_once(outcomes: Outcomes, tmp
     assert found.plans[1].line().endswith("published; 2 rows retried from plan 000001")
     assert verify.main([str(outcomes.output)]) == 0
     assert "of 3 rows, 1 are rejected now" in capsys.readouterr().out
+    limits = Limits(min_rows=2, max_reject_share=0.34, max_null_share={}, types={})
+    assert [each.passed for each in check(finished_rows(store), limits)] == [True, True]
     page = run_page(finished_rows(store).of(["000002"]))
     assert page.facts["rows retried"] == "2" and page.details["rows retried, by run"] == "000001 2"
 

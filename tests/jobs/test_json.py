@@ -78,6 +78,9 @@ class Words:
             "unfinished_runs": [],
         }
 
+    def explain(self) -> tuple[list[str], dict[str, object]]:
+        return [self.finished, "--recording", "0-3"], {"recording_id": "0-3", "refused": [], "policies": []}
+
     def make_manifest(self) -> tuple[list[str], dict[str, object]]:
         NoOpDriver(self.folder).clips("corpus", 2)
         words = [str(self.folder / "corpus"), "--output", str(self.folder / "made.jsonl"), "--language", "en"]
