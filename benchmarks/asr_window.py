@@ -194,23 +194,25 @@ def table(rows: Sequence[Row]) -> Result:
     _, high = Paired.of(default or rows).interval()
     notes = [
         "Both windows on each clip in turn, one thread, greedy or beam search without timestamps; WER: word error rate with "
-        "the language given; CPU: seconds of this process for a clip, the windows of silence included.",
+        "the language given; CPU: mean seconds of this process for a clip, windows of silence and texts that are transcribed "
+        "again in a full window included; median: of the clips' own ratios.",
         "Real clips with a text, the same joined, and sentences of the demo's grammar spoken by espeak-ng, English and "
         "Spanish, 0.5 to 29 s; noisy: each again with white, pink or brown noise, hum or two other voices at 8 to 25 dB.",
         "Difference: short minus full in points of WER, with its 95 % interval from 10,000 resamples of clips.",
         f"int8, beam 1, all clips: the upper bound is {high:.2f} points; up to {_GATE} points short windows are the default.",
     ]
+    notes += [sentence for window in WINDOWS for sentence in _types(rows, window)]
     return Result("Short Whisper windows against windows of 30 s", _COLUMNS, lines, notes, {"upper_bound": high})
 
 
 _COLUMNS = (
     *("clips", "number", "words", "WER full", "WER short", "difference (95 %)", "identical", "language agrees"),
-    *("CPU full", "CPU short", "full / short"),
+    *("CPU full", "CPU short", "full / short, mean", "median"),
 )
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    for kind, beam in dict.fromkeys((row["type"], row["beam"]) for row in rows):
+    for number, (kind, beam) in enumerate(sorted({(row["type"], row["beam"]) for row in rows}, key=_default_first)):
         some = [row for row in rows if (row["type"], row["beam"]) == (kind, beam)]
         name = f"{kind}, beam {beam}"
         yield f"{name}: all", some
@@ -218,8 +220,38 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
             yield f"{name}: {'noisy' if noise else 'clean'}", [row for row in some if row["noisy"] == noise]
         for origin in ("real", "joined", "synthetic"):
             yield f"{name}: {origin}", [row for row in some if row["kind"] == origin]
+        if number:
+            continue  # one condition by length and language
+        for language in sorted({row["language"] for row in some}):
+            yield f"{name}: {language}", [row for row in some if row["language"] == language]
         for low, high in itertools.pairwise(_BINS_S):
             yield f"{name}: {low:.0f} to {high:.0f} s", [row for row in some if low < row["duration_s"] <= high]
+
+
+def _default_first(condition: tuple[str, int]) -> tuple[bool, int, str]:
+    kind, beam = condition
+    return kind != "int8", beam, kind
+
+
+def _types(rows: Sequence[Row], window: AsrWindow) -> Iterator[str]:
+    """Yield a sentence that compares int8 with float32 on the clips that both transcribed greedily."""
+    by_type = {
+        kind: {row["clip"]: row for row in rows if (row["type"], row["beam"]) == (kind, 1)}
+        for kind in ("float32", "int8")
+    }
+    both = sorted(by_type["float32"].keys() & by_type["int8"].keys())
+    if len(both) < 2:
+        return
+    pairs = [(by_type["float32"][clip], by_type["int8"][clip]) for clip in both]
+    paired = Paired(
+        np.array([(len(a["text"].split()), a[window]["errors"], b[window]["errors"]) for a, b in pairs], np.float64)
+    )
+    (slow, fast), (low, high) = paired.rates, paired.interval()
+    faster = np.median([a[window]["cpu_s"] / b[window]["cpu_s"] for a, b in pairs])
+    yield (
+        f"int8 against float32, {window} windows, {len(both)} clips and {paired.counts[:, 0].sum():,.0f} words: WER {fast:.2f} % "
+        f"and {slow:.2f} %, difference {fast - slow:+.2f} ({low:+.2f} to {high:+.2f}); {faster:.1f}x the speed (median)."
+    )
 
 
 def _line(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -242,6 +274,7 @@ def _line(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
         f"{cpu['full']:.2f} s",
         f"{cpu['short']:.2f} s",
         f"{cpu['full'] / cpu['short']:.1f}x",
+        f"{np.median([row['full']['cpu_s'] / row['short']['cpu_s'] for row in rows]):.1f}x",
     )
 
 

@@ -37,13 +37,6 @@ def main() -> None:
     publish("invented_words", result, took_s=time.perf_counter() - started)
 
 
-def run(*, quick: bool) -> Result:
-    """Measure; quick is not supported, because the demo's Whisper invents other words."""
-    if not quick:
-        _measure(_SOUNDS, float("inf"))
-    return table(kept(_SPEECH), kept(_SILENT))
-
-
 def _measure(sounds: int, minutes: float) -> None:
     until = time.monotonic() + 60 * minutes
     transcribers = transcribers_of(whisper_model(), "int8", 1)

@@ -92,7 +92,11 @@ def real(*, joined: int) -> list[Clip]:
     for number in range(joined if clips else 0):
         language = rng.choice(clips).language
         pool = [clip for clip in clips if clip.language == language]
-        made.append(_join(f"joined-{number}", "joined", lambda _, pool=pool: rng.choice(pool), rng))
+
+        def draw_one(_: float, pool: Sequence[Clip] = pool) -> Clip:
+            return rng.choice(pool)
+
+        made.append(_join(f"joined-{number}", "joined", draw_one, rng))
     return clips + made
 
 

@@ -5,8 +5,9 @@ For datasets from schema version 3 (`judge`), of utterances of up to 30 s that a
 
 - silence: voice activity detection finds no speech; or Whisper's own rule applies; or less than `_SPEECH_SHARE` of the
   clip may be speech and the average log-probability is under `_UNSURE_LOGPROB`. The text is empty.
-- loop: the compression ratio is over 2.4, or four words or more repeat at once at a pace that nobody speaks. Repetitions
-  are cut to their first occurrence; the text is empty if the ratio is still over 2.4.
+- loop: four words or more repeat at once, or the compression ratio is over 2.4, and the text has more characters for the
+  length of the clip than anybody speaks. Repetitions are cut to their first occurrence; the text is empty if the ratio
+  is still over 2.4.
 - low_confidence: the average log-probability is under -1.0. The text stays.
 
 Earlier datasets, and `--segmentation none`, have Whisper's own rule alone (`judge_as_whisper`). The figures that Whisper's
@@ -34,8 +35,9 @@ NO_SPEECH_PROB = 0.6
 """Threshold of Whisper's voice activity rule, with `LOW_LOGPROB`. Source: Radford et al. 2022, section 4.5."""
 _SPEECH_SHARE, _UNSURE_LOGPROB = 0.2, -0.7
 """Chosen on 131 sounds without speech and 450 clips of speech; the next values on either side give nearly the same."""
-_FASTEST_WORDS_PER_S = 5.0
-"""Words per second of speech above which a repetition is a loop. Fast speakers reach 4 to 5."""
+_FASTEST_CHARACTERS_PER_S = 20.0
+"""Characters per second of a clip above which a repetition is a loop. Sentences that were said twice or more had up to 13,
+loops from 31."""
 
 
 class AsrFlag(StrEnum):
@@ -61,7 +63,7 @@ def judge(transcript: Transcript, *, duration_s: float, speech_s: float) -> tupl
     unsure = (transcript.avg_logprob or 0.0) < _UNSURE_LOGPROB
     if not speech_s or _is_silent(transcript) or (unsure and speech_s < _SPEECH_SHARE * duration_s):
         return _emptied(transcript), AsrFlag.SILENCE
-    flag = flag_of(transcript, speech_s=speech_s)
+    flag = flag_of(transcript, duration_s=duration_s)
     if flag is not AsrFlag.LOOP:
         return transcript, flag
     text = without_repetition(transcript.text)
@@ -73,13 +75,13 @@ def judge(transcript: Transcript, *, duration_s: float, speech_s: float) -> tupl
     )
 
 
-def flag_of(transcript: Transcript, *, speech_s: float) -> AsrFlag:
+def flag_of(transcript: Transcript, *, duration_s: float) -> AsrFlag:
     """Return the flag of a transcript whose text stays as it is."""
-    if not transcript.text:
+    text = transcript.text
+    if not text:
         return AsrFlag.SILENCE
-    fast = len(transcript.text.split()) > _FASTEST_WORDS_PER_S * speech_s
-    repeats = fast and repeated_words(transcript.text) >= REPEATED_WORDS
-    if repeats or (compression_ratio(transcript.text) or 0.0) > REPETITIVE:
+    repeats = repeated_words(text) >= REPEATED_WORDS or (compression_ratio(text) or 0.0) > REPETITIVE
+    if repeats and len(text) > _FASTEST_CHARACTERS_PER_S * duration_s:
         return AsrFlag.LOOP
     return AsrFlag.LOW_CONFIDENCE if (transcript.avg_logprob or 0.0) < LOW_LOGPROB else AsrFlag.NONE
 

@@ -125,7 +125,7 @@ def _text_columns(work: Work, line: Mapping[str, Any], transcript: Transcript) -
         transcript, flag = judge(transcript, duration_s=duration_s, speech_s=speech_s)
     else:
         transcript = judge_as_whisper(transcript, duration_s=duration_s)
-        flag = flag_of(transcript, speech_s=speech_s)
+        flag = flag_of(transcript, duration_s=duration_s)
     return {
         "asr_flag": str(flag),
         "text": transcript.text,

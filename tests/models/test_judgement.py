@@ -48,33 +48,35 @@ def test_silence_and_low_confidence(given, duration_s, speech_s, flag):
 
 
 @pytest.mark.parametrize(
-    ("text", "speech_s", "kept"),
+    ("text", "duration_s", "kept"),
     [
-        (f"{KIDS} {KIDS}", 2.0, KIDS),  # twelve words in two seconds
-        ("And then " + "I'm sorry, " * 30 + "bye.", 9.0, "And then I'm sorry bye."),
-        ("no " * 200, 30.0, "no"),
+        (f"{KIDS} {KIDS}", 2.5, KIDS),  # twelve words in two and a half seconds
+        ("And then " + "I'm sorry, " * 30 + "bye.", 12.0, "And then I'm sorry bye."),
+        ("no " * 220, 30.0, "no"),
         ("ありがとう" * 40, 8.0, ""),  # a language without blanks
     ],
 )
-def test_a_loop_is_cut_or_emptied(text, speech_s, kept):
+def test_a_loop_is_cut_or_emptied(text, duration_s, kept):
     """Fails if a text that repeats itself stays, loses what is not repeated, or keeps the ratio of what was cut."""
-    judged, flag = judge(transcript(text.strip()), duration_s=30.0, speech_s=speech_s)
+    judged, flag = judge(transcript(text.strip()), duration_s=duration_s, speech_s=duration_s)
     assert (judged.text.replace(",", ""), flag) == (kept, AsrFlag.LOOP)
     assert judged.compression_ratio == (pytest.approx(compression_ratio(judged.text)) if kept else None)
 
 
 def test_who_repeats_a_sentence_is_not_cut():
-    """Fails if a sentence that is said twice, at the pace of speech, loses its second half."""
-    given = transcript(f"{KIDS} {KIDS}")
-    assert judge(given, duration_s=7.0, speech_s=4.5) == (given, AsrFlag.NONE)
+    """Fails if a sentence that is said twice or six times, at the pace of speech, loses what repeats."""
+    for times in (2, 6):
+        given = transcript(" ".join([KIDS] * times))
+        assert judge(given, duration_s=3.5 * times, speech_s=1.5 * times) == (given, AsrFlag.NONE)
+    assert given.compression_ratio is not None and given.compression_ratio > 2.4
 
 
 def test_flags_of_texts_that_stay():
     """Fails if --segmentation none flags otherwise than the rules would, or an empty text has no flag."""
-    assert flag_of(transcript(""), speech_s=2.0) is AsrFlag.SILENCE
-    assert flag_of(transcript("no " * 200), speech_s=2.0) is AsrFlag.LOOP
-    assert flag_of(transcript(logprob=-1.5), speech_s=2.0) is AsrFlag.LOW_CONFIDENCE
-    assert flag_of(transcript(), speech_s=0.0) is AsrFlag.NONE
+    assert flag_of(transcript(""), duration_s=4.0) is AsrFlag.SILENCE
+    assert flag_of(transcript("no " * 200), duration_s=4.0) is AsrFlag.LOOP
+    assert flag_of(transcript(logprob=-1.5), duration_s=4.0) is AsrFlag.LOW_CONFIDENCE
+    assert flag_of(transcript(), duration_s=4.0) is AsrFlag.NONE
 
 
 @pytest.mark.parametrize(
