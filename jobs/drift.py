@@ -33,7 +33,8 @@ def command_line() -> Parser:
     parser = Parser(
         "drift",
         usage="%(prog)s OUT [--current WINDOW] [--reference WINDOW] [options]",
-        description="Compare emotion, confidence, duration, language, reject reasons and embeddings of two windows.",
+        description="Compare emotion, labels, dimensions, confidence, duration, language, reject reasons and embeddings of two "
+        "windows.",
         epilog="Exit status: 0 within the limits, 3 drift. What chance alone could give is never called drift.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")

@@ -17,11 +17,10 @@ from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
 from pipeline.analytics.indexed import nearest_in_lance
 from pipeline.analytics.nearest import SHOWN, nearest
-from pipeline.analytics.printed import table_lines, terminal_width
+from pipeline.analytics.printed import json_rows, table_lines, terminal_width
 from pipeline.analytics.search import Query, query_by_audio, query_by_text, query_by_utterance
 from pipeline.dataset.reader import Rows, finished_rows
 from pipeline.errors import ConfigError
-from pipeline.manifest.python_values import plain_rows
 from pipeline.schema import EMBEDDINGS
 from pipeline.storage.store import open_store
 
@@ -83,7 +82,7 @@ def _search(flags: argparse.Namespace, printer: Printer) -> int:
     else:
         matches = nearest(rows, query, top=flags.top, where=flags.where, columns=columns)
     if printer.json:
-        for row in plain_rows(matches):
+        for row in json_rows(matches):
             printer.document(row, indent=None)
         return 0
     printer.line(f"nearest by {query.column} of {query.model}\n")

@@ -15,22 +15,23 @@ import pyarrow as pa
 
 from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
-from pipeline.analytics.printed import table_lines, terminal_width
+from pipeline.analytics.printed import json_rows, table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import asking, finished_rows, quoted
 from pipeline.errors import ConfigError
-from pipeline.manifest.python_values import plain_rows
 from pipeline.redaction import without_query
-from pipeline.schema import EMOTIONS
+from pipeline.schema import DIMENSIONS, EMOTIONS, NULL_REASONS
 from pipeline.storage.files import require_absent, write_file
 from pipeline.storage.store import open_store
 
 _SHOWN = (
     "SELECT {}, recordings, utterances, round(speech_s) AS speech_s, round(speech_share, 2) AS speech_share, "
     + "".join(f"round(share.{emotion}, 2) AS {emotion}, " for emotion in EMOTIONS)
-    + "round(confidence, 2) AS confidence, round(changes, 2) AS changes, opens_with, closes_with FROM groups"
+    + "round(confidence, 2) AS confidence, round(changes, 2) AS changes, opens_with, closes_with{} FROM groups"
 )
+_DIMENSIONS = "".join(f", round(mean_{name}, 2) AS {name}" for name in DIMENSIONS)
+_REASONS = "".join(f", round(null_share.{reason}, 2) AS {reason}" for reason in NULL_REASONS)
 _ON_A_TERMINAL = 50
 """Number of groups printed on a terminal without --rows."""
 
@@ -105,10 +106,19 @@ def _summarize(flags: argparse.Namespace, printer: Printer) -> int:
             "unfinished_runs": list(rows.unfinished),
             "written_to": without_query(flags.to) if flags.to and table is not None else None,
             "num_groups": 0 if table is None else table.num_rows,
-            "groups": [] if table is None else plain_rows(table.slice(0, flags.rows)),
+            "groups": [] if table is None else json_rows(table.slice(0, flags.rows)),
         }
     )
     return 0
+
+
+def _outputs(table: pa.Table) -> str:
+    """Return the SQL of the shares without an emotion and of the mean dimensions, where a group has any."""
+    if "null_share" not in table.column_names:
+        return ""
+    reasons = any(share for shares in table["null_share"].to_pylist() for share in shares.values())
+    dimensions = any(table[f"mean_{name}"].null_count < table.num_rows for name in DIMENSIONS)
+    return _REASONS * reasons + _DIMENSIONS * dimensions
 
 
 def _print(table: pa.Table, groups: Groups, rows: int | None, printer: Printer) -> None:
@@ -117,7 +127,8 @@ def _print(table: pa.Table, groups: Groups, rows: int | None, printer: Printer) 
     if rows is None:
         rows = table.num_rows if width is None else _ON_A_TERMINAL
     with asking(groups=table.slice(0, rows)) as connection:
-        printed = connection.sql(_SHOWN.format(", ".join(map(quoted, groups.by)))).to_arrow_table()
+        names = ", ".join(map(quoted, groups.by))
+        printed = connection.sql(_SHOWN.format(names, _outputs(table))).to_arrow_table()
     for line in table_lines(printed, width=width, keys=len(groups.by)):
         printer.line(line)
     left = table.num_rows - printed.num_rows

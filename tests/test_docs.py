@@ -7,14 +7,13 @@ import re
 import pyarrow.parquet as pq
 
 from pipeline.analytics.summarize import merged, parse_groups, summarize
+from pipeline.analytics.summary_columns import MERGED_COLUMNS, SUMMARY_COLUMNS
 from pipeline.dataset.reader import finished_rows
 from pipeline.layout import SUMMARIES
 from pipeline.manifest.rejects import reject_schema
 from pipeline.schema import (
     EMBEDDINGS,
-    MERGED_COLUMNS,
     REJECT_COLUMNS,
-    SUMMARY_COLUMNS,
     UTTERANCE_COLUMNS,
     utterance_schema,
 )

@@ -27,7 +27,7 @@ from pipeline.dataset.parts import encodings, receipt_of
 from pipeline.dataset.reader import Rows
 from pipeline.errors import JobError
 from pipeline.layout import COMPACTED, PLAN, SUCCESS, UTTERANCES, generation_key, plan_name
-from pipeline.schema import utterance_schema
+from pipeline.schema import DIMENSIONS, utterance_schema
 from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
 
@@ -134,7 +134,7 @@ def _execute(rows: Rows, generation: Generation) -> Compacted:
     schema = _schema(rows.of(generation.plans))
     for merge in generation.files:
         if merge.key not in existing:
-            store.put_if_absent(merge.key, _merged(store, merge, schema))
+            store.put_if_absent(merge.key, _merged(store, merge, _with_scales(store, merge, schema)))
     counted = {"rows": 0, "parts": sum(len(merge.parts) for merge in generation.files)}
     for merge in generation.files:
         with store.open(merge.key) as file:
@@ -150,6 +150,27 @@ def _schema(rows: Rows) -> pa.Schema:
     version = first.settings.schema_version
     fields = utterance_schema(first.embedding_widths, first.settings.embedding_dtype, extra, version=version)
     return pa.schema([field for field in fields if field.name not in first.settings.partition_by])
+
+
+def _with_scales(store: Store, merge: Merge, schema: pa.Schema) -> pa.Schema:
+    """Return the schema with the model's own scale of each dimension in the field's metadata, as the parts have it.
+
+    Reads the footer of the first part, and of the others only if that has a scale.
+    """
+    scales: dict[str, set[str]] = {name: set() for name in DIMENSIONS if name in schema.names}
+    for key in merge.parts if scales else ():
+        with store.open(key) as file:
+            part = pq.read_schema(file)
+        for name in scales.keys() & set(part.names):
+            scales[name].update(filter(None, [(part.field(name).metadata or {}).get(b"scale", b"").decode()]))
+        if not any(scales.values()):
+            break
+    for name, texts in scales.items():
+        if texts:
+            field = schema.field(name)
+            described = field.with_metadata({**field.metadata, "scale": " and ".join(sorted(texts))})
+            schema = schema.set(schema.get_field_index(name), described)
+    return schema
 
 
 def _merged(store: Store, merge: Merge, schema: pa.Schema) -> bytes:

@@ -1,6 +1,7 @@
 """Drift between two windows of rows, column by column.
 
-Distributions of emotion, language, reject reasons, confidence and duration: population stability index (the symmetric
+Distributions of emotion (or the reason why there is none), language, reject reasons, confidence, duration and, from schema
+version 3, arousal, valence and dominance, and labels where one has no emotion: population stability index (the symmetric
 Kullback-Leibler divergence, in nats) and Jensen-Shannon distance (base 2, 0 to 1). Embeddings: the distance between the
 centroids, in units of the root mean square distance of the reference from its own.
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.reader import Rows, asking, optional, quoted
 from pipeline.errors import ConfigError
-from pipeline.schema import EMBEDDINGS
+from pipeline.schema import DIMENSIONS, EMBEDDINGS, UNMAPPED
 
 LIMITS = {"psi": 0.25, "js": 0.2, "shift": 0.25}
 """Limits by measure. Practice acts at an index of 0.25, and a distance of 0.2 is about the same change. The
@@ -40,8 +41,12 @@ _COLUMNS = {
     "confidence": "CASE WHEN confidence IS NOT NULL THEN least(floor(confidence * 1000), 999)::INT END",
     "duration_s": "CASE WHEN duration_s IS NOT NULL THEN floor(64 * log2(greatest(duration_s, 0.01)))::INT END",
 }
+_WITH_REASONS = "coalesce(emotion, '(' || emotion_null_reason || ')')"
+"""SQL for the emotion, or the reason why it is null, which datasets have from schema version 2."""
+_UNMAPPED = f"({UNMAPPED})"
 _EDGES: dict[str, Callable[[int], float]] = {
     "confidence": lambda step: step / 1000,
+    **dict.fromkeys(DIMENSIONS, lambda step: step / 1000),
     "duration_s": lambda step: float(2 ** (step / 64)),
 }
 
@@ -129,8 +134,13 @@ def compare(
         if not count:
             raise ConfigError(f"the {name} contains no utterance")
     share = sum(1 / count for count in counts)
-    for column, steps in _COLUMNS.items():
-        measures += _distribution(column, [_histogram(window, steps) for window in windows], share, limits)
+    version = min(window.rows.plans[0].settings.schema_version for window in windows)
+    for column, steps in {**_COLUMNS, **({"emotion": _WITH_REASONS} if version > 1 else {})}.items():
+        histograms = [_histogram(window, steps) for window in windows]
+        measures += _distribution(column, histograms, share, limits)
+        if version > 2 and column == "emotion":
+            labels = any(_UNMAPPED in histogram for histogram in histograms)
+            measures += _model_outputs(windows, share, limits, labels=labels)
     try:
         reasons = [_reasons(window, count) for window, count in zip(windows, counts, strict=True)]
         rows = sum(1 / sum(counts_of.values()) for counts_of in reasons)
@@ -145,6 +155,19 @@ def compare(
                 "embeddings: the windows have no model in common, and embeddings of different models are not comparable"
             )
     return Compared((counts[0], counts[1]), tuple(measures), tuple(left_out))
+
+
+def _model_outputs(
+    windows: Sequence[Window], share: float, limits: Mapping[str, float], *, labels: bool
+) -> Iterator[Measure]:
+    """Yield the measures of the labels, if asked for, and of each dimension that a window has."""
+    if labels:
+        yield from _distribution("label", [_histogram(window, "label") for window in windows], share, limits)
+    for name in DIMENSIONS:
+        steps = f"CASE WHEN {name} IS NOT NULL THEN greatest(least(floor({name} * 1000), 2000), -1000)::INT END"
+        histograms = [_histogram(window, steps) for window in windows]
+        if any(histogram.keys() - {None} for histogram in histograms):
+            yield from _distribution(name, histograms, share, limits)
 
 
 def _where(window: Window) -> str:

@@ -11,7 +11,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from pipeline.dataset.verify.invariants import printable
-from pipeline.manifest.python_values import plain_values
+from pipeline.manifest.python_values import plain_rows, plain_values
 
 _GAP = "  "
 
@@ -37,14 +37,35 @@ def table_lines(table: pa.Table, *, width: int | None = None, keys: int = 1) -> 
             yield _GAP.join(columns[column][row] for column in block).rstrip()
 
 
+def json_rows(table: pa.Table) -> list[dict[str, object]]:
+    """Return the rows of a table for JSON, with maps as objects."""
+    maps = {field.name for field in table.schema if pa.types.is_map(field.type)}
+    rows = plain_rows(table)
+    for row in rows:
+        row |= {name: dict(entries) for name in maps if isinstance(entries := row[name], list)}
+    return rows
+
+
 def _cells(field: pa.Field, column: pa.ChunkedArray, width: int | None) -> list[str]:
     """Return the header and the values of a column, padded to one width; numbers are right-aligned."""
-    texts = [printable(field.name), *(_text(value) for value in plain_values(column))]
+    text_of = _pairs if pa.types.is_map(field.type) else _text
+    texts = [printable(field.name), *(text_of(value) for value in plain_values(column))]
     if width is not None:
         texts = [text if len(text) <= width else f"{text[: max(width - 1, 0)]}…" for text in texts]
     longest = max(map(len, texts))
     is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
     return [text.rjust(longest) if is_number else text.ljust(longest) for text in texts]
+
+
+def _pairs(value: object) -> str:
+    """Return the entries of a map, such as the scores of labels, as `sad 0.25, happy 0.75`."""
+    if not isinstance(value, list):
+        return _text(value)
+    return ", ".join(f"{printable(str(key))} {_rounded(item)}" for key, item in value)
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else _text(value)
 
 
 def _text(value: object) -> str:
@@ -54,6 +75,8 @@ def _text(value: object) -> str:
         return f"{value:.10g}"
     if isinstance(value, datetime.datetime):
         return value.isoformat(sep=" ")
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return printable(", ".join(value))
     return printable(str(value))
 
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.analytics.summary_columns import MERGED_COLUMNS, SUMMARY_COLUMNS
 from pipeline.dataset.compatibility import read_columns
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import Rows, asking, dataset, quoted
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.layout import SUMMARY, summary_folder, summary_key
-from pipeline.schema import EMOTIONS, MERGED_COLUMNS, SUMMARY_COLUMNS, Column, described
+from pipeline.schema import DIMENSIONS, EMOTIONS, NULL_REASONS, Column, described
 from pipeline.storage.documents import FORMAT, read_document
 from pipeline.storage.store import Store
 
@@ -45,6 +46,8 @@ TIMED = ("timed_speech_s", "timed_length_s")
 """Sums over only those recordings whose duration the manifest gives; files of earlier versions lack them."""
 COUNTED = "confidence_count"
 """Number of utterances with a confidence; in files of earlier versions, which lack it, all have one."""
+OUTPUTS = ("by_label", "by_null_reason", *(f"{name}_{of}" for name in DIMENSIONS for of in ("sum", "count")))
+"""Sums over what models of any kind predict; files of datasets before schema version 3 lack them."""
 _EXPRESSION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(?!=)(.+)", re.DOTALL)
 
 
@@ -73,7 +76,7 @@ def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
             if not named and name not in known:
                 near = did_you_mean(name, known)
                 raise ConfigError(f"--by {name}: no such column{near}; an expression is written {name}=SQL")
-            if name in (*SUMS, *TIMED) or name in by:
+            if name in (*SUMS, *TIMED, *OUTPUTS) or name in by:
                 problem = "is given twice" if name in by else "is a column of every summary"
                 raise ConfigError(
                     f"--by {name}: {name!r} {problem}; give it another name, as in my_{name}={expression}"
@@ -113,7 +116,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
             continue
         of_plan = rows.of([plan.plan])
         with asking(utterances=of_plan.utterances(), planned=of_plan.planned()) as connection:
-            sums = connection.sql(_sums(groups, plan.plan)).to_arrow_table()
+            sums = connection.sql(_sums(groups, plan.plan, plan.settings.schema_version)).to_arrow_table()
         # after the query, so that an invalid expression does not claim the name
         claim = {"format": FORMAT, "by": dict(groups.by)}
         if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
@@ -139,7 +142,7 @@ def _per_emotion(expression: str) -> str:
     return "{" + ", ".join(f"{emotion}: {expression.replace('$', emotion)}" for emotion in EMOTIONS) + "}"
 
 
-def _sums(groups: Groups, plan: str) -> str:
+def _sums(groups: Groups, plan: str, version: int) -> str:
     """Return the query for one row per group.
 
     It aggregates by recording first, so that a recording's length counts once per group; no recording spans two plans.
@@ -149,11 +152,14 @@ def _sums(groups: Groups, plan: str) -> str:
     named = ", ".join(f"sums.{key} AS {quoted(name)}" for key, name in zip(keys, groups.by, strict=True))
     key_list = ", ".join(keys)
     count = "count(*) FILTER ({})::BIGINT"
+    outputs = ", ".join(_outputs()) if version > 2 else ""
+    predicted = ", label, emotion_null_reason, " + ", ".join(DIMENSIONS) if version > 2 else ""
+    columns = (*SUMS, *TIMED, COUNTED, *(OUTPUTS if version > 2 else ()))
     to_each = _per_emotion(count.format("emotion = '$' AND earlier = '€'"))
     transitions = _per_emotion(to_each.replace("€", "$"))
     return f"""
     WITH keyed AS (
-        SELECT {given}, recording_id, emotion, duration_s, end_s, confidence::DOUBLE AS confidence,
+        SELECT {given}, recording_id, emotion, duration_s, end_s, confidence::DOUBLE AS confidence{predicted},
             lag(emotion) OVER ordered AS earlier,
             row_number() OVER ordered = 1 AS opens,
             lead(segment_index) OVER ordered IS NULL AS closes
@@ -176,12 +182,21 @@ def _sums(groups: Groups, plan: str) -> str:
             {_per_emotion(count.format("emotion = '$' AND opens"))} AS first_emotion,
             {_per_emotion(count.format("emotion = '$' AND closes"))} AS last_emotion,
             sum(confidence) AS confidence_sum, count(confidence)::BIGINT AS {COUNTED},
-            min(confidence) AS confidence_min, max(confidence) AS confidence_max
+            min(confidence) AS confidence_min, max(confidence) AS confidence_max{", " + outputs if outputs else ""}
         FROM keyed GROUP BY ALL
     )
-    SELECT {named}, '{plan}' AS run_id, {", ".join((*SUMS, *TIMED, COUNTED))}
+    SELECT {named}, '{plan}' AS run_id, {", ".join(columns)}
     FROM sums JOIN long ON {" AND ".join(f"sums.{key} IS NOT DISTINCT FROM long.{key}" for key in keys)} ORDER BY ALL
     """
+
+
+def _outputs() -> Iterator[str]:
+    """Yield the SQL of each of `OUTPUTS`."""
+    yield "(histogram(label) FILTER (label IS NOT NULL))::MAP(VARCHAR, BIGINT) AS by_label"
+    counts = (f"{each}: count(*) FILTER (emotion_null_reason = '{each}')::BIGINT" for each in NULL_REASONS)
+    yield f"{{{', '.join(counts)}}} AS by_null_reason"
+    for name in DIMENSIONS:
+        yield f"sum({name}::DOUBLE) AS {name}_sum, count({name})::BIGINT AS {name}_count"
 
 
 def merged(store: Store, groups: Groups) -> pa.Table:
@@ -191,14 +206,15 @@ def merged(store: Store, groups: Groups) -> pa.Table:
         recordings, by the manifest's duration or else the end of the last utterance; `speech_share`, see
         docs/summaries.md; `share` of the utterances and `share_s` of their seconds per emotion; `confidence` (mean),
         its minimum and maximum; `transitions` (from, to); `changes`, the share of neighbouring utterances that differ;
-        `opens_with` and `closes_with`, the emotions with which recordings most often begin and end.
+        `opens_with` and `closes_with`, the emotions with which recordings most often begin and end; from schema version
+        3, `by_label`, `null_share` by reason, and the means of the dimensions.
     """
     keys = sorted(entry.key for entry in store.list(groups.folder) if entry.key.endswith(".parquet"))
     schema = read_columns(_schema(store, key) for key in keys)
     later = [*(pa.field(name, pa.float64()) for name in TIMED), pa.field(COUNTED, pa.int64())]
     schema = pa.schema([*schema, *(field for field in later if field.name not in schema.names)])
     with asking(summaries=dataset(store, groups.folder, keys, schema)) as connection:
-        table = connection.sql(_shares(groups)).to_arrow_table()
+        table = connection.sql(_shares(groups, outputs="by_label" in schema.names)).to_arrow_table()
     return _described(table, groups, MERGED_COLUMNS)
 
 
@@ -214,7 +230,7 @@ def _schema(store: Store, key: str) -> pa.Schema:
         return pq.read_schema(file)
 
 
-def _shares(groups: Groups) -> str:
+def _shares(groups: Groups, *, outputs: bool) -> str:
     names = ", ".join(map(quoted, groups.by))
     both = [(one, other) for one in EMOTIONS for other in EMOTIONS]
     pairs = " + ".join(f"sum(transitions.{one}.{other})" for one, other in both)
@@ -225,6 +241,7 @@ def _shares(groups: Groups) -> str:
         ranked = ", ".join(f"{{count: sum({column}.{emotion}), emotion: '{emotion}'}}" for emotion in EMOTIONS)
         return f"CASE WHEN greatest({ranked}).count > 0 THEN greatest({ranked}).emotion END"
 
+    predicted = f", {', '.join(_merged_outputs())}" if outputs else ""
     return f"""
     SELECT {names}, sum(recordings)::BIGINT AS recordings, sum(utterances)::BIGINT AS utterances,
         sum(speech_s) AS speech_s, sum(length_s) AS length_s,
@@ -234,6 +251,19 @@ def _shares(groups: Groups) -> str:
         sum(confidence_sum) / nullif(sum(coalesce({COUNTED}, utterances)), 0) AS confidence,
         min(confidence_min) AS confidence_min, max(confidence_max) AS confidence_max,
         {moved} AS transitions, 1 - ({same}) / nullif({pairs}, 0) AS changes,
-        {most("first_emotion")} AS opens_with, {most("last_emotion")} AS closes_with
+        {most("first_emotion")} AS opens_with, {most("last_emotion")} AS closes_with{predicted}
     FROM summaries GROUP BY ALL ORDER BY ALL
     """
+
+
+def _merged_outputs() -> Iterator[str]:
+    """Yield the SQL of the columns that `merged` computes from `OUTPUTS`."""
+    entries = "flatten(list(map_entries(by_label)) FILTER (by_label IS NOT NULL))"
+    # names that no group has: a group of the same name would be taken for the variable
+    labels = f"list_sort(list_distinct([__entry.key FOR __entry IN {entries}]))"
+    count = f"list_sum([__entry.value FOR __entry IN {entries} IF __entry.key = __label])::BIGINT"
+    yield f"map_from_entries([{{key: __label, value: {count}}} FOR __label IN {labels}]) AS by_label"
+    shares = (f"{reason}: sum(by_null_reason.{reason}) / sum(utterances)" for reason in NULL_REASONS)
+    yield f"{{{', '.join(shares)}}} AS null_share"
+    for name in DIMENSIONS:
+        yield f"sum({name}_sum) / nullif(sum({name}_count), 0) AS mean_{name}"

@@ -188,7 +188,7 @@ def test_a_bound_on_confidence_abstains_and_is_audited(tmp_path, monkeypatch):
     )
     faults = RowFaults(plan, read_shard(store, shard))
     faults.add(wrong)
-    assert "although abstaining is not enabled" in " ".join(sentence for _, sentence in faults.sentences())
+    assert "no emotion without a reason" in " ".join(sentence for _, sentence in faults.sentences())
 
 
 def labelled_output(folder: Path, *, right: float = 0.5, count: int = 80) -> str:
@@ -214,11 +214,13 @@ def labelled_output(folder: Path, *, right: float = 0.5, count: int = 80) -> str
             scores[line, [true, other]] = scores[line, [other, true]]
     columns = [pa.array(column.astype(np.float32)) for column in scores.T]
     labels = [EMOTIONS[best] for best in scores.argmax(axis=1)]
+    labels = [None if old is None else new for old, new in zip(table["label"].to_pylist(), labels, strict=True)]
+    by_label = [dict(zip(EMOTIONS, line, strict=True)) for line in scores.astype(np.float32).tolist()]
     for name, column in {
         "scores": pa.StructArray.from_arrays(columns, names=list(EMOTIONS)),
-        "label": pa.array(
-            [None if old is None else new for old, new in zip(table["label"].to_pylist(), labels, strict=True)]
-        ),
+        "label_scores": pa.array([list(each.items()) for each in by_label], table.schema.field("label_scores").type),
+        "label": pa.array(labels),
+        "emotion": pa.array(labels),
     }.items():
         table = table.set_column(table.schema.get_field_index(name), name, column)
     assert outputs.finish(work, shard, table, {}).won

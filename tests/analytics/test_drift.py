@@ -38,6 +38,7 @@ def run_of(store: Store, folder: Path, letter: str, *, count: int = PEOPLE, seed
         bad = random.random(count) < rejected
         for name, column in {
             "label": pa.array(labels),
+            "emotion": pa.array(labels),
             "reject": pa.array([reject if each else None for each in bad], table.schema.field("reject").type),
             "audio_embedding": pa.FixedSizeListArray.from_arrays(pa.array(embedding.astype(np.float32).reshape(-1)), 4),
             **({"confidence": pa.array(np.full(count, 0.999, np.float32))} if confident else {}),

@@ -95,7 +95,7 @@ def test_an_evaluation_leaves_out_null_results(mixed, tmp_path, capsys):
     assert evaluate.main([mixed.root, "--labels", "label", "--resamples", "0", "--write", str(tmp_path / "ev")]) == 0
     counts = json.loads((tmp_path / "ev" / "metrics.json").read_text())["outputs"][0]["counts"]
     assert (counts["utterances"], counts["compared"], counts["without_prediction"]) == (4, 3, 1)
-    assert "1 labelled utterances are in a language without a model" in capsys.readouterr().out
+    assert "1 labelled utterances have no label by a model" in capsys.readouterr().out
 
 
 def test_a_report_shows_null_results(mixed, tmp_path):
@@ -111,7 +111,8 @@ def test_drift_counts_null_results_apart(mixed):
     measures = {
         m.column: m for m in compare(Window(rows), Window(rows, "language = 'es'")).measures if m.measure == "psi"
     }
-    assert measures["emotion"].change == measures["confidence"].change == "none: 25.0% -> 100.0%"
+    assert measures["emotion"].change == "(language): 25.0% -> 100.0%"
+    assert measures["confidence"].change == "none: 25.0% -> 100.0%"
     assert measures["language"].change == "es: 25.0% -> 100.0%"
 
 

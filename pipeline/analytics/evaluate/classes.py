@@ -15,10 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.schema import EMOTIONS, emotion_of
-
-UNMAPPED = "unmapped"
-"""`emotion_null_reason` of an utterance whose label belongs to no emotion."""
+from pipeline.schema import EMOTIONS, UNMAPPED, emotion_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.analytics.evaluate.bootstrap import RECORDING, groups_of
 from pipeline.analytics.evaluate.calibration import NoTemperatureError, fit
@@ -36,6 +37,11 @@ def fit_outputs(outputs: Sequence[Labelled]) -> FittedCalibration:
             if model in models:
                 raise ConfigError(f"{labelled.output}: an earlier output has the model {model} too; fit on one of them")
             rows = labelled.take(np.flatnonzero(fingerprints == model))
+            if _independent(rows.table):
+                raise ConfigError(
+                    f"{labelled.output}: the classes of {model} are independent (sigmoid); a temperature needs the scores of a "
+                    "softmax"
+                )
             if not np.allclose(rows.scores.sum(axis=1), 1.0, atol=1e-3):
                 raise ConfigError(
                     f"{labelled.output}: the scores of {model} do not add up to 1; a temperature needs the scores of a softmax"
@@ -50,3 +56,13 @@ def fit_outputs(outputs: Sequence[Labelled]) -> FittedCalibration:
         raise NoTemperatureError("\n".join(unfitted))
     made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return FittedCalibration(FORMAT, "temperature", made_at, models)
+
+
+def _independent(table: pa.Table) -> bool:
+    """Return whether a model of the rows has independent classes, whose names over the threshold `labels` lists.
+
+    In datasets before schema version 3 `labels` may be a column of the manifest, which is no list of classes.
+    """
+    if "labels" not in table.column_names or "label_scores" not in table.column_names:
+        return False
+    return bool(table["labels"].null_count < table.num_rows)

@@ -20,7 +20,7 @@ from pipeline.config.settings import Settings
 from pipeline.dataset.reader import Rows, committed_rows, current_rejects, reading
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.redaction import without_query
-from pipeline.schema import passthrough_name
+from pipeline.schema import REGRESSION, passthrough_name
 from pipeline.storage.store import open_store
 
 REFERENCE = "reference"
@@ -37,6 +37,7 @@ _PREDICTIONS = (
     "confidence",
     "scores",
     "label_scores",
+    "labels",
     "abstained",
     "model",
     "arousal",
@@ -196,6 +197,11 @@ def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated:
             rejected = len(rejects) - rejects.null_count
     labelled = table["label"].is_valid().to_numpy()
     kept = np.flatnonzero((truth >= 0) & labelled)
+    if column is not None and not labelled.any() and _has_regressions(table):
+        raise ConfigError(
+            f"{location}: the model is a regression and predicts no label to compare with --labels {column}; "
+            "--dimensions evaluates arousal, valence and dominance"
+        )
     if column is not None and not len(kept):
         words = ", ".join(map(repr, sorted(unknown)[:5])) or "none"
         raise ConfigError(
@@ -226,6 +232,11 @@ def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated:
         warnings=tuple(_warnings(counts, rows.unfinished)),
         rated=rated,
     )
+
+
+def _has_regressions(table: pa.Table) -> bool:
+    reasons = "emotion_null_reason"
+    return reasons in table.column_names and pc.any(pc.equal(table[reasons], REGRESSION)).as_py() is True
 
 
 def with_model(table: pa.Table, model: str, location: str) -> pa.Table:
@@ -289,7 +300,10 @@ def _warnings(counts: Counts, unfinished: Sequence[str]) -> Iterator[str]:
     if counts.rejected_with_label:
         yield f"{counts.rejected_with_label:,} labelled recordings were rejected; no figure includes them"
     if counts.without_prediction:
-        yield f"{counts.without_prediction:,} labelled utterances are in a language without a model; no figure includes them"
+        yield (
+            f"{counts.without_prediction:,} labelled utterances have no label by a model: none for their language, or one "
+            "without classes; no figure includes them"
+        )
     if counts.other_labels:
         words = ", ".join(f"{word!r} {count:,}" for word, count in counts.other_labels.items())
         yield f"some labels are not among the classes; no figure includes their rows: {words}"

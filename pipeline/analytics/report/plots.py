@@ -40,7 +40,7 @@ _STYLE = {
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
 }
-_GREY = ("(abstained)", "(no model)", "(none)")
+_GREY = ("(abstained)", "(no model)", "(unmapped)", "(regression)", "(no_speech)", "(none)")
 """Groups without an emotion, drawn in grey."""
 _WIDTH_IN = 4.2
 """Width of a plot: 302 points, the space on a phone 375 points wide, so that text is not scaled there."""
@@ -193,6 +193,11 @@ def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Mar
         axes.set_ylabel("share of these correct")
 
     return _drawn(draw, name, height_in=2.8)
+
+
+def most(shares: Sequence[float]) -> str:
+    """Return the most frequent emotion in words. Shares are in the order of `EMOTIONS`."""
+    return f"mostly {EMOTIONS[shares.index(max(shares))]}" if any(shares) else "no emotion"
 
 
 def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, name: str) -> Markup:

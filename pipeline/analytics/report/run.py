@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.analytics.report import plots
+from pipeline.analytics.report.outputs import output_sections
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.parts import read_receipts
 from pipeline.dataset.plan import Plan
@@ -21,7 +22,7 @@ from pipeline.dataset.reader import Rows, asking, quoted
 from pipeline.errors import ConfigError
 from pipeline.layout import REPORT, UTTERANCES, run_key
 from pipeline.redaction import without_query
-from pipeline.schema import EMOTIONS
+from pipeline.schema import EMOTIONS, OTHER_LANGUAGE
 from pipeline.storage.cleanup import reaching, walk
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ _VALUES = 20
 _RECORDINGS = 4
 _LEAST_WORK_S = 1.0
 
-_OR_WHY = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END) AS emotion"
-"""SQL for the emotion, or the reason for its absence: abstention, or a language without a model in the run."""
+_WITHOUT_REASONS = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END)"
+_WITH_REASONS = f"""coalesce(emotion,
+    CASE emotion_null_reason WHEN '{OTHER_LANGUAGE}' THEN '(no model)' ELSE '(' || emotion_null_reason || ')' END)"""
+"""SQL for the emotion, or the reason for its absence; datasets of schema version 1 have no column of reasons."""
 
-EMOTION = f"""SELECT {_OR_WHY}, count(*) AS utterances,
+EMOTION = """SELECT EMOTION_OR_WHY AS emotion, count(*) AS utterances,
     count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
 FROM utterances GROUP BY ALL ORDER BY utterances DESC, emotion"""
 
@@ -67,7 +70,7 @@ TIMELINES = f"""WITH long AS (
     SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
     FROM utterances WHERE start_s IS NOT NULL AND end_s IS NOT NULL GROUP BY recording_id HAVING count(*) > 1
     ORDER BY place LIMIT {_RECORDINGS})
-SELECT place, recording_id, segment_index, start_s, end_s, {_OR_WHY}, label, confidence
+SELECT place, recording_id, segment_index, start_s, end_s, EMOTION_OR_WHY AS emotion, label, confidence
 FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end_s IS NOT NULL ORDER BY place, segment_index"""
 
 
@@ -204,17 +207,21 @@ def _listed(value: Any) -> str:  # noqa: ANN401 - settings are of many types
 def _sections(
     connection: duckdb.DuckDBPyConnection, plan: Plan, speed: Speed | None, *, with_texts: bool
 ) -> Iterator[Section]:
-    yield _emotions(connection)
+    why = _WITH_REASONS if plan.settings.schema_version > 1 else _WITHOUT_REASONS
+    yield _emotions(connection, why)
+    if plan.settings.schema_version > 2:
+        yield from output_sections(connection)
     yield _confidence(connection)
     yield _throughput(connection, speed)
     yield from _rejects(connection)
     for number, column in enumerate(dict.fromkeys(["language", *plan.settings.partition_by])):
         yield _by_column(connection, column, f"by-{number}")
-    yield from _timelines(connection, with_texts=with_texts)
+    yield from _timelines(connection, why, with_texts=with_texts)
 
 
-def _emotions(connection: duckdb.DuckDBPyConnection) -> Section:
-    names, rows = ask(connection, EMOTION)
+def _emotions(connection: duckdb.DuckDBPyConnection, why: str) -> Section:
+    query = EMOTION.replace("EMOTION_OR_WHY", why)
+    names, rows = ask(connection, query)
     emotions = [row[0] for row in rows]
     svg = (
         plots.bars(emotions, [100 * row[2] for row in rows], label="% of utterances", form="{:.1f}", name="emotion")
@@ -222,7 +229,7 @@ def _emotions(connection: duckdb.DuckDBPyConnection) -> Section:
         else None
     )
     alt = listed(emotions, [share(row[2], 1) for row in rows])
-    return Section("emotion", "Emotions", names, rows, EMOTION, "" if rows else "No utterance.", svg, alt)
+    return Section("emotion", "Emotions", names, rows, query, "" if rows else "No utterance.", svg, alt)
 
 
 def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
@@ -243,7 +250,7 @@ def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
         else None
     )
     alt = f"{share(sure, total)} of utterances have a confidence of 0.5 or more"
-    note = f"Score of the predicted label; {alt}." if rows else "No utterance."
+    note = f"Score of the predicted label; {alt}." if rows else "No utterance has one."
     return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt)
 
 
@@ -304,15 +311,15 @@ def _by_column(connection: duckdb.DuckDBPyConnection, column: str, name: str) ->
     if rows:
         shares = [[number / row[1] for number in row[4:]] for row in rows]
         svg = plots.stacks([formatted(row[0]) for row in rows], shares, name=name)
-        alt = listed(
-            [formatted(row[0]) for row in rows], [f"mostly {EMOTIONS[each.index(max(each))]}" for each in shares]
-        )
+        alt = listed([formatted(row[0]) for row in rows], [plots.most(each) for each in shares])
     note = f"The {_VALUES} most frequent values." if len(rows) == _VALUES else ""
     return Section(name, f"Emotions by {column}", names, rows, query, note, svg, alt)
 
 
-def _timelines(connection: duckdb.DuckDBPyConnection, *, with_texts: bool) -> Iterator[Section]:
-    query = TIMELINES.replace("label, confidence\n", "label, confidence, text\n") if with_texts else TIMELINES
+def _timelines(connection: duckdb.DuckDBPyConnection, why: str, *, with_texts: bool) -> Iterator[Section]:
+    query = TIMELINES.replace("EMOTION_OR_WHY", why)
+    if with_texts:
+        query = query.replace("label, confidence\n", "label, confidence, text\n")
     names, rows = ask(connection, query)
     for place in sorted({row[0] for row in rows}):
         of_recording = [row for row in rows if row[0] == place]

@@ -10,7 +10,7 @@ from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
 from pipeline.dataset.reader import asking, quoted
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
-from pipeline.schema import EMOTIONS
+from pipeline.schema import DIMENSIONS, EMOTIONS
 from pipeline.storage.cleanup import reaching
 from pipeline.storage.store import open_folder_of
 
@@ -33,17 +33,19 @@ def summary_page(file: str) -> Page:
         )
     by = table.column_names[: table.column_names.index("recordings")]
     share_columns = ", ".join(f"share.{emotion} AS {emotion}" for emotion in EMOTIONS)
+    means = [f"mean_{name}" for name in DIMENSIONS if f"mean_{name}" in table.column_names]
+    dimensions = "".join(f", {mean}" for mean in means if table[mean].null_count < table.num_rows)
     query = f"""SELECT {", ".join(f"coalesce({quoted(each)}::VARCHAR, '(none)') AS {quoted(each)}" for each in by)},
-    recordings, utterances, speech_s, confidence AS mean_confidence, {share_columns}
+    recordings, utterances, speech_s, confidence AS mean_confidence, {share_columns}{dimensions}
 FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1)))} LIMIT {_GROUPS}"""
     with asking(groups=table) as connection:
         names, rows = ask(connection, query)
         _, totals = ask(connection, "SELECT count(*), sum(utterances)::BIGINT, sum(speech_s) / 3600 FROM groups")
     ((groups, utterances, hours),) = totals
     labels = [" · ".join(formatted(value) for value in row[: len(by)]) for row in rows]
-    shares = [[each or 0.0 for each in row[len(by) + 4 :]] for row in rows]
+    shares = [[each or 0.0 for each in row[len(by) + 4 : len(by) + 4 + len(EMOTIONS)]] for row in rows]
     svg = plots.stacks(labels, shares, name="groups") if rows else None
-    alt = listed(labels, [f"mostly {EMOTIONS[each.index(max(each))]}" for each in shares])
+    alt = listed(labels, [plots.most(each) for each in shares])
     note = f"The {_GROUPS} largest groups of {groups:,}." if groups > _GROUPS else ""
     return Page(
         title=f"Summary by {', '.join(by)}",
