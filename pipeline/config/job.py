@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.further import further_models
 from pipeline.config.labels import label_maps
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
@@ -101,6 +102,14 @@ class JobConfig(ModelChoice):
             MODELS,
             "emotions of the model's labels, as hap=joy,calm= or in a file; calm= has none (default: common spellings)",
             metavar="[LANG=]FILE|LABEL=EMOTION,...",
+        ),
+    ] = Field(default_factory=dict)
+    also: Annotated[
+        Mapping[str, Mapping[str, str]],
+        Option(
+            MODELS,
+            "further emotion models on the same audio and text; their results are in the column by_model.NAME",
+            metavar="NAME[:LANG]=X",
         ),
     ] = Field(default_factory=dict)
     min_confidence: Annotated[
@@ -194,6 +203,11 @@ class JobConfig(ModelChoice):
     @classmethod
     def _label_maps(cls, value: object) -> object:
         return label_maps(value)
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _further_models(cls, value: object) -> object:
+        return further_models(value)
 
     @field_validator("allowed_languages", mode="before")
     @classmethod
@@ -346,6 +360,7 @@ class JobConfig(ModelChoice):
             max_bytes=self.max_bytes,
             calibration=dict(self.calibration) or None,
             label_map=self.label_map or None,
+            also=tuple(self.also),
             min_confidence=self.min_confidence,
             allowed_languages=tuple(sorted(self.allowed_languages)),
             schema_version=version,
