@@ -57,7 +57,7 @@ def _is_many(kind: object, option: Option) -> bool:
 
 
 def _is_by_language(option: Option) -> bool:
-    return (option.metavar or "").startswith("[LANG=]")
+    return (option.metavar or "").startswith(("[LANG=]", "NAME["))
 
 
 def _without_none(annotation: object) -> object:

@@ -21,22 +21,29 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Role:
-    """A task in one language (a primary BCP-47 tag such as `en`)."""
+    """A task in one language.
+
+    Attributes:
+        language: a primary BCP-47 tag such as `en`.
+        name: name of a further emotion model (`--also`); empty for the dataset's own.
+    """
 
     task: Task
     language: str
+    name: str = ""
 
     def __str__(self) -> str:
-        """Return the form used in JSON and messages: `fusion/en`."""
-        return f"{self.task}/{self.language}"
+        """Return the form used in JSON and messages: `fusion/en`, and `fusion/en/NAME` of a further model."""
+        return f"{self.task}/{self.language}" + (f"/{self.name}" if self.name else "")
 
     @classmethod
     def parse(cls, text: str) -> Role:
         """Parse the form returned by `str`. Raises: ValueError for any other text."""
-        task, slash, language = text.partition("/")
-        if not slash or not language:
+        task, _, rest = text.partition("/")
+        language, slash, name = rest.partition("/")
+        if not language or (slash and not name):
             raise ValueError(f"{text!r} is not a role such as fusion/en")
-        return cls(Task(task), language)
+        return cls(Task(task), language, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class ModelPin:
         sha256: hash of the model's files.
         size_bytes: total size of those files.
         location: URI of the prepared copy; None when the model was not prepared.
+        mode: mode of a further emotion model, which may differ from the dataset's; None for other models.
     """
 
     spec: str
@@ -56,11 +64,13 @@ class ModelPin:
     sha256: str
     size_bytes: int
     location: str | None = None
+    mode: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
         fields = {"spec": self.spec, "revision": self.revision, "sha256": self.sha256, "bytes": self.size_bytes}
-        return {**fields, "location": self.location} if self.location else fields
+        optional = {"location": self.location, "mode": self.mode}
+        return {**fields, **{name: value for name, value in optional.items() if value}}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> ModelPin:
@@ -70,12 +80,13 @@ class ModelPin:
         """
         fields = dict(document)
         pin = cls(fields.pop("spec"), fields.pop("revision"), fields.pop("sha256"), fields.pop("bytes"))
-        location = fields.pop("location", None)
+        location, mode = (fields.pop(name, None) for name in ("location", "mode"))
         if fields:
             raise ValueError(f"unknown fields of a model: {', '.join(sorted(fields))}")
         if not (isinstance(pin.spec, str) and isinstance(pin.sha256, str) and isinstance(pin.size_bytes, int)):
             raise TypeError("a model's spec and sha256 are text, its bytes a number")
-        return pin if location is None else cls(pin.spec, pin.revision, pin.sha256, pin.size_bytes, str(location))
+        optional = [None if value is None else str(value) for value in (location, mode)]
+        return cls(pin.spec, pin.revision, pin.sha256, pin.size_bytes, *optional)
 
 
 Pins = Mapping[Role, ModelPin]
@@ -92,6 +103,11 @@ def pins_of(document: Mapping[str, Any]) -> dict[Role, ModelPin]:
     return {Role.parse(role): ModelPin.of(pin) for role, pin in document.items()}
 
 
+def further_names(roles: Iterable[Role], language: str) -> list[str]:
+    """Return the names of the further emotion models of a language, sorted."""
+    return sorted(role.name for role in roles if role.name and role.language == language)
+
+
 def languages(roles: Iterable[Role], task: Task = Task.EMOTION) -> list[str]:
-    """Return the languages that have a model for the task, in the order of `roles`."""
-    return [role.language for role in roles if role.task is task]
+    """Return the languages that have a model for the task, in the order of `roles`; further models do not count."""
+    return [role.language for role in roles if role.task is task and not role.name]

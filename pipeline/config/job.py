@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.further import further_models
 from pipeline.config.labels import label_maps
 from pipeline.config.lists import channels, primary_tags, reject_reasons
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
@@ -119,6 +120,14 @@ class JobConfig(ModelChoice):
             metavar="[LANG=]FILE|LABEL=EMOTION,...",
         ),
     ] = Field(default_factory=dict)
+    also: Annotated[
+        Mapping[str, Mapping[str, str]],
+        Option(
+            MODELS,
+            "further emotion models on the same audio and text; their results are in the column by_model.NAME",
+            metavar="NAME[:LANG]=X",
+        ),
+    ] = Field(default_factory=dict)
     min_confidence: Annotated[
         float | None,
         Option(MODELS, "below it the emotion is null and abstained is true; label and scores stay", metavar="SHARE"),
@@ -222,6 +231,11 @@ class JobConfig(ModelChoice):
     @classmethod
     def _label_maps(cls, value: object) -> object:
         return label_maps(value)
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _further_models(cls, value: object) -> object:
+        return further_models(value)
 
     @field_validator("allowed_languages", mode="before")
     @classmethod
@@ -372,6 +386,7 @@ class JobConfig(ModelChoice):
             max_bytes=self.max_bytes,
             calibration=dict(self.calibration) or None,
             label_map=self.label_map or None,
+            also=tuple(self.also),
             min_confidence=self.min_confidence,
             allowed_languages=tuple(sorted(self.allowed_languages)),
             schema_version=version,

@@ -30,6 +30,7 @@ class Settings:
     Attributes:
         calibration: temperature by model fingerprint; None without a calibration.
         label_map: the user's emotions of labels by language; None without a map.
+        also: names of the further models, sorted; their results are in `by_model`.
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
@@ -51,6 +52,7 @@ class Settings:
     max_bytes: int
     calibration: Mapping[str, float] | None = None
     label_map: Mapping[str, Mapping[str, str | None]] | None = None
+    also: tuple[str, ...] = ()
     min_confidence: float | None = None
     allowed_languages: tuple[str, ...] = ()
     schema_version: Annotated[int, Strict()] = 1

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_language
-from pipeline.config.labels import LabelRules
+from pipeline.config.labels import ANY_LANGUAGE, LabelRules
 from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError, JobError
 from pipeline.models.checkpoints import published
@@ -69,6 +69,8 @@ def _default(role: Role, mode: str, prepared: Prepared | None) -> str | None:
 
 def option(role: Role, spec: str) -> str:
     """Return the option that names a model for a role: `--emotion-model en=X`."""
+    if role.name:
+        return f"--also {role.name}:{role.language}={spec}"
     return f"--{_OPTION[role.task].replace('_', '-')} {role.language}={spec}"
 
 
@@ -119,6 +121,9 @@ def choose(
                 also = f", or prepare one: --mode {config.mode} --language {language}" if prepared else ""
                 raise ConfigError(f"no {_CALLED[task]} {where} for {language!r}; name one with {flag}{also}")
             chosen[role] = spec
+        for name, named in config.also.items() if isinstance(config, JobConfig) else ():
+            if spec := named.get(language, named.get(ANY_LANGUAGE)):
+                chosen[Role(Task.EMOTION, language, name)] = spec
     return chosen
 
 
@@ -172,7 +177,7 @@ def pin(
     Raises: ConfigError naming the role's option and the fault.
     """
     from pipeline.models.checkpoints import weights
-    from pipeline.models.checkpoints.modes import check
+    from pipeline.models.checkpoints.modes import check, check_further
     from pipeline.models.semantics import warnings_of
 
     pinned: dict[Role, ModelPin] = {}
@@ -180,7 +185,7 @@ def pin(
     encoders: dict[str, Checkpoint] = {}
     # encoders first, because the fusion models are checked against them
     for role, spec in sorted(chosen.items(), key=lambda item: item[0].task is not Task.SENTENCE_ENCODER):
-        language = role.language
+        language, further = role.language, None
         try:
             checkpoint = (find and find(spec)) or weights.resolve(spec)
             if role.task is Task.ASR:
@@ -192,15 +197,21 @@ def pin(
                 encoders[language] = checkpoint
             else:
                 encoder = encoders.get(language)
-                declaration = check(mode, checkpoint, encoder)
-                widths[language] = dict(declaration.embedding_widths)
+                if role.name:
+                    further, declaration = check_further(mode, checkpoint, encoder)
+                else:
+                    declaration = check(mode, checkpoint, encoder)
+                    widths[language] = dict(declaration.embedding_widths)
                 if rules is not None:
-                    for sentence in warnings_of(declaration.heads, spec, language, rules):
+                    ruled = replace(rules, calibrated=rules.calibrated and not role.name)
+                    for sentence in warnings_of(declaration.heads, spec, language, ruled):
                         (warn or _log.warning)(sentence)
         except ConfigError as error:
             raise ConfigError(f"{option(role, spec)}: {error}") from error
         size_bytes = sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file())
-        pinned[role] = ModelPin(spec, checkpoint.revision, checkpoint.sha256, size_bytes, checkpoint.location or None)
+        pinned[role] = ModelPin(
+            spec, checkpoint.revision, checkpoint.sha256, size_bytes, checkpoint.location or None, further
+        )
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
     return pinned, next(iter(widths.values()), {})
@@ -240,12 +251,14 @@ def pinned_checkpoint(pin: ModelPin) -> Checkpoint:
     return weights.resolve(spec, expected_sha256=pin.sha256)
 
 
-def fingerprint(models: Pins, settings: Settings, language: str) -> str:
+def fingerprint(models: Pins, settings: Settings, language: str, name: str = "") -> str:
     """Return the output's `model` value: `mean-en:<12 of the weights' sha256>+<12 of the encoder's>@fp32`.
 
-    For calibrated scores, `/T=` and the temperature follow.
+    For calibrated scores, `/T=` and the temperature follow. A further model (`name`) is never calibrated.
     """
-    model = _uncalibrated(models, settings, language)
+    model = _uncalibrated(models, settings, language, name)
+    if name:
+        return model
     return f"{model}/T={temperature(models, settings, language):.6g}" if settings.calibration else model
 
 
@@ -268,10 +281,12 @@ def require_calibration(models: Pins, settings: Settings) -> None:
         temperature(models, settings, language)
 
 
-def _uncalibrated(models: Pins, settings: Settings, language: str) -> str:
-    roles = (Role(Task.EMOTION, language), Role(Task.SENTENCE_ENCODER, language))
+def _uncalibrated(models: Pins, settings: Settings, language: str, name: str = "") -> str:
+    role, encoder = Role(Task.EMOTION, language, name), Role(Task.SENTENCE_ENCODER, language)
+    mode = models[role].mode if name else settings.mode
+    roles = (role, encoder) if mode == settings.mode else (role,)
     hashes = "+".join(models[role].sha256[:12] for role in roles if role in models)
-    return f"{settings.mode}-{language}:{hashes}@{settings.precision}"
+    return f"{mode}-{language}:{hashes}@{settings.precision}"
 
 
 class Loaded:
@@ -299,13 +314,14 @@ class Loaded:
         self._models, self._settings = models, settings
         self._device, self._num_threads = device, num_threads
         self._max_batch_s, self._gpu_share = max_batch_s, gpu_share
-        self._recognisers: dict[str, EmotionRecogniser] = {}
+        self._recognisers: dict[Role, EmotionRecogniser] = {}
         self._transcribers: dict[str, Transcriber] = {}
 
     def load_recognisers(self) -> None:
         """Load every emotion model of the plan now."""
-        for language in languages(self._models):
-            self.recogniser_for(language)
+        for role in self._models:
+            if role.task is Task.EMOTION:
+                self.recogniser_for(role.language, role.name)
 
     def load_transcribers(self) -> None:
         """Load every speech recogniser of the plan now."""
@@ -328,26 +344,27 @@ class Loaded:
         except ConfigError as error:
             raise JobError(f"{role}: {error}") from error
 
-    def recogniser_for(self, language: str) -> EmotionRecogniser:
-        """Return the emotion model of a language."""
-        if language not in self._recognisers:
+    def recogniser_for(self, language: str, name: str = "") -> EmotionRecogniser:
+        """Return the emotion model of a language, or its further model of a name."""
+        role = Role(Task.EMOTION, language, name)
+        if role not in self._recognisers:
             from pipeline.models.emotion import EmotionRecogniser
 
             encoder = Role(Task.SENTENCE_ENCODER, language)
-            self._recognisers[language] = EmotionRecogniser(
-                self._settings.mode,
-                self._checkpoint(Role(Task.EMOTION, language)),
+            self._recognisers[role] = EmotionRecogniser(
+                self._models[role].mode or self._settings.mode,
+                self._checkpoint(role),
                 self._checkpoint(encoder) if encoder in self._models else None,
                 device=self._device,
                 precision=self._settings.precision,
                 num_threads=self._num_threads,
                 max_batch_s=self._max_batch_s,
                 gpu_share=self._gpu_share,
-                temperature=temperature(self._models, self._settings, language),
+                temperature=1.0 if name else temperature(self._models, self._settings, language),
                 language=language,
                 label_map=self._settings.label_map,
             )
-        return self._recognisers[language]
+        return self._recognisers[role]
 
     def transcriber_for(self, language: str | None) -> Transcriber:
         """Return the speech recogniser of a language; for None, the plan's first, which then detects the language."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import primary_language
+from pipeline.config.further import BY_MODEL
 from pipeline.dataset.parts import (
     Receipt,
     ids_sha256,
@@ -246,6 +247,8 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
 
 def _with_scale(field: pa.Field, recognised: pa.Schema) -> pa.Field:
     """Return the field of a dimension with the model's own scale in its metadata; other fields as they are."""
+    if field.name == BY_MODEL:
+        return field.with_type(recognised.field(BY_MODEL).type)
     if field.name not in DIMENSIONS or field.name not in recognised.names:
         return field
     return field.with_metadata({**(field.metadata or {}), **(recognised.field(field.name).metadata or {})})

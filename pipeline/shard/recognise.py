@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import primary_language
+from pipeline.config.further import BY_MODEL, FIELDS
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.errors import Reject, Stage
-from pipeline.schema import DIMENSIONS, EMOTIONS, REGRESSION, UNMAPPED
+from pipeline.models import roles
+from pipeline.pins import further_names
+from pipeline.schema import ABSTAINED, DIMENSIONS, EMOTIONS, OTHER_LANGUAGE, REGRESSION, UNMAPPED
 from pipeline.shard.context import Work
 from pipeline.shard.crashes import UNWATCHED, Watch
 from pipeline.shard.isolation import by_model, isolate
@@ -28,13 +31,16 @@ def recognise(
     work: Work,
     shard: Shard,
     table: pa.Table,
-    recogniser_for: Callable[[str], EmotionRecogniser],
+    recogniser_for: Callable[..., EmotionRecogniser],
     watch: Watch = UNWATCHED,
 ) -> pa.Table:
-    """Compute label, scores and embeddings of every utterance.
+    """Compute label, scores and embeddings of every utterance, and the results of further models.
 
-    A batch that fails is halved until the failing utterance is alone; the others' results are the same to within 1e-5.
+    A failure of a further model rejects the utterance as one of the main model does. A
+    batch that fails is halved until the failing utterance is alone; the others' results are the same to within 1e-5.
 
+    Args:
+        recogniser_for: returns the model of a language, and of a further model's name given after it.
     Returns: the table without audio, with those columns; they are null where `emotion_null_reason` is set.
     """
     if is_committed_elsewhere(table):
@@ -48,30 +54,45 @@ def recognise(
         for line, (reject, null_reason, language) in enumerate(zip(*columns, strict=True))
         if reject is None and null_reason is None
     }
-    needs_audio = work.mode != "text"
-    results = _Results(table.num_rows, work.plan)
+    plan, needs_audio = work.plan, work.mode != "text"
+    results = {name: _Results(table.num_rows, plan, name) for name in ("", *plan.settings.also)}
     for language, group in by_model(languages, table, waveforms, needs_audio=needs_audio):
-        call = partial(_recognise_lines, recogniser_for(language), waveforms if needs_audio else None, texts)
+        models = {
+            name: recogniser_for(language, *([name] if name else []))
+            for name in ("", *further_names(plan.models, language))
+        }
+        call = partial(_recognise_lines, models, waveforms if needs_audio else None, texts)
         for part, outcome in isolate(call, group, Stage.RECOGNISE, deaths, watch):
             if isinstance(outcome, Reject):
-                results.reject(part[0], outcome)
+                results[""].reject(part[0], outcome)
             else:
-                results.fill(part, outcome)
+                for name, result in outcome.items():
+                    results[name].fill(part, result, language)
     watch.end()
-    return results.join(table.drop_columns(["waveform", "sample_bytes", "identity", "speech_s"]))
+    table = table.drop_columns(["waveform", "sample_bytes", "identity", "speech_s"])
+    further = [results[name].struct() for name in plan.settings.also]
+    if further:
+        table = table.append_column(BY_MODEL, pa.StructArray.from_arrays(further, names=list(plan.settings.also)))
+    return results[""].join(table)
 
 
 def _recognise_lines(
-    recogniser: EmotionRecogniser, waveforms: Waveforms | None, texts: Sequence[str | None], lines: list[int]
-) -> Recognised:
+    models: Mapping[str, EmotionRecogniser], waveforms: Waveforms | None, texts: Sequence[str | None], lines: list[int]
+) -> dict[str, Recognised]:
     audio = None if waveforms is None else [waveforms[line] for line in lines]
-    return recogniser.recognise(audio, [texts[line] or "" for line in lines])
+    words = [texts[line] or "" for line in lines]
+    return {name: model.recognise(audio, words) for name, model in models.items()}
 
 
 class _Results:
-    """Columns of results, filled in by line; null in lines that were not filled in."""
+    """Columns of one model's results, filled in by line; null in lines that were not filled in.
 
-    def __init__(self, num_lines: int, plan: Plan) -> None:
+    Args:
+        name: of a further model; empty for the main one.
+    """
+
+    def __init__(self, num_lines: int, plan: Plan, name: str = "") -> None:
+        self._plan, self._name = plan, name
         self._filled = np.zeros(num_lines, dtype=bool)
         self._labels, self._emotions, self._reasons, self._above = (
             np.full(num_lines, None, dtype=object) for _ in range(4)
@@ -84,12 +105,17 @@ class _Results:
         self._truncated = np.zeros(num_lines, dtype=bool)
         self._scores = np.full((num_lines, len(EMOTIONS)), np.nan, dtype=np.float32)
         self._embeddings = {
-            name: np.zeros((num_lines, width), dtype=np.float32) for name, width in plan.embedding_widths.items()
+            column: np.zeros((num_lines, width), dtype=np.float32)
+            for column, width in plan.embedding_widths.items()
+            if not name
         }
+        self._models = np.full(num_lines, None, dtype=object)
         self._rejects: dict[int, Reject] = {}
 
-    def fill(self, lines: list[int], result: Recognised) -> None:
+    def fill(self, lines: list[int], result: Recognised, language: str) -> None:
         self._filled[lines] = True
+        if self._name:
+            self._models[lines] = roles.fingerprint(self._plan.models, self._plan.settings, language, self._name)
         self._labels[lines] = result.labels
         self._confidence[lines] = result.confidence
         self._margin[lines] = result.margin
@@ -131,31 +157,55 @@ class _Results:
                 rejects[line] = reject.document()
             field = WORK_SCHEMA.field("reject")
             table = table.set_column(table.schema.get_field_index("reject"), field, pa.array(rejects, field.type))
-        empty = ~self._filled
-        unlabelled = np.array([label is None for label in self._labels], dtype=bool)
-        scores = [_floats(self._scores[:, i]) for i in range(len(EMOTIONS))]
         reasons = pc.coalesce(table["emotion_null_reason"], pa.array(self._reasons, pa.string()))
         table = table.set_column(table.schema.get_field_index("emotion_null_reason"), "emotion_null_reason", reasons)
-        table = table.append_column("label", pa.array(self._labels, pa.string()))
-        table = table.append_column("emotion", pa.array(self._emotions, pa.string()))
-        table = table.append_column("label_scores", self._label_scores.array())
-        table = table.append_column("labels", pa.array(self._above, pa.list_(pa.string())))
-        table = table.append_column("confidence", pa.array(self._confidence, mask=unlabelled))
-        table = table.append_column("margin", pa.array(self._margin, mask=unlabelled))
-        table = table.append_column("truncated", pa.array(self._truncated))
-        table = table.append_column(
-            "scores", pa.StructArray.from_arrays(scores, names=list(EMOTIONS), mask=pa.array(unlabelled))
-        )
-        for name, values in self._dimensions.items():
-            scale = " and ".join(f"{low:g} to {high:g}" for low, high in sorted(self._scales[name]))
-            field = pa.field(name, pa.float32(), metadata={"scale": scale} if scale else None)
-            table = table.append_column(field, _floats(values))
+        for name, column in self._columns().items():
+            field = pa.field(name, column.type, metadata=self._scale(name))
+            table = table.append_column(field, column)
         for name, vectors in self._embeddings.items():
             column = pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.reshape(-1)), vectors.shape[1], mask=pa.array(empty)
+                pa.array(vectors.reshape(-1)), vectors.shape[1], mask=pa.array(~self._filled)
             )
             table = table.append_column(name, column)
         return table
+
+    def struct(self) -> pa.StructArray:
+        """Return the results as those of a further model, in which too unsure emotions are null."""
+        columns = self._columns()
+        least = pa.scalar(self._plan.settings.min_confidence or 0.0, pa.float32())
+        abstained = pc.less(columns["confidence"], least).fill_null(False)
+        reasons = pc.if_else(pa.array(self._filled), pa.array(self._reasons, pa.string()), OTHER_LANGUAGE)
+        columns |= {
+            "emotion": pc.if_else(abstained, None, columns["emotion"]),
+            "emotion_null_reason": pc.if_else(abstained, ABSTAINED, reasons),
+            "abstained": abstained,
+            "model": pa.array(self._models, pa.string()),
+        }
+        return pa.StructArray.from_arrays(
+            [columns[field.name].cast(field.type) for field in FIELDS],
+            fields=[field.with_metadata(self._scale(field.name)) for field in FIELDS],
+        )
+
+    def _columns(self) -> dict[str, pa.Array]:
+        """Return the columns of every model."""
+        unlabelled = np.array([label is None for label in self._labels], dtype=bool)
+        scores = [_floats(self._scores[:, i]) for i in range(len(EMOTIONS))]
+        return {
+            "label": pa.array(self._labels, pa.string()),
+            "emotion": pa.array(self._emotions, pa.string()),
+            "label_scores": self._label_scores.array(),
+            "labels": pa.array(self._above, pa.list_(pa.string())),
+            "confidence": pa.array(self._confidence, mask=unlabelled),
+            "margin": pa.array(self._margin, mask=unlabelled),
+            "truncated": pa.array(self._truncated),
+            "scores": pa.StructArray.from_arrays(scores, names=list(EMOTIONS), mask=pa.array(unlabelled)),
+            **{name: _floats(values) for name, values in self._dimensions.items()},
+        }
+
+    def _scale(self, name: str) -> dict[str, str] | None:
+        """Return the metadata of a dimension with a stated scale; None for other columns."""
+        scale = " and ".join(f"{low:g} to {high:g}" for low, high in sorted(self._scales.get(name, ())))
+        return {"scale": scale} if scale else None
 
 
 class _LabelScores:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline.audio.segmentation import MAX_SEGMENT_S
 from pipeline.config import primary_language
+from pipeline.config.further import further_results
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.verify.invariants import Invariant
 from pipeline.dataset.verify.label_scores import LabelScores
 from pipeline.errors import ConfigError
 from pipeline.manifest.python_values import plain_values
+from pipeline.pins import further_names
 from pipeline.redaction import without_query
 from pipeline.schema import (
     ABSTAINED,
@@ -73,6 +75,7 @@ class RowFaults:
             return
         labelled = ~_is_unlabelled(rows)
         scores, confidence, label = self._bad_results(rows)
+        further = [self._bad_further(rows, name) for name in self._plan.settings.also]
         masks = {
             Invariant.RUN_ID: np.array([run != self._plan.plan for run in rows["run_id"].to_pylist()]),
             Invariant.PLAN_COLUMNS: self._other_values(rows),
@@ -82,6 +85,8 @@ class RowFaults:
             Invariant.LANGUAGE: self._bad_language(rows, labelled),
             Invariant.EMBEDDING: self._bad_embeddings(rows) & labelled,
         }
+        for masks_of_name in further:
+            masks |= {invariant: masks[invariant] | mask for invariant, mask in masks_of_name.items()}
         for invariant, mask in masks.items():
             if mask.any():
                 self._counts[invariant] = self._counts.get(invariant, 0) + int(mask.sum())
@@ -108,6 +113,21 @@ class RowFaults:
                 pairs = zip(plain_values(mine), plain_values(planned), strict=True)
                 differs |= np.array([repr(one) != repr(other) for one, other in pairs])
         return np.asarray(differs & known)
+
+    def _bad_further(self, rows: pa.Table, name: str) -> dict[Invariant, Mask]:
+        """Return masks of rows whose results of a further model are wrong, as those of the main model are checked."""
+        results = further_results(rows, name)
+        other = _is_in_other_language(results)
+        scores, confidence, label = self._bad_results(results)
+        tags = rows["language"].to_pylist()
+        covered = np.array([name in further_names(self._plan.models, primary_language(tag)) for tag in tags])
+        covered &= ~_is_in_other_language(rows)
+        absent = np.stack(
+            [_null(results, column) for column in ("label", "emotion", "label_scores", "model", "scores")]
+        )
+        language = np.where(other, covered | ~absent.all(axis=0), ~covered | _null(results, "model"))
+        found = {Invariant.SCORES: scores, Invariant.CONFIDENCE: confidence, Invariant.LABEL: label}
+        return {**{invariant: mask & ~other for invariant, mask in found.items()}, Invariant.LANGUAGE: language}
 
     def _bad_results(self, rows: pa.Table) -> tuple[Mask, Mask, Mask]:
         """Return masks of rows with wrong scores, with a wrong confidence, and with a wrong label or emotion."""

@@ -5,6 +5,7 @@ The driver runs these checks before a job starts; this module allocates no weigh
 
 from __future__ import annotations
 
+from pipeline.errors import ConfigError
 from pipeline.models.checkpoints.weights import Checkpoint
 from pipeline.models.families.choice import family_of
 from pipeline.models.families.heads import head_of
@@ -30,3 +31,23 @@ def check(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = N
     family = family_of(mode, fusion, sentence_encoder)
     family.check()
     return family.declaration
+
+
+def check_further(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | None = None) -> tuple[str, Declaration]:
+    """Find the mode of a further model of a dataset, and check it as `check` does.
+
+    A dataset of a fusion mode has audio and texts for models of that mode, of voice alone and of words alone; one of the
+    modes audio and text only for its own.
+
+    Args:
+        mode: of the dataset.
+    Returns: the model's mode and its declaration.
+    Raises: ConfigError with the fault in each mode.
+    """
+    faults = []
+    for candidate in (mode,) if mode in ("audio", "text") else ("audio", "text", mode):
+        try:
+            return candidate, check(candidate, fusion, sentence_encoder)
+        except ConfigError as error:
+            faults.append(f"mode {candidate}: {error}")
+    raise ConfigError("; ".join(faults))
