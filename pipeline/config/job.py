@@ -13,8 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.further import further_models
 from pipeline.config.labels import label_maps
-from pipeline.config.lists import channels, primary_tags, reject_reasons
-from pipeline.config.models import AUTO_LANGUAGE, ModelChoice, strings
+from pipeline.config.lists import channels, items, primary_tags, reject_reasons, run_numbers
+from pipeline.config.models import AUTO_LANGUAGE, ModelChoice
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
 from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings
 from pipeline.errors import ConfigError, did_you_mean
@@ -274,10 +274,7 @@ class JobConfig(ModelChoice):
     @field_validator("give_up")
     @classmethod
     def _run_numbers(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
-        for run in runs:
-            if not (run.isascii() and run.isdigit() and int(run)):
-                raise ValueError(f"{run!r} is not a run number such as 000007")
-        return tuple(dict.fromkeys(f"{int(run):06d}" for run in runs))
+        return run_numbers(runs)
 
     @field_validator("partition_by")
     @classmethod
@@ -305,12 +302,9 @@ class JobConfig(ModelChoice):
     @field_validator("embeddings", mode="before")
     @classmethod
     def _embedding_names(cls, value: object) -> object:
-        names = value.split(",") if isinstance(value, str) else list(strings(value))
-        names = [name.strip() for name in names if name.strip()]
-        if names == ["all"]:
-            return EMBEDDINGS
-        if names == ["none"]:
-            return ()
+        names = items(value)
+        if names in (["all"], ["none"]):
+            return EMBEDDINGS if names == ["all"] else ()
         full = {name if name.endswith("_embedding") else f"{name}_embedding" for name in names}
         for name in sorted(full - set(EMBEDDINGS)):
             raise ValueError(

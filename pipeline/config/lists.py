@@ -11,7 +11,7 @@ _DECIDED_WHILE_PLANNING = {Reason.MALFORMED, Reason.BAD_FIELD, Reason.DUPLICATE_
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 
 
-def _items(value: object) -> list[str]:
+def items(value: object) -> list[str]:
     """Split `A,B` or a list of such texts."""
     texts = [value] if isinstance(value, str) else strings(value)
     return [item.strip() for text in texts for item in text.split(",") if item.strip()]
@@ -19,7 +19,7 @@ def _items(value: object) -> list[str]:
 
 def primary_tags(value: object) -> tuple[str, ...]:
     """Parse primary language tags from `en,es` or a list. Raises: ValueError."""
-    tags = [tag.lower() for tag in _items(value)]
+    tags = [tag.lower() for tag in items(value)]
     for tag in tags:
         if not _PRIMARY_TAG.fullmatch(tag):
             raise ValueError(f"{tag!r} is not a primary language tag of two or three letters, such as en or es")
@@ -43,7 +43,7 @@ def channels(value: object) -> tuple[int, ...]:
 def reject_reasons(value: object) -> tuple[str, ...]:
     """Parse reasons of rejects from `transient`, `none`, `A,B` or a list. Raises: ValueError."""
     reasons: dict[str, None] = {}
-    for name in _items(value):
+    for name in items(value):
         known = {"transient": TRANSIENT_REASONS, "none": ()}.get(name.lower())
         if name.upper() in _DECIDED_WHILE_PLANNING:
             raise ValueError(f"{name.upper()} is decided from the manifest, which every run reads again")
@@ -51,3 +51,11 @@ def reject_reasons(value: object) -> tuple[str, ...]:
             raise ValueError(f"unknown reason {name!r}{did_you_mean(name.upper(), Reason)}")
         reasons |= dict.fromkeys(map(str, (name.upper(),) if known is None else known))
     return tuple(reasons)
+
+
+def run_numbers(runs: tuple[str, ...]) -> tuple[str, ...]:
+    """Return run numbers in six digits, each once. Raises: ValueError."""
+    for run in runs:
+        if not (run.isascii() and run.isdigit() and int(run)):
+            raise ValueError(f"{run!r} is not a run number such as 000007")
+    return tuple(dict.fromkeys(f"{int(run):06d}" for run in runs))

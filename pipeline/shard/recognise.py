@@ -36,8 +36,8 @@ def recognise(
 ) -> pa.Table:
     """Compute label, scores and embeddings of every utterance, and the results of further models.
 
-    A failure of a further model rejects the utterance as one of the main model does. A
-    batch that fails is halved until the failing utterance is alone; the others' results are the same to within 1e-5.
+    A failure of a further model rejects the utterance as one of the main model does. A batch that fails is halved until
+    the failing utterance is alone; the others' results are the same to within 1e-5.
 
     Args:
         recogniser_for: returns the model of a language, and of a further model's name given after it.
@@ -70,7 +70,7 @@ def recognise(
                     results[name].fill(part, result, language)
     watch.end()
     table = table.drop_columns(["waveform", "sample_bytes", "identity", "speech_s"])
-    further = [results[name].struct() for name in plan.settings.also]
+    further = [results[name].struct(table["emotion_null_reason"]) for name in plan.settings.also]
     if further:
         table = table.append_column(BY_MODEL, pa.StructArray.from_arrays(further, names=list(plan.settings.also)))
     return results[""].join(table)
@@ -169,12 +169,18 @@ class _Results:
             table = table.append_column(name, column)
         return table
 
-    def struct(self) -> pa.StructArray:
-        """Return the results as those of a further model, in which too unsure emotions are null."""
+    def struct(self, null_reasons: pa.ChunkedArray) -> pa.StructArray:
+        """Return the results as those of a further model, in which too unsure emotions are null.
+
+        Args:
+            null_reasons: reasons why no model was applied to a line. Lines without results and without one are in a language
+                that the further model does not cover.
+        """
         columns = self._columns()
         least = pa.scalar(self._plan.settings.min_confidence or 0.0, pa.float32())
         abstained = pc.less(columns["confidence"], least).fill_null(False)
-        reasons = pc.if_else(pa.array(self._filled), pa.array(self._reasons, pa.string()), OTHER_LANGUAGE)
+        skipped = pc.coalesce(null_reasons.combine_chunks(), pa.scalar(OTHER_LANGUAGE))
+        reasons = pc.if_else(pa.array(self._filled), pa.array(self._reasons, pa.string()), skipped)
         columns |= {
             "emotion": pc.if_else(abstained, None, columns["emotion"]),
             "emotion_null_reason": pc.if_else(abstained, ABSTAINED, reasons),

@@ -117,15 +117,16 @@ class RowFaults:
     def _bad_further(self, rows: pa.Table, name: str) -> dict[Invariant, Mask]:
         """Return masks of rows whose results of a further model are wrong, as those of the main model are checked."""
         results = further_results(rows, name)
-        other = _is_in_other_language(results)
+        other = _is_unlabelled(results)
         scores, confidence, label = self._bad_results(results)
         tags = rows["language"].to_pylist()
         covered = np.array([name in further_names(self._plan.models, primary_language(tag)) for tag in tags])
-        covered &= ~_is_in_other_language(rows)
+        covered &= ~_is_unlabelled(rows)
         absent = np.stack(
             [_null(results, column) for column in ("label", "emotion", "label_scores", "model", "scores")]
         )
         language = np.where(other, covered | ~absent.all(axis=0), ~covered | _null(results, "model"))
+        language |= _has_reason(results, NO_SPEECH) != _has_reason(rows, NO_SPEECH)
         found = {Invariant.SCORES: scores, Invariant.CONFIDENCE: confidence, Invariant.LABEL: label}
         return {**{invariant: mask & ~other for invariant, mask in found.items()}, Invariant.LANGUAGE: language}
 
@@ -164,7 +165,7 @@ class RowFaults:
         results = [name for name in (*_RESULTS, *since_3) if name in rows.column_names]
         absent = np.stack([_null(rows, name) for name in results])
         covered = np.array([self._plan.knows_language(primary_language(tag)) for tag in rows["language"].to_pylist()])
-        silent = np.array([reason == NO_SPEECH for reason in rows["emotion_null_reason"].to_pylist()])
+        silent = _has_reason(rows, NO_SPEECH)
         elsewhere = ~covered & (prob >= CLEAR_PROB - _NEAR)
         unlabelled_well = absent.all(axis=0) & np.where(silent, self._may_be_silent(rows), elsewhere)
         unlabelled_well &= ~rows["abstained"].to_numpy(zero_copy_only=False)
@@ -199,7 +200,11 @@ def _is_unlabelled(rows: pa.Table) -> Mask:
     """Return a mask of rows marked as having no results, for their language or because nobody speaks."""
     if "emotion_null_reason" not in rows.column_names:
         return np.zeros(rows.num_rows, dtype=bool)
-    return np.array([reason in (OTHER_LANGUAGE, NO_SPEECH) for reason in rows["emotion_null_reason"].to_pylist()])
+    return _has_reason(rows, OTHER_LANGUAGE) | _has_reason(rows, NO_SPEECH)
+
+
+def _has_reason(rows: pa.Table, reason: str) -> Mask:
+    return np.array([each == reason for each in rows["emotion_null_reason"].to_pylist()])
 
 
 def _shown_audio(planned: pa.Array, mine: pa.Array) -> pa.Array:
