@@ -77,7 +77,9 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 def labelled(output: str, *, shift: int = 0) -> Labelled:
     """The rows of an output as annotated by a model with the labels `LABELS`, `shift` places from the true ones."""
     rows = committed_rows(open_store(output))
-    table = rows.utterances().to_table().drop_columns(["label", "emotion", "emotion_null_reason", "scores"])
+    table = (
+        rows.utterances().to_table().drop_columns(["label", "emotion", "emotion_null_reason", "scores", "label_scores"])
+    )
     places = {"happy": 0, "anger": 1, "calm": 2, "bored": 3}
     predicted = [LABELS[(places[word] + shift) % 4] for word in table["manifest_label"].to_pylist()]
     made = predictions(
