@@ -69,7 +69,7 @@ def test_further_models_equal_runs_of_their_own(together, checkpoints):
             assert mine["utterance_id"] == theirs["utterance_id"]
             assert mine["by_model"][name] == {field.name: theirs[field.name] for field in FIELDS}, name
         assert (
-            len({str(each["by_model"][name]["label_scores"] or each["arousal"]) for each in rows}) > 1
+            len({str(each["by_model"][name]["label_scores"] or each["by_model"][name]["arousal"]) for each in rows}) > 1
         )
     assert {each["by_model"]["iemocap"]["emotion_null_reason"] for each in rows} <= {None, "unmapped", "abstained"}
     assert {each["by_model"]["dims"]["emotion_null_reason"] for each in rows} == {"regression"}
