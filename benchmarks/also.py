@@ -2,9 +2,9 @@
 
     python -m benchmarks.also [--clips 48] [--seconds 4] [--rounds 3]
 
-Annotates the same clips with a main model and three further ones, in rounds. Each round times the recognition step of a shard as a
-whole, and within it the calls of the models (feature extraction and forward passes); the rest is the cost of `--also` and of the columns.
-Random models of a quarter of the published width.
+Annotates the same clips with a main model and three further ones, in rounds. Each round times the recognition step of a
+shard as a whole, and within it the calls of the models (feature extraction and forward passes); the rest is the cost of
+`--also` and of the columns. Random models of a quarter of the published width.
 """
 
 from __future__ import annotations
