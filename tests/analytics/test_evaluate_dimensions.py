@@ -124,11 +124,13 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = records()
     for number, row in enumerate(rows):
         row["act"], row["arousal"] = 1 + number % 7, number / 100
-    return output_of(tmp_path_factory.mktemp("rated"), rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.support.outputs.VERSION", 2)
+        return output_of(tmp_path_factory.mktemp("rated"), rows)
 
 
 def rated(output: str, *, seed: int = 0, classes: bool = False) -> Labelled:
-    """The rows of an output with arousal as a model would write it, which the schema of this version does not have."""
+    """The rows of an output with arousal as a model would write it, which schema version 2 does not have."""
     rows = committed_rows(open_store(output))
     table = rows.utterances().to_table().drop_columns(["arousal"])
     noise = np.random.default_rng(seed).normal(0, 0.1, table.num_rows)

@@ -78,6 +78,9 @@ def test_abstention_and_slices_are_those_of_the_rows(output, tmp_path):
     assert whole[5] <= whole[4] <= whole[6]
 
 
+LABEL_SCORES = pa.map_(pa.string(), pa.float32())
+
+
 def published_set(folder: Path) -> str:
     """An output with as many clips of each class as the published test set, one in five of them wrong."""
     labels = [name for name, count in TEST_SETS["en", "mean"].items() for _ in range(count)]
@@ -91,7 +94,10 @@ def published_set(folder: Path) -> str:
     table = recognised(rows, 0)
     said = ["fear" if n % 5 == 0 else label for n, label in enumerate(rows["manifest_label"].to_pylist())]
     assert table.num_rows == len(said)
-    table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(said))
+    names = list(TEST_SETS["en", "mean"])
+    scores = pa.array([[(name, 0.9 if name == label else 0.1) for name in names] for label in said], LABEL_SCORES)
+    for name, column in {"label": pa.array(said), "label_scores": scores}.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
     assert finish(work, shard, table, {}).won
     publish_plan(store, plan)
     return store.root

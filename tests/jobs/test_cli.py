@@ -90,7 +90,7 @@ def test_every_option_is_explained():
     }
     for name, field in JobConfig.model_fields.items():
         if isinstance(field.default, str) and name in defaults:
-            resolved = {"fp32": "auto", "float32 on cpu": "auto"}  # what auto means may be said instead
+            resolved = {"fp32": "auto", "int8 on cpu": "auto"}  # what auto means may be said instead
             assert any(defaults[name].startswith(d) for d in (field.default, *resolved)), name
 
 

@@ -19,9 +19,9 @@ def arm() -> None:
     def on_cpu(self: roles.Loaded, models: Mapping[str, Any], **options: Any) -> None:
         prepare(self, models, **{**options, "device": "cpu", "num_threads": 1})
 
-    def unhurried(self: roles.Loaded, language: str) -> object:
+    def unhurried(self: roles.Loaded, *role: str) -> object:
         time.sleep(float(os.environ[_PAUSE]))
-        return recogniser_for(self, language)
+        return recogniser_for(self, *role)
 
     roles.Loaded.__init__, roles.Loaded.recogniser_for = on_cpu, unhurried
 
