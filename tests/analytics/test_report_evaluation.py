@@ -96,7 +96,7 @@ def published_set(folder: Path) -> str:
     assert table.num_rows == len(said)
     names = list(TEST_SETS["en", "mean"])
     scores = pa.array([[(name, 0.9 if name == label else 0.1) for name in names] for label in said], LABEL_SCORES)
-    for name, column in {"label": pa.array(said), "label_scores": scores}.items():
+    for name, column in {"label": pa.array(said), "emotion": pa.array(said), "label_scores": scores}.items():
         table = table.set_column(table.schema.get_field_index(name), name, column)
     assert finish(work, shard, table, {}).won
     publish_plan(store, plan)
