@@ -27,6 +27,7 @@ _CPUS_OF_NODES_TO_COME = 2.0
 """Assumed CPUs of a node, and per GPU, while the cluster has none: larger nodes have spare CPUs, smaller ones are rare."""
 _HEAD_ANSWERS_WITHIN_S = 20.0
 _WORKERS_WAIT_MS = 600_000
+_JOIN_TRIES = 3
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
     with native_output_hidden():
         with _Starting(where):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **started)
+            _start_or_join(started, tries=1 if embedded else _JOIN_TRIES)
         _set_up_ray_data()
         nodes = living_nodes()
         try:
@@ -71,6 +72,21 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
                 yield resources_of(nodes, grows=not embedded)
         finally:
             ray.shutdown()
+
+
+def _start_or_join(arguments: dict[str, Any], *, tries: int) -> None:
+    """Call `ray.init`, again when Ray cannot connect: it waits 30 s for its own node, which may be starting on a busy machine.
+
+    Raises: ConnectionError when the last try fails, and Ray's other errors.
+    """
+    for left in reversed(range(tries)):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **arguments)
+            return
+        except ConnectionError:
+            ray.shutdown()
+            if not left:
+                raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from pipeline.engine.cluster import _start_or_join
 from tests.support.corpus import ONE_ACTOR, ROOT, annotate, model_options, rows, utterances, write_manifest
 from tests.support.ray_head import BIN, free_port, head
 
@@ -73,3 +75,22 @@ def test_a_cluster_that_does_not_answer_ends_the_job(tmp_path: Path, checkpoints
     nobody = {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
     done = annotate(manifest, tmp_path / "out", *model_options(checkpoints, asr), env=nobody, expect=1)
     assert nobody["RAY_ADDRESS"] in done.stderr and "run the same command again" in done.stderr
+
+
+@pytest.mark.parametrize(("failures", "joined"), [(0, True), (2, True), (3, False)])
+def test_a_cluster_that_is_still_starting_is_joined_at_a_later_try(
+    monkeypatch: pytest.MonkeyPatch, failures: int, joined: bool
+) -> None:
+    """Fails if a job ends because its node of Ray was slow to start once, or tries for ever where none starts."""
+    calls = []
+
+    def init(**_: object) -> None:
+        calls.append(1)
+        if len(calls) <= failures:
+            raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(ConnectionError) if not joined else nullcontext():
+        _start_or_join({}, tries=3)
+    assert len(calls) == min(failures + 1, 3)
