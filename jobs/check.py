@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.parser import Parser, run_guarded
+from jobs.parser import Parser, run_guarded, whole_number
 from jobs.printer import Printer
 from pipeline.analytics.check import Limits, check, document, read_types
 from pipeline.dataset.reader import finished_rows
@@ -35,7 +35,7 @@ def command_line() -> Parser:
     parser.add_argument(
         "--run", default=_ALL, metavar="RUN", help="a run's number, latest, or all (default: all finished runs)"
     )
-    parser.add_argument("--min-rows", type=_count, metavar="N", help="least number of annotated manifest rows")
+    parser.add_argument("--min-rows", type=whole_number, metavar="N", help="least number of annotated manifest rows")
     parser.add_argument(
         "--max-reject-share", type=_share, metavar="SHARE", help="largest share of rejected manifest rows"
     )
@@ -54,12 +54,6 @@ def command_line() -> Parser:
         help="JSON object of required columns and their Arrow types; further columns are allowed",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobs.parser import Parser, run_guarded
+from jobs.parser import Parser, run_guarded, whole_number
 from jobs.printer import Printer
 from pipeline.errors import ConfigError
 
@@ -80,7 +80,11 @@ def command_line() -> Parser:
 
 def _resampling_and_files(parser: Parser) -> None:
     parser.add_argument(
-        "--resamples", type=_count, default=1000, metavar="N", help="of the bootstrap; 0: no intervals (default: 1000)"
+        "--resamples",
+        type=whole_number,
+        default=1000,
+        metavar="N",
+        help="of the bootstrap; 0: no intervals (default: 1000)",
     )
     parser.add_argument(
         "--resample-by",
@@ -104,12 +108,6 @@ def _resampling_and_files(parser: Parser) -> None:
         help="fit a temperature for each model and language on these rows, for jobs.annotate --calibration",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
 
 
 def _dimension(text: str) -> tuple[str, str]:

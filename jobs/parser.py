@@ -91,3 +91,10 @@ def run_guarded(
     except KeyboardInterrupt:
         print(f"\nInterrupted. {afterwards}".rstrip(), file=sys.stderr)
         return INTERRUPTED
+
+
+def whole_number(text: str) -> int:
+    """Parse the value of an option that counts. Raises: ArgumentTypeError for anything but digits."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)

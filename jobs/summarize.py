@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from jobs.parser import Parser, run_guarded
+from jobs.parser import Parser, run_guarded, whole_number
 from jobs.printer import Printer
 from pipeline.analytics.printed import json_rows, table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
@@ -36,12 +36,6 @@ _ON_A_TERMINAL = 50
 """Number of groups printed on a terminal without --rows."""
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def command_line() -> Parser:
     """Return the command line of this job."""
     parser = Parser(
@@ -62,7 +56,7 @@ def command_line() -> Parser:
     )
     parser.add_argument(
         "--rows",
-        type=_count,
+        type=whole_number,
         metavar="N",
         help=f"print only the first N groups (default: all; on a terminal {_ON_A_TERMINAL})",
     )
