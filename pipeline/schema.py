@@ -102,6 +102,11 @@ _UTTERANCE_FIELDS = (
     pa.field("scores", pa.struct([pa.field(e, pa.float32()) for e in EMOTIONS]), nullable=False),
 )
 _ADDED = (
+    (3, "truncated", pa.field("loudness_dbfs", pa.float32())),
+    (3, "loudness_dbfs", pa.field("clipped_share", pa.float32())),
+    (3, "clipped_share", pa.field("snr_db", pa.float32())),
+    (3, "snr_db", pa.field("bandwidth_hz", pa.float32())),
+    (3, "bandwidth_hz", pa.field("speech_share", pa.float32())),
     (2, "language", pa.field("language_prob", pa.float32())),
     (2, "emotion", pa.field("emotion_null_reason", pa.string())),
     (3, "asr_compression_ratio", pa.field("asr_flag", pa.string())),
@@ -130,6 +135,7 @@ class Column(NamedTuple):
         return f"{self.meaning}. {f'Unit: {self.unit}. ' if self.unit else ''}Null: {self.null}."
 
 
+_UNMEASURED = "the audio was not decoded, or `--no-sound-quality`"
 _NO_LABEL = "`emotion_null_reason` is `language` (from schema version 2), `no_speech` or `regression`"
 
 UTTERANCE_COLUMNS = {
@@ -144,6 +150,26 @@ UTTERANCE_COLUMNS = {
     ),
     "duration_s": Column("s", "`end_s - start_s`", "as `end_s`"),
     "truncated": Column("", "the model used only the first 160 s of the audio or 512 tokens of the text"),
+    "loudness_dbfs": Column(
+        "dB",
+        "root mean square relative to full scale; a sine of full scale has -3",
+        f"{_UNMEASURED}, or digital silence",
+    ),
+    "clipped_share": Column("0 to 1", "share of samples of at least 0.98 of full scale", _UNMEASURED),
+    "snr_db": Column(
+        "dB",
+        "signal-to-noise ratio: mean power against the noise's, which is the tenth percentile of the powers of 32 ms frames; "
+        "too low where less than a tenth of the time is pauses; -20 to 100",
+        "as `loudness_dbfs`, or less than 0.32 s",
+    ),
+    "bandwidth_hz": Column(
+        "Hz",
+        "highest frequency within 60 dB of the strongest, at most 8000; about 4000 for telephone audio in any file",
+        "as `loudness_dbfs`",
+    ),
+    "speech_share": Column(
+        "0 to 1", "share of the 32 ms windows that may contain speech, by voice activity detection", _UNMEASURED
+    ),
     "language": Column("BCP-47", "language of the row, of `--language`, or detected"),
     "language_prob": Column(
         "0 to 1",

@@ -94,19 +94,19 @@ def cut(waveform: NDArray[np.float32], *, segmentation: Literal["auto", "none", 
 def speech_seconds(waveform: NDArray[np.float32]) -> float:
     """Count the seconds that may contain speech, leniently; 0.0 for silence, DC, hum and noise.
 
-    Called before Whisper, which produces words for silence. In recordings longer than ten minutes, only the first
-    ten-minute chunk with speech is counted. waveform: [num_samples] at 16 kHz.
+    Called before Whisper, which produces words for silence. Ten minutes are processed at once; fewer than three windows in
+    them do not count. waveform: [num_samples] at 16 kHz.
     """
     from faster_whisper.vad import get_vad_model
 
-    model = get_vad_model()
+    model, counted = get_vad_model(), 0
     for start in range(0, len(waveform), _CHUNK):
         chunk = waveform[start : start + _CHUNK]
         probabilities = model(np.pad(chunk, (0, -len(chunk) % _WINDOW)))
-        windows = np.count_nonzero(probabilities >= _PRESENCE_THRESHOLD)
+        windows = int(np.count_nonzero(probabilities >= _PRESENCE_THRESHOLD))
         if windows >= _PRESENCE_WINDOWS:
-            return windows * _WINDOW / SAMPLING_RATE
-    return 0.0
+            counted += windows
+    return counted * _WINDOW / SAMPLING_RATE
 
 
 def _speech(waveform: NDArray[np.float32]) -> Iterator[Span]:

@@ -1,7 +1,7 @@
 """Job configuration: one frozen, validated model filled from command-line options and a file."""
 
 from pipeline.config.file import load_config, read_temperatures
-from pipeline.config.job import JobConfig, LogFormat, require_precision
+from pipeline.config.job import JobConfig, LogFormat
 from pipeline.config.labels import ANY_LANGUAGE
 from pipeline.config.models import (
     AUTO_LANGUAGE,
@@ -12,6 +12,7 @@ from pipeline.config.models import (
     validated,
 )
 from pipeline.config.option import Option
+from pipeline.config.settings import require_precision
 
 __all__ = [
     "ANY_LANGUAGE",

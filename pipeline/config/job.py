@@ -6,18 +6,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.further import further_models
 from pipeline.config.labels import label_maps
 from pipeline.config.lists import channels, items, primary_tags, reject_reasons, run_numbers
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
-from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.config.settings import (
+    SCHEMA_VERSION,
+    AsrWindow,
+    EmbeddingDtype,
+    Precision,
+    Segmentation,
+    Settings,
+    require_precision,
+)
+from pipeline.errors import did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
@@ -25,6 +33,14 @@ _ASR_COMPUTE_TYPES = {"cpu": "int8", "cuda": "float16"}
 """Default CTranslate2 type of the transcription in new outputs, by device. Source: docs/performance.md, int8."""
 _ASR_WINDOWS: dict[str, AsrWindow] = {"cpu": "short", "cuda": "full"}
 """Default of `asr_window`, by device. Source: docs/performance.md, asr_window; not measured on GPUs."""
+_PARSERS: dict[str, Callable[[object], object]] = {
+    "label_map": label_maps,
+    "also": further_models,
+    "allowed_languages": primary_tags,
+    "exclude_channel": channels,
+    "retry_rejects": reject_reasons,
+}
+"""Functions that read an option given as text, by field."""
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -132,6 +148,9 @@ class JobConfig(ModelChoice):
         float | None,
         Option(MODELS, "below it the emotion is null and abstained is true; label and scores stay", metavar="SHARE"),
     ] = Field(default=None, ge=0, le=1)
+    no_sound_quality: Annotated[
+        bool, Option(MODELS, "leave loudness_dbfs, clipped_share, snr_db, bandwidth_hz and speech_share null")
+    ] = False
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Option(MACHINE, "auto: cuda if there is a GPU at the start; cuda waits for a cluster's first GPU"),
@@ -227,30 +246,10 @@ class JobConfig(ModelChoice):
     ] = "text"
     dry_run: Annotated[bool, Option(RUN, "print what would be done; decode nothing, write nothing")] = False
 
-    @field_validator("label_map", mode="before")
+    @field_validator(*_PARSERS, mode="before")
     @classmethod
-    def _label_maps(cls, value: object) -> object:
-        return label_maps(value)
-
-    @field_validator("also", mode="before")
-    @classmethod
-    def _further_models(cls, value: object) -> object:
-        return further_models(value)
-
-    @field_validator("allowed_languages", mode="before")
-    @classmethod
-    def _primary_tags(cls, value: object) -> object:
-        return primary_tags(value)
-
-    @field_validator("exclude_channel", mode="before")
-    @classmethod
-    def _channels(cls, value: object) -> object:
-        return channels(value)
-
-    @field_validator("retry_rejects", mode="before")
-    @classmethod
-    def _reasons(cls, value: object) -> object:
-        return reject_reasons(value)
+    def _parsed(cls, value: object, info: ValidationInfo) -> object:
+        return _PARSERS[str(info.field_name)](value)
 
     @model_validator(mode="after")
     def _allowed_only_with_auto(self) -> Self:
@@ -344,6 +343,7 @@ class JobConfig(ModelChoice):
             precision=precision,
             asr_compute_type=compute_type,
             asr_window=self.resolved_window(device, dataset),
+            sound_quality=not self.no_sound_quality and (dataset is None or dataset.sound_quality),
             version=dataset.schema_version if dataset else SCHEMA_VERSION,
         )
 
@@ -361,6 +361,7 @@ class JobConfig(ModelChoice):
         precision: Precision,
         asr_compute_type: str,
         asr_window: AsrWindow = "full",
+        sound_quality: bool = False,
         version: int = SCHEMA_VERSION,
     ) -> Settings:
         """Return the options that determine the rows of a dataset, except models and manifests: see `resolved`.
@@ -387,14 +388,5 @@ class JobConfig(ModelChoice):
             precision=precision,
             asr_compute_type=asr_compute_type,
             asr_window=asr_window,
-        )
-
-
-def require_precision(precision: str, *, mode: str, device: str) -> None:
-    """Check a precision. Raises: ConfigError if it is unknown, or not available for this mode or device."""
-    if precision not in get_args(Precision):
-        raise ConfigError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
-    if precision == "int8" and (mode == "text" or device != "cpu"):
-        raise ConfigError(
-            f"--precision int8 is for the audio encoder on CPU, not for mode {mode} on {device}; use bf16 or fp16 on GPUs"
+            sound_quality=sound_quality,
         )

@@ -10,9 +10,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Strict, TypeAdapter
+
+from pipeline.errors import ConfigError
 
 Mode = Literal["mean", "concat", "multihead", "audio", "text"]
 Segmentation = Literal["auto", "none", "vad"]
@@ -36,6 +38,7 @@ class Settings:
             languages that have a model.
         asr_window: audio that Whisper's encoder processes for an utterance; "full" for datasets made before this
             setting existed.
+        sound_quality: the sound of utterances is measured; False for datasets made before this setting existed.
         schema_version: version of the dataset's columns; 1 for datasets made before this setting existed.
     """
 
@@ -59,6 +62,7 @@ class Settings:
     precision: Precision
     asr_compute_type: str
     asr_window: AsrWindow = "full"
+    sound_quality: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form, with optional settings only where they are set."""
@@ -78,6 +82,16 @@ class Settings:
                 f"the dataset has schema_version {settings.schema_version}; this program knows 1 to {SCHEMA_VERSION}: update it"
             )
         return settings
+
+
+def require_precision(precision: str, *, mode: str, device: str) -> None:
+    """Check a precision. Raises: ConfigError if it is unknown, or not available for this mode or device."""
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+    if precision == "int8" and (mode == "text" or device != "cpu"):
+        raise ConfigError(
+            f"--precision int8 is for the audio encoder on CPU, not for mode {mode} on {device}; use bf16 or fp16 on GPUs"
+        )
 
 
 _ADAPTER = TypeAdapter(Settings)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import SAMPLING_RATE
+from pipeline.audio.quality import sound_quality
 from pipeline.audio.segmentation import cut, speech_seconds
 from pipeline.dataset.parts import is_committed
 from pipeline.dataset.plan import Shard, read_shard
@@ -91,13 +93,19 @@ def _lines_of(work: Work, record: dict[str, Any], content: Callable[[], bytes | 
     spans = cut(waveform, segmentation=work.plan.settings.segmentation, has_text=text is not None)
     if len(spans) > 1:
         common = {**common, "text": None, "text_source": "none"}
-    needs_vad, voice_rules = needs_voice_activity(work, common), has_voice_rules(work.plan.settings)
+    settings = work.plan.settings
+    needs_vad, voice_rules = settings.sound_quality or needs_voice_activity(work, common), has_voice_rules(settings)
     pack = pack_waveform if waveform.nbytes <= PCM_BUDGET_BYTES else _leave_out  # packing takes half as much again
     lines = []
     for index, span in enumerate(spans):
         piece = waveform[span.start : span.end]
         # counted here, on the CPU workers, because Whisper's device would have to wait for it
         speech_s = speech_seconds(piece) if needs_vad else None
+        quality = (
+            {**sound_quality(piece)._asdict(), "speech_share": _share(speech_s, piece)}
+            if settings.sound_quality
+            else {}
+        )
         silent = voice_rules and speech_s == 0.0
         lines.append(
             {
@@ -108,10 +116,16 @@ def _lines_of(work: Work, record: dict[str, Any], content: Callable[[], bytes | 
                 **dict(zip(("waveform", "sample_bytes"), pack(piece), strict=True)),
                 "identity": recording.identity,
                 "speech_s": speech_s,
+                **quality,
                 "emotion_null_reason": NO_SPEECH if silent and common["text"] is None else None,
             }
         )
     return lines
+
+
+def _share(speech_s: float | None, waveform: Waveform) -> float:
+    """Return speech as a share of a waveform; the last window of voice activity may end after it."""
+    return min((speech_s or 0.0) * SAMPLING_RATE / len(waveform), 1.0) if len(waveform) else 0.0
 
 
 def _leave_out(_: Waveform) -> tuple[None, None]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
+from pipeline.audio.quality import SoundQuality
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.rejects import CAUSE
@@ -37,6 +38,8 @@ WORK_SCHEMA = pa.schema(
         pa.field("sample_bytes", pa.int8()),
         pa.field("identity", pa.binary()),
         pa.field("speech_s", pa.float32()),  # from `speech_seconds`; null where it is not needed
+        *(pa.field(name, pa.float32()) for name in SoundQuality._fields),
+        pa.field("speech_share", pa.float32()),
         pa.field("language", pa.string()),
         pa.field("language_prob", pa.float32()),
         pa.field("emotion_null_reason", pa.string()),  # set if the utterance is not to be recognised

@@ -28,7 +28,8 @@ def test_new_columns_come_in_new_datasets_alone():
     """Fails if the columns of 7d25560 or of version 2 change, or a new one is not where the documentation has it."""
     assert [name for name in SECOND.names if name not in OLD.names] == ["language_prob", "emotion_null_reason"]
     added = [name for name in NEW.names if name not in SECOND.names]
-    assert added == ["asr_flag", "label_scores", "labels", "arousal", "valence", "dominance"]
+    quality = ["loudness_dbfs", "clipped_share", "snr_db", "bandwidth_hz", "speech_share"]
+    assert added == [*quality, "asr_flag", "label_scores", "labels", "arousal", "valence", "dominance"]
     assert [field for field in NEW if field.name not in added] == list(SECOND)
     assert [name for name in NEW.names if name in OLD.names] == OLD.names
     required = ["utterance_id", "recording_id", "segment_index", "truncated", "language", "text_source", "label", "abstained",
