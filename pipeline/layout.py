@@ -9,6 +9,7 @@ _runs/<plan>/shards/<token>-rejects.parquet         rows rejected during plannin
 _runs/<plan>/attempts/<number>.json                 failed attempts to run the plan
 _runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
 summaries/<columns>/...                             sums by group, one file per plan
+summaries/@calls/<columns>/...                      metrics of conversations, one file per plan
 compacted/...                                       a second copy of the utterances in few files
 """
 
@@ -99,6 +100,11 @@ def part_key(shard_name: str, partition: str) -> str:
 def summary_folder(names: tuple[str, ...]) -> str:
     """Return the folder of the summaries with these group names."""
     return f"{SUMMARIES}/{'+'.join(quote(name, safe='') for name in names)}"
+
+
+def calls_folder(names: tuple[str, ...]) -> str:
+    """Return the folder of the call metrics by these columns. No group's name begins with an unquoted @."""
+    return f"{SUMMARIES}/@calls/{'+'.join(quote(name, safe='') for name in names)}"
 
 
 def summary_key(folder: str, plan: str) -> str:

@@ -6,6 +6,7 @@ import re
 
 import pyarrow.parquet as pq
 
+from pipeline.analytics.calls.columns import CALL_COLUMNS
 from pipeline.analytics.summarize import merged, parse_groups, summarize
 from pipeline.analytics.summary_columns import MERGED_COLUMNS, SUMMARY_COLUMNS
 from pipeline.dataset.reader import finished_rows
@@ -83,6 +84,14 @@ def test_every_column_of_summaries_is_documented(tmp_path):
     for number, (schema, columns) in enumerate(((file, SUMMARY_COLUMNS), (together, MERGED_COLUMNS))):
         assert schema.names[0] == "speaker"
         assert table_rows("summaries/", number) == rows_of(list(schema)[1:], columns)
+
+
+def test_every_column_of_call_metrics_is_documented():
+    """Fails if docs/columns.md describes a column of `jobs.calls` otherwise than the files do."""
+    text = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
+    assert [row[0] for row in table_rows("Call metrics")] == [f"`{name}`" for name in CALL_COLUMNS]
+    for row, column in zip(table_rows("Call metrics"), CALL_COLUMNS.values(), strict=True):
+        assert row[2:] == [column.unit, column.meaning, column.null], text
 
 
 def test_the_command_reference_is_up_to_date(monkeypatch):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.analytics.emotion_sql import COUNT, per_emotion, transitions
 from pipeline.analytics.summary_columns import MERGED_COLUMNS, SUMMARY_COLUMNS
 from pipeline.dataset.compatibility import read_columns
 from pipeline.dataset.plan import parquet_bytes
@@ -137,11 +138,6 @@ def _refuse_others(store: Store, groups: Groups) -> None:
         )
 
 
-def _per_emotion(expression: str) -> str:
-    """Return an SQL struct over the vocabulary; `$` in `expression` is replaced by the emotion."""
-    return "{" + ", ".join(f"{emotion}: {expression.replace('$', emotion)}" for emotion in EMOTIONS) + "}"
-
-
 def _sums(groups: Groups, plan: str, version: int) -> str:
     """Return the query for one row per group.
 
@@ -151,12 +147,9 @@ def _sums(groups: Groups, plan: str, version: int) -> str:
     given = ", ".join(f"({sql}) AS {key}" for key, sql in zip(keys, groups.by.values(), strict=True))
     named = ", ".join(f"sums.{key} AS {quoted(name)}" for key, name in zip(keys, groups.by, strict=True))
     key_list = ", ".join(keys)
-    count = "count(*) FILTER ({})::BIGINT"
     outputs = ", ".join(_outputs()) if version > 2 else ""
     predicted = ", label, emotion_null_reason, " + ", ".join(DIMENSIONS) if version > 2 else ""
     columns = (*SUMS, *TIMED, COUNTED, *(OUTPUTS if version > 2 else ()))
-    to_each = _per_emotion(count.format("emotion = '$' AND earlier = '€'"))
-    transitions = _per_emotion(to_each.replace("€", "$"))
     return f"""
     WITH keyed AS (
         SELECT {given}, recording_id, emotion, duration_s, end_s, confidence::DOUBLE AS confidence{predicted},
@@ -176,11 +169,11 @@ def _sums(groups: Groups, plan: str, version: int) -> str:
         FROM recordings JOIN lengths USING (recording_id) GROUP BY ALL
     ), sums AS (
         SELECT {key_list}, count(*)::BIGINT AS utterances, sum(duration_s) AS speech_s,
-            {_per_emotion(count.format("emotion = '$'"))} AS by_emotion,
-            {_per_emotion("sum(duration_s) FILTER (emotion = '$')")} AS speech_s_by_emotion,
-            {transitions} AS transitions,
-            {_per_emotion(count.format("emotion = '$' AND opens"))} AS first_emotion,
-            {_per_emotion(count.format("emotion = '$' AND closes"))} AS last_emotion,
+            {per_emotion(COUNT.format("emotion = '$'"))} AS by_emotion,
+            {per_emotion("sum(duration_s) FILTER (emotion = '$')")} AS speech_s_by_emotion,
+            {transitions("earlier")} AS transitions,
+            {per_emotion(COUNT.format("emotion = '$' AND opens"))} AS first_emotion,
+            {per_emotion(COUNT.format("emotion = '$' AND closes"))} AS last_emotion,
             sum(confidence) AS confidence_sum, count(confidence)::BIGINT AS {COUNTED},
             min(confidence) AS confidence_min, max(confidence) AS confidence_max{", " + outputs if outputs else ""}
         FROM keyed GROUP BY ALL
@@ -235,7 +228,7 @@ def _shares(groups: Groups, *, outputs: bool) -> str:
     both = [(one, other) for one in EMOTIONS for other in EMOTIONS]
     pairs = " + ".join(f"sum(transitions.{one}.{other})" for one, other in both)
     same = " + ".join(f"sum(transitions.{emotion}.{emotion})" for emotion in EMOTIONS)
-    moved = _per_emotion(_per_emotion("sum(transitions.€.$)::BIGINT").replace("€", "$"))
+    moved = per_emotion(per_emotion("sum(transitions.€.$)::BIGINT").replace("€", "$"))
 
     def most(column: str) -> str:
         ranked = ", ".join(f"{{count: sum({column}.{emotion}), emotion: '{emotion}'}}" for emotion in EMOTIONS)
@@ -246,8 +239,8 @@ def _shares(groups: Groups, *, outputs: bool) -> str:
     SELECT {names}, sum(recordings)::BIGINT AS recordings, sum(utterances)::BIGINT AS utterances,
         sum(speech_s) AS speech_s, sum(length_s) AS length_s,
         sum(timed_speech_s) / nullif(sum(timed_length_s), 0) AS speech_share,
-        {_per_emotion("sum(by_emotion.$) / sum(utterances)")} AS share,
-        {_per_emotion("coalesce(sum(speech_s_by_emotion.$), 0) / nullif(sum(speech_s), 0)")} AS share_s,
+        {per_emotion("sum(by_emotion.$) / sum(utterances)")} AS share,
+        {per_emotion("coalesce(sum(speech_s_by_emotion.$), 0) / nullif(sum(speech_s), 0)")} AS share_s,
         sum(confidence_sum) / nullif(sum(coalesce({COUNTED}, utterances)), 0) AS confidence,
         min(confidence_min) AS confidence_min, max(confidence_max) AS confidence_max,
         {moved} AS transitions, 1 - ({same}) / nullif({pairs}, 0) AS changes,

@@ -1,0 +1,1 @@
+"""Metrics of conversations: who talked when and how, per call and per speaker."""
