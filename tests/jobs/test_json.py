@@ -99,7 +99,7 @@ class Words:
         return words, {"new_runs": {"000001": 2, "000002": 2}, "finished_runs": 2, "num_groups": 2, "written_to": None}
 
     def calls(self) -> tuple[list[str], dict[str, object]]:
-        return [self.copy(), "--rows", "0"], {"new_runs": {"000001": 10, "000002": 3}, "finished_runs": 2, "calls": []}
+        return [self.copy(), "--rows", "0"], {"new_runs": {"000001": 14, "000002": 14}, "finished_runs": 2, "calls": []}
 
     def evaluate(self) -> tuple[list[str], dict[str, object]]:
         return [self.finished, "--labels", "truth", "--resamples", "0"], {"fitted_calibration": None}
