@@ -57,6 +57,7 @@ class ModelPin:
         size_bytes: total size of those files.
         location: URI of the prepared copy; None when the model was not prepared.
         mode: mode of a further emotion model, which may differ from the dataset's; None for other models.
+        source_sha256: hash of the published files, for a Whisper that each node converts to the files of `sha256`.
     """
 
     spec: str
@@ -65,11 +66,12 @@ class ModelPin:
     size_bytes: int
     location: str | None = None
     mode: str | None = None
+    source_sha256: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
         fields = {"spec": self.spec, "revision": self.revision, "sha256": self.sha256, "bytes": self.size_bytes}
-        optional = {"location": self.location, "mode": self.mode}
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
         return {**fields, **{name: value for name, value in optional.items() if value}}
 
     @classmethod
@@ -80,14 +82,17 @@ class ModelPin:
         """
         fields = dict(document)
         pin = cls(fields.pop("spec"), fields.pop("revision"), fields.pop("sha256"), fields.pop("bytes"))
-        location, mode = (fields.pop(name, None) for name in ("location", "mode"))
+        given = [fields.pop(name, None) for name in _OPTIONAL]
         if fields:
             raise ValueError(f"unknown fields of a model: {', '.join(sorted(fields))}")
         if not (isinstance(pin.spec, str) and isinstance(pin.sha256, str) and isinstance(pin.size_bytes, int)):
             raise TypeError("a model's spec and sha256 are text, its bytes a number")
-        optional = [None if value is None else str(value) for value in (location, mode)]
+        optional = [None if value is None else str(value) for value in given]
         return cls(pin.spec, pin.revision, pin.sha256, pin.size_bytes, *optional)
 
+
+_OPTIONAL = ("location", "mode", "source_sha256")
+"""Fields that the JSON form has only where they are set, in the order of the class."""
 
 Pins = Mapping[Role, ModelPin]
 """The models of a plan."""

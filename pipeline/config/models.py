@@ -51,7 +51,12 @@ class ModelChoice(BaseModel):
         ),
     ] = Field(default_factory=dict)
     asr_model: Annotated[
-        Mapping[str, str], Option(MODELS, "faster-whisper model (default: large-v3-turbo)", metavar="[LANG=]X")
+        Mapping[str, str],
+        Option(
+            MODELS,
+            "faster-whisper model, or a Whisper in Hugging Face form, which is converted once (default: large-v3-turbo)",
+            metavar="[LANG=]X",
+        ),
     ] = Field(default_factory=dict)
 
     @field_validator(*MODEL_OPTIONS, mode="before")

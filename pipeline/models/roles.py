@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -185,14 +184,11 @@ def pin(
     encoders: dict[str, Checkpoint] = {}
     # encoders first, because the fusion models are checked against them
     for role, spec in sorted(chosen.items(), key=lambda item: item[0].task is not Task.SENTENCE_ENCODER):
-        language, further = role.language, None
+        language, further, source_sha256 = role.language, None, None
         try:
             checkpoint = (find and find(spec)) or weights.resolve(spec)
             if role.task is Task.ASR:
-                if spec.endswith(".en") and language != "en":
-                    raise ConfigError("this model is English-only; use a multilingual one for this language")
-                _refuse_transformers_form(spec, checkpoint)
-                check_model(checkpoint.directory, language)
+                checkpoint, source_sha256 = _recogniser(checkpoint, language)
             elif role.task is Task.SENTENCE_ENCODER:
                 encoders[language] = checkpoint
             else:
@@ -210,21 +206,30 @@ def pin(
             raise ConfigError(f"{option(role, spec)}: {error}") from error
         size_bytes = sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file())
         pinned[role] = ModelPin(
-            spec, checkpoint.revision, checkpoint.sha256, size_bytes, checkpoint.location or None, further
+            spec,
+            checkpoint.revision,
+            checkpoint.sha256,
+            size_bytes,
+            checkpoint.location or None,
+            further,
+            source_sha256,
         )
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
     return pinned, next(iter(widths.values()), {})
 
 
-def _refuse_transformers_form(spec: str, checkpoint: Checkpoint) -> None:
-    from pipeline.models.checkpoints.convert import is_transformers_whisper
+def _recogniser(checkpoint: Checkpoint, language: str) -> tuple[Checkpoint, str | None]:
+    """Check a speech recogniser. Returns: its files, converted if need be, and the sha256 of the files before that."""
+    from pipeline.models.checkpoints import convert
 
-    if is_transformers_whisper(checkpoint) and not (checkpoint.directory / "model.bin").is_file():
-        raise ConfigError(
-            "this Whisper has Hugging Face's format, but faster-whisper needs CTranslate2's; convert it once with `python -m "
-            f"jobs.prepare_models --output MODELS --asr-model {shlex.quote(spec)}`, then give this job --models MODELS too"
-        )
+    if checkpoint.spec.endswith(".en") and language != "en":
+        raise ConfigError("this model is English-only; use a multilingual one for this language")
+    source_sha256 = None
+    if convert.needs_conversion(checkpoint):
+        source_sha256, checkpoint = checkpoint.sha256, convert.converted_whisper(checkpoint)
+    check_model(checkpoint.directory, language)
+    return checkpoint, source_sha256
 
 
 @cache
@@ -241,14 +246,23 @@ def versions() -> dict[str, str]:
 
 
 def pinned_checkpoint(pin: ModelPin) -> Checkpoint:
-    """Return the exact files that a plan pinned, on this node. Raises: ConfigError when they differ."""
-    from pipeline.models.checkpoints import weights
+    """Return the exact files that a plan pinned, on this node, converted if need be. Raises: ConfigError when they differ."""
+    from pipeline.models.checkpoints import convert, weights
 
     if pin.location:
         found = weights.resolve(pin.location, expected_sha256=pin.sha256)
         return replace(found, spec=pin.spec, revision=pin.revision, location=pin.location)
     spec = f"{pin.spec.partition('@')[0]}@{pin.revision}" if pin.revision else pin.spec
-    return weights.resolve(spec, expected_sha256=pin.sha256)
+    if pin.source_sha256 is None:
+        return weights.resolve(spec, expected_sha256=pin.sha256)
+    found = convert.converted_whisper(weights.resolve(spec, expected_sha256=pin.source_sha256))
+    if found.sha256 != pin.sha256:
+        raise ConfigError(
+            f"{spec} converts to other files here (sha256 {found.sha256[:12]}, expected {pin.sha256[:12]}): this needs the "
+            f"versions of ctranslate2 and transformers that the plan was made with; here: "
+            f"{convert.versions('ctranslate2', 'transformers')}"
+        )
+    return found
 
 
 def fingerprint(models: Pins, settings: Settings, language: str, name: str = "") -> str:

@@ -17,7 +17,6 @@ from pipeline.models import roles
 from pipeline.models.checkpoints import published
 from pipeline.pins import Role, pins_document, pins_of
 from tests.support.pins import by_role, job_settings, named, pins
-from tests.support.published import whisper
 
 
 def config(**flags: object) -> JobConfig:
@@ -37,17 +36,6 @@ def copied(source: Path, target: Path) -> Path:
 
 
 # -- choosing
-
-
-@pytest.mark.parametrize("name", ["whisper", "whisper of ours"])
-def test_a_whisper_in_hugging_face_form_names_the_command_that_converts_it(tmp_path, name):
-    """Fails if somebody who names a Whisper as Hugging Face publishes it is only told which file is missing."""
-    whisper(tmp_path / name)
-    with pytest.raises(ConfigError) as refused:
-        roles.pin(by_role({"asr/en": str(tmp_path / name)}), "mean")
-    quoted = f"'{tmp_path / name}'" if " " in name else str(tmp_path / name)
-    assert f"python -m jobs.prepare_models --output MODELS --asr-model {quoted}`" in str(refused.value)
-    assert "--models MODELS" in str(refused.value)
 
 
 def test_the_published_models_by_language_and_mode():

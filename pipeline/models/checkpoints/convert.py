@@ -5,9 +5,11 @@ Needs memory for the whole model. Equal files and library versions produce equal
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoints.cache import cache_folder, made_once
 from pipeline.models.checkpoints.hub import SIDE_FILES, WEIGHTS
 from pipeline.models.checkpoints.weights import Checkpoint, check, load_state_dict, resolve
 
@@ -114,6 +117,33 @@ def to_ctranslate2(checkpoint: Checkpoint, target: Path) -> Checkpoint:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the converted model does not load: {error}") from error
     return resolve(str(target))
+
+
+def needs_conversion(checkpoint: Checkpoint) -> bool:
+    """Return whether this is Whisper in Hugging Face form without CTranslate2's weights beside it."""
+    return is_transformers_whisper(checkpoint) and not (checkpoint.directory / "model.bin").is_file()
+
+
+def converted_whisper(source: Checkpoint, *, cache_dir: Path | None = None) -> Checkpoint:
+    """Return a Whisper in Hugging Face form as CTranslate2, converted once per node and library version into the cache.
+
+    Args:
+        cache_dir: default: `~/.cache/speech-emotion-pipeline`.
+    Returns: the converted files and their own sha256, with the model id and the commit of the source.
+    Raises: ConfigError as `to_ctranslate2`, and for a full disk.
+    """
+    libraries = hashlib.sha256(versions("ctranslate2", "transformers", "torch", "safetensors").encode()).hexdigest()
+    parent = (cache_dir or cache_folder()) / "converted"
+
+    def make(work: Path) -> Path:
+        plain = to_safetensors(source, work / "safetensors") if is_pickled(source) else source
+        return to_ctranslate2(plain, work / "ctranslate2").directory
+
+    try:
+        folder = made_once(parent, source.sha256[:32], libraries[:16], make)
+    except OSError as error:
+        raise ConfigError(f"cannot convert it in {parent}: {error}; XDG_CACHE_HOME sets another place") from error
+    return replace(resolve(str(folder)), spec=source.spec, revision=source.revision)
 
 
 def _name_languages(converted: Path, tokenizer: Any) -> None:  # noqa: ANN401 - transformers ships no types

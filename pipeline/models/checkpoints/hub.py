@@ -8,19 +8,17 @@ one small request to resolve a branch (none for a commit that is complete in the
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoints.cache import made_once
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve as resolve_uri
 from pipeline.storage.retry import retried
@@ -230,8 +228,7 @@ def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None =
     """Copy a checkpoint folder from an object store to this node's disk, once.
 
     The copy's folder is named after the URI and the listing (names, sizes, etags), so a changed object makes a new
-    copy and never mixes with the old one, which remains for processes that use it. A lock lets one process of a node
-    copy while the others wait; the copy is renamed to its final name when it is complete.
+    copy and never mixes with the old one, which remains for processes that use it.
 
     Args:
         expected_sha256: the required `content_sha256`; a copy with another is discarded.
@@ -243,27 +240,15 @@ def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None =
     selected = select_files(listing, shown)
     key = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
     state = hashlib.sha256(json.dumps({name: listing[name] for name in selected}).encode()).hexdigest()[:16]
-    target = cache_dir / f"{key}-{state}"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.is_dir():
-            return target
-        for left in cache_dir.glob(f".{key}-*"):  # of a killed process: a running one would hold the lock
-            shutil.rmtree(left, ignore_errors=True)
-        copy = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache_dir))
-        try:
-            _copy(uri, shown, {name: listing[name] for name in selected}, copy)
-            if {name: _listing(uri, shown).get(name) for name in selected} != {
-                name: listing[name] for name in selected
-            }:
-                raise ConfigError(f"{shown} changed while it was copied; run again when its upload has finished")
-            refuse_other_files(shown, copy, expected_sha256)
-            copy.chmod(0o755)
-            copy.rename(target)
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
-    return target
+
+    def copy(folder: Path) -> Path:
+        _copy(uri, shown, {name: listing[name] for name in selected}, folder)
+        if {name: _listing(uri, shown).get(name) for name in selected} != {name: listing[name] for name in selected}:
+            raise ConfigError(f"{shown} changed while it was copied; run again when its upload has finished")
+        refuse_other_files(shown, folder, expected_sha256)
+        return folder
+
+    return made_once(cache_dir, key, state, copy)
 
 
 def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None) -> str:

@@ -9,7 +9,6 @@ of a published model, once per process; safetensors are mapped, not read, so pro
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import struct
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.models.checkpoints.cache import cache_folder
 from pipeline.models.checkpoints.hub import fetch_from_hub, fetch_from_store, refuse_other_files, select_files
 from pipeline.models.checkpoints.published import ASR_MODELS, EMOTION_MODELS, SENTENCE_ENCODERS
 
@@ -97,8 +97,7 @@ def _locate(spec: str, cache_dir: Path | None, expected_sha256: str | None) -> t
     if spec.startswith("file://"):
         spec = unquote(urlsplit(spec).path)
     if "://" in spec:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "speech-emotion-pipeline"
-        cache_dir = (cache_dir or base) / "checkpoints"
+        cache_dir = (cache_dir or cache_folder()) / "checkpoints"
         return fetch_from_store(spec, cache_dir, expected_sha256=expected_sha256), None
     path = Path(spec).expanduser()
     if spec and path.is_dir():
