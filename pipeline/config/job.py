@@ -13,11 +13,11 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.further import further_models
 from pipeline.config.labels import label_maps
-from pipeline.config.lists import channels, items, primary_tags, reject_reasons, run_numbers
+from pipeline.config.lists import channels, embedding_names, primary_tags, reject_reasons, run_numbers
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
-from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.config.settings import SCHEMA_VERSION, AsrWindow, EmbeddingDtype, Precision, Segmentation, Settings, Texts
+from pipeline.errors import ConfigError
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
@@ -77,6 +77,9 @@ class JobConfig(ModelChoice):
         tuple[str, ...], Option(DATA, "which of audio, text, fused to write (default: all)", metavar="all|none|LIST")
     ] = EMBEDDINGS
     embedding_dtype: Annotated[EmbeddingDtype, Option(DATA, "type of the embeddings in the output")] = "float32"
+    texts: Annotated[
+        Texts, Option(DATA, "none: use words, but write none; hash: write the SHA-256 of each text instead")
+    ] = "keep"
     models: Annotated[
         str | None,
         Option(
@@ -301,16 +304,8 @@ class JobConfig(ModelChoice):
 
     @field_validator("embeddings", mode="before")
     @classmethod
-    def _embedding_names(cls, value: object) -> object:
-        names = items(value)
-        if names in (["all"], ["none"]):
-            return EMBEDDINGS if names == ["all"] else ()
-        full = {name if name.endswith("_embedding") else f"{name}_embedding" for name in names}
-        for name in sorted(full - set(EMBEDDINGS)):
-            raise ValueError(
-                f"unknown embedding {name!r}{did_you_mean(name, EMBEDDINGS)}; known: all, none, {', '.join(EMBEDDINGS)}"
-            )
-        return tuple(name for name in EMBEDDINGS if name in full)
+    def _embeddings(cls, value: object) -> object:
+        return embedding_names(value)
 
     @model_validator(mode="after")
     def _known_precision(self) -> Self:
@@ -383,6 +378,7 @@ class JobConfig(ModelChoice):
             also=tuple(self.also),
             min_confidence=self.min_confidence,
             allowed_languages=tuple(sorted(self.allowed_languages)),
+            texts=self.texts,
             schema_version=version,
             precision=precision,
             asr_compute_type=asr_compute_type,

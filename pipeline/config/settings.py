@@ -19,6 +19,7 @@ Segmentation = Literal["auto", "none", "vad"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 EmbeddingDtype = Literal["float32", "float16"]
 AsrWindow = Literal["full", "short"]
+Texts = Literal["keep", "none", "hash"]
 SCHEMA_VERSION = 3
 """Schema version of new datasets."""
 
@@ -36,6 +37,7 @@ class Settings:
             languages that have a model.
         asr_window: audio that Whisper's encoder processes for an utterance; "full" for datasets made before this
             setting existed.
+        texts: what is written of transcripts and the manifest's texts; "hash" is the SHA-256 of a text.
         schema_version: version of the dataset's columns; 1 for datasets made before this setting existed.
     """
 
@@ -55,6 +57,7 @@ class Settings:
     also: tuple[str, ...] = ()
     min_confidence: float | None = None
     allowed_languages: tuple[str, ...] = ()
+    texts: Texts = "keep"
     schema_version: Annotated[int, Strict()] = 1
     precision: Precision
     asr_compute_type: str
