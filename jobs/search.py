@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
 from pipeline.analytics.indexed import nearest_in_lance
-from pipeline.analytics.nearest import SHOWN, nearest
+from pipeline.analytics.nearest import SHOWN, nearest, shown_columns
 from pipeline.analytics.printed import json_rows, table_lines, terminal_width
 from pipeline.analytics.search import Query, query_by_audio, query_by_text, query_by_utterance
 from pipeline.dataset.reader import Rows, finished_rows
@@ -56,7 +56,9 @@ def command_line() -> Parser:
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="number of utterances (default: 10)")
     parser.add_argument(
-        "--columns", default=",".join(SHOWN), metavar="LIST", help="columns to print (default: %(default)s)"
+        "--columns",
+        metavar="LIST",
+        help=f"columns to print (default: {','.join(SHOWN)}, as far as the output has words)",
     )
     parser.add_argument(
         "--lance",
@@ -76,7 +78,7 @@ def _search(flags: argparse.Namespace, printer: Printer) -> int:
     if flags.top < 1:
         raise ConfigError("--top must be 1 or more")
     rows = finished_rows(open_store(flags.output))
-    query, columns = _query(rows, flags), flags.columns.split(",")
+    query, columns = _query(rows, flags), flags.columns.split(",") if flags.columns else shown_columns(rows)
     if flags.lance:
         matches = nearest_in_lance(flags.lance, query, top=flags.top, where=flags.where, columns=columns)
     else:

@@ -376,7 +376,7 @@ def search(
     'prizes'
     """
     from pipeline.analytics import search as queries
-    from pipeline.analytics.nearest import SHOWN, nearest
+    from pipeline.analytics.nearest import nearest, shown_columns
 
     if sum(each is not None for each in (text, audio, like)) != 1:
         raise ConfigError("search needs exactly one of text, audio and like")
@@ -389,4 +389,6 @@ def search(
         query = queries.query_by_audio(rows, os.fspath(audio), language, embedding)
     else:
         query = queries.query_by_text(rows, str(text), language, embedding)
-    return Records(nearest(rows, query, top=top, where=where, columns=SHOWN if columns is None else columns))
+    return Records(
+        nearest(rows, query, top=top, where=where, columns=shown_columns(rows) if columns is None else columns)
+    )

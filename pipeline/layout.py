@@ -5,6 +5,7 @@ rejects/<plan>.parquet                              rows of a plan that have no 
 _dataset.json                                       settings that all plans share
 _runs/<plan>/plan.json                              the plan; it exists once this file does
 _runs/<plan>/shards/<token>-<number>.parquet        its rows, one row group per shard
+_runs/<plan>/shards/<token>-<number>-texts.parquet  their texts until the plan is finished, with `--texts none` or `hash`
 _runs/<plan>/shards/<token>-rejects.parquet         rows rejected during planning
 _runs/<plan>/attempts/<number>.json                 failed attempts to run the plan
 _runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
@@ -38,7 +39,7 @@ PLAN_FILE = re.compile(rf"{RUNS}/{_NUMBER}/plan\.json")
 RUN_FILE = re.compile(
     rf"{RUNS}/{_NUMBER}/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+|attempts/[0-9]{{6,}}\.json)", re.DOTALL
 )
-SHARD_FILE = re.compile(rf"{RUNS}/{_NUMBER}/shards/([0-9a-f]{{12}})-(?:[0-9]{{5,}}|rejects)\.parquet")
+SHARD_FILE = re.compile(rf"{RUNS}/{_NUMBER}/shards/([0-9a-f]{{12}})-(?:[0-9]{{5,}}(?:-texts)?|rejects)\.parquet")
 REJECTS_FILE = re.compile(rf"{REJECTS}/{_NUMBER}\.parquet")
 PART = re.compile(rf"{UTTERANCES}/(?:.+/)?{_NUMBER}-{_NUMBER}\.parquet", re.DOTALL)
 TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
@@ -70,6 +71,11 @@ def shards_folder(plan: str) -> str:
 def shard_file(plan: str, token: str, number: int) -> str:
     """Return the key of one of a plan's shard files."""
     return f"{shards_folder(plan)}/{token}-{number:05d}.parquet"
+
+
+def texts_file(shard_file: str) -> str:
+    """Return the key of the texts of a shard file."""
+    return shard_file.removesuffix(".parquet") + "-texts.parquet"
 
 
 def planning_rejects_key(plan: str, token: str) -> str:

@@ -178,8 +178,9 @@ UTTERANCE_COLUMNS = {
     ),
     "text": Column(
         "",
-        "transcript, or the manifest's text; empty where nobody speaks",
-        "mode `audio`, and the manifest has no text",
+        "transcript, or the manifest's text; empty where nobody speaks; with `--texts hash` the SHA-256 of a text that is "
+        "not empty",
+        "mode `audio`, and the manifest has no text; or `--texts none`",
     ),
     "text_source": Column("", "`manifest`, `asr` or `none`"),
     "asr_avg_logprob": Column(
@@ -279,14 +280,15 @@ REJECT_COLUMNS = {
     "line": Column("from 1", "line of a text manifest, row of a Parquet one"),
     "attempts": Column("", "number of times the row was tried"),
     "run_id": Column("", "number of the run"),
-    "text": Column("", "the manifest's `text`", "the row has none, or could not be read"),
+    "text": Column("", "the manifest's `text`", "the row has none, or could not be read; or `--texts`"),
     "language": Column("BCP-47", "the manifest's `language`", _AS_TEXT),
     "offset_s": Column("s", "the manifest's `offset`", _AS_TEXT),
     "duration_s": Column("s", "the manifest's `duration`", _AS_TEXT),
     "channel": Column("from 0", "the manifest's `channel`", _AS_TEXT),
     "raw": Column(
         "",
-        "the line as it was (Parquet: as JSON), or the values that do not fit, at most 2,048 characters",
+        "the line as it was (Parquet: as JSON), or the values that do not fit, at most 2,048 characters; with `--texts none` "
+        "or `hash` the SHA-256 of this",
         "the row was read",
     ),
 }

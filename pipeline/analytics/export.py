@@ -36,7 +36,7 @@ def read_output(output: str) -> Corpus:
         row: Row = {"id": values["utterance_id"][number], "audio": values["audio"][number]}
         if row["audio"] is not None:
             row |= _span(values["start_s"][number], values["end_s"][number])
-        row |= {name: values[name][number] for name in _READ[4:]}
+        row |= {name: values[name][number] for name in _READ[4:] if name != "text" or rows.has_words}
         row |= {own: _finite(values[name][number]) for name, own in names.items()}
         corpus.rows.append({name: value for name, value in row.items() if value is not None})
     for plan in rows.unfinished:

@@ -25,6 +25,11 @@ SHOWN = ("utterance_id", "audio", "start_s", "end_s", "emotion", "confidence", "
 SIMILARITY = "similarity"
 
 
+def shown_columns(rows: Rows) -> tuple[str, ...]:
+    """Return the columns that a search shows by default: without the text where the output has no words."""
+    return tuple(name for name in SHOWN if name != "text" or rows.has_words)
+
+
 def nearest(
     rows: Rows, query: Query, *, top: int, where: str | None = None, columns: Sequence[str] = SHOWN
 ) -> pa.Table:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.further import further_models
 from pipeline.config.labels import label_maps
-from pipeline.config.lists import channels, items, primary_tags, reject_reasons, run_numbers
+from pipeline.config.lists import channels, embedding_names, primary_tags, reject_reasons, run_numbers
 from pipeline.config.models import AUTO_LANGUAGE, ModelChoice
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
 from pipeline.config.settings import (
@@ -23,9 +23,9 @@ from pipeline.config.settings import (
     Precision,
     Segmentation,
     Settings,
+    Texts,
     require_precision,
 )
-from pipeline.errors import did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 LogFormat = Literal["text", "json"]
@@ -36,6 +36,7 @@ _ASR_WINDOWS: dict[str, AsrWindow] = {"cpu": "short", "cuda": "full"}
 _PARSERS: dict[str, Callable[[object], object]] = {
     "label_map": label_maps,
     "also": further_models,
+    "embeddings": embedding_names,
     "allowed_languages": primary_tags,
     "exclude_channel": channels,
     "retry_rejects": reject_reasons,
@@ -93,6 +94,9 @@ class JobConfig(ModelChoice):
         tuple[str, ...], Option(DATA, "which of audio, text, fused to write (default: all)", metavar="all|none|LIST")
     ] = EMBEDDINGS
     embedding_dtype: Annotated[EmbeddingDtype, Option(DATA, "type of the embeddings in the output")] = "float32"
+    texts: Annotated[
+        Texts, Option(DATA, "none: use words, but write none; hash: write the SHA-256 of each text instead")
+    ] = "keep"
     models: Annotated[
         str | None,
         Option(
@@ -298,19 +302,6 @@ class JobConfig(ModelChoice):
             raise ValueError("names a column twice")
         return columns
 
-    @field_validator("embeddings", mode="before")
-    @classmethod
-    def _embedding_names(cls, value: object) -> object:
-        names = items(value)
-        if names in (["all"], ["none"]):
-            return EMBEDDINGS if names == ["all"] else ()
-        full = {name if name.endswith("_embedding") else f"{name}_embedding" for name in names}
-        for name in sorted(full - set(EMBEDDINGS)):
-            raise ValueError(
-                f"unknown embedding {name!r}{did_you_mean(name, EMBEDDINGS)}; known: all, none, {', '.join(EMBEDDINGS)}"
-            )
-        return tuple(name for name in EMBEDDINGS if name in full)
-
     @model_validator(mode="after")
     def _known_precision(self) -> Self:
         if self.precision != "auto":
@@ -384,6 +375,7 @@ class JobConfig(ModelChoice):
             also=tuple(self.also),
             min_confidence=self.min_confidence,
             allowed_languages=tuple(sorted(self.allowed_languages)),
+            texts=self.texts,
             schema_version=version,
             precision=precision,
             asr_compute_type=asr_compute_type,

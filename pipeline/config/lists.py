@@ -1,4 +1,4 @@
-"""Options that are lists with rules of their own: language tags, channels and reasons of rejects."""
+"""Options that are lists with rules of their own: embeddings, language tags, channels and reasons of rejects."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 from pipeline.config.models import strings
 from pipeline.errors import TRANSIENT_REASONS, Reason, did_you_mean
+from pipeline.schema import EMBEDDINGS
 
 _DECIDED_WHILE_PLANNING = {Reason.MALFORMED, Reason.BAD_FIELD, Reason.DUPLICATE_ID}
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
@@ -15,6 +16,19 @@ def items(value: object) -> list[str]:
     """Split `A,B` or a list of such texts."""
     texts = [value] if isinstance(value, str) else strings(value)
     return [item.strip() for text in texts for item in text.split(",") if item.strip()]
+
+
+def embedding_names(value: object) -> tuple[str, ...]:
+    """Parse the columns of `all`, `none`, or a list such as `audio,fused`. Raises: ValueError."""
+    names = items(value)
+    if names in (["all"], ["none"]):
+        return EMBEDDINGS if names == ["all"] else ()
+    full = {name if name.endswith("_embedding") else f"{name}_embedding" for name in names}
+    for name in sorted(full - set(EMBEDDINGS)):
+        raise ValueError(
+            f"unknown embedding {name!r}{did_you_mean(name, EMBEDDINGS)}; known: all, none, {', '.join(EMBEDDINGS)}"
+        )
+    return tuple(name for name in EMBEDDINGS if name in full)
 
 
 def primary_tags(value: object) -> tuple[str, ...]:

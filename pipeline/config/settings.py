@@ -21,6 +21,7 @@ Segmentation = Literal["auto", "none", "vad"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 EmbeddingDtype = Literal["float32", "float16"]
 AsrWindow = Literal["full", "short"]
+Texts = Literal["keep", "none", "hash"]
 SCHEMA_VERSION = 3
 """Schema version of new datasets."""
 
@@ -39,6 +40,7 @@ class Settings:
         asr_window: audio that Whisper's encoder processes for an utterance; "full" for datasets made before this
             setting existed.
         sound_quality: the sound of utterances is measured; False for datasets made before this setting existed.
+        texts: what is written of transcripts and the manifest's texts; "hash" is the SHA-256 of a text.
         schema_version: version of the dataset's columns; 1 for datasets made before this setting existed.
     """
 
@@ -58,6 +60,7 @@ class Settings:
     also: tuple[str, ...] = ()
     min_confidence: float | None = None
     allowed_languages: tuple[str, ...] = ()
+    texts: Texts = "keep"
     schema_version: Annotated[int, Strict()] = 1
     precision: Precision
     asr_compute_type: str

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from pipeline.config import JobConfig
-from pipeline.dataset.plan import Plan, read_shards
+from pipeline.dataset.plan import Plan, read_shard, read_shards
 from pipeline.dataset.survey import pending_shards
 from pipeline.errors import ConfigError
 from pipeline.manifest.policy import Evaluator, Policy
@@ -44,7 +44,8 @@ def require_agreement(store: Store, plans: Iterable[Plan], policy: Policy) -> No
 
 def _excluded(store: Store, plan: Plan, evaluator: Evaluator) -> Iterator[int]:
     pending = pending_shards(store, plan)
-    for rows in read_shards(store, pending):
+    whole = plan.settings.texts == "keep"
+    for rows in read_shards(store, pending) if whole else (read_shard(store, shard) for shard in pending):
         yield int(np.count_nonzero(evaluator.causes(rows)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.layout import shard_file
+from pipeline.layout import shard_file, texts_file
 from pipeline.manifest.python_values import groups
 from pipeline.storage.store import Store
 
@@ -29,17 +29,45 @@ class ShardSize:
     audio_s: float
 
 
+class _OpenFile:
+    """A Parquet file in memory, with a row group for each table."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._buffer = io.BytesIO()
+        self._writer = pq.ParquetWriter(
+            self._buffer, schema, compression="zstd", write_statistics=False, write_page_checksum=True
+        )
+
+    def add(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
+
+    def content(self) -> bytes:
+        self._writer.close()
+        return self._buffer.getvalue()
+
+
+def without_texts(rows: pa.Table) -> pa.Table:
+    """Return plan rows with null in place of their texts."""
+    place = rows.schema.get_field_index("text")
+    return rows.set_column(place, rows.schema.field(place), pa.nulls(rows.num_rows, pa.string()))
+
+
 @dataclass
 class ShardFiles:
-    """Writer of shards as row groups of numbered Parquet files in the store."""
+    """Writer of shards as row groups of numbered Parquet files in the store.
+
+    Attributes:
+        texts_apart: whether texts are written to files of their own, with the same row groups.
+    """
 
     store: Store
     plan: str
     token: str
     schema: pa.Schema
+    texts_apart: bool = False
     files: list[tuple[str, int]] = field(default_factory=list)
-    _buffer: io.BytesIO = field(default_factory=io.BytesIO)
-    _writer: pq.ParquetWriter | None = None
+    _rows: _OpenFile | None = None
+    _texts: _OpenFile | None = None
     _shards: int = 0
 
     def add(self, rows: pa.Table) -> tuple[str, int]:
@@ -48,12 +76,12 @@ class ShardFiles:
         Returns: the key of its file, which exists once the file is full or closed, and the number of its row group.
         """
         key, row_group = self._key(), self._shards
-        if self._writer is None:
-            self._buffer = io.BytesIO()
-            self._writer = pq.ParquetWriter(
-                self._buffer, self.schema, compression="zstd", write_statistics=False, write_page_checksum=True
-            )
-        self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
+        if self.texts_apart:
+            self._texts = self._texts or _OpenFile(pa.schema([self.schema.field("text")]))
+            self._texts.add(rows.select(["text"]))
+            rows = without_texts(rows)
+        self._rows = self._rows or _OpenFile(self.schema)
+        self._rows.add(rows)
         self._shards += 1
         if self._shards == SHARDS_PER_FILE:
             self.close()
@@ -64,13 +92,14 @@ class ShardFiles:
 
     def close(self) -> None:
         """Store the current file."""
-        if self._writer is None:
+        if self._rows is None:
             return
-        self._writer.close()
         key = self._key()
-        self.store.put_if_absent(key, self._buffer.getvalue())
+        if self._texts is not None:
+            self.store.put_if_absent(texts_file(key), self._texts.content())
+        self.store.put_if_absent(key, self._rows.content())
         self.files.append((key, self._shards))
-        self._writer, self._shards = None, 0
+        self._rows, self._texts, self._shards = None, None, 0
 
 
 @dataclass

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.config.settings import Settings, canonical_hash
 from pipeline.dataset.packing import Packer, ShardFiles, ShardSize
+from pipeline.dataset.texts import with_texts
 from pipeline.errors import ConfigError
-from pipeline.layout import plan_key, plan_name, planning_rejects_key
+from pipeline.layout import plan_key, plan_name, planning_rejects_key, texts_file
 from pipeline.manifest.hash_buckets import Keys, id_keys
 from pipeline.manifest.policy import Policy
 from pipeline.manifest.rejects import reject_keys
@@ -45,12 +46,18 @@ _TINY_SHARD_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One unit of work, retry and commit, with the location of its rows in the plan."""
+    """One unit of work, retry and commit, with the location of its rows in the plan.
+
+    Attributes:
+        texts_file: file with the texts of the rows; None when they are beside the other columns.
+    """
 
     plan: str
     number: int
     file: str
     row_group: int
+    texts_file: str | None = None
+    texts_row_group: int = 0
 
     @property
     def name(self) -> str:
@@ -124,6 +131,13 @@ class Plan:
         return {**fields, "settings": self.settings.document(), "models": pins_document(self.models)}
 
     @property
+    def named_files(self) -> set[str]:
+        """Return the keys of the files that belong to the plan; those of texts may have been deleted."""
+        shards = [shard for shard, _ in self.files]
+        rejects = [] if self.rejects_file is None else [self.rejects_file]
+        return {*shards, *rejects, *(() if self.settings.texts == "keep" else map(texts_file, shards))}
+
+    @property
     def num_shards(self) -> int:
         """Return the number of parts that the finished plan has."""
         return sum(count for _, count in self.files)
@@ -133,7 +147,7 @@ class Plan:
         number = 0
         for file, count in self.files:
             for row_group in range(count):
-                yield Shard(self.plan, number, file, row_group)
+                yield self._shard(number, file, row_group)
                 number += 1
 
     def shard(self, number: int) -> Shard:
@@ -141,9 +155,13 @@ class Plan:
         row_group = number
         for file, count in self.files:
             if row_group < count:
-                return Shard(self.plan, number, file, row_group)
+                return self._shard(number, file, row_group)
             row_group -= count
         raise IndexError(number)
+
+    def _shard(self, number: int, file: str, row_group: int) -> Shard:
+        texts = None if self.settings.texts == "keep" else texts_file(file)
+        return Shard(self.plan, number, file, row_group, texts, row_group)
 
 
 def load_plans(store: Store) -> list[Plan]:
@@ -176,13 +194,16 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
 
 
 def read_shard(store: Store, shard: Shard) -> pa.Table:
-    """Read the rows of one shard: `ROW_SCHEMA` and the pass-through columns."""
+    """Read the rows of one shard: `ROW_SCHEMA` and the pass-through columns. Texts that were deleted are null."""
     with _open_parquet(store, shard.file) as file:
-        return file.read_row_group(shard.row_group)
+        rows = file.read_row_group(shard.row_group)
+    if shard.texts_file is None:
+        return rows
+    return with_texts(store, shard.texts_file, shard.texts_row_group, rows)
 
 
 def read_shards(store: Store, shards: Iterable[Shard], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Read the rows of several shards, in the given order, with some columns or all.
+    """Read the rows of several shards, in the given order, with some columns or all; texts that are apart are null.
 
     Opens a file once for consecutive shards and reads `_SHARDS_AT_ONCE` of them together, which are few requests.
     """
@@ -260,7 +281,7 @@ def write_plan(
     """
     name, token = plan_name(number), uuid.uuid4().hex[:12]
     extra = selection.staging.extra
-    files = ShardFiles(store, name, token, pa.schema([*ROW_SCHEMA, *extra]))
+    files = ShardFiles(store, name, token, pa.schema([*ROW_SCHEMA, *extra]), settings.texts != "keep")
     packer = Packer(files, tuple(dict.fromkeys((*settings.partition_by, "language"))), size)
     rows, without_text, audio_s = 0, 0, 0.0
     for table in selection.tables():

@@ -1,4 +1,4 @@
-"""Removal of files that writers left behind: the only module of this pipeline that deletes from an output.
+"""Removal of files that writers left behind.
 
 Only four kinds of files count as leftovers, all recognised by name: shard files that no plan names, the store's hidden
 temporary files, the probe for conditional writes, and incomplete multipart uploads. Everything else is kept: parts, plans,
@@ -80,17 +80,17 @@ def _plan(store: Store, number: str) -> Plan:
         return load_plan(store, number)
 
 
-def _named(store: Store, number: str) -> set[str | None]:
+def _named(store: Store, number: str) -> set[str]:
     try:
         plan = _plan(store, number)
     except FileNotFoundError:
         return set()
-    return {plan.rejects_file, *(file for file, _ in plan.files)}
+    return plan.named_files
 
 
 def _shard_files(files: list[StoredFile], plans: dict[str, Plan], now_s: float) -> Iterator[Leftover]:
     """Find the files of planners that lost the race for their number, or were killed before it."""
-    named = {plan.rejects_file for plan in plans.values()} | {file for plan in plans.values() for file, _ in plan.files}
+    named = {file for plan in plans.values() for file in plan.named_files}
     found = []
     last_s: dict[tuple[str, str], float] = {}
     for file in files:

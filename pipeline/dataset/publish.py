@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.dataset.parts import Receipt, read_receipts
 from pipeline.dataset.plan import Plan, parquet_bytes, read_rejects, read_shards
+from pipeline.dataset.texts import remove_texts
 from pipeline.errors import JobError, OutdatedReportError
 from pipeline.layout import REPORT, SUCCESS, rejects_key, run_key
 from pipeline.manifest.rejects import reject_schema, rejects_table, without_secrets
@@ -64,6 +65,8 @@ def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[
             f"another outcome. Delete {run_key(plan.plan, SUCCESS)}, {report_at}, {rejects_at} and the page below "
             f"{store.root}, and run the same command again to derive them. python -m jobs.verify lists the differences"
         )
+    if plan.settings.texts != "keep":
+        remove_texts(store, plan.files)
     store.put_if_absent(run_key(plan.plan, SUCCESS), b"")
     return published
 

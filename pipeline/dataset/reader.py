@@ -67,6 +67,11 @@ class Rows:
         return replace(self, plans=tuple(plan for plan in self.plans if plan.plan in wanted))
 
     @property
+    def has_words(self) -> bool:
+        """Return whether the output keeps texts: see `--texts`."""
+        return all(plan.settings.texts == "keep" for plan in self.plans)
+
+    @property
     def partition_fields(self) -> list[pa.Field]:
         """Return the columns that are only in the path, with types that Arrow can parse from a path."""
         if not self.plans:

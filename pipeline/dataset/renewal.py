@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.packing import ShardFiles
+from pipeline.dataset.packing import ShardFiles, without_texts
 from pipeline.dataset.plan import Plan, Shard, read_shard
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Staging
@@ -65,8 +66,9 @@ def _renew(held: Sequence[tuple[Shard, pa.Table]], files: ShardFiles, staging: S
             continue
         audio = pa.array([fresh.get(key, uri) for key, uri in zip(keys, uris, strict=True)], pa.string())
         at = rows.schema.get_field_index("audio")
-        file, row_group = files.add(rows.set_column(at, rows.schema.field(at), audio))
-        yield Shard(shard.plan, shard.number, file, row_group)
+        copy = rows.set_column(at, rows.schema.field(at), audio)
+        file, row_group = files.add(copy if shard.texts_file is None else without_texts(copy))
+        yield replace(shard, file=file, row_group=row_group)
 
 
 def _without_signature(uri: str) -> tuple[str, str]:

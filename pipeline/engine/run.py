@@ -63,6 +63,7 @@ from pipeline.shard.context import Work, audio_roots
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import Store, open_store, require_conditional_writes
 from pipeline.storage.temporary import temporary_folder
+from pipeline.storage.versions import require_unversioned
 
 
 @dataclass
@@ -108,7 +109,9 @@ class Driver:
 
     def read(self, folder: Path) -> Selection:
         """Read the manifests and select the new rows."""
-        staging = Staging(folder, choice=chosen_lines(self.config), policy=self.policy)
+        staging = Staging(
+            folder, choice=chosen_lines(self.config), policy=self.policy, words=self.config.texts == "keep"
+        )
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
         staging.read(
@@ -233,6 +236,8 @@ class Driver:
         if self.dataset is None:  # another run may have created it since
             self.dataset = dataset_settings(self.store)
         settings = self._settings(device)
+        if settings.texts != "keep":
+            require_unversioned(self.store, "--texts deletes the texts of a finished run")
         claim_dataset(self.store, settings)
         staging = selection.staging
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
@@ -85,6 +86,20 @@ def without_secrets(rejects: pa.Table) -> pa.Table:
         values = pa.array([texts[number] for texts in redactions], field.type)
         rejects = rejects.set_column(rejects.schema.get_field_index(name), field, values)
     return rejects
+
+
+def without_words(rejects: pa.Table) -> pa.Table:
+    """Drop the texts of rejects, and replace raw lines, which may quote texts, by the SHA-256 of their redacted form."""
+    pairs = zip(rejects["raw"].to_pylist(), rejects["manifest"].to_pylist(), strict=True)
+    hashes = [raw and text_hash(redacted_line(raw, manifest)) for raw, manifest in pairs]
+    for name, column in {"text": pa.nulls(rejects.num_rows, pa.string()), "raw": pa.array(hashes, pa.string())}.items():
+        rejects = rejects.set_column(rejects.schema.get_field_index(name), rejects.schema.field(name), column)
+    return rejects
+
+
+def text_hash(text: str) -> str:
+    """Return the SHA-256 of a text, as hex."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def reject_keys(rejects: pa.Table) -> Keys:

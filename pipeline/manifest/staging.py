@@ -35,6 +35,7 @@ from pipeline.manifest.rejects import (
     reject_keys,
     reject_schema,
     without_secrets,
+    without_words,
 )
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.temporary import naming_full_disk
@@ -56,11 +57,13 @@ class Staging:
         choice: lines that may be selected; None for all. Every line is read and counts in the search for duplicates and
             in the types of columns, so the choice does not change what becomes of a line.
         policy: conditions that exclude rows. Excluded rows count in the same way.
+        words: whether rejects have the texts and raw lines of their rows.
     """
 
     folder: Path
     choice: Choice | None = None
     policy: Policy = field(default_factory=Policy)
+    words: bool = True
     inferred: pa.Schema = field(default_factory=lambda: pa.schema([]))
     extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
     rows: int = 0
@@ -110,10 +113,14 @@ class Staging:
             # a line that cannot be read has no id
             ids = [f"{manifest}:{line}" if name is None else name for name, line in given]
             self.choice.add(manifest, ids, lines, first=self._reject_count(), rejected=True)
-        self._reject_keys += joined_keys(rejects)
+        self._reject_keys += joined_keys(self._written(rejects))
         self.reject_chunks.append(_write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet"))
         if readable:
             self._refused_chunks.add(self.reject_chunks[-1])
+
+    def _written(self, rejects: pa.Table) -> pa.Table:
+        """Return rejects as a plan has them."""
+        return rejects if self.words else without_words(rejects)
 
     def _reject_count(self) -> int:
         return len(as_keys(self._reject_keys))
@@ -307,7 +314,7 @@ class Selection:
             mask = self.new_rejects[start : start + table.num_rows]
             start += table.num_rows
             if mask.any():
-                yield _with_misfits(table, misfits).filter(pa.array(mask))
+                yield self.staging._written(_with_misfits(table, misfits).filter(pa.array(mask)))
         for start, table, misfits in self.staging._tables():
             yield from self._later_rejects(start, table, misfits, schema)
 
@@ -329,6 +336,7 @@ class Selection:
         rejects = refused_table(table, refused)
         texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
         rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts)
+        rejects = self.staging._written(rejects)
         mask = ~np.isin(reject_keys(rejects), self.held_rejects)
         if mask.any():
             yield rejects.filter(pa.array(mask))

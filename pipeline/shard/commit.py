@@ -22,6 +22,7 @@ from pipeline.dataset.parts import (
     write_part,
 )
 from pipeline.dataset.plan import Plan, Shard, read_shard
+from pipeline.dataset.texts import written_texts
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.models import roles
@@ -219,6 +220,7 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
         "utterance_id": pa.array(
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
         ),
+        "text": written_texts(kept["text"], plan.settings.texts),
         "duration_s": duration_s,
         "emotion": pc.if_else(abstained, None, kept["emotion"]),
         "emotion_null_reason": pc.if_else(abstained, ABSTAINED, kept["emotion_null_reason"]),

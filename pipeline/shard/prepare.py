@@ -18,6 +18,7 @@ from pipeline.audio.quality import sound_quality
 from pipeline.audio.segmentation import cut, speech_seconds
 from pipeline.dataset.parts import is_committed
 from pipeline.dataset.plan import Shard, read_shard
+from pipeline.dataset.texts import require_texts
 from pipeline.errors import JobError, Reason, Reject, Stage
 from pipeline.schema import NO_SPEECH
 from pipeline.shard.commit import key_of
@@ -45,6 +46,8 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
     rows = read_shard(work.store, shard)
     if is_committed(work.store, key_of(work.plan, shard, rows)):
         return committed_elsewhere()
+    if shard.texts_file is not None:
+        require_texts(work.store, shard.plan, shard.texts_file)
     lines: list[dict[str, Any]] = []
     pcm_bytes = failed_in_succession = missing = 0
     records = records_of(rows)

@@ -103,6 +103,9 @@ def read(outputs: Sequence[str], options: Options) -> list[Labelled]:
             if name != "duration" and name not in each.table.column_names:
                 near = did_you_mean(name, each.table.column_names)
                 raise ConfigError(f"{option} {name}: {each.output} has no such column{near}")
+    wordless = next((each.output for each in labelled if each.settings.texts != "keep"), None)
+    if options.references and wordless:
+        raise ConfigError(f"--references: {wordless} was made with --texts, and has no words to compare with")
     return labelled
 
 
@@ -111,7 +114,10 @@ def evaluate(outputs: Sequence[Labelled], options: Options) -> Evaluation:
     bootstrap = Bootstrap(options.resample_by or _default_groups(outputs), options.resamples, options.seed)
     references = passthrough_name(options.references or REFERENCE)
     errors = [
-        count_errors(labelled, references) if references in labelled.table.column_names else {} for labelled in outputs
+        count_errors(labelled, references)
+        if references in labelled.table.column_names and labelled.settings.texts == "keep"
+        else {}
+        for labelled in outputs
     ]
     comparisons = [
         compare(outputs[0], other, [errors[0], of_it], bootstrap)

@@ -23,7 +23,7 @@ from pipeline.dataset.verify.plans import IdLedger, PlannedShard, planned_shards
 from pipeline.dataset.verify.published import Tally, check_published
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, parquet
 from pipeline.errors import ConfigError
-from pipeline.layout import DATASET, SUCCESS, plan_key
+from pipeline.layout import DATASET, SUCCESS, plan_key, texts_file
 from pipeline.pins import pins_document
 from pipeline.redaction import without_query
 from pipeline.storage.cleanup import reaching
@@ -294,8 +294,11 @@ class _Auditor:
 
     def _unnamed(self) -> None:
         """Collect shard files that no plan names, from planners that lost, were killed or still run. Not a violation."""
-        named = {plan.rejects_file for plan in self.plans} | {file for plan in self.plans for file, _ in plan.files}
+        named = {file for plan in self.plans for file in plan.named_files}
+        texts = {texts_file(file): plan.plan for plan in self.plans for file, _ in plan.files}
         unreadable = set(self.outline.plans) - {plan.plan for plan in self.plans}
         for file in self.outline.shard_files:
+            if file.key in named and SUCCESS in self.outline.published.get(texts.get(file.key, ""), {}):
+                self.broken(Invariant.TEXTS, file.key, "has the texts of a finished run, which --texts deletes")
             if file.key not in named and file.key.split("/")[1] not in unreadable:
                 self.leftovers[file.key] = file.size_bytes

@@ -49,6 +49,7 @@ class Invariant(StrEnum):
     CONFIDENCE = "CONFIDENCE"  # confidence is not the highest score, or margin is not its lead over the second
     LABEL = "LABEL"  # label is unknown, does not match the emotion, or does not have the highest score
     LANGUAGE = "LANGUAGE"  # an utterance marked as without a model for its language has results, or a model covers it
+    TEXTS = "TEXTS"  # a text is written although `--texts` is none, or as words although it is hash
     EMBEDDING = "EMBEDDING"  # missing, or a number in it is not finite
     # results derived from the receipts
     PUBLISHED_EARLY = "PUBLISHED_EARLY"  # `_SUCCESS`, report or rejects exist although shards have no part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -37,6 +38,7 @@ _RESULTS = ("label", "emotion", "confidence", "margin", "scores", "model", *EMBE
 _RESULTS_SINCE_3 = ("label_scores", "labels", *DIMENSIONS)
 _LABEL_SCORES_SINCE = 3
 """Schema version from which results follow from `label_scores`."""
+_HASH = re.compile("[0-9a-f]{64}|")
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
@@ -49,6 +51,7 @@ _SENTENCES = {
     "or no emotion without a reason",
     Invariant.LANGUAGE: "rows have a language_prob that is not a probability, or a model and results that contradict their "
     "emotion_null_reason: only rows with 'language' or 'no_speech' have neither",
+    Invariant.TEXTS: "rows have a text other than --texts allows, here or in the plan",
     Invariant.EMBEDDING: "rows have an embedding that is missing or not finite",
 }
 
@@ -83,6 +86,7 @@ class RowFaults:
             Invariant.CONFIDENCE: confidence & labelled,
             Invariant.LABEL: label & labelled,
             Invariant.LANGUAGE: self._bad_language(rows, labelled),
+            Invariant.TEXTS: self._bad_texts(rows),
             Invariant.EMBEDDING: self._bad_embeddings(rows) & labelled,
         }
         for masks_of_name in further:
@@ -113,6 +117,15 @@ class RowFaults:
                 pairs = zip(plain_values(mine), plain_values(planned), strict=True)
                 differs |= np.array([repr(one) != repr(other) for one, other in pairs])
         return np.asarray(differs & known)
+
+    def _bad_texts(self, rows: pa.Table) -> Mask:
+        """Return a mask of rows with a text that the dataset does not keep."""
+        kept, bad = self._plan.settings.texts, np.zeros(rows.num_rows, dtype=bool)
+        if kept == "keep":
+            return bad
+        bad |= self._planned["text"].null_count < self._planned.num_rows
+        bad |= [text is not None and (kept == "none" or not _HASH.fullmatch(text)) for text in rows["text"].to_pylist()]
+        return bad
 
     def _bad_further(self, rows: pa.Table, name: str) -> dict[Invariant, Mask]:
         """Return masks of rows whose results of a further model are wrong, as those of the main model are checked."""
