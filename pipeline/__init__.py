@@ -16,6 +16,9 @@ __version__ = "0.1.0"
 SAMPLING_RATE = 16_000
 """Sampling rate in Hz on which Whisper, Wav2Vec2-BERT and Silero VAD were trained. Importing it here needs no Arrow."""
 
+MAX_SEGMENT_S = 30.0
+"""Longest utterance of a recording that is cut, in seconds: Whisper's window (Radford et al. 2022, section 2.2)."""
+
 __all__ = [
     "SAMPLING_RATE",
     "Annotations",

@@ -10,9 +10,9 @@ import pytest
 
 from demo.run import BROKEN, HEARD, banner, command, reject_table, shell_lines, utterance_table, verdict
 from demo.table import Column, bar, cells, clean, cut, render
-from pipeline import SAMPLING_RATE
+from pipeline import MAX_SEGMENT_S, SAMPLING_RATE
 from pipeline.audio.decode import decode
-from pipeline.audio.segmentation import MAX_SEGMENT_S
+from pipeline.audio.segmentation import Cuts
 from pipeline.audio.segmentation import cut as cut_by_voice
 from pipeline.errors import RejectedRow
 from pipeline.schema import EMOTIONS
@@ -119,7 +119,7 @@ def test_meeting_is_cut_by_voice_activity():
     (row,) = [row for row in SOUND if row["id"] == "meeting"]
     waveform = decoded(row)
     assert len(waveform) > MAX_SEGMENT_S * SAMPLING_RATE
-    assert len(cut_by_voice(waveform, segmentation="auto", has_text=False)) >= 6
+    assert len(cut_by_voice(waveform, Cuts(segmentation="auto"), has_text=False)) >= 6
 
 
 def utterances() -> pa.Table:

@@ -6,18 +6,15 @@ always gives the same cuts. It costs about 2 ms of CPU per second of audio, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import SAMPLING_RATE
+from pipeline import MAX_SEGMENT_S, SAMPLING_RATE
 from pipeline.errors import Reason, RejectedRow, Stage
-
-MAX_SEGMENT_S = 30.0
-"""Length of Whisper's window in seconds (Radford et al. 2022, section 2.2)."""
 
 _MIN_SILENCE_MS = 500
 """Shortest pause that ends an utterance. Of 180 concatenated RAVDESS sentences, 179 were found whole and separate,
@@ -68,23 +65,43 @@ class Span:
         return self.end / SAMPLING_RATE
 
 
-def cut(waveform: NDArray[np.float32], *, segmentation: Literal["auto", "none", "vad"], has_text: bool) -> list[Span]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """How recordings are cut into utterances.
+
+    Attributes:
+        segmentation: "none" keeps them whole; "vad" always cuts by voice activity; "auto" cuts those that are longer than
+            `max_s` and have no text, which could not be assigned to the pieces.
+        max_s: longest utterance by voice activity; at most 30 s.
+        min_s: utterances by voice activity that are shorter are joined to a neighbour where both fit into `max_s`.
+        window_s: length of windows, into which every recording is cut instead. None for no windows.
+        hop_s: time between the starts of two windows.
+    """
+
+    segmentation: Literal["auto", "none", "vad"] = "auto"
+    max_s: float = MAX_SEGMENT_S
+    min_s: float = 0.0
+    window_s: float | None = None
+    hop_s: float | None = None
+
+
+def cut(waveform: NDArray[np.float32], cuts: Cuts, *, has_text: bool) -> list[Span]:
     """Cut a recording into utterances.
 
     Args:
         waveform: [num_samples] at 16 kHz.
-        segmentation: "none" keeps it whole; "vad" always cuts by voice activity; "auto" cuts when it is longer than
-            Whisper's window and has no text, which could not be assigned to the pieces.
         has_text: the manifest gives a transcript of the whole recording.
 
-    Returns: spans in order, without overlap; by voice activity each is at most 30 s.
+    Returns: spans in order; by voice activity they do not overlap.
 
     Raises: RejectedRow NO_SPEECH when cutting finds no speech.
     """
-    short = len(waveform) <= MAX_SEGMENT_S * SAMPLING_RATE
-    if segmentation == "none" or (segmentation == "auto" and (has_text or short)):
+    if cuts.window_s is not None:
+        return _windows(len(waveform), cuts.window_s, cuts.hop_s or cuts.window_s)
+    short = len(waveform) <= cuts.max_s * SAMPLING_RATE
+    if cuts.segmentation == "none" or (cuts.segmentation == "auto" and (has_text or short)):
         return [Span(0, len(waveform))]
-    spans = list(_speech(waveform))
+    spans = _joined(_speech(waveform, cuts.max_s), cuts)
     if not spans:
         duration_s = len(waveform) / SAMPLING_RATE
         raise RejectedRow(Reason.NO_SPEECH, f"no speech was detected in {duration_s:.1f} s of audio", Stage.SEGMENT)
@@ -109,14 +126,36 @@ def speech_seconds(waveform: NDArray[np.float32]) -> float:
     return counted * _WINDOW / SAMPLING_RATE
 
 
-def _speech(waveform: NDArray[np.float32]) -> Iterator[Span]:
+def _windows(num_samples: int, window_s: float, hop_s: float) -> list[Span]:
+    """Return windows that cover a recording. The last one ends with it, and may begin less than a hop after the one before."""
+    window, hop = round(window_s * SAMPLING_RATE), round(hop_s * SAMPLING_RATE)
+    last = max(num_samples - window, 0)
+    starts = [*range(0, last, hop), last]
+    return [Span(start, min(start + window, num_samples)) for start in starts]
+
+
+def _joined(spans: Iterable[Span], cuts: Cuts) -> list[Span]:
+    """Join spans that are shorter than `min_s` to the one before or after."""
+    shortest, longest = cuts.min_s * SAMPLING_RATE, cuts.max_s * SAMPLING_RATE
+    joined: list[Span] = []
+    for span in spans:
+        before = joined[-1] if joined else span
+        is_short = min(span.end - span.start, before.end - before.start) < shortest
+        if joined and is_short and span.end - before.start <= longest:
+            joined[-1] = Span(before.start, span.end)
+        else:
+            joined.append(span)
+    return joined
+
+
+def _speech(waveform: NDArray[np.float32], max_s: float) -> Iterator[Span]:
     """Yield spans of speech, chunk by chunk; a span that touches the end of a chunk is left to the next chunk."""
     from faster_whisper.vad import VadOptions, get_speech_timestamps
 
     options = VadOptions(
         threshold=_CUT_THRESHOLD,
         min_speech_duration_ms=_MIN_SPEECH_MS,
-        max_speech_duration_s=MAX_SEGMENT_S,
+        max_speech_duration_s=max_s,
         min_silence_duration_ms=_MIN_SILENCE_MS,
         speech_pad_ms=_PADDING_MS,
     )

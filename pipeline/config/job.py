@@ -5,28 +5,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.further import further_models
-from pipeline.config.labels import label_maps
-from pipeline.config.lists import channels, embedding_names, primary_tags, reject_reasons, run_numbers
-from pipeline.config.models import AUTO_LANGUAGE, ModelChoice
+from pipeline.config.labels import LabelRules, label_maps
+from pipeline.config.lists import (
+    channels,
+    embedding_names,
+    partition_columns,
+    primary_tags,
+    reject_reasons,
+    run_numbers,
+)
+from pipeline.config.models import AUTO_LANGUAGE
 from pipeline.config.option import DATA, MACHINE, MODELS, RUN, Option
+from pipeline.config.segments import SegmentOptions
 from pipeline.config.settings import (
     SCHEMA_VERSION,
     AsrWindow,
     EmbeddingDtype,
     Precision,
-    Segmentation,
     Settings,
     Texts,
     require_precision,
 )
-from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
+from pipeline.schema import EMBEDDINGS
 
 LogFormat = Literal["text", "json"]
 _ASR_COMPUTE_TYPES = {"cpu": "int8", "cuda": "float16"}
@@ -37,15 +43,15 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "label_map": label_maps,
     "also": further_models,
     "embeddings": embedding_names,
+    "partition_by": partition_columns,
     "allowed_languages": primary_tags,
     "exclude_channel": channels,
     "retry_rejects": reject_reasons,
 }
 """Functions that read an option given as text, by field."""
-_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-class JobConfig(ModelChoice):
+class JobConfig(SegmentOptions):
     """Options of one `annotate` job. Every field is a flag of the same name and a key of the config file."""
 
     manifest: Annotated[
@@ -113,14 +119,6 @@ class JobConfig(ModelChoice):
             metavar="CODE[,CODE]",
         ),
     ] = ()
-    segmentation: Annotated[
-        Segmentation,
-        Option(
-            MODELS,
-            "auto: rows with text or up to 30 s are one utterance, longer ones are cut at pauses; none: whole files; "
-            "vad: always cut",
-        ),
-    ] = "auto"
     beam_size: Annotated[
         int, Option(MODELS, "beam of the transcription; 1 is greedy, as the reference decodes", metavar="N")
     ] = Field(default=1, ge=1, le=20)
@@ -269,7 +267,7 @@ class JobConfig(ModelChoice):
             raise ValueError("--sample-seed needs --sample N")
         return self
 
-    @field_validator("manifest", "audio_root", "partition_by", "give_up", mode="before")
+    @field_validator("manifest", "audio_root", "give_up", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -278,29 +276,6 @@ class JobConfig(ModelChoice):
     @classmethod
     def _run_numbers(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
         return run_numbers(runs)
-
-    @field_validator("partition_by")
-    @classmethod
-    def _no_model_outputs(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        columns = tuple(name.strip() for column in columns for name in column.split(",") if name.strip())
-        # column names of version 1; the driver rejects the names that later versions add
-        ours = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32", version=1).names) - {"language"}
-        for column in columns:
-            if not _FOLDER_NAME.fullmatch(column):
-                raise ValueError(
-                    f"cannot partition by {column!r}: every reader understands folder names of letters, digits, _ and -, "
-                    "a letter or digit first; rename the column in the manifest"
-                )
-            if column in ours:
-                raise ValueError(
-                    f"cannot partition by {column!r}: it is an output of this job. A retried shard whose model output "
-                    "differs on another machine would leave one row in two partitions. Partition by manifest columns or "
-                    f"language; filters on {column!r} are served by Parquet statistics. A manifest's own column of this "
-                    f"name is written as {passthrough_name(column)!r}"
-                )
-        if len(set(columns)) != len(columns):
-            raise ValueError("names a column twice")
-        return columns
 
     @model_validator(mode="after")
     def _known_precision(self) -> Self:
@@ -315,6 +290,10 @@ class JobConfig(ModelChoice):
                 "--segmentation none encodes full windows, as the reference does; leave out --asr-window short"
             )
         return self
+
+    def label_rules(self, version: int) -> LabelRules:
+        """Return the settings that decide which models a dataset of a schema version takes."""
+        return LabelRules(version, self.label_map or None, bool(self.calibration), *self.bounds_s())
 
     def resolved(self, device: str, dataset: Settings | None = None) -> Settings:
         """Return the settings of new rows. `auto` becomes the dataset's value, in a new dataset the device's default.
@@ -364,6 +343,10 @@ class JobConfig(ModelChoice):
             mode=self.mode,
             language=self.language,
             segmentation=self.segmentation,
+            max_segment_s=self.max_segment_s,
+            min_segment_s=self.min_segment_s,
+            window_s=self.window_s,
+            hop_s=self.hop_s,
             partition_by=self.partition_by,
             embeddings=self.embeddings,
             embedding_dtype=self.embedding_dtype,

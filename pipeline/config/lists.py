@@ -1,4 +1,4 @@
-"""Options that are lists with rules of their own: embeddings, language tags, channels and reasons of rejects."""
+"""Options that are lists with rules of their own: partitions, embeddings, language tags, channels and reasons of rejects."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 
 from pipeline.config.models import strings
 from pipeline.errors import TRANSIENT_REASONS, Reason, did_you_mean
-from pipeline.schema import EMBEDDINGS
+from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
 _DECIDED_WHILE_PLANNING = {Reason.MALFORMED, Reason.BAD_FIELD, Reason.DUPLICATE_ID}
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
 
 
@@ -29,6 +30,29 @@ def embedding_names(value: object) -> tuple[str, ...]:
             f"unknown embedding {name!r}{did_you_mean(name, EMBEDDINGS)}; known: all, none, {', '.join(EMBEDDINGS)}"
         )
     return tuple(name for name in EMBEDDINGS if name in full)
+
+
+def partition_columns(value: object) -> tuple[str, ...]:
+    """Parse the columns of `--partition-by`. Raises: ValueError for outputs of the job, and names that readers misread."""
+    columns = tuple(items(value))
+    # column names of version 1; the driver rejects the names that later versions add
+    ours = set(utterance_schema(dict.fromkeys(EMBEDDINGS, 1), "float32", version=1).names) - {"language"}
+    for column in columns:
+        if not _FOLDER_NAME.fullmatch(column):
+            raise ValueError(
+                f"cannot partition by {column!r}: every reader understands folder names of letters, digits, _ and -, "
+                "a letter or digit first; rename the column in the manifest"
+            )
+        if column in ours:
+            raise ValueError(
+                f"cannot partition by {column!r}: it is an output of this job. A retried shard whose model output "
+                "differs on another machine would leave one row in two partitions. Partition by manifest columns or "
+                f"language; filters on {column!r} are served by Parquet statistics. A manifest's own column of this "
+                f"name is written as {passthrough_name(column)!r}"
+            )
+    if len(set(columns)) != len(columns):
+        raise ValueError("names a column twice")
+    return columns
 
 
 def primary_tags(value: object) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Strict, TypeAdapter
 
+from pipeline import MAX_SEGMENT_S
 from pipeline.errors import ConfigError
 
 Mode = Literal["mean", "concat", "multihead", "audio", "text"]
@@ -34,6 +35,9 @@ class Settings:
         calibration: temperature by model fingerprint; None without a calibration.
         label_map: the user's emotions of labels by language; None without a map.
         also: names of the further models, sorted; their results are in `by_model`.
+        max_segment_s, min_segment_s: bounds of utterances that are cut at pauses.
+        window_s, hop_s: length of the windows into which recordings are cut instead, and time between their starts; a hop of
+            None is the length.
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
@@ -58,6 +62,10 @@ class Settings:
     calibration: Mapping[str, float] | None = None
     label_map: Mapping[str, Mapping[str, str | None]] | None = None
     also: tuple[str, ...] = ()
+    max_segment_s: float = MAX_SEGMENT_S
+    min_segment_s: float = 0.0
+    window_s: float | None = None
+    hop_s: float | None = None
     min_confidence: float | None = None
     allowed_languages: tuple[str, ...] = ()
     texts: Texts = "keep"

@@ -18,7 +18,6 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from pipeline.config import AUTO_LANGUAGE, JobConfig
-from pipeline.config.labels import LabelRules
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import (
     claim_dataset,
@@ -212,7 +211,7 @@ class Driver:
         asr = needs.asr or any(plan.needs_asr for plan in self.plans)
         known = roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared)
         wanted = {**known, **chosen}
-        rules = LabelRules(self._schema_version, self.config.label_map, bool(self.config.calibration))
+        rules = self.config.label_rules(self._schema_version)
         return Pinning(wanted, self.config.mode, self.prepared, rules) if wanted else nullcontext()
 
     def _pinned(
@@ -344,7 +343,7 @@ class Driver:
             corpus = estimate.measure(
                 selection.tables(),
                 mode=self.config.mode,
-                segmentation=self.config.segmentation,
+                segmentation="vad" if self.config.window_s else self.config.segmentation,
                 group_by=list(dict.fromkeys((*self.config.partition_by, "language"))),
                 size=size,
             )

@@ -142,7 +142,7 @@ def needs_of(tables: Iterable[pa.Table], config: JobConfig, prepared: Prepared |
     for table in tables:
         for tag in table["language"].unique().to_pylist():
             languages.update(detectable_languages(config, prepared) if tag is None else [primary_language(tag)])
-        without_text = table["text"].null_count or config.segmentation == "vad"
+        without_text = table["text"].null_count or config.segmentation == "vad" or config.window_s
         asr = asr or bool(table["language"].null_count or (wants_text and without_text))
     return Needs(frozenset(languages), asr)
 
@@ -177,7 +177,7 @@ def pin(
     """
     from pipeline.models.checkpoints import weights
     from pipeline.models.checkpoints.modes import check, check_further
-    from pipeline.models.semantics import warnings_of
+    from pipeline.models.semantics import duration_warnings, warnings_of
 
     pinned: dict[Role, ModelPin] = {}
     widths: dict[str, dict[str, int]] = {}
@@ -200,7 +200,8 @@ def pin(
                     widths[language] = dict(declaration.embedding_widths)
                 if rules is not None:
                     ruled = replace(rules, calibrated=rules.calibrated and not role.name)
-                    for sentence in warnings_of(declaration.heads, spec, language, ruled):
+                    duration = duration_warnings(declaration, spec, rules)
+                    for sentence in (*warnings_of(declaration.heads, spec, language, ruled), *duration):
                         (warn or _log.warning)(sentence)
         except ConfigError as error:
             raise ConfigError(f"{option(role, spec)}: {error}") from error

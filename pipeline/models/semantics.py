@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline import SAMPLING_RATE
 from pipeline.config.labels import LabelRules, emotion_by, key_of
 from pipeline.errors import ConfigError
-from pipeline.models.families.protocol import Head, HeadKind
+from pipeline.models.families.protocol import Declaration, Head, HeadKind
 from pipeline.schema import DIMENSIONS, emotion_of
 
 _DIMENSION_OF = {
@@ -115,6 +116,18 @@ def warnings_of(heads: Sequence[Head], spec: str, language: str, rules: LabelRul
         )
     if meaning.unused:
         yield f"model {spec} has outputs without a column: {', '.join(map(repr, meaning.unused))}; they are not written"
+
+
+def duration_warnings(declaration: Declaration, spec: str, rules: LabelRules) -> Iterator[str]:
+    """Yield warnings about utterances that are longer or shorter than a model uses."""
+    longest_s, shortest_s = declaration.max_duration_s, declaration.min_samples / SAMPLING_RATE
+    if longest_s is not None and (rules.longest_s or 0.0) > longest_s:
+        yield (
+            f"model {spec} uses the first {longest_s:g} s of an utterance, and recordings are cut into utterances of up to "
+            f"{rules.longest_s:g} s; --max-segment-s {longest_s:g} cuts them shorter"
+        )
+    if rules.shortest_s is not None and rules.shortest_s < shortest_s:
+        yield f"model {spec} needs at least {shortest_s:g} s of audio, more than the {rules.shortest_s:g} s of --window-s"
 
 
 def _is_mapped_to_nothing(label: str, language: str, maps: Mapping[str, Mapping[str, str | None]] | None) -> bool:

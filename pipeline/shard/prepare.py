@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.quality import sound_quality
-from pipeline.audio.segmentation import cut, speech_seconds
+from pipeline.audio.segmentation import Cuts, cut, speech_seconds
+from pipeline.config.settings import Settings
 from pipeline.dataset.parts import is_committed
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.dataset.texts import require_texts
@@ -93,10 +94,10 @@ def _lines_of(work: Work, record: dict[str, Any], content: Callable[[], bytes | 
         return [{**common, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
     recording = load_recording(work, record, content())
     waveform = recording.waveform
-    spans = cut(waveform, segmentation=work.plan.settings.segmentation, has_text=text is not None)
+    settings = work.plan.settings
+    spans = cut(waveform, _cuts(settings), has_text=text is not None)
     if len(spans) > 1:
         common = {**common, "text": None, "text_source": "none"}
-    settings = work.plan.settings
     needs_vad, voice_rules = settings.sound_quality or needs_voice_activity(work, common), has_voice_rules(settings)
     pack = pack_waveform if waveform.nbytes <= PCM_BUDGET_BYTES else _leave_out  # packing takes half as much again
     lines = []
@@ -124,6 +125,16 @@ def _lines_of(work: Work, record: dict[str, Any], content: Callable[[], bytes | 
             }
         )
     return lines
+
+
+def _cuts(settings: Settings) -> Cuts:
+    return Cuts(
+        segmentation=settings.segmentation,
+        max_s=settings.max_segment_s,
+        min_s=settings.min_segment_s,
+        window_s=settings.window_s,
+        hop_s=settings.hop_s,
+    )
 
 
 def _share(speech_s: float | None, waveform: Waveform) -> float:

@@ -264,6 +264,6 @@ def test_a_job_whose_workers_cannot_start_ends(tmp_path: Path) -> None:
         done = annotate(manifest, tmp_path / "broken", *options, env=armed, expect=1)
         assert "no recognise actor runs" in done.stderr and "workers die at their start" in done.stderr
         armed |= lethal_hook.environment(str(ROOT), "arm_start")
-        done = annotate(manifest, tmp_path / "dying", *options, "--wait-for-workers-s", "20", env=armed, expect=1)
+        done = annotate(manifest, tmp_path / "dying", *options, "--wait-for-workers-s", "200", env=armed, expect=1)
         assert "No recognise actor survives its start" in done.stderr and CRASHED in done.stderr
         assert "from Ray" in done.stderr and "run the same command again" in done.stderr

@@ -280,6 +280,20 @@ def test_the_window_of_the_transcription_is_settled_once():
     assert "--segmentation none" in refusal(segmentation="none", asr_window="short")
 
 
+def test_cuts_are_settings_that_exclude_each_other():
+    """Fails if a way to cut is not part of the settings, changes earlier ones, or two ways are mixed in silence."""
+    chosen = config(window_s=4, hop_s=2).resolved("cpu")
+    assert (chosen.window_s, chosen.hop_s) == (4.0, 2.0) and Settings.of(chosen.document()) == chosen
+    usual = config().resolved("cpu").document()
+    assert not {"window_s", "hop_s", "max_segment_s", "min_segment_s"} & usual.keys()
+    assert config(max_segment_s=10, min_segment_s=1).resolved("cpu").document()["max_segment_s"] == 10.0
+    assert "choose how to cut" in refusal(window_s=4, segmentation="vad")
+    assert "choose how to cut" in refusal(window_s=4, max_segment_s=10)
+    assert "choose how to cut" in refusal(segmentation="none", min_segment_s=1)
+    assert "audio between windows" in refusal(window_s=2, hop_s=3) and "needs --window-s" in refusal(hop_s=3)
+    assert "exceeds" in refusal(min_segment_s=5, max_segment_s=4) and "30" in refusal(max_segment_s=31)
+
+
 def test_the_hash_is_stable():
     """Fails if the canonical form changes: every resumed dataset would look like one of other settings."""
     settings = config().settings(precision="fp32", asr_compute_type="float32")

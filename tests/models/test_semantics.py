@@ -8,8 +8,8 @@ import pytest
 from pipeline.config.labels import LabelRules, emotion_by
 from pipeline.errors import ConfigError
 from pipeline.models.emotion import EmotionRecogniser
-from pipeline.models.families.protocol import Head, HeadKind
-from pipeline.models.semantics import meaning_of, warnings_of
+from pipeline.models.families.protocol import Declaration, Head, HeadKind
+from pipeline.models.semantics import duration_warnings, meaning_of, warnings_of
 from tests.support.tiny_models import audio_checkpoint, stock_logits, text_checkpoint, tones
 
 CLIPS = tones(16_000, 9_000, 24_000)
@@ -126,3 +126,22 @@ def test_a_calibration_needs_softmax(tmp_path):
     _, _, checkpoint = text_checkpoint(tmp_path / "m", "roberta", problem_type="multi_label_classification")
     with pytest.raises(ConfigError, match="sigmoid head"):
         EmotionRecogniser("text", checkpoint, temperature=1.5)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ((30.0, None), ["first 10.24 s", "--max-segment-s 10.24"]),
+        ((10.0, None), []),
+        ((None, None), []),
+        ((0.5, 0.5), ["at least 1 s"]),
+    ],
+)
+def test_utterances_outside_a_models_durations_are_warned_of(bounds, words):
+    """Fails if recordings are cut longer or shorter than a model uses and nobody is told, or a run within them is."""
+    model = Declaration(("audio",), (SOFTMAX,), {}, min_samples=16_000, max_samples=163_840)
+    sentences = list(duration_warnings(model, "M", LabelRules(3, None, False, *bounds)))
+    assert len(sentences) == bool(words)
+    assert all(word in sentences[0] for word in words)
+    unlimited = Declaration(("audio",), (SOFTMAX,), {})
+    assert list(duration_warnings(unlimited, "M", LabelRules(3, None, False, *bounds))) == []

@@ -361,3 +361,22 @@ def test_the_whole_of_a_shard_with_its_own_models(tmp_path, checkpoints, asr):
     assert [r["text_source"] for r in found] == ["manifest", "asr", "asr"]
     assert [r["text"] != "" for r in found] == [True] * 3
     assert [r["asr_avg_logprob"] is not None for r in found] == [False, True, True]
+
+
+def test_windows_make_a_timeline(tmp_path, checkpoints):
+    """Fails if a window is left out, has another's scores, or those of the whole recording."""
+    audio = models_of(checkpoints, "audio", ["en"])
+    record = {"id": "r", "audio": CLIP, "language": "en"}
+    work = work_of(tmp_path / "windows", [record], audio, "audio", window_s=1.0, hop_s=0.5)
+    by_hand(work)
+    found = parts(work).to_pylist()
+    length_s = len(decode(Path(CLIP).read_bytes())) / 16_000
+    starts = [*np.arange(0, length_s - 1, 0.5), length_s - 1]
+    assert [row["start_s"] for row in found] == pytest.approx(starts, abs=1e-4)
+    assert [row["end_s"] for row in found] == pytest.approx([start + 1 for start in starts], abs=1e-4)
+    spans = [{**record, "id": str(n), "offset": row["start_s"], "duration": 1.0} for n, row in enumerate(found)]
+    alone = work_of(tmp_path / "alone", spans, audio, "audio")
+    by_hand(alone)
+    expected = sorted(parts(alone).to_pylist(), key=lambda row: int(row["recording_id"]))
+    for window, span in zip(found, expected, strict=True):
+        assert window["scores"] == pytest.approx(span["scores"], abs=1e-4)

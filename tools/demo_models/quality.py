@@ -15,7 +15,7 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audio.segmentation import cut
+from pipeline.audio.segmentation import Cuts, cut
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
 from pipeline.models.networks.fusion import AUDIO_MODES
@@ -123,7 +123,7 @@ def _measure_joined(models: Path, seed: int) -> list[Figure]:
             pieces, turns = say(rng, speakers, language, str(number), rng.randint(4, 6))
             waveform: NDArray[np.float32] = np.concatenate([piece for _, piece in pieces])
             spoken.append(" ".join(turn.reference for turn in turns))
-            spans = cut(waveform, segmentation="vad", has_text=False)
+            spans = cut(waveform, Cuts(segmentation="vad"), has_text=False)
             cut_transcripts.append(" ".join(hear(waveform[s.start : s.end], language).text for s in spans))
             whole_transcripts.append(hear(waveform[: 30 * 16_000], language).text)
         figures += [

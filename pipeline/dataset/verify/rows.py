@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.audio.segmentation import MAX_SEGMENT_S
+from pipeline import MAX_SEGMENT_S
 from pipeline.config import primary_language
 from pipeline.config.further import further_results
 from pipeline.dataset.plan import Plan
