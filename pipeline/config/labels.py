@@ -46,11 +46,13 @@ class LabelRules:
         version: `schema_version` of the dataset.
         maps: the user's maps, by language.
         calibrated: True when temperatures are applied to the models.
+        precision: precision in which the models are loaded.
     """
 
     version: int
     maps: LabelMaps | None = None
     calibrated: bool = False
+    precision: str = "fp32"
 
 
 def key_of(label: str) -> str:

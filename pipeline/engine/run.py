@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -166,12 +166,14 @@ class Driver:
             needs = roles.needs_of(selection.tables(), self.config, self.prepared)
             chosen = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
             with self._start_pinning(needs, chosen) as pinning, ExitStack() as stack:
+                pinned = cache(partial(self._pinned, pinning, chosen))
+                if self._settings("cpu").precision == "int8" or not (selection or unfinished):
+                    pinned()  # few models have int8: the others are refused before Ray starts
                 if not selection and not unfinished:
-                    self._pinned(pinning, chosen)
                     return []
-                with refusal_first(partial(self._pinned, pinning, chosen)):
+                with refusal_first(pinned):
                     resources = stack.enter_context(cluster(self.out))
-                models = self._pinned(pinning, chosen)
+                models = pinned()
                 for sentence in pinning.warnings if pinning else ():
                     print(f"warning: {sentence}", file=self.out)
                 require_conditional_writes(self.store, PROBE)
@@ -212,7 +214,8 @@ class Driver:
         asr = needs.asr or any(plan.needs_asr for plan in self.plans)
         known = roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared)
         wanted = {**known, **chosen}
-        rules = LabelRules(self._schema_version, self.config.label_map, bool(self.config.calibration))
+        precision = self._settings("cpu").precision
+        rules = LabelRules(self._schema_version, self.config.label_map, bool(self.config.calibration), precision)
         return Pinning(wanted, self.config.mode, self.prepared, rules) if wanted else nullcontext()
 
     def _pinned(

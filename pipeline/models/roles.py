@@ -177,6 +177,7 @@ def pin(
     """
     from pipeline.models.checkpoints import weights
     from pipeline.models.checkpoints.modes import check, check_further
+    from pipeline.models.families.protocol import require_declared
     from pipeline.models.semantics import warnings_of
 
     pinned: dict[Role, ModelPin] = {}
@@ -199,6 +200,7 @@ def pin(
                     declaration = check(mode, checkpoint, encoder)
                     widths[language] = dict(declaration.embedding_widths)
                 if rules is not None:
+                    require_declared(declaration, rules.precision, spec)
                     ruled = replace(rules, calibrated=rules.calibrated and not role.name)
                     for sentence in warnings_of(declaration.heads, spec, language, ruled):
                         (warn or _log.warning)(sentence)
