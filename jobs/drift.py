@@ -34,7 +34,7 @@ def command_line() -> Parser:
         "drift",
         usage="%(prog)s OUT [--current WINDOW] [--reference WINDOW] [options]",
         description="Compare emotion, labels, dimensions, confidence, duration, language, reject reasons and embeddings of two "
-        "windows.",
+        "windows, and the same of further models.",
         epilog="Exit status: 0 within the limits, 3 drift. What chance alone could give is never called drift.",
     )
     parser.add_argument("output", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
@@ -110,7 +110,8 @@ def _window(rows: Rows, window: str | None) -> Window:
 
 def _print(compared: Compared, printer: Printer) -> None:
     printer.line("{:,} recordings in the reference, {:,} in the current window\n".format(*compared.recordings))
-    line = "{:<16} {:<6} {:>8} {:>8} {:>8}  {:<8} {}"
+    longest = max((len(measure.column) for measure in compared.measures), default=0)
+    line = f"{{:<{max(16, longest)}}} {{:<6}} {{:>8}} {{:>8}} {{:>8}}  {{:<8}} {{}}"
     printer.line(line.format("column", "", "value", "limit", "noise", "", "largest change"))
     for measure in compared.measures:
         part = f"  [{measure.part}]" if measure.part else ""

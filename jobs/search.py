@@ -52,13 +52,15 @@ def command_line() -> Parser:
     parser.add_argument(
         "--where",
         metavar="SQL",
-        help="search only the utterances that satisfy this condition, as in \"emotion = 'anger' AND speaker <> 'ada'\"",
+        help="search only the utterances that satisfy this condition, as in \"emotion = 'anger' AND speaker <> 'ada'\" or "
+        "\"by_model.words.emotion = 'joy'\"",
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="number of utterances (default: 10)")
     parser.add_argument(
         "--columns",
         metavar="LIST",
-        help=f"columns to print (default: {','.join(SHOWN)}, as far as the output has words)",
+        help="columns to print, or fields such as by_model.words.emotion "
+        f"(default: {','.join(SHOWN)}, as far as the output has words)",
     )
     parser.add_argument(
         "--lance",

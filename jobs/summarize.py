@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -17,6 +17,7 @@ from jobs.parser import Parser, run_guarded, whole_number
 from jobs.printer import Printer
 from pipeline.analytics.printed import json_rows, table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
+from pipeline.config.further import BY_MODEL
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import asking, finished_rows, quoted
 from pipeline.errors import ConfigError
@@ -30,8 +31,13 @@ _SHOWN = (
     + "".join(f"round(share.{emotion}, 2) AS {emotion}, " for emotion in EMOTIONS)
     + "round(confidence, 2) AS confidence, round(changes, 2) AS changes, opens_with, closes_with{} FROM groups"
 )
-_DIMENSIONS = "".join(f", round(mean_{name}, 2) AS {name}" for name in DIMENSIONS)
-_REASONS = "".join(f", round(null_share.{reason}, 2) AS {reason}" for reason in NULL_REASONS)
+_OF_FURTHER = (
+    "SELECT {}, "
+    + "".join(f"round({{of}}share.{emotion}, 2) AS {emotion}, " for emotion in EMOTIONS)
+    + "round({of}confidence, 2) AS confidence, round({of}agreement, 2) AS agreement{} FROM groups"
+)
+_DIMENSIONS = "".join(f", round({{of}}mean_{name}, 2) AS {name}" for name in DIMENSIONS)
+_REASONS = "".join(f", round({{of}}null_share.{reason}, 2) AS {reason}" for reason in NULL_REASONS)
 _ON_A_TERMINAL = 50
 """Number of groups printed on a terminal without --rows."""
 
@@ -106,13 +112,32 @@ def _summarize(flags: argparse.Namespace, printer: Printer) -> int:
     return 0
 
 
-def _outputs(table: pa.Table) -> str:
-    """Return the SQL of the shares without an emotion and of the mean dimensions, where a group has any."""
-    if "null_share" not in table.column_names:
+def _outputs(columns: Mapping[str, pa.Array | pa.ChunkedArray], of: str = "") -> str:
+    """Return the SQL of the shares without an emotion and of the mean dimensions, where a group has any.
+
+    Args:
+        columns: columns of the groups, or fields of a further model by their names.
+        of: prefix of these names in SQL.
+    """
+    if "null_share" not in columns:
         return ""
-    reasons = any(share for shares in table["null_share"].to_pylist() for share in shares.values())
-    dimensions = any(table[f"mean_{name}"].null_count < table.num_rows for name in DIMENSIONS)
-    return _REASONS * reasons + _DIMENSIONS * dimensions
+    reasons = any(share for shares in columns["null_share"].to_pylist() for share in shares.values())
+    means = [columns[f"mean_{name}"] for name in DIMENSIONS]
+    dimensions = any(mean.null_count < len(mean) for mean in means)
+    return (_REASONS * reasons + _DIMENSIONS * dimensions).format(of=of)
+
+
+def _printed(table: pa.Table, groups: Groups) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the printed table of the main model, without a name, and that of each further model with its name."""
+    names = ", ".join(map(quoted, groups.by))
+    with asking(groups=table) as connection:
+        main = dict(zip(table.column_names, table.columns, strict=True))
+        yield "", connection.sql(_SHOWN.format(names, _outputs(main))).to_arrow_table()
+        for name in [field.name for field in table.field(BY_MODEL).type] if BY_MODEL in main else ():
+            struct = main[BY_MODEL].combine_chunks().field(name)
+            fields = {field.name: struct.field(field.name) for field in struct.type}
+            of = f"{BY_MODEL}.{name}."
+            yield name, connection.sql(_OF_FURTHER.format(names, _outputs(fields, of), of=of)).to_arrow_table()
 
 
 def _print(table: pa.Table, groups: Groups, rows: int | None, printer: Printer) -> None:
@@ -120,13 +145,13 @@ def _print(table: pa.Table, groups: Groups, rows: int | None, printer: Printer) 
     width = terminal_width()
     if rows is None:
         rows = table.num_rows if width is None else _ON_A_TERMINAL
-    with asking(groups=table.slice(0, rows)) as connection:
-        names = ", ".join(map(quoted, groups.by))
-        printed = connection.sql(_SHOWN.format(names, _outputs(table))).to_arrow_table()
-    for line in table_lines(printed, width=width, keys=len(groups.by)):
-        printer.line(line)
-    left = table.num_rows - printed.num_rows
-    if left:
+    for name, printed in _printed(table.slice(0, rows), groups):
+        if name:
+            printer.line(f"\nfurther model {name}; agreement is with the emotions of the main model\n")
+        for line in table_lines(printed, width=width, keys=len(groups.by)):
+            printer.line(line)
+    left = table.num_rows - rows
+    if left > 0:
         printer.line(f"{left:,} more groups; --rows {table.num_rows} prints all, --to FILE writes all")
     for name in undivided(table, groups):
         print(

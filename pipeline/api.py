@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import JobConfig, load_config
-from pipeline.config.labels import LabelRules
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
 from pipeline.dataset.packing import ShardSize
@@ -54,7 +53,7 @@ _SHARD = ShardSize(rows=256, audio_s=600.0)
 """Bounds the audio in memory during a call."""
 _OPTIONS = (
     *("models", "allowed_languages", "segmentation", "beam_size", "calibration", "label_map", "also", "min_confidence"),
-    "no_sound_quality",
+    *("max_segment_s", "min_segment_s", "window_s", "hop_s", "no_sound_quality"),
     *("embeddings", "embedding_dtype", "device", "precision", "asr_compute_type", "asr_window", "max_batch_s"),
     *("max_duration_s", "max_bytes", "audio_root", "shard_rows", "shard_audio_s"),
 )
@@ -90,9 +89,9 @@ class Annotator:
         emotion_model, sentence_encoder, asr_model: a model id or folder, or a dict of them by language; without one, the
             published model of the mode and language.
         options: of the job, by the same names: models, allowed_languages, segmentation, beam_size, calibration,
-            label_map, also, min_confidence, no_sound_quality, embeddings, embedding_dtype, device, precision,
-            asr_compute_type, asr_window, max_batch_s, max_duration_s, max_bytes, audio_root, shard_rows,
-            shard_audio_s. Only local files may be opened without an `audio_root`.
+            label_map, also, max_segment_s, min_segment_s, window_s, hop_s, min_confidence, no_sound_quality,
+            embeddings, embedding_dtype, device, precision, asr_compute_type, asr_window, max_batch_s, max_duration_s,
+            max_bytes, audio_root, shard_rows, shard_audio_s. Only local files may be opened without an `audio_root`.
     Raises: ConfigError naming the option that is wrong. Models are checked and loaded at the first call that needs them.
 
     An annotator is for one thread at a time.
@@ -211,7 +210,7 @@ class Annotator:
         missing = {role: spec for role, spec in chosen.items() if role not in self._pins}
         if missing:
             find = self._prepared.checkpoint if self._prepared else None
-            rules = LabelRules(SCHEMA_VERSION, self._config.label_map, bool(self._config.calibration))
+            rules = self._config.label_rules(SCHEMA_VERSION, self._settings().precision)
             pinned, widths = roles.pin(missing, self._config.mode, find, rules=rules)
             if widths and self._widths and widths != self._widths:
                 raise ConfigError(

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.further import with_further
+from pipeline.config.further import BY_MODEL, with_further
 from pipeline.dataset.compatibility import read_columns
 from pipeline.dataset.parts import encodings, receipt_of
 from pipeline.dataset.reader import Rows
@@ -159,20 +159,31 @@ def _with_scales(store: Store, merge: Merge, schema: pa.Schema) -> pa.Schema:
 
     Reads the footer of the first part, and of the others only if that has a scale.
     """
-    scales: dict[str, set[str]] = {name: set() for name in DIMENSIONS if name in schema.names}
-    for key in merge.parts if scales else ():
+    scales: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for key in merge.parts:
         with store.open(key) as file:
             part = pq.read_schema(file)
-        for name in scales.keys() & set(part.names):
-            scales[name].update(filter(None, [(part.field(name).metadata or {}).get(b"scale", b"").decode()]))
+        for path, field in _dimensions(part):
+            scales[path].update(filter(None, [(field.metadata or {}).get(b"scale", b"").decode()]))
         if not any(scales.values()):
             break
-    for name, texts in scales.items():
-        if texts:
-            field = schema.field(name)
-            described = field.with_metadata({**field.metadata, "scale": " and ".join(sorted(texts))})
-            schema = schema.set(schema.get_field_index(name), described)
-    return schema
+    return pa.schema([_scaled(field, (field.name,), scales) for field in schema])
+
+
+def _dimensions(schema: pa.Schema) -> Iterator[tuple[tuple[str, ...], pa.Field]]:
+    """Yield the dimensions of the main model and of the further ones, each with its path."""
+    yield from (((name,), schema.field(name)) for name in DIMENSIONS if name in schema.names)
+    for model in schema.field(BY_MODEL).type if BY_MODEL in schema.names else ():
+        yield from (((BY_MODEL, model.name, name), model.type.field(name)) for name in DIMENSIONS)
+
+
+def _scaled(field: pa.Field, path: tuple[str, ...], scales: Mapping[tuple[str, ...], set[str]]) -> pa.Field:
+    """Return a field with the scale of each dimension at or below its path in the dimension's metadata."""
+    if any(texts and scaled[: len(path)] == path and scaled != path for scaled, texts in scales.items()):
+        return field.with_type(pa.struct([_scaled(each, (*path, each.name), scales) for each in field.type]))
+    if not scales.get(path):
+        return field
+    return field.with_metadata({**(field.metadata or {}), "scale": " and ".join(sorted(scales[path]))})
 
 
 def _merged(store: Store, merge: Merge, schema: pa.Schema) -> bytes:

@@ -1,7 +1,8 @@
 """Drift between two windows of rows, column by column.
 
 Distributions of emotion (or the reason why there is none), language, reject reasons, confidence, duration and, from schema
-version 3, arousal, valence and dominance, and labels where one has no emotion: population stability index (the symmetric
+version 3, arousal, valence and dominance, labels where one has no emotion, and the same of each further model with its
+agreement with the main one: population stability index (the symmetric
 Kullback-Leibler divergence, in nats) and Jensen-Shannon distance (base 2, 0 to 1). Embeddings: the distance between the
 centroids, in units of the root mean square distance of the reference from its own.
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.further import BY_MODEL
 from pipeline.dataset.reader import Rows, asking, optional, quoted
 from pipeline.errors import ConfigError
 from pipeline.schema import DIMENSIONS, EMBEDDINGS, UNMAPPED
@@ -141,6 +143,10 @@ def compare(
         if version > 2 and column == "emotion":
             labels = any(_UNMAPPED in histogram for histogram in histograms)
             measures += _model_outputs(windows, share, limits, labels=labels)
+    further = [set(window.rows.plans[0].settings.also) for window in windows]
+    for name in sorted(set.intersection(*further)):
+        measures += _further_model(windows, share, limits, name)
+    left_out += [f"further model {name}: one window has it" for name in sorted(set.symmetric_difference(*further))]
     try:
         reasons = [_reasons(window, count) for window, count in zip(windows, counts, strict=True)]
         rows = sum(1 / sum(counts_of.values()) for counts_of in reasons)
@@ -158,16 +164,39 @@ def compare(
 
 
 def _model_outputs(
-    windows: Sequence[Window], share: float, limits: Mapping[str, float], *, labels: bool
+    windows: Sequence[Window], share: float, limits: Mapping[str, float], *, labels: bool, of: str = ""
 ) -> Iterator[Measure]:
-    """Yield the measures of the labels, if asked for, and of each dimension that a window has."""
+    """Yield the measures of the labels, if asked for, and of each dimension that a window has, of the columns `of`."""
     if labels:
-        yield from _distribution("label", [_histogram(window, "label") for window in windows], share, limits)
+        histograms = [_histogram(window, f"{of}label") for window in windows]
+        yield from _distribution(f"{of}label", histograms, share, limits)
     for name in DIMENSIONS:
-        steps = f"CASE WHEN {name} IS NOT NULL THEN greatest(least(floor({name} * 1000), 2000), -1000)::INT END"
+        value = f"{of}{name}"
+        steps = f"CASE WHEN {value} IS NOT NULL THEN greatest(least(floor({value} * 1000), 2000), -1000)::INT END"
         histograms = [_histogram(window, steps) for window in windows]
         if any(histogram.keys() - {None} for histogram in histograms):
-            yield from _distribution(name, histograms, share, limits)
+            yield from _distribution(value, histograms, share, limits)
+
+
+def _further_model(
+    windows: Sequence[Window], share: float, limits: Mapping[str, float], name: str
+) -> Iterator[Measure]:
+    """Yield the measures of a further model, and of its agreement with the emotions of the main one."""
+    of = f"{BY_MODEL}.{name}."
+    agreement = f"CASE WHEN emotion = {of}emotion THEN 'same' WHEN emotion <> {of}emotion THEN 'different' END"
+    confidence = f"CASE WHEN {of}confidence IS NOT NULL THEN least(floor({of}confidence * 1000), 999)::INT END"
+    columns = {
+        "emotion": f"coalesce({of}emotion, '(' || {of}emotion_null_reason || ')')",
+        "agreement": agreement,
+        "confidence": confidence,
+    }
+    for column, steps in columns.items():
+        histograms = [_histogram(window, steps) for window in windows]
+        if any(histogram.keys() - {None} for histogram in histograms):
+            yield from _distribution(f"{of}{column}", histograms, share, limits)
+        if column == "emotion":
+            labels = any(_UNMAPPED in histogram for histogram in histograms)
+            yield from _model_outputs(windows, share, limits, labels=labels, of=of)
 
 
 def _where(window: Window) -> str:
@@ -217,12 +246,12 @@ def _bins(column: str, reference: dict[Any, int], current: dict[Any, int]) -> tu
     known = sorted({*reference, *current} - {None})
     table = np.array([[window.get(key, 0) for key in known] for window in (reference, current)], np.float64)
     names = [str(key) for key in known]
-    if column in _EDGES and known:
+    edge = _EDGES.get(column.rpartition(".")[2])
+    if edge is not None and known:
         before = np.cumsum(table[0]) - table[0] / 2
         tenth = np.minimum(before / max(1.0, table[0].sum()) * _BINS, _BINS - 1).astype(int)
         starts = np.flatnonzero(np.diff(tenth, prepend=-1))
         table = np.add.reduceat(table, starts, axis=1)
-        edge = _EDGES[column]
         ends = [*starts[1:] - 1, len(known) - 1]
         names = [
             f"{edge(known[first]):.3g} to {edge(known[last] + 1):.3g}" for first, last in zip(starts, ends, strict=True)

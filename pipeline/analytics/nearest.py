@@ -8,10 +8,11 @@ Conditions are evaluated by DuckDB, which skips partitions and row groups that c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
@@ -38,13 +39,28 @@ def nearest(
     Costs one pass over the embedding column. Memory: Arrow's read-ahead, independent of the number of rows.
     Raises: ConfigError for a missing column or an invalid condition.
     """
-    for name in columns:
-        if name not in rows.schema().names:
-            raise ConfigError(f"the output has no column {name!r}{did_you_mean(name, rows.schema().names)}")
+    paths = {name: column_path(name, rows.schema()) for name in columns}
     if where is not None:
-        return _filtered(rows, query, top, where, columns)
+        return _filtered(rows, query, top, where, paths)
     with reading():
-        return _with_columns(rows, _streamed(rows, query, top), columns)
+        return _with_columns(rows, _streamed(rows, query, top), paths)
+
+
+def column_path(name: str, schema: pa.Schema) -> tuple[str, ...]:
+    """Return the path to a column, or to a field of a struct: `by_model.words.emotion`.
+
+    Raises: ConfigError when there is none of this name.
+    """
+    if name in schema.names:
+        return (name,)
+    path, known = tuple(name.split(".")), [field.name for field in schema]
+    kind: pa.DataType = pa.struct(schema)
+    for depth, step in enumerate(path):
+        known = [".".join([*path[:depth], field.name]) for field in kind] if pa.types.is_struct(kind) else []
+        if ".".join(path[: depth + 1]) not in known:
+            raise ConfigError(f"the output has no column {name!r}{did_you_mean('.'.join(path[: depth + 1]), known)}")
+        kind = kind.field(step).type
+    return path
 
 
 def condition(query: Query, where: str | None) -> str:
@@ -61,10 +77,10 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _filtered(rows: Rows, query: Query, top: int, where: str, columns: Sequence[str]) -> pa.Table:
+def _filtered(rows: Rows, query: Query, top: int, where: str, columns: Mapping[str, tuple[str, ...]]) -> pa.Table:
     similarity = f"array_cosine_similarity({quoted(query.column)}, $vector::FLOAT[{len(query.vector)}])"
     sql = f"""
-    SELECT {SIMILARITY}, {", ".join(map(quoted, columns))}
+    SELECT {SIMILARITY}, {", ".join(f"{'.'.join(map(quoted, path))} AS {quoted(name)}" for name, path in columns.items())}
     FROM (SELECT *, {similarity} AS {SIMILARITY} FROM utterances WHERE {condition(query, where)})
     WHERE NOT isnan({SIMILARITY}) ORDER BY {SIMILARITY} DESC, utterance_id LIMIT {top:d}
     """
@@ -108,19 +124,19 @@ def _cosines(embeddings: pa.FixedSizeListArray, direction: NDArray[np.float32]) 
         return np.asarray(matrix @ direction / np.sqrt(np.einsum("ij,ij->i", matrix, matrix)))
 
 
-def _with_columns(rows: Rows, best: Best, columns: Sequence[str]) -> pa.Table:
+def _with_columns(rows: Rows, best: Best, columns: Mapping[str, tuple[str, ...]]) -> pa.Table:
     """Read the requested columns of the results, in their order, from the files that contain them."""
     wanted = defaultdict(list)
     for _, name, file in best:
         wanted[file].append(name)
     dataset = rows.utterances()
-    read = list(dict.fromkeys([*columns, "utterance_id"]))
+    read = {"utterance_id": pc.field("utterance_id"), **{name: pc.field(*path) for name, path in columns.items()}}
     tables = [
         file.to_table(schema=dataset.schema, columns=read, filter=ds.field("utterance_id").isin(wanted[file.path]))
         for file in dataset.get_fragments()
         if file.path in wanted
     ]
-    table = pa.concat_tables(tables) if tables else dataset.schema.empty_table().select(read)
+    table = pa.concat_tables(tables) if tables else ds.dataset(dataset.schema.empty_table()).to_table(columns=read)
     places = {name: place for place, name in enumerate(table["utterance_id"].to_pylist())}
     ordered = table.take(pa.array([places[name] for _, name, _ in best], pa.int64())).select(list(columns))
     return ordered.add_column(0, SIMILARITY, pa.array([-negated for negated, _, _ in best], pa.float32()))

@@ -39,11 +39,17 @@ def table_lines(table: pa.Table, *, width: int | None = None, keys: int = 1) -> 
 
 def json_rows(table: pa.Table) -> list[dict[str, object]]:
     """Return the rows of a table for JSON, with maps as objects."""
-    maps = {field.name for field in table.schema if pa.types.is_map(field.type)}
-    rows = plain_rows(table)
-    for row in rows:
-        row |= {name: dict(entries) for name in maps if isinstance(entries := row[name], list)}
-    return rows
+    kinds = {field.name: field.type for field in table.schema}
+    return [{name: _for_json(value, kinds[name]) for name, value in row.items()} for row in plain_rows(table)]
+
+
+def _for_json(value: object, kind: pa.DataType) -> object:
+    """Return a value with maps as objects, also inside structs."""
+    if pa.types.is_map(kind) and isinstance(value, list):
+        return dict(value)
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        return {field.name: _for_json(value[field.name], field.type) for field in kind}
+    return value
 
 
 def _cells(field: pa.Field, column: pa.ChunkedArray, width: int | None) -> list[str]:

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from pipeline.analytics.emotion_sql import COUNT, per_emotion, transitions
 from pipeline.analytics.summary_columns import MERGED_COLUMNS, SUMMARY_COLUMNS
+from pipeline.config.further import BY_MODEL
 from pipeline.dataset.compatibility import read_columns
-from pipeline.dataset.plan import parquet_bytes
+from pipeline.dataset.plan import Plan, parquet_bytes
 from pipeline.dataset.reader import Rows, asking, dataset, quoted
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.layout import SUMMARY, summary_folder, summary_key
@@ -49,6 +50,8 @@ COUNTED = "confidence_count"
 """Number of utterances with a confidence; in files of earlier versions, which lack it, all have one."""
 OUTPUTS = ("by_label", "by_null_reason", *(f"{name}_{of}" for name in DIMENSIONS for of in ("sum", "count")))
 """Sums over what models of any kind predict; files of datasets before schema version 3 lack them."""
+_READ = ("label", "emotion_null_reason", *DIMENSIONS)
+"""Columns that `OUTPUTS` are computed from."""
 _EXPRESSION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(?!=)(.+)", re.DOTALL)
 
 
@@ -77,7 +80,7 @@ def parse_groups(words: Sequence[str], columns: Iterable[str]) -> Groups:
             if not named and name not in known:
                 near = did_you_mean(name, known)
                 raise ConfigError(f"--by {name}: no such column{near}; an expression is written {name}=SQL")
-            if name in (*SUMS, *TIMED, *OUTPUTS) or name in by:
+            if name in (*SUMS, *TIMED, *OUTPUTS, BY_MODEL) or name in by:
                 problem = "is given twice" if name in by else "is a column of every summary"
                 raise ConfigError(
                     f"--by {name}: {name!r} {problem}; give it another name, as in my_{name}={expression}"
@@ -117,7 +120,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
             continue
         of_plan = rows.of([plan.plan])
         with asking(utterances=of_plan.utterances(), planned=of_plan.planned()) as connection:
-            sums = connection.sql(_sums(groups, plan.plan, plan.settings.schema_version)).to_arrow_table()
+            sums = connection.sql(_sums(groups, plan)).to_arrow_table()
         # after the query, so that an invalid expression does not claim the name
         claim = {"format": FORMAT, "by": dict(groups.by)}
         if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
@@ -138,8 +141,8 @@ def _refuse_others(store: Store, groups: Groups) -> None:
         )
 
 
-def _sums(groups: Groups, plan: str, version: int) -> str:
-    """Return the query for one row per group.
+def _sums(groups: Groups, plan: Plan) -> str:
+    """Return the query for one row per group of a plan.
 
     It aggregates by recording first, so that a recording's length counts once per group; no recording spans two plans.
     """
@@ -147,9 +150,14 @@ def _sums(groups: Groups, plan: str, version: int) -> str:
     given = ", ".join(f"({sql}) AS {key}" for key, sql in zip(keys, groups.by.values(), strict=True))
     named = ", ".join(f"sums.{key} AS {quoted(name)}" for key, name in zip(keys, groups.by, strict=True))
     key_list = ", ".join(keys)
-    outputs = ", ".join(_outputs()) if version > 2 else ""
-    predicted = ", label, emotion_null_reason, " + ", ".join(DIMENSIONS) if version > 2 else ""
-    columns = (*SUMS, *TIMED, COUNTED, *(OUTPUTS if version > 2 else ()))
+    outputs, further = (_outputs() if plan.settings.schema_version > 2 else {}), plan.settings.also
+    predicted = f", {', '.join(_READ)}" if outputs else ""
+    for number, name in enumerate(further):
+        read = ", ".join(f"{each}: {BY_MODEL}.{name}.{each}" for each in ("emotion", "confidence", *_READ))
+        predicted += f", {{{read}}} AS m{number}"
+    if further:
+        outputs[BY_MODEL] = _struct({name: _struct(_further(f"m{number}.")) for number, name in enumerate(further)})
+    columns = (*SUMS, *TIMED, COUNTED, *outputs)
     return f"""
     WITH keyed AS (
         SELECT {given}, recording_id, emotion, duration_s, end_s, confidence::DOUBLE AS confidence{predicted},
@@ -175,21 +183,46 @@ def _sums(groups: Groups, plan: str, version: int) -> str:
             {per_emotion(COUNT.format("emotion = '$' AND opens"))} AS first_emotion,
             {per_emotion(COUNT.format("emotion = '$' AND closes"))} AS last_emotion,
             sum(confidence) AS confidence_sum, count(confidence)::BIGINT AS {COUNTED},
-            min(confidence) AS confidence_min, max(confidence) AS confidence_max{", " + outputs if outputs else ""}
+            min(confidence) AS confidence_min, max(confidence) AS confidence_max{_listed(outputs)}
         FROM keyed GROUP BY ALL
     )
-    SELECT {named}, '{plan}' AS run_id, {", ".join(columns)}
+    SELECT {named}, '{plan.plan}' AS run_id, {", ".join(columns)}
     FROM sums JOIN long ON {" AND ".join(f"sums.{key} IS NOT DISTINCT FROM long.{key}" for key in keys)} ORDER BY ALL
     """
 
 
-def _outputs() -> Iterator[str]:
-    """Yield the SQL of each of `OUTPUTS`."""
-    yield "(histogram(label) FILTER (label IS NOT NULL))::MAP(VARCHAR, BIGINT) AS by_label"
-    counts = (f"{each}: count(*) FILTER (emotion_null_reason = '{each}')::BIGINT" for each in NULL_REASONS)
-    yield f"{{{', '.join(counts)}}} AS by_null_reason"
+def _struct(fields: Mapping[str, str]) -> str:
+    """Return an SQL struct of expressions by their names."""
+    return "{" + ", ".join(f"{quoted(name)}: {expression}" for name, expression in fields.items()) + "}"
+
+
+def _listed(columns: Mapping[str, str]) -> str:
+    """Return expressions by their names as the end of a list of columns."""
+    return "".join(f", {expression} AS {name}" for name, expression in columns.items())
+
+
+def _outputs(of: str = "") -> dict[str, str]:
+    """Return the SQL of each of `OUTPUTS`, of the columns whose names begin with `of`."""
+    reasons = (f"{each}: count(*) FILTER ({of}emotion_null_reason = '{each}')::BIGINT" for each in NULL_REASONS)
+    outputs = {
+        "by_label": f"(histogram({of}label) FILTER ({of}label IS NOT NULL))::MAP(VARCHAR, BIGINT)",
+        "by_null_reason": f"{{{', '.join(reasons)}}}",
+    }
     for name in DIMENSIONS:
-        yield f"sum({name}::DOUBLE) AS {name}_sum, count({name})::BIGINT AS {name}_count"
+        outputs |= {f"{name}_sum": f"sum({of}{name}::DOUBLE)", f"{name}_count": f"count({of}{name})::BIGINT"}
+    return outputs
+
+
+def _further(of: str) -> dict[str, str]:
+    """Return the SQL of each field of a further model's sums, of the columns whose names begin with `of`."""
+    return {
+        "by_emotion": per_emotion(f"count(*) FILTER ({of}emotion = '$')::BIGINT"),
+        "confidence_sum": f"sum({of}confidence::DOUBLE)",
+        COUNTED: f"count({of}confidence)::BIGINT",
+        **_outputs(of),
+        "compared": f"count(*) FILTER (emotion IS NOT NULL AND {of}emotion IS NOT NULL)::BIGINT",
+        "agreed": f"count(*) FILTER (emotion = {of}emotion)::BIGINT",
+    }
 
 
 def merged(store: Store, groups: Groups) -> pa.Table:
@@ -200,14 +233,15 @@ def merged(store: Store, groups: Groups) -> pa.Table:
         docs/summaries.md; `share` of the utterances and `share_s` of their seconds per emotion; `confidence` (mean),
         its minimum and maximum; `transitions` (from, to); `changes`, the share of neighbouring utterances that differ;
         `opens_with` and `closes_with`, the emotions with which recordings most often begin and end; from schema version
-        3, `by_label`, `null_share` by reason, and the means of the dimensions.
+        3, `by_label`, `null_share` by reason, and the means of the dimensions; `by_model`, the same of each further model
+        with its `agreement`, the share of utterances with the main model's emotion among those to which both give one.
     """
     keys = sorted(entry.key for entry in store.list(groups.folder) if entry.key.endswith(".parquet"))
     schema = read_columns(_schema(store, key) for key in keys)
     later = [*(pa.field(name, pa.float64()) for name in TIMED), pa.field(COUNTED, pa.int64())]
     schema = pa.schema([*schema, *(field for field in later if field.name not in schema.names)])
     with asking(summaries=dataset(store, groups.folder, keys, schema)) as connection:
-        table = connection.sql(_shares(groups, outputs="by_label" in schema.names)).to_arrow_table()
+        table = connection.sql(_shares(groups, schema)).to_arrow_table()
     return _described(table, groups, MERGED_COLUMNS)
 
 
@@ -223,7 +257,7 @@ def _schema(store: Store, key: str) -> pa.Schema:
         return pq.read_schema(file)
 
 
-def _shares(groups: Groups, *, outputs: bool) -> str:
+def _shares(groups: Groups, schema: pa.Schema) -> str:
     names = ", ".join(map(quoted, groups.by))
     both = [(one, other) for one in EMOTIONS for other in EMOTIONS]
     pairs = " + ".join(f"sum(transitions.{one}.{other})" for one, other in both)
@@ -234,7 +268,10 @@ def _shares(groups: Groups, *, outputs: bool) -> str:
         ranked = ", ".join(f"{{count: sum({column}.{emotion}), emotion: '{emotion}'}}" for emotion in EMOTIONS)
         return f"CASE WHEN greatest({ranked}).count > 0 THEN greatest({ranked}).emotion END"
 
-    predicted = f", {', '.join(_merged_outputs())}" if outputs else ""
+    predicted = _merged_outputs() if "by_label" in schema.names else {}
+    if BY_MODEL in schema.names:
+        further = [field.name for field in schema.field(BY_MODEL).type]
+        predicted[BY_MODEL] = _struct({name: _struct(_merged_further(f"{BY_MODEL}.{name}.")) for name in further})
     return f"""
     SELECT {names}, sum(recordings)::BIGINT AS recordings, sum(utterances)::BIGINT AS utterances,
         sum(speech_s) AS speech_s, sum(length_s) AS length_s,
@@ -244,19 +281,36 @@ def _shares(groups: Groups, *, outputs: bool) -> str:
         sum(confidence_sum) / nullif(sum(coalesce({COUNTED}, utterances)), 0) AS confidence,
         min(confidence_min) AS confidence_min, max(confidence_max) AS confidence_max,
         {moved} AS transitions, 1 - ({same}) / nullif({pairs}, 0) AS changes,
-        {most("first_emotion")} AS opens_with, {most("last_emotion")} AS closes_with{predicted}
+        {most("first_emotion")} AS opens_with, {most("last_emotion")} AS closes_with{_listed(predicted)}
     FROM summaries GROUP BY ALL ORDER BY ALL
     """
 
 
-def _merged_outputs() -> Iterator[str]:
-    """Yield the SQL of the columns that `merged` computes from `OUTPUTS`."""
-    entries = "flatten(list(map_entries(by_label)) FILTER (by_label IS NOT NULL))"
+def _merged_outputs(of: str = "") -> dict[str, str]:
+    """Return the SQL of the columns that `merged` computes from `OUTPUTS`, whose names begin with `of`."""
+    entries = f"flatten(list(map_entries({of}by_label)) FILTER ({of}by_label IS NOT NULL))"
     # names that no group has: a group of the same name would be taken for the variable
     labels = f"list_sort(list_distinct([__entry.key FOR __entry IN {entries}]))"
     count = f"list_sum([__entry.value FOR __entry IN {entries} IF __entry.key = __label])::BIGINT"
-    yield f"map_from_entries([{{key: __label, value: {count}}} FOR __label IN {labels}]) AS by_label"
-    shares = (f"{reason}: sum(by_null_reason.{reason}) / sum(utterances)" for reason in NULL_REASONS)
-    yield f"{{{', '.join(shares)}}} AS null_share"
-    for name in DIMENSIONS:
-        yield f"sum({name}_sum) / nullif(sum({name}_count), 0) AS mean_{name}"
+    shares = (f"{reason}: sum({of}by_null_reason.{reason}) / {_counted(of)}" for reason in NULL_REASONS)
+    return {
+        "by_label": f"map_from_entries([{{key: __label, value: {count}}} FOR __label IN {labels}])",
+        "null_share": f"{{{', '.join(shares)}}}",
+        **{f"mean_{name}": f"sum({of}{name}_sum) / nullif(sum({of}{name}_count), 0)" for name in DIMENSIONS},
+    }
+
+
+def _merged_further(of: str) -> dict[str, str]:
+    """Return the SQL of each field that `merged` computes from a further model's sums, whose names begin with `of`."""
+    return {
+        "share": per_emotion(f"sum({of}by_emotion.$) / {_counted(of)}"),
+        "confidence": f"sum({of}confidence_sum) / nullif(sum({of}{COUNTED}), 0)",
+        **_merged_outputs(of),
+        "compared": f"sum({of}compared)::BIGINT",
+        "agreement": f"sum({of}agreed) / nullif(sum({of}compared), 0)",
+    }
+
+
+def _counted(of: str) -> str:
+    """Return the SQL for the number of utterances in files that have the sums `of`."""
+    return f"sum(utterances) FILTER ({of}by_null_reason IS NOT NULL)"

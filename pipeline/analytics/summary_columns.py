@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.schema import DIMENSIONS, Column
 
 _NO_CONFIDENCE = "no utterance has one"
+_NO_FURTHER = "never; column absent without `--also`"
 _SINCE_3 = "column absent before schema version 3"
 
 SUMMARY_COLUMNS = {
@@ -48,6 +49,13 @@ SUMMARY_COLUMNS = {
             (f"{name}_count", Column("", f"utterances with `{name}`", f"never; {_SINCE_3}")),
         )
     },
+    "by_model": Column(
+        "",
+        "the same sums of each further model, a struct by its name: `by_emotion`, `confidence_sum`, `confidence_count`, "
+        "`by_label`, `by_null_reason` and those of the dimensions; `compared`, utterances to which it and the main model give "
+        "an emotion; `agreed`, those with the same one",
+        _NO_FURTHER,
+    ),
 }
 """Columns of the files in `summaries/`, after those of the group."""
 
@@ -69,5 +77,12 @@ MERGED_COLUMNS = {
     "by_label": Column("", "sums over the runs (int64)", _SINCE_3),
     "null_share": Column("0 to 1", "share of the utterances without an emotion, by reason (double)", _SINCE_3),
     **{f"mean_{name}": Column("0 to 1", f"mean `{name}`", f"no utterance has one; {_SINCE_3}") for name in DIMENSIONS},
+    "by_model": Column(
+        "",
+        "results of each further model, a struct by its name: `share`, `confidence`, `by_label`, `null_share`, means of the "
+        "dimensions; `compared`, utterances to which it and the main model give an emotion; `agreement`, the share of them "
+        "with the same one",
+        _NO_FURTHER,
+    ),
 }
 """Columns of the file that `summarize --to` writes, after those of the group."""

@@ -291,9 +291,9 @@ class JobConfig(SegmentOptions):
             )
         return self
 
-    def label_rules(self, version: int) -> LabelRules:
-        """Return the settings that decide which models a dataset of a schema version takes."""
-        return LabelRules(version, self.label_map or None, bool(self.calibration), *self.bounds_s())
+    def label_rules(self, version: int, precision: str) -> LabelRules:
+        """Return the settings that decide which models a dataset of a schema version and precision takes."""
+        return LabelRules(version, self.label_map or None, bool(self.calibration), precision, *self.bounds_s())
 
     def resolved(self, device: str, dataset: Settings | None = None) -> Settings:
         """Return the settings of new rows. `auto` becomes the dataset's value, in a new dataset the device's default.

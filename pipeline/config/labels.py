@@ -46,12 +46,14 @@ class LabelRules:
         version: `schema_version` of the dataset.
         maps: the user's maps, by language.
         calibrated: True when temperatures are applied to the models.
+        precision: precision in which the models are loaded.
         longest_s, shortest_s: bounds in seconds of the utterances into which recordings are cut; None where they are not.
     """
 
     version: int
     maps: LabelMaps | None = None
     calibrated: bool = False
+    precision: str = "fp32"
     longest_s: float | None = None
     shortest_s: float | None = None
 

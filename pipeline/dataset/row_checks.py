@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
+from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.parts import NULL_PARTITION, partition_folder
-from pipeline.errors import Reason, Reject, RejectedRow, Stage
+from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage, did_you_mean
 from pipeline.manifest.read import conform, unify
-from pipeline.schema import rename_passthrough
+from pipeline.schema import passthrough_name, rename_passthrough
 from pipeline.storage.access import AudioRoots
 
 _LONGEST_PARTITION_BYTES = 200
@@ -77,3 +78,26 @@ def check_partition_value(values: Mapping[str, pa.Scalar]) -> None:
         if len(partition_folder([column], [value]).encode()) > _LONGEST_PARTITION_BYTES:
             detail = f"column {column!r} gives a folder name of more than {_LONGEST_PARTITION_BYTES} bytes"
             raise RejectedRow(Reason.BAD_FIELD, detail, Stage.MANIFEST)
+
+
+def check_partition_columns(config: JobConfig, extra: pa.Schema) -> None:
+    """Check that the columns of `--partition-by` can name folders.
+
+    Args:
+        extra: pass-through columns of the manifests.
+    Raises: ConfigError naming the column.
+    """
+    for column in config.partition_by:
+        if column == "language":
+            if config.language == AUTO_LANGUAGE:
+                raise ConfigError("--partition-by language: a detected language is a model's output")
+            continue
+        if column not in extra.names:
+            renamed = passthrough_name(column, SCHEMA_VERSION)
+            hint = f"; the manifest's {column!r} is written as {renamed!r}" if renamed in extra.names else ""
+            hint = hint or did_you_mean(column, [*extra.names, "language"])
+            raise ConfigError(f"--partition-by {column}: no manifest has this column{hint}")
+        if pa.types.is_nested(extra.field(column).type):
+            raise ConfigError(
+                f"--partition-by {column}: a {extra.field(column).type} column cannot be used as folder names"
+            )

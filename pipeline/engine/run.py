@@ -11,13 +11,11 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
-import pyarrow as pa
-
-from pipeline.config import AUTO_LANGUAGE, JobConfig
+from pipeline.config import JobConfig
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import (
     claim_dataset,
@@ -33,7 +31,7 @@ from pipeline.dataset.plan import Plan, held_keys, load_plans, tiny_shards_warni
 from pipeline.dataset.publish import publish
 from pipeline.dataset.renewal import renew
 from pipeline.dataset.retries import Retriable, find_retriable, refuse_remaking, write_plans
-from pipeline.dataset.row_checks import check_rows
+from pipeline.dataset.row_checks import check_partition_columns, check_rows
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.engine import estimate
 from pipeline.engine.cluster import cluster
@@ -44,7 +42,7 @@ from pipeline.engine.pools import Resources, choose_device, shard_size, size_poo
 from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
 from pipeline.engine.stages import run_shards
-from pipeline.errors import ConfigError, NoWorkersError, did_you_mean
+from pipeline.errors import NoWorkersError
 from pipeline.layout import PROBE
 from pipeline.manifest.choice import chosen_lines
 from pipeline.manifest.policy import Policy
@@ -56,7 +54,6 @@ from pipeline.models.checkpoints.pinning import Pinning, refusal_first
 from pipeline.models.roles import Needs
 from pipeline.pins import ModelPin, Pins, Role, pins_document
 from pipeline.redaction import without_query
-from pipeline.schema import passthrough_name
 from pipeline.shard.commit import Finished
 from pipeline.shard.context import Work, audio_roots
 from pipeline.storage.access import AudioRoots
@@ -124,7 +121,7 @@ class Driver:
         """Select the rows that no plan holds yet, with the column types of the existing plans."""
         staging.extra = settle_types(staging.inferred, self.plans)
         if staging.rows:
-            self._check_partition_columns(staging.extra)
+            check_partition_columns(self.config, staging.extra)
         else:  # without rows there are no partition folders
             staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
         config = self.config
@@ -132,22 +129,6 @@ class Driver:
         selection = staging.select(*held_keys(self.store, self.plans), self.retriable.keys)
         self.excluded = selection.excluded
         return selection
-
-    def _check_partition_columns(self, extra: pa.Schema) -> None:
-        for column in self.config.partition_by:
-            if column == "language":
-                if self.config.language == AUTO_LANGUAGE:
-                    raise ConfigError("--partition-by language: a detected language is a model's output")
-                continue
-            if column not in extra.names:
-                renamed = passthrough_name(column, SCHEMA_VERSION)
-                hint = f"; the manifest's {column!r} is written as {renamed!r}" if renamed in extra.names else ""
-                hint = hint or did_you_mean(column, [*extra.names, "language"])
-                raise ConfigError(f"--partition-by {column}: no manifest has this column{hint}")
-            if pa.types.is_nested(extra.field(column).type):
-                raise ConfigError(
-                    f"--partition-by {column}: a {extra.field(column).type} column cannot be used as folder names"
-                )
 
     # -- running
 
@@ -165,12 +146,14 @@ class Driver:
             needs = roles.needs_of(selection.tables(), self.config, self.prepared)
             chosen = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
             with self._start_pinning(needs, chosen) as pinning, ExitStack() as stack:
+                pinned = cache(partial(self._pinned, pinning, chosen))
+                if self._settings("cpu").precision == "int8" or not (selection or unfinished):
+                    pinned()  # few models have int8: the others are refused before Ray starts
                 if not selection and not unfinished:
-                    self._pinned(pinning, chosen)
                     return []
-                with refusal_first(partial(self._pinned, pinning, chosen)):
+                with refusal_first(pinned):
                     resources = stack.enter_context(cluster(self.out))
-                models = self._pinned(pinning, chosen)
+                models = pinned()
                 for sentence in pinning.warnings if pinning else ():
                     print(f"warning: {sentence}", file=self.out)
                 require_conditional_writes(self.store, PROBE)
@@ -211,7 +194,7 @@ class Driver:
         asr = needs.asr or any(plan.needs_asr for plan in self.plans)
         known = roles.choose_known(self.config, languages, needs_asr=asr, prepared=self.prepared)
         wanted = {**known, **chosen}
-        rules = self.config.label_rules(self._schema_version)
+        rules = self.config.label_rules(self._schema_version, self._settings("cpu").precision)
         return Pinning(wanted, self.config.mode, self.prepared, rules) if wanted else nullcontext()
 
     def _pinned(

@@ -19,7 +19,7 @@ from pipeline.config.labels import LabelMaps, emotion_by
 from pipeline.models.checkpoints.modes import check, embedding_widths, labels_of
 from pipeline.models.checkpoints.weights import Checkpoint
 from pipeline.models.families.choice import family_of
-from pipeline.models.families.protocol import PRECISIONS, HeadKind
+from pipeline.models.families.protocol import PRECISIONS, HeadKind, require_declared
 from pipeline.models.families.umuteam import MIN_SAMPLES
 from pipeline.models.runner import Results, Runner
 from pipeline.models.semantics import Dimension, meaning_of, require_softmax
@@ -108,6 +108,7 @@ class EmotionRecogniser:
         require_precision(precision, mode=mode, device=device)
         if num_threads:
             torch.set_num_threads(num_threads)
+        require_declared(family.declaration, precision, fusion.spec)
         self.mode = mode
         heads = family.declaration.heads
         self._meaning = meaning_of(heads, lambda label: emotion_by(label_map, language, label), fusion.spec)

@@ -177,7 +177,8 @@ def pin(
     """
     from pipeline.models.checkpoints import weights
     from pipeline.models.checkpoints.modes import check, check_further
-    from pipeline.models.semantics import duration_warnings, warnings_of
+    from pipeline.models.families.protocol import require_declared
+    from pipeline.models.semantics import warnings_of
 
     pinned: dict[Role, ModelPin] = {}
     widths: dict[str, dict[str, int]] = {}
@@ -199,22 +200,15 @@ def pin(
                     declaration = check(mode, checkpoint, encoder)
                     widths[language] = dict(declaration.embedding_widths)
                 if rules is not None:
+                    require_declared(declaration, rules.precision, spec)
                     ruled = replace(rules, calibrated=rules.calibrated and not role.name)
-                    duration = duration_warnings(declaration, spec, rules)
-                    for sentence in (*warnings_of(declaration.heads, spec, language, ruled), *duration):
+                    for sentence in warnings_of(declaration, spec, language, ruled):
                         (warn or _log.warning)(sentence)
         except ConfigError as error:
             raise ConfigError(f"{option(role, spec)}: {error}") from error
         size_bytes = sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file())
-        pinned[role] = ModelPin(
-            spec,
-            checkpoint.revision,
-            checkpoint.sha256,
-            size_bytes,
-            checkpoint.location or None,
-            further,
-            source_sha256,
-        )
+        source = (checkpoint.revision, checkpoint.sha256, size_bytes, checkpoint.location or None)
+        pinned[role] = ModelPin(spec, *source, further, source_sha256)
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
     return pinned, next(iter(widths.values()), {})

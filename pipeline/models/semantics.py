@@ -97,11 +97,12 @@ def meaning_of(heads: Sequence[Head], emotion: Callable[[str], str | None], spec
     )
 
 
-def warnings_of(heads: Sequence[Head], spec: str, language: str, rules: LabelRules) -> Iterator[str]:
-    """Check the heads of a model for a dataset, and yield warnings about outputs that get no emotion or no column.
+def warnings_of(declaration: Declaration, spec: str, language: str, rules: LabelRules) -> Iterator[str]:
+    """Check a model for a dataset. Yields warnings about outputs without an emotion or a column, and unsuitable utterances.
 
     Raises: ConfigError for a model that datasets of the schema version, or with a calibration, do not take.
     """
+    heads = declaration.heads
     meaning = meaning_of(heads, lambda label: emotion_by(rules.maps, language, label), spec)
     if rules.version < _OLD_VERSION:
         require_vocabulary(heads, spec)
@@ -116,9 +117,10 @@ def warnings_of(heads: Sequence[Head], spec: str, language: str, rules: LabelRul
         )
     if meaning.unused:
         yield f"model {spec} has outputs without a column: {', '.join(map(repr, meaning.unused))}; they are not written"
+    yield from _duration_warnings(declaration, spec, rules)
 
 
-def duration_warnings(declaration: Declaration, spec: str, rules: LabelRules) -> Iterator[str]:
+def _duration_warnings(declaration: Declaration, spec: str, rules: LabelRules) -> Iterator[str]:
     """Yield warnings about utterances that are longer or shorter than a model uses."""
     longest_s, shortest_s = declaration.max_duration_s, declaration.min_samples / SAMPLING_RATE
     if longest_s is not None and (rules.longest_s or 0.0) > longest_s:

@@ -13,10 +13,11 @@ from pipeline.analytics.indexed import bring_up_to_date, nearest_in_lance
 from pipeline.analytics.nearest import nearest
 from pipeline.analytics.publish import FORMATS, publish, storage_options
 from pipeline.analytics.search import query_by_utterance
-from pipeline.dataset.reader import Rows, finished_rows
+from pipeline.dataset.reader import Rows, asking, finished_rows
 from pipeline.errors import ConfigError
 from tests.support import outputs
 from tests.support.corpus import ROOT
+from tests.support.further import further_output
 from tests.support.outputs import finished_output
 from tests.support.processes import started
 
@@ -80,6 +81,32 @@ def test_each_run_is_committed_once(tmp_path, table_of, form, place, capsys):
         there.sort_by("utterance_id").select(names).to_pylist()
         == ours.sort_by("utterance_id").select(names).to_pylist()
     )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_table_holds_label_scores_and_further_models(tmp_path, table_of, form):
+    """Fails if a format, DuckDB or pandas reads the map of scores or the structs of further models otherwise than they are."""
+    rows, table = finished_rows(further_output(tmp_path)), table_of(form)
+    assert [plan.plan for plan in publish(rows, form, table)] == ["000001"]
+    published = rows_in(form, table).sort_by("utterance_id")
+    ours = rows.utterances().to_table().sort_by("utterance_id").to_pylist()
+    assert published.select(list(ours[0])).to_pylist() == ours
+    query = """SELECT label_scores['happy'], by_model.words.label_scores['ang'], by_model.Select.labels, by_model.dims.arousal
+        FROM published WHERE by_model.words.label IS NOT NULL ORDER BY utterance_id"""
+    with asking(published=published) as connection:
+        answers = connection.sql(query).fetchall()
+    frame = published.to_pandas()
+    for number, row in enumerate(ours):
+        words, select, dims = (row["by_model"][name] for name in ("words", "Select", "dims"))
+        scores = dict(row["label_scores"])
+        assert answers[number] == (
+            scores["happy"],
+            dict(words["label_scores"])["ang"],
+            select["labels"],
+            dims["arousal"],
+        )
+        assert dict(frame["label_scores"][number]) == scores
+        assert frame["by_model"][number]["words"]["label"] == words["label"]
 
 
 DIES_IN_THE_SECOND_RUN = """

@@ -9,13 +9,17 @@ from pipeline.config.labels import LabelRules, emotion_by
 from pipeline.errors import ConfigError
 from pipeline.models.emotion import EmotionRecogniser
 from pipeline.models.families.protocol import Declaration, Head, HeadKind
-from pipeline.models.semantics import duration_warnings, meaning_of, warnings_of
+from pipeline.models.semantics import meaning_of, warnings_of
 from tests.support.tiny_models import audio_checkpoint, stock_logits, text_checkpoint, tones
 
 CLIPS = tones(16_000, 9_000, 24_000)
 IEMOCAP = ("ang", "hap", "neu", "sad", "exc")
 SOFTMAX = Head(HeadKind.SOFTMAX, IEMOCAP)
 VALUES = Head(HeadKind.REGRESSION, ("activation", "valence", "certainty"), (1.0, 7.0))
+
+
+def declared(heads):
+    return Declaration(("audio",), tuple(heads), {})
 
 
 def meaning(*heads: Head, maps=None):
@@ -93,10 +97,10 @@ def test_a_map_of_the_user_comes_first():
 
 def test_warnings_name_labels_without_an_emotion():
     """Fails if an unmapped label stops a job or goes unnoticed, or a label mapped to nothing on purpose is named."""
-    (sentence,) = warnings_of([SOFTMAX], "M", "en", LabelRules(3))
+    (sentence,) = warnings_of(declared([SOFTMAX]), "M", "en", LabelRules(3))
     assert "'exc'" in sentence and "'hap'" not in sentence and "--label-map en=exc=" in sentence
-    assert list(warnings_of([SOFTMAX], "M", "en", LabelRules(3, {"*": {"exc": None}}))) == []
-    (sentence,) = warnings_of([VALUES], "M", "en", LabelRules(3))
+    assert list(warnings_of(declared([SOFTMAX]), "M", "en", LabelRules(3, {"*": {"exc": None}}))) == []
+    (sentence,) = warnings_of(declared([VALUES]), "M", "en", LabelRules(3))
     assert "'certainty'" in sentence
 
 
@@ -113,16 +117,16 @@ def test_warnings_name_labels_without_an_emotion():
 def test_older_datasets_take_the_vocabulary_alone(head, message, version):
     """Fails if a dataset without the columns of version 3 takes a model whose results it cannot hold."""
     with pytest.raises(ConfigError, match=message):
-        list(warnings_of([head], "M", "en", LabelRules(version)))
-    list(warnings_of([head], "M", "en", LabelRules(3)))
-    assert list(warnings_of([Head(HeadKind.SOFTMAX, ("sad", "happy"))], "M", "en", LabelRules(version))) == []
+        list(warnings_of(declared([head]), "M", "en", LabelRules(version)))
+    list(warnings_of(declared([head]), "M", "en", LabelRules(3)))
+    assert list(warnings_of(declared([Head(HeadKind.SOFTMAX, ("sad", "happy"))]), "M", "en", LabelRules(version))) == []
 
 
 def test_a_calibration_needs_softmax(tmp_path):
     """Fails if a temperature is applied to independent classes, where it was never fitted."""
     sigmoid = Head(HeadKind.SIGMOID, ("sad", "happy"))
     with pytest.raises(ConfigError, match="--calibration is for models with a softmax"):
-        list(warnings_of([sigmoid], "M", "en", LabelRules(3, None, calibrated=True)))
+        list(warnings_of(declared([sigmoid]), "M", "en", LabelRules(3, None, calibrated=True)))
     _, _, checkpoint = text_checkpoint(tmp_path / "m", "roberta", problem_type="multi_label_classification")
     with pytest.raises(ConfigError, match="sigmoid head"):
         EmotionRecogniser("text", checkpoint, temperature=1.5)
@@ -140,8 +144,8 @@ def test_a_calibration_needs_softmax(tmp_path):
 def test_utterances_outside_a_models_durations_are_warned_of(bounds, words):
     """Fails if recordings are cut longer or shorter than a model uses and nobody is told, or a run within them is."""
     model = Declaration(("audio",), (SOFTMAX,), {}, min_samples=16_000, max_samples=163_840)
-    sentences = list(duration_warnings(model, "M", LabelRules(3, None, False, *bounds)))
+    sentences = list(warnings_of(model, "M", "en", LabelRules(3, {"*": {"exc": None}}, False, "fp32", *bounds)))
     assert len(sentences) == bool(words)
     assert all(word in sentences[0] for word in words)
     unlimited = Declaration(("audio",), (SOFTMAX,), {})
-    assert list(duration_warnings(unlimited, "M", LabelRules(3, None, False, *bounds))) == []
+    assert list(warnings_of(unlimited, "M", "en", LabelRules(3, {"*": {"exc": None}}, False, "fp32", *bounds))) == []

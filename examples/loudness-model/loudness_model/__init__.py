@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.models.checkpoints.weights import Checkpoint, check, load_state_dict, load_strict, shapes_only
 from pipeline.models.families.heads import head_of
-from pipeline.models.families.protocol import Batch, Batching, Declaration, Output, dtype_of, seconds
+from pipeline.models.families.protocol import PRECISIONS, Batch, Batching, Declaration, Output, seconds
 
 _FRAME = 400
 """Samples of one frame: 25 ms."""
@@ -51,7 +51,7 @@ class Loudness:
         """Load the weights strictly."""
         with shapes_only():
             network = self._build()
-        state = load_state_dict(self._checkpoint, dtype=dtype_of(precision, self._checkpoint.spec))
+        state = load_state_dict(self._checkpoint, dtype=PRECISIONS[precision])
         load_strict(network, state, source=self._checkpoint.spec)
         return LoadedLoudness(self.declaration, network.eval().to(device))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.outputs import output_sections
+from pipeline.analytics.report.outputs import further_sections, output_sections
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.parts import read_receipts
 from pipeline.dataset.plan import Plan
@@ -211,6 +211,7 @@ def _sections(
     yield _emotions(connection, why)
     if plan.settings.schema_version > 2:
         yield from output_sections(connection)
+        yield from further_sections(connection, plan.settings.also)
     yield _confidence(connection)
     yield _throughput(connection, speed)
     yield from _rejects(connection)

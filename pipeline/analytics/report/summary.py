@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.analytics.report import plots
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
+from pipeline.config.further import BY_MODEL
 from pipeline.dataset.reader import asking, quoted
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
 from pipeline.schema import DIMENSIONS, EMOTIONS
 from pipeline.storage.cleanup import reaching
 from pipeline.storage.store import open_folder_of
+
+if TYPE_CHECKING:
+    import duckdb
+    from markupsafe import Markup
 
 _GROUPS = 30
 _NEEDED = {"recordings", "utterances", "speech_s", "share", "confidence"}
@@ -35,17 +43,16 @@ def summary_page(file: str) -> Page:
     share_columns = ", ".join(f"share.{emotion} AS {emotion}" for emotion in EMOTIONS)
     means = [f"mean_{name}" for name in DIMENSIONS if f"mean_{name}" in table.column_names]
     dimensions = "".join(f", {mean}" for mean in means if table[mean].null_count < table.num_rows)
-    query = f"""SELECT {", ".join(f"coalesce({quoted(each)}::VARCHAR, '(none)') AS {quoted(each)}" for each in by)},
+    query = f"""SELECT {_names(by)},
     recordings, utterances, speech_s, confidence AS mean_confidence, {share_columns}{dimensions}
 FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1)))} LIMIT {_GROUPS}"""
+    further = [field.name for field in table.field(BY_MODEL).type] if BY_MODEL in table.column_names else []
     with asking(groups=table) as connection:
         names, rows = ask(connection, query)
+        others = [_further(connection, name, by) for name in further]
         _, totals = ask(connection, "SELECT count(*), sum(utterances)::BIGINT, sum(speech_s) / 3600 FROM groups")
     ((groups, utterances, hours),) = totals
-    labels = [" · ".join(formatted(value) for value in row[: len(by)]) for row in rows]
-    shares = [[each or 0.0 for each in row[len(by) + 4 : len(by) + 4 + len(EMOTIONS)]] for row in rows]
-    svg = plots.stacks(labels, shares, name="groups") if rows else None
-    alt = listed(labels, [plots.most(each) for each in shares])
+    svg, alt = _stacks(rows, len(by), 4, "groups")
     note = f"The {_GROUPS} largest groups of {groups:,}." if groups > _GROUPS else ""
     return Page(
         title=f"Summary by {', '.join(by)}",
@@ -55,5 +62,32 @@ FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1))
             "utterances": formatted(utterances or 0),
             "hours of speech": formatted(round(hours or 0.0, 3)),
         },
-        sections=[Section("groups", "Emotions by group", names, rows, query, note, svg, alt)],
+        sections=[Section("groups", "Emotions by group", names, rows, query, note, svg, alt), *others],
     )
+
+
+def _further(connection: duckdb.DuckDBPyConnection, model: str, by: Sequence[str]) -> Section:
+    """Return the section of a further model, with the same groups as the main one's."""
+    of = f"{BY_MODEL}.{model}"
+    share_columns = ", ".join(f"{of}.share.{emotion} AS {emotion}" for emotion in EMOTIONS)
+    means = ", ".join(f"{of}.mean_{name} AS mean_{name}" for name in DIMENSIONS)
+    query = f"""SELECT {_names(by)}, utterances, {of}.confidence AS mean_confidence,
+    {of}.agreement AS agreement, {share_columns}, {means}
+FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1)))} LIMIT {_GROUPS}"""
+    names, rows = ask(connection, query)
+    svg, alt = _stacks(rows, len(by), 3, f"groups-{model}")
+    note = f"Further model {model}. Agreement: share of its emotions that are those of the main model, where both give one."
+    return Section(f"groups-{model}", f"{model}: emotions by group", names, rows, query, note, svg, alt)
+
+
+def _names(by: Sequence[str]) -> str:
+    return ", ".join(f"coalesce({quoted(each)}::VARCHAR, '(none)') AS {quoted(each)}" for each in by)
+
+
+def _stacks(rows: Sequence[Sequence[Any]], keys: int, others: int, name: str) -> tuple[Markup | None, str]:
+    """Draw the shares of the emotions, which follow `keys` and `others` columns; return the figure and its description."""
+    labels = [" · ".join(formatted(value) for value in row[:keys]) for row in rows]
+    first = keys + others
+    shares = [[each or 0.0 for each in row[first : first + len(EMOTIONS)]] for row in rows]
+    svg = plots.stacks(labels, shares, name=name) if rows else None
+    return svg, listed(labels, [plots.most(each) for each in shares])

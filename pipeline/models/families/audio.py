@@ -19,7 +19,7 @@ from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, loa
 from pipeline.models.checkpoints.weights import check as check_weights
 from pipeline.models.families import waveforms
 from pipeline.models.families.heads import head_of
-from pipeline.models.families.protocol import Declaration, dtype_of
+from pipeline.models.families.protocol import PRECISIONS, Declaration
 from pipeline.models.families.umuteam import MAX_MEL_FRAMES, seamless_extractor
 from pipeline.models.families.umuteam import MAX_SAMPLES as MAX_MEL_SAMPLES
 from pipeline.models.families.umuteam import MIN_SAMPLES as MIN_MEL_SAMPLES
@@ -63,7 +63,7 @@ class AudioClassification:
 
     def load(self, *, device: torch.device, precision: str) -> LoadedWaveform:
         """Load the weights strictly."""
-        dtype = dtype_of(precision, self._checkpoint.spec)
+        dtype = PRECISIONS[precision]
         with without_values():
             network = self._build()
         state = load_state_dict(self._checkpoint, dtype=dtype)

@@ -22,7 +22,7 @@ from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, loa
 from pipeline.models.checkpoints.weights import check as check_weights
 from pipeline.models.families import waveforms
 from pipeline.models.families.heads import head_of
-from pipeline.models.families.protocol import Declaration, Head, HeadKind, dtype_of
+from pipeline.models.families.protocol import PRECISIONS, Declaration, Head, HeadKind
 from pipeline.models.families.waveforms import UNEXPECTED, LoadedWaveform
 from pipeline.models.networks.pooled import POOLINGS, PooledClassifier
 
@@ -65,7 +65,7 @@ class PooledHeads:
 
     def load(self, *, device: torch.device, precision: str) -> LoadedWaveform:
         """Load the weights strictly."""
-        dtype = dtype_of(precision, self._checkpoint.spec)
+        dtype = PRECISIONS[precision]
         with without_values():
             network = self._build()
         state = load_state_dict(self._checkpoint, dtype=dtype)

@@ -74,6 +74,7 @@ class Declaration:
         bytes_per_s: peak memory of one padded second of audio in a pass, without the weights; 0 for a text model, and
             before loading where it depends on the precision.
         cpu_batch: utterances in one pass on a CPU; more than 1 pays for narrow models only.
+        precisions: those of `PRECISIONS` in which the model can be loaded.
     """
 
     inputs: tuple[str, ...]
@@ -84,6 +85,7 @@ class Declaration:
     max_samples: int | None = None
     bytes_per_s: float = 0.0
     cpu_batch: int = 1
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
 
     @property
     def max_duration_s(self) -> float | None:
@@ -159,11 +161,13 @@ class Family(Protocol):
         """
 
 
-def dtype_of(precision: str, spec: str) -> torch.dtype:
-    """Return the type of the weights. Raises: ConfigError for int8, which UMUTeam's speech models alone have."""
-    if precision == "int8":
-        raise ConfigError(f"model {spec}: precision int8 is for UMUTeam's speech models; use fp32, bf16 or fp16")
-    return PRECISIONS[precision]
+def require_declared(declaration: Declaration, precision: str, spec: str) -> None:
+    """Check that a model can be loaded in a precision. Raises: ConfigError when it does not declare it."""
+    if precision not in declaration.precisions:
+        only = "int8 is for UMUTeam's speech models; " if precision == "int8" else ""
+        raise ConfigError(
+            f"model {spec} has no precision {precision}: {only}give --precision {' or '.join(declaration.precisions)}"
+        )
 
 
 def seconds(batch: Batch, declaration: Declaration) -> list[float]:

@@ -24,7 +24,7 @@ from pipeline.models.checkpoints.weights import check as check_weights
 from pipeline.models.families import waveforms
 from pipeline.models.families.heads import head_of
 from pipeline.models.families.pooled import with_unit_range
-from pipeline.models.families.protocol import Declaration, Head, dtype_of
+from pipeline.models.families.protocol import PRECISIONS, Declaration, Head
 from pipeline.models.families.waveforms import UNEXPECTED, LoadedWaveform
 from pipeline.models.networks.pooled import StatisticsClassifier
 
@@ -53,7 +53,7 @@ class OdysseyBaseline:
 
     def load(self, *, device: torch.device, precision: str) -> LoadedWaveform:
         """Load the weights strictly."""
-        dtype = dtype_of(precision, self._checkpoint.spec)
+        dtype = PRECISIONS[precision]
         mean, deviation = self._standards
         with without_values():
             network = self._build()

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.models.checkpoints.weights import Checkpoint
 from pipeline.models.families.heads import head_of
-from pipeline.models.families.protocol import Batch, Declaration, Output, dtype_of
+from pipeline.models.families.protocol import PRECISIONS, Batch, Declaration, Output
 from pipeline.models.sentence import TextModel, check_text_model, text_width
 
 
@@ -31,9 +31,7 @@ class TextClassification:
 
     def load(self, *, device: torch.device, precision: str) -> LoadedText:
         """Load the weights strictly."""
-        model = TextModel(
-            self._checkpoint, classify=True, device=device, dtype=dtype_of(precision, self._checkpoint.spec)
-        )
+        model = TextModel(self._checkpoint, classify=True, device=device, dtype=PRECISIONS[precision])
         return LoadedText(self.declaration, model)
 
 

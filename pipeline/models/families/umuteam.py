@@ -72,6 +72,7 @@ class UMUTeam:
             min_samples=MIN_SAMPLES,
             max_samples=MAX_SAMPLES,
             cpu_batch=_NARROW_BATCH if config.hidden_size < _NARROW else 1,
+            precisions=tuple(PRECISIONS),
         )
 
     def check(self) -> None:

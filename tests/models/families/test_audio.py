@@ -171,8 +171,6 @@ def test_half_precision(tmp_path):
     family, given = family_of("audio", checkpoint), tones(16_000, 9_000)
     exact, half = (Runner(family.load(device=CPU, precision=p), max_batch=8).run(given, None) for p in ("fp32", "bf16"))
     assert 0 < np.abs(exact.outputs[0] - half.outputs[0]).max() < 0.1
-    with pytest.raises(ConfigError, match="int8"):
-        family.load(device=CPU, precision="int8")
 
 
 def changed(folder, change):
