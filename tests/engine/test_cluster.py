@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.engine.cluster import _start_or_join
 from tests.support.corpus import ONE_ACTOR, ROOT, annotate, model_options, rows, utterances, write_manifest
+from tests.support.noop_models import environment, models_of
 from tests.support.ray_head import BIN, free_port, head
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -19,10 +20,16 @@ pytestmark = pytest.mark.usefixtures("own_ray")
 @pytest.mark.parametrize("cpus", [1, 16])
 def test_it_runs_on_any_number_of_logical_cpus(cpus: int, tmp_path: Path, checkpoints: Path, asr: Path) -> None:
     """Fails, by running out of time, if the steps together ask for more CPUs than there are: a deadlock."""
-    manifest = write_manifest(tmp_path / "m.jsonl", [*rows(6), *rows(2, with_text=False, prefix="heard")])
+    if cpus == 1:
+        records = [*rows(6), *rows(2, with_text=False, prefix="heard")]
+        options, armed = model_options(checkpoints, asr), {}
+    else:  # a dozen actors on two cores: their models would take minutes to import
+        records = rows(8)
+        models, widths = models_of("mean")
+        options, armed = [*models, "--language", "en"], environment(widths)
+    manifest = write_manifest(tmp_path / "m.jsonl", records)
     with head(tmp_path, cpus) as cluster:
-        options = [*model_options(checkpoints, asr), "--shard-rows", "4"]
-        annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
+        annotate(manifest, tmp_path / "out", *options, "--shard-rows", "4", env={**cluster.environment, **armed})
     assert utterances(tmp_path / "out").num_rows == 8
 
 

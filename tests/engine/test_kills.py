@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from tests.support.corpus import AUDIO, ONE_ACTOR, command, model_options, rejects, rows, utterances, write_manifest
+from tests.support.noop_models import environment, models_of
 from tests.support.processes import kill_hard, kill_role, started, wait_until
 from tests.support.s3_server import S3Server
 from tests.support.shared_ray import SharedRay
@@ -133,17 +134,20 @@ def test_kills_of_every_role_cost_no_row(tmp_path: Path, options: list[str], und
     _same(utterances(output), undisturbed)
 
 
-def test_two_runs_at_once_on_one_output(tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.usefixtures("own_ray")
+def test_two_runs_at_once_on_one_output(tmp_path: Path) -> None:
     """Fails if two drivers that plan at the same moment give one id two owners, lose a row, or refuse each other."""
     everything, output = rows(18), tmp_path / "out"
+    models, widths = models_of("mean")
+    options, armed = [*models, "--language", "en", *SHARDS, *ONE_ACTOR], environment(widths)
     manifests = [
         write_manifest(tmp_path / "a.jsonl", everything[:12]),
         write_manifest(tmp_path / "b.jsonl", everything[6:]),
     ]
     logs = [tmp_path / "a.log", tmp_path / "b.log"]
     with (
-        started(command(manifests[0], output, *options), logs[0]) as first,
-        started(command(manifests[1], output, *options), logs[1]) as second,
+        started(command(manifests[0], output, *options), logs[0], armed) as first,
+        started(command(manifests[1], output, *options), logs[1], armed) as second,
     ):
         assert [first.wait(200), second.wait(200)] == [0, 0], logs[0].read_text() + logs[1].read_text()
     assert utterances(output)["recording_id"].to_pylist() == [row["id"] for row in everything]

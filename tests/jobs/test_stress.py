@@ -25,7 +25,7 @@ def words_of(folder: Path) -> list[str]:
     return [
         *(str(folder / "m.jsonl"), "--labels", "label", "--output", str(folder / "out"), "--mode", "audio"),
         *("--emotion-model", f"en={MODELS}/audio-en", "--conditions", "white_noise=20,-10", "mu_law"),
-        *("--resamples", "100", "--shard-rows", "4", "--json"),
+        *("--resamples", "100", "--shard-rows", "4", "--emotion-actors", "1", "--json"),
     ]
 
 
