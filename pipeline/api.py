@@ -53,7 +53,7 @@ _SHARD = ShardSize(rows=256, audio_s=600.0)
 """Bounds the audio in memory during a call."""
 _OPTIONS = (
     *("models", "allowed_languages", "segmentation", "beam_size", "calibration", "label_map", "also", "min_confidence"),
-    *("max_segment_s", "min_segment_s", "window_s", "hop_s", "no_sound_quality"),
+    *("max_segment_s", "min_segment_s", "window_s", "hop_s", "words", "no_sound_quality"),
     *("embeddings", "embedding_dtype", "device", "precision", "asr_compute_type", "asr_window", "max_batch_s"),
     *("max_duration_s", "max_bytes", "audio_root", "shard_rows", "shard_audio_s"),
 )
@@ -89,7 +89,7 @@ class Annotator:
         emotion_model, sentence_encoder, asr_model: a model id or folder, or a dict of them by language; without one, the
             published model of the mode and language.
         options: of the job, by the same names: models, allowed_languages, segmentation, beam_size, calibration,
-            label_map, also, max_segment_s, min_segment_s, window_s, hop_s, min_confidence, no_sound_quality,
+            label_map, also, max_segment_s, min_segment_s, window_s, hop_s, words, min_confidence, no_sound_quality,
             embeddings, embedding_dtype, device, precision, asr_compute_type, asr_window, max_batch_s, max_duration_s,
             max_bytes, audio_root, shard_rows, shard_audio_s. Only local files may be opened without an `audio_root`.
     Raises: ConfigError naming the option that is wrong. Models are checked and loaded at the first call that needs them.

@@ -7,6 +7,7 @@ Three tables: `ROW_SCHEMA` (manifest rows after reading, the unit of the plan), 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -44,6 +45,19 @@ REGRESSION = "regression"
 """`emotion_null_reason` of an utterance whose model has no classes."""
 NULL_REASONS = (UNMAPPED, OTHER_LANGUAGE, NO_SPEECH, ABSTAINED, REGRESSION)
 """Values of `emotion_null_reason`."""
+LOW_LOGPROB = -1.0
+"""`asr_avg_logprob` below which a text is doubtful. Source: Radford et al. 2022, section 4.5."""
+
+
+class AsrFlag(StrEnum):
+    """Values of `asr_flag`."""
+
+    NONE = "none"
+    SILENCE = "silence"
+    LOOP = "loop"
+    LOW_CONFIDENCE = "low_confidence"
+
+
 THRESHOLD = 0.5
 """Score above which a label of a model with independent labels is in `labels`."""
 
@@ -342,7 +356,7 @@ _OUR_FIELDS = (*_UTTERANCE_FIELDS, *_LINEAGE_FIELDS, *REJECT_SCHEMA, *ROW_SCHEMA
 _SCANNED = ("__filename", "__fragment_index", "__batch_index", "__last_in_fragment")
 """Columns added by Arrow's scanner; pandas and `pyarrow.dataset` cannot read a file that contains one."""
 _TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMBEDDINGS, "raw", *_SCANNED)}
-_TAKEN_SINCE = {field.name: since for since, _, field in _ADDED} | {"by_model": 3}
+_TAKEN_SINCE = {field.name: since for since, _, field in _ADDED} | {"by_model": 3, "words": 3}
 
 
 def passthrough_name(column: str, version: int = 1) -> str:

@@ -22,7 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.further import BY_MODEL, with_further
+from pipeline.config.columns import with_optional
+from pipeline.config.further import BY_MODEL
 from pipeline.dataset.compatibility import read_columns
 from pipeline.dataset.parts import encodings, receipt_of
 from pipeline.dataset.reader import Rows
@@ -150,7 +151,7 @@ def _schema(rows: Rows) -> pa.Schema:
     extra = read_columns(plan.extra for plan in rows.plans)
     version = first.settings.schema_version
     fields = utterance_schema(first.embedding_widths, first.settings.embedding_dtype, extra, version=version)
-    fields = with_further(fields, first.settings.also)
+    fields = with_optional(fields, first.settings)
     return pa.schema([field for field in fields if field.name not in first.settings.partition_by])
 
 

@@ -114,16 +114,23 @@ def speech_seconds(waveform: NDArray[np.float32]) -> float:
     Called before Whisper, which produces words for silence. Ten minutes are processed at once; fewer than three windows in
     them do not count. waveform: [num_samples] at 16 kHz.
     """
-    from faster_whisper.vad import get_vad_model
-
-    model, counted = get_vad_model(), 0
+    counted = 0
     for start in range(0, len(waveform), _CHUNK):
-        chunk = waveform[start : start + _CHUNK]
-        probabilities = model(np.pad(chunk, (0, -len(chunk) % _WINDOW)))
-        windows = int(np.count_nonzero(probabilities >= _PRESENCE_THRESHOLD))
+        windows = int(np.count_nonzero(speech_frames(waveform[start : start + _CHUNK])))
         if windows >= _PRESENCE_WINDOWS:
             counted += windows
     return counted * _WINDOW / SAMPLING_RATE
+
+
+SPEECH_FRAME_S = _WINDOW / SAMPLING_RATE
+"""Seconds of one of the frames of `speech_frames`."""
+
+
+def speech_frames(waveform: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return for each frame of a waveform of up to ten minutes whether it may contain speech, leniently."""
+    from faster_whisper.vad import get_vad_model
+
+    return np.asarray(get_vad_model()(np.pad(waveform, (0, -len(waveform) % _WINDOW))) >= _PRESENCE_THRESHOLD)
 
 
 def _windows(num_samples: int, window_s: float, hop_s: float) -> list[Span]:

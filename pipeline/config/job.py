@@ -122,6 +122,9 @@ class JobConfig(SegmentOptions):
     beam_size: Annotated[
         int, Option(MODELS, "beam of the transcription; 1 is greedy, as the reference decodes", metavar="N")
     ] = Field(default=1, ge=1, le=20)
+    words: Annotated[
+        bool, Option(MODELS, "write the column words: start, end and probability of each word that is transcribed")
+    ] = False
     calibration: Annotated[
         Mapping[str, float],
         Option(
@@ -284,6 +287,14 @@ class JobConfig(SegmentOptions):
         return self
 
     @model_validator(mode="after")
+    def _words_of_transcripts(self) -> Self:
+        if self.words and self.mode == "audio":
+            raise ValueError("--words: mode audio transcribes nothing; leave it out, or choose another --mode")
+        if self.words and self.texts != "keep":
+            raise ValueError(f"--words writes what --texts {self.texts} removes; give one of them")
+        return self
+
+    @model_validator(mode="after")
     def _full_windows_without_segmentation(self) -> Self:
         if self.segmentation == "none" and self.asr_window == "short":
             raise ValueError(
@@ -351,6 +362,7 @@ class JobConfig(SegmentOptions):
             embeddings=self.embeddings,
             embedding_dtype=self.embedding_dtype,
             beam_size=self.beam_size,
+            words=self.words,
             max_duration_s=self.max_duration_s,
             max_bytes=self.max_bytes,
             calibration=dict(self.calibration) or None,

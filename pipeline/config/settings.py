@@ -41,6 +41,7 @@ class Settings:
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
+        words: whether the dataset has the column `words`.
         asr_window: audio that Whisper's encoder processes for an utterance; "full" for datasets made before this
             setting existed.
         sound_quality: the sound of utterances is measured; False for datasets made before this setting existed.
@@ -67,6 +68,7 @@ class Settings:
     window_s: float | None = None
     hop_s: float | None = None
     min_confidence: float | None = None
+    words: Annotated[bool, Strict()] = False
     allowed_languages: tuple[str, ...] = ()
     texts: Texts = "keep"
     schema_version: Annotated[int, Strict()] = 1

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.further import with_further
+from pipeline.config.columns import with_optional
 from pipeline.dataset.plan import Plan
 from pipeline.errors import JobError, Reject
 from pipeline.layout import SHARD_NUMBER, UTTERANCES
@@ -90,7 +90,7 @@ def part_schema(plan: Plan) -> pa.Schema:
     schema = utterance_schema(
         plan.embedding_widths, settings.embedding_dtype, plan.extra, version=settings.schema_version
     )
-    schema = with_further(schema, settings.also)
+    schema = with_optional(schema, settings)
     return pa.schema([field for field in schema if field.name not in settings.partition_by])
 
 

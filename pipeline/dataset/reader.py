@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
-from pipeline.config.further import with_further
+from pipeline.config.columns import with_optional
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import dataset_settings, read_columns
 from pipeline.dataset.parts import committed_parts
@@ -87,7 +87,7 @@ class Rows:
         widths = {name: width for plan in self.plans for name, width in plan.embedding_widths.items()}
         version = self.plans[0].settings.schema_version if self.plans else SCHEMA_VERSION
         written = utterance_schema(widths, "float32", self._asked(), version=version)
-        written = with_further(written, self.plans[0].settings.also if self.plans else ())
+        written = with_optional(written, self.plans[0].settings) if self.plans else written
         others = [field for field in self.partition_fields if field.name not in written.names]
         return pa.schema([*written, *others])
 

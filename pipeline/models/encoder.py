@@ -76,6 +76,10 @@ class Encoder:
         encoded = self._run(features)
         return encoded if share == 1 else self._completed(encoded, features)
 
+    def rows(self, encoded: Any, rows: Sequence[int]) -> Any:  # noqa: ANN401 - as above
+        """Return the output for some of the utterances."""
+        return encoded if len(rows) == encoded.shape[0] else _view(self._tensor(encoded)[list(rows)].contiguous())
+
     def _run(self, features: Tensor) -> Any:  # noqa: ANN401 - as above
         return self._whisper.model.encode(_view(features))
 

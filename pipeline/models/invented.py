@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import zlib
 
-LOW_LOGPROB = -1.0
+from pipeline.schema import LOW_LOGPROB
+
 REPETITIVE = 2.4
-"""Average log-probability below which, and compression ratio above which, Whisper decodes a text again. Source: Radford
-et al. 2022, section 4.5."""
+"""Compression ratio above which Whisper decodes a text again, as below `LOW_LOGPROB`. Source: Radford et al. 2022, section
+4.5."""
 REPEATED_WORDS = 4
 """Number of repeated words that marks a loop: `yes yes yes` is speech, and a phrase said twice has two or three words."""
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -33,13 +34,21 @@ def compression_ratio(text: str) -> float | None:
 
 def without_repetition(text: str) -> str:
     """Return the text with every immediate repetition of `REPEATED_WORDS` or more cut to its first occurrence."""
-    while True:
-        spans = [match.span() for match in _WORD.finditer(text)]
-        start, period, repeated = _longest_repetition([text[slice(*span)].casefold() for span in spans])
-        if repeated < REPEATED_WORDS:
-            return text
-        # up to the end of the first occurrence, then what follows the last one, such as a full stop
-        text = text[: spans[start + period - 1][1]] + text[spans[start + period + repeated - 1][1] :]
+    while span := repetition(text):
+        text = text[: span[0]] + text[span[1] :]
+    return text
+
+
+def repetition(text: str) -> tuple[int, int] | None:
+    """Return the characters [start, end) of the longest repetition, its first occurrence excepted; None for a short one.
+
+    They begin at the end of the first occurrence, so that what follows the last one, such as a full stop, stays.
+    """
+    spans = [match.span() for match in _WORD.finditer(text)]
+    start, period, repeated = _longest_repetition([text[slice(*span)].casefold() for span in spans])
+    if repeated < REPEATED_WORDS:
+        return None
+    return spans[start + period - 1][1], spans[start + period + repeated - 1][1]
 
 
 def _longest_repetition(words: list[str]) -> tuple[int, int, int]:

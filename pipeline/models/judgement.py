@@ -18,18 +18,18 @@ docs/performance.md, invented_words, has misses and false alarms.
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 
 from pipeline.models.encoder import WINDOW_S
 from pipeline.models.invented import (
-    LOW_LOGPROB,
     REPEATED_WORDS,
     REPETITIVE,
     compression_ratio,
     repeated_words,
-    without_repetition,
+    repetition,
 )
 from pipeline.models.transcriber import Transcript
+from pipeline.models.words import without
+from pipeline.schema import LOW_LOGPROB, AsrFlag
 
 NO_SPEECH_PROB = 0.6
 """Threshold of Whisper's voice activity rule, with `LOW_LOGPROB`. Source: Radford et al. 2022, section 4.5."""
@@ -38,15 +38,6 @@ _SPEECH_SHARE, _UNSURE_LOGPROB = 0.2, -0.7
 _FASTEST_CHARACTERS_PER_S = 20.0
 """Characters per second of a clip above which a repetition is a loop. Sentences that were said twice or more had up to 13,
 loops from 31."""
-
-
-class AsrFlag(StrEnum):
-    """Values of the column `asr_flag`."""
-
-    NONE = "none"
-    SILENCE = "silence"
-    LOOP = "loop"
-    LOW_CONFIDENCE = "low_confidence"
 
 
 def judge_as_whisper(transcript: Transcript, *, duration_s: float) -> Transcript:
@@ -66,13 +57,8 @@ def judge(transcript: Transcript, *, duration_s: float, speech_s: float) -> tupl
     flag = flag_of(transcript, duration_s=duration_s)
     if flag is not AsrFlag.LOOP:
         return transcript, flag
-    text = without_repetition(transcript.text)
-    ratio = compression_ratio(text)
-    return (
-        (replace(transcript, text=text, compression_ratio=ratio), flag)
-        if (ratio or 0.0) <= REPETITIVE
-        else (_emptied(transcript), flag)
-    )
+    cut = _without_repetition(transcript)
+    return cut if (cut.compression_ratio or 0.0) <= REPETITIVE else _emptied(transcript), flag
 
 
 def flag_of(transcript: Transcript, *, duration_s: float) -> AsrFlag:
@@ -91,5 +77,13 @@ def _is_silent(transcript: Transcript) -> bool:
     return unlikely and (transcript.no_speech_prob or 0.0) > NO_SPEECH_PROB
 
 
+def _without_repetition(transcript: Transcript) -> Transcript:
+    text, words = transcript.text, transcript.words
+    while span := repetition(text):
+        words = without(words, text, *span) if words else words
+        text = text[: span[0]] + text[span[1] :]
+    return replace(transcript, text=text, words=words, compression_ratio=compression_ratio(text))
+
+
 def _emptied(transcript: Transcript) -> Transcript:
-    return replace(transcript, text="", compression_ratio=None)
+    return replace(transcript, text="", words=(), compression_ratio=None)

@@ -303,7 +303,7 @@ class Loaded:
 
     Args:
         models: the plan's `models`.
-        settings: the plan's settings (mode, precision, asr_compute_type, asr_window, beam_size).
+        settings: the plan's settings (mode, precision, asr_compute_type, asr_window, beam_size, words).
         device: cpu or cuda.
         num_threads: CPU threads a model may use; None keeps the library's default.
         max_batch_s: padded audio seconds in one batch; None for as many as the device holds.
@@ -388,5 +388,6 @@ class Loaded:
                 window=self._settings.asr_window,
                 num_threads=self._num_threads or 0,
                 beam_size=self._settings.beam_size,
+                words=self._settings.words,
             )
         return self._transcribers[sha256]

@@ -32,6 +32,7 @@ from pipeline.models.batching import Batcher
 from pipeline.models.encoder import WINDOW_S, Encoder
 from pipeline.models.invented import compression_ratio, is_doubtful
 from pipeline.models.memory import shortage_as_memory_error
+from pipeline.models.words import Spoken, Word, align, spelling
 from pipeline.stats import BatchFigures
 
 NO_SPEECH_PROB = 0.6
@@ -52,6 +53,7 @@ class Transcript:
     Attributes:
         language: language of the transcription: the given one, else the most probable.
         language_probs: probability of each language that the model knows, if the language was detected.
+        words: its words with their times; None if they were not asked for, or cannot be aligned.
     """
 
     text: str
@@ -60,6 +62,7 @@ class Transcript:
     no_speech_prob: float | None = None
     compression_ratio: float | None = None
     language_probs: Mapping[str, float] = field(default_factory=dict)
+    words: tuple[Word, ...] | None = None
 
 
 class Transcriber:
@@ -74,6 +77,7 @@ class Transcriber:
         num_threads: CPU threads of one transcription, and torch's for this whole process; 0 keeps the libraries'
             defaults.
         beam_size: 1 is the reference system's greedy decoding.
+        words: whether transcripts have the times of their words.
         max_batch: utterances in one pass. Default: 1 on CPU, where batching costs 10 to 20 % of the speed, and 16
             elsewhere.
     """
@@ -87,6 +91,7 @@ class Transcriber:
         window: AsrWindow = "full",
         num_threads: int = 0,
         beam_size: int = 1,
+        words: bool = False,
         max_batch: int | None = None,
     ) -> None:
         import torch
@@ -101,7 +106,7 @@ class Transcriber:
         self._encode = Encoder(self._model, device=device, window=window)
         self._encode_full = Encoder(self._model, device=device, window="full")
         self._tokenizers: dict[str, Any] = {}
-        self._beam_size = beam_size
+        self._beam_size, self._words = beam_size, words
         self._batcher = Batcher(
             max_batch=max_batch or (1 if device == "cpu" else _GPU_BATCH),
             max_padded=math.inf,
@@ -210,8 +215,20 @@ class Transcriber:
             suppress_blank=True,
             suppress_tokens=[-1],
         )
-        transcripts = map(_transcript, results, tokenizers, spoken)
-        return [replace(transcript, language_probs=each) for transcript, each in zip(transcripts, probs, strict=True)]
+        transcripts = list(map(_transcript, results, tokenizers, spoken))
+        words: Sequence[tuple[Word, ...] | None] = [None] * len(transcripts)
+        if self._words:
+            decoded = [
+                Spoken(waveform, transcript.text, _text_tokens(result, tokenizer), tokenizer)
+                for waveform, transcript, result, tokenizer in zip(
+                    waveforms, transcripts, results, tokenizers, strict=True
+                )
+            ]
+            words = align(self._model, encoder, encoded, decoded, max_length=_MAX_LENGTH)
+        return [
+            replace(transcript, language_probs=detected, words=aligned)
+            for transcript, detected, aligned in zip(transcripts, probs, words, strict=True)
+        ]
 
     def _detect(self, encoded: Any) -> list[Mapping[str, float]]:  # noqa: ANN401 - as above
         """Return the probability of each language the model knows, for each window of an encoder output."""
@@ -254,11 +271,12 @@ class Transcriber:
             condition_on_previous_text=False,
             no_speech_threshold=NO_SPEECH_PROB,
             log_prob_threshold=NO_SPEECH_LOGPROB,
+            word_timestamps=self._words,
         )
         pieces: list[Any] = list(segments)
         text = "".join(piece.text for piece in pieces).strip()
         if not pieces:
-            return Transcript("", info.language, language_probs=probs)
+            return Transcript("", info.language, language_probs=probs, words=() if self._words else None)
         weights = [max(len(piece.tokens), 1) for piece in pieces]
         return Transcript(
             text,
@@ -267,6 +285,7 @@ class Transcriber:
             max(piece.no_speech_prob for piece in pieces),
             compression_ratio(text),
             probs,
+            spelling(text, [_word(word) for piece in pieces for word in piece.words]) if self._words else None,
         )
 
 
@@ -304,5 +323,14 @@ def _transcript(result: Any, tokenizer: Any, language: str) -> Transcript:  # no
     tokens = result.sequences_ids[0]
     # CTranslate2 divides by the length without the end token; Whisper counts it
     avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
-    text = tokenizer.decode([token for token in tokens if token < tokenizer.eot]).strip()
+    text = tokenizer.decode(_text_tokens(result, tokenizer)).strip()
     return Transcript(text, language, avg_logprob, result.no_speech_prob, compression_ratio(text))
+
+
+def _text_tokens(result: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401 - as above
+    return [token for token in result.sequences_ids[0] if token < tokenizer.eot]
+
+
+def _word(word: Any) -> Word:  # noqa: ANN401 - as above
+    """Convert faster-whisper's word."""
+    return Word(word.word.strip(), float(word.start), float(word.end), float(word.probability))

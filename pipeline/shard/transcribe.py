@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.config import primary_language
+from pipeline.config.columns import WORDS
 from pipeline.config.settings import Settings
 from pipeline.dataset.plan import Shard
 from pipeline.errors import Reject, Stage
@@ -133,4 +134,17 @@ def _text_columns(work: Work, line: Mapping[str, Any], transcript: Transcript) -
         "asr_avg_logprob": transcript.avg_logprob,
         "asr_no_speech_prob": transcript.no_speech_prob,
         "asr_compression_ratio": transcript.compression_ratio,
+        WORDS: _words(transcript, line) if work.plan.settings.words else None,
     }
+
+
+def _words(transcript: Transcript, line: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the words with times in the recording, to the millisecond; none for a text that is empty."""
+    if not transcript.text or transcript.words is None:
+        return None if transcript.text else []
+    begin_s, limit_s = line["start_s"], line["end_s"]
+    times = [[min(round(begin_s + each, 3), limit_s) for each in word[1:3]] for word in transcript.words]
+    return [
+        {**word._asdict(), "start_s": start_s, "end_s": end_s}
+        for word, (start_s, end_s) in zip(transcript.words, times, strict=True)
+    ]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.quality import SoundQuality
+from pipeline.config.columns import WORDS, WORDS_TYPE
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.rejects import CAUSE
@@ -49,6 +50,7 @@ WORK_SCHEMA = pa.schema(
         pa.field("asr_no_speech_prob", pa.float32()),
         pa.field("asr_compression_ratio", pa.float32()),
         pa.field("asr_flag", pa.string()),
+        pa.field(WORDS, WORDS_TYPE),
         pa.field("reject", CAUSE),  # `Reject.document()`; null for an utterance
     ]
 )

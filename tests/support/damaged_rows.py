@@ -216,7 +216,7 @@ def results_go_with_the_reason_that_there_are_none(out: Path) -> None:
     rewrite(part(out, 0), column("emotion_null_reason", first("language")))
 
 
-@shows(Invariant.LANGUAGE, deep=True)
+@shows(Invariant.LANGUAGE, Invariant.TRANSCRIPT, deep=True)
 def a_labelled_row_is_said_to_have_no_speech(out: Path) -> None:
     """The reason of a clip without voice, written for one that was labelled."""
     rewrite(part(out, 0), column("emotion_null_reason", first("no_speech")))
@@ -238,6 +238,12 @@ def a_labelled_row_names_no_model(out: Path) -> None:
 def an_emotion_that_is_there_has_a_reason_why_it_is_not(out: Path) -> None:
     """A reason of another row."""
     rewrite(part(out, 0), column("emotion_null_reason", first("abstained")))
+
+
+@shows(Invariant.TRANSCRIPT, deep=True)
+def a_flag_has_an_unknown_value(out: Path) -> None:
+    """A flag of a later version."""
+    rewrite(part(out, 0), column("asr_flag", first("whispered")))
 
 
 @shows(Invariant.RUN_ID, deep=True)

@@ -81,7 +81,7 @@ def recognised(rows: pa.Table, seed: int) -> pa.Table:
     records = [
         {
             "row": n, "segment_index": s, "start_s": 1.5 * s, "end_s": 1.5 * s + 1.25, "language": "en", "text": "t",
-            "text_source": "asr",
+            "text_source": "asr", "asr_flag": "none",
             **({"reject": Reject(Reason.NOT_FOUND, f"no {i}", Stage.FETCH).document()} if i in REJECTED else {}),
         }
         for (n, s), i in zip(lines, ids, strict=True)

@@ -50,6 +50,7 @@ class Invariant(StrEnum):
     LABEL = "LABEL"  # label is unknown, does not match the emotion, or does not have the highest score
     LANGUAGE = "LANGUAGE"  # an utterance marked as without a model for its language has results, or a model covers it
     TEXTS = "TEXTS"  # a text is written although `--texts` is none, or as words although it is hash
+    TRANSCRIPT = "TRANSCRIPT"  # `asr_flag` or `words` do not fit the text
     EMBEDDING = "EMBEDDING"  # missing, or a number in it is not finite
     # results derived from the receipts
     PUBLISHED_EARLY = "PUBLISHED_EARLY"  # `_SUCCESS`, report or rejects exist although shards have no part

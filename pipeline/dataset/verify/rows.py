@@ -15,6 +15,7 @@ from pipeline.config.further import further_results
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.verify.invariants import Invariant
 from pipeline.dataset.verify.label_scores import LabelScores
+from pipeline.dataset.verify.transcripts import bad_transcripts
 from pipeline.errors import ConfigError
 from pipeline.manifest.python_values import plain_values
 from pipeline.pins import further_names
@@ -52,6 +53,8 @@ _SENTENCES = {
     Invariant.LANGUAGE: "rows have a language_prob that is not a probability, or a model and results that contradict their "
     "emotion_null_reason: only rows with 'language' or 'no_speech' have neither",
     Invariant.TEXTS: "rows have a text other than --texts allows, here or in the plan",
+    Invariant.TRANSCRIPT: "rows have an asr_flag that their text or emotion_null_reason contradicts, or words that are not those "
+    "of the text or are beyond the utterance",
     Invariant.EMBEDDING: "rows have an embedding that is missing or not finite",
 }
 
@@ -87,6 +90,7 @@ class RowFaults:
             Invariant.LABEL: label & labelled,
             Invariant.LANGUAGE: self._bad_language(rows, labelled),
             Invariant.TEXTS: self._bad_texts(rows),
+            Invariant.TRANSCRIPT: bad_transcripts(rows, self._plan.settings),
             Invariant.EMBEDDING: self._bad_embeddings(rows) & labelled,
         }
         for masks_of_name in further:
