@@ -176,9 +176,7 @@ def pin(
     Raises: ConfigError naming the role's option and the fault.
     """
     from pipeline.models.checkpoints import weights
-    from pipeline.models.checkpoints.modes import check, check_further
-    from pipeline.models.families.protocol import require_declared
-    from pipeline.models.semantics import warnings_of
+    from pipeline.models.checkpoints.modes import check, check_for_dataset, check_further
 
     pinned: dict[Role, ModelPin] = {}
     widths: dict[str, dict[str, int]] = {}
@@ -200,9 +198,7 @@ def pin(
                     declaration = check(mode, checkpoint, encoder)
                     widths[language] = dict(declaration.embedding_widths)
                 if rules is not None:
-                    require_declared(declaration, rules.precision, spec)
-                    ruled = replace(rules, calibrated=rules.calibrated and not role.name)
-                    for sentence in warnings_of(declaration, spec, language, ruled):
+                    for sentence in check_for_dataset(declaration, role, spec, rules):
                         (warn or _log.warning)(sentence)
         except ConfigError as error:
             raise ConfigError(f"{option(role, spec)}: {error}") from error

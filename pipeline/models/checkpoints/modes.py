@@ -5,11 +5,17 @@ The driver runs these checks before a job starts; this module allocates no weigh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.config.labels import LabelRules
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoints.weights import Checkpoint
 from pipeline.models.families.choice import family_of
 from pipeline.models.families.heads import head_of
-from pipeline.models.families.protocol import Declaration
+from pipeline.models.families.protocol import Declaration, require_declared
+from pipeline.models.semantics import warnings_of
+from pipeline.pins import Role
 
 
 def labels_of(fusion: Checkpoint) -> tuple[str, ...]:
@@ -51,3 +57,14 @@ def check_further(mode: str, fusion: Checkpoint, sentence_encoder: Checkpoint | 
         except ConfigError as error:
             faults.append(f"mode {candidate}: {error}")
     raise ConfigError("; ".join(faults))
+
+
+def check_for_dataset(declaration: Declaration, role: Role, spec: str, rules: LabelRules) -> Iterator[str]:
+    """Check that a dataset takes a model, and yield warnings, as `semantics.warnings_of` does.
+
+    Raises: ConfigError for a precision that the model does not have, and as `semantics.warnings_of`.
+    """
+    require_declared(declaration, rules.precision, spec)
+    # a calibration is of the main model
+    own = replace(rules, calibrated=rules.calibrated and not role.name)
+    yield from warnings_of(declaration, spec, role.language, own)
