@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "draw the page of a run, an evaluation or a summary",
     "summarize": "sum up an output by speaker, day or any column",
     "calls": "measure conversations: talk, silence, interruptions and emotion, per call and speaker",
+    "review": "export uncertain or random utterances for people to review, as CSV or for Label Studio",
     "evaluate": "compare an output with labels and reference texts",
     "stress": "compare the labels of clean clips with those under noise, codecs and reverberation",
     "drift": "compare the last run with the runs before it",

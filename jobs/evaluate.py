@@ -31,7 +31,7 @@ def command_line() -> Parser:
     parser = Parser(
         "evaluate",
         json="print metrics.json on standard output, and no tables",
-        usage="%(prog)s OUT [OUT ...] [--labels COLUMN] [--dimensions NAME=COLUMN ...] [options]",
+        usage="%(prog)s OUT [OUT ...] [--labels COLUMN|FILE] [--dimensions NAME=COLUMN ...] [options]",
         description="Accuracy, F1, confusions, calibration and word error rates of outputs of jobs.annotate whose manifest "
         "brought labels; of several, each is compared with the first on the utterances they share. Reads only.",
         epilog="Figures of acted speech do not carry over to calls or meetings: evaluate on the data you mean to annotate. "
@@ -39,7 +39,9 @@ def command_line() -> Parser:
         "fitted; 130 interrupted.",
     )
     parser.add_argument("output", nargs="+", metavar="OUT", help="what --output was: a folder, s3://bucket/prefix, ...")
-    parser.add_argument("--labels", metavar="COLUMN", help="manifest column with the true label")
+    parser.add_argument(
+        "--labels", metavar="COLUMN|FILE", help="manifest column with the true label, or a reviewed file of jobs.review"
+    )
     parser.add_argument(
         "--dimensions",
         nargs="+",

@@ -101,6 +101,10 @@ class Words:
     def calls(self) -> tuple[list[str], dict[str, object]]:
         return [self.copy(), "--rows", "0"], {"new_runs": {"000001": 14, "000002": 14}, "finished_runs": 2, "calls": []}
 
+    def review(self) -> tuple[list[str], dict[str, object]]:
+        words = [self.finished, "--random", "3", "--to", str(self.folder / "review.csv")]
+        return words, {"written_to": words[-1], "utterances": 3, "order": "random"}
+
     def evaluate(self) -> tuple[list[str], dict[str, object]]:
         return [self.finished, "--labels", "truth", "--resamples", "0"], {"fitted_calibration": None}
 

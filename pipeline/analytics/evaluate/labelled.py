@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.analytics.evaluate.classes import Classes
 from pipeline.analytics.evaluate.results import Counts
+from pipeline.analytics.review import CORRECTED, ENDINGS, read_corrections
 from pipeline.config.settings import Settings
 from pipeline.dataset.reader import Rows, committed_rows, current_rejects, reading
 from pipeline.errors import ConfigError, did_you_mean
@@ -137,7 +138,7 @@ class Truth:
     """Manifest columns that hold the truth.
 
     Attributes:
-        labels: column of the true classes; None to evaluate dimensions only.
+        labels: column of the true classes, or a reviewed file of `jobs.review`; None to evaluate dimensions only.
         dimensions: column of the labels of each dimension.
         label_range: values of these labels that correspond to 0 and 1.
     """
@@ -161,7 +162,8 @@ def read_labelled(output: str, truth: Truth, columns: Sequence[str] = (), *, mod
     if not rows.plans:
         raise ConfigError(f"the output at {location} has no run; start its jobs.annotate again, then this")
     names = rows.schema().names
-    column = None if truth.labels is None else _column_of("--labels", truth.labels, names, location)
+    corrections = read_corrections(truth.labels) if truth.labels and truth.labels.endswith(ENDINGS) else None
+    column = None if truth.labels is None or corrections else _column_of("--labels", truth.labels, names, location)
     dimensions = {
         dimension: _column_of(f"--dimensions {dimension}", name, names, location)
         for dimension, name in truth.dimensions.items()
@@ -171,6 +173,11 @@ def read_labelled(output: str, truth: Truth, columns: Sequence[str] = (), *, mod
     wanted = [name for name in dict.fromkeys([*_IDENTITY, *predictions, *truths, *columns]) if name in names]
     with reading():
         table = rows.utterances().to_table(columns=wanted)
+    if corrections is not None:
+        table, column = (
+            _with_corrections(table, corrections, f"--labels {without_query(truth.labels or '')}"),
+            CORRECTED,
+        )
     if model is not None:
         table, location = with_model(table, model, location), f"{location}, model {model}"
     for dimension in set(dimensions) & set(rows.extra.names):
@@ -193,8 +200,9 @@ def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated:
     if column is not None:
         truth, unknown = classes.truth(table[column])
         with reading():
-            rejects = current_rejects(rows)[column]
-            rejected = len(rejects) - rejects.null_count
+            rejects = current_rejects(rows)
+        if column in rejects.column_names:
+            rejected = rejects.num_rows - rejects[column].null_count
     labelled = table["label"].is_valid().to_numpy()
     kept = np.flatnonzero((truth >= 0) & labelled)
     if column is not None and not labelled.any() and _has_regressions(table):
@@ -232,6 +240,14 @@ def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated:
         warnings=tuple(_warnings(counts, rows.unfinished)),
         rated=rated,
     )
+
+
+def _with_corrections(table: pa.Table, corrections: Mapping[str, str], option: str) -> pa.Table:
+    """Append the corrections of a review as a column. Raises: ConfigError when none is of an utterance of the output."""
+    values = [corrections.get(utterance) for utterance in table["utterance_id"].to_pylist()]
+    if not any(values):
+        raise ConfigError(f"{option}: no utterance of this output is in the file; was another output reviewed?")
+    return table.append_column(CORRECTED, pa.array(values, pa.string()))
 
 
 def _has_regressions(table: pa.Table) -> bool:
