@@ -34,7 +34,7 @@ from pipeline.dataset.retries import Retriable, find_retriable, refuse_remaking,
 from pipeline.dataset.row_checks import check_partition_columns, check_rows
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.engine import estimate
-from pipeline.engine.cluster import cluster
+from pipeline.engine.cluster import cluster, visible_resources
 from pipeline.engine.destination import unshared_warning
 from pipeline.engine.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
 from pipeline.engine.job_log import log_shard
@@ -51,6 +51,7 @@ from pipeline.manifest.staging import Selection, Staging
 from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Prepared
 from pipeline.models.checkpoints.pinning import Pinning, refusal_first
+from pipeline.models.processor import slow_precision
 from pipeline.models.roles import Needs
 from pipeline.pins import ModelPin, Pins, Role, pins_document
 from pipeline.redaction import without_query
@@ -157,10 +158,15 @@ class Driver:
                 for sentence in pinning.warnings if pinning else ():
                     print(f"warning: {sentence}", file=self.out)
                 require_conditional_writes(self.store, PROBE)
-                if warning := unshared_warning(self.config.output, resources.nodes):
+                for warning in self._warnings(resources):
                     print(f"warning: {warning}", file=self.out)
                 planned = self._plan(selection, resources, *models) if selection else []
                 return self._finish_all(planned, unfinished, selection.staging, resources)
+
+    def _warnings(self, resources: Resources) -> list[str]:
+        device = choose_device(self.config, resources)
+        slow = slow_precision(self._settings(device).precision) if device == "cpu" else None
+        return [warning for warning in (unshared_warning(self.config.output, resources.nodes), slow) if warning]
 
     def _finish_all(
         self, planned: list[Plan], unfinished: list[Plan], staging: Staging, resources: Resources
@@ -319,7 +325,7 @@ class Driver:
         """Describe what a run would do, without writing to the output or fetching a model."""
         with temporary_folder() as folder:
             selection = self.read(folder)
-            resources = _visible_resources()
+            resources = visible_resources()
             # without a cluster, only Ray could detect GPUs on this machine: none are assumed
             on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and bool(resources.gpus))
             size = shard_size(self.config, selection.rows, "cuda" if on_gpus else "cpu", resources)
@@ -366,16 +372,6 @@ class Driver:
 def _rows_done(plan: Plan, pending: int) -> int:
     """Estimate the finished rows for the progress line, assuming equal shards."""
     return round(plan.rows * (plan.num_shards - pending) / max(plan.num_shards, 1))
-
-
-def _visible_resources() -> Resources:
-    """Return the cluster's resources, or this machine's without its GPUs, which only Ray detects."""
-    if os.environ.get("RAY_ADDRESS"):
-        with cluster() as resources:
-            return resources
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cpus = len(os.sched_getaffinity(0))
-    return Resources(cpus=cpus, gpus=0, memory_bytes=memory, nodes=1, node_cpus=cpus)
 
 
 def _now() -> str:
