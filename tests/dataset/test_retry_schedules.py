@@ -71,7 +71,8 @@ class _Job:
         self.store, self.staging, self.label = store, staging, label
 
     def run(self) -> None:
-        plans = load_plans(self.store)
+        self.history = History(self.store)
+        plans = self.history.plans
 
         def write(number: int, rows: Selection) -> Plan | None:
             return write_plan(
@@ -86,7 +87,6 @@ class _Job:
                 self._finish(plan)
 
     def _select(self, plans: Sequence[Plan]) -> Selection:
-        self.history = History(self.store)
         self.retriable = find_retriable(self.history, plans, {"NOT_FOUND"}, MOST)
         held, rejects = self.history.held(plans)
         return _selected(self.staging, held, rejects, self.retriable.keys)
