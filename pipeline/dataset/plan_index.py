@@ -143,15 +143,21 @@ def chosen_segments(keys: Sequence[str]) -> list[str]:
 
 def read_segment(store: Store, key: str) -> Segment | None:
     """Read an object of the index. Returns: None when it is damaged, deleted or of another format."""
+    try:
+        content = store.read(key)
+    except FileNotFoundError:
+        return None
     with naming_full_disk(Path(tempfile.gettempdir()) / "index"):
         file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed with the segment
-        try:
-            file.write(store.read(key))
-            file.flush()
-            return _parsed(file)
-        except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
-            file.close()
-            return None
+        file.write(content)
+        file.flush()
+    try:
+        segment = _parsed(file)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):  # a checksum that differs is an OSError
+        segment = None
+    if segment is None:
+        file.close()
+    return segment
 
 
 def _parsed(file: BinaryIO) -> Segment | None:
@@ -164,7 +170,7 @@ def _parsed(file: BinaryIO) -> Segment | None:
             for name, each in content["plans"].items()
         }
         counts = np.zeros((2, max(map(int, entries)) + 1), dtype=np.int64)
-        for batch in parquet.iter_batches(columns=["plan", "kind"]):
+        for batch in parquet.iter_batches():  # all columns, so that every page is checked
             for kind in (ID, REFUSED):
                 of_kind = batch["plan"].to_numpy()[batch["kind"].to_numpy() == kind]
                 counts[kind] += np.bincount(of_kind, minlength=counts.shape[1])
