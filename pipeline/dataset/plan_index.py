@@ -122,8 +122,7 @@ def write_segment(store: Store, entries: Mapping[str, Entry], rows: Sequence[pa.
     buffer = io.BytesIO()
     options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["plan", "kind", "reason"]}
     with pq.ParquetWriter(buffer, _SCHEMA, write_page_checksum=True, **options) as writer:
-        for table in rows:
-            writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        writer.write_table(pa.concat_tables(rows), row_group_size=_ROW_GROUP_ROWS)
         writer.add_key_value_metadata({_PLANS: json.dumps({"format": FORMAT, "plans": named})})
     store.put_if_absent(index_key(min(entries, key=int), max(entries, key=int)), buffer.getvalue())
 
