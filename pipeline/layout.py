@@ -9,6 +9,7 @@ _runs/<plan>/shards/<token>-<number>-texts.parquet  their texts until the plan i
 _runs/<plan>/shards/<token>-rejects.parquet         rows rejected during planning
 _runs/<plan>/attempts/<number>.json                 failed attempts to run the plan
 _runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
+_runs/corpus/<time>-<digest>.parquet                ids of the corpus on one night, see pipeline.dataset.corpus_ids
 _runs/index/<first>-<last>.parquet                  a copy of the plans' documents and ids, see pipeline.dataset.plan_index
 summaries/<columns>/...                             sums by group, one file per plan
 summaries/@calls/<columns>/...                      metrics of conversations, one file per plan
@@ -27,6 +28,8 @@ DATASET = "_dataset.json"
 PLAN, SUCCESS, REPORT, PAGE = "plan.json", "_SUCCESS", "report.json", "report.html"
 SHARDS, ATTEMPTS = "shards", "attempts"
 """Folders of a plan below `_runs`."""
+CORPUS = f"{RUNS}/corpus"
+"""Folder of the ids of the corpus on each night."""
 PROBE = f"{RUNS}/_probe"
 """Written by the test for conditional writes."""
 RESULTS = (SUCCESS, REPORT, PAGE)
@@ -88,6 +91,11 @@ def planning_rejects_key(plan: str, token: str) -> str:
 def index_key(first: str, last: str) -> str:
     """Return the key of an object of the index. Args: first, last: the lowest and the highest plan in it."""
     return f"{RUNS}/index/{first}-{last}.parquet"
+
+
+def corpus_key(time: str, digest: str) -> str:
+    """Return the key of the ids of the corpus at one time."""
+    return f"{CORPUS}/{time}-{digest}.parquet"
 
 
 def rejects_key(plan: str) -> str:
