@@ -23,6 +23,7 @@ NAMES = (
     "levers",
     "scale",
     "nodes",
+    "nights",
     "search",
 )
 

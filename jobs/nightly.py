@@ -21,7 +21,9 @@ from jobs.options import add_options
 from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
 from pipeline.config import JobConfig
+from pipeline.dataset.corpus_ids import keep_ids
 from pipeline.errors import ConfigError
+from pipeline.storage.store import open_folder_of, open_store
 
 
 def command_line() -> Parser:
@@ -82,6 +84,10 @@ def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> i
         status, documents[name] = _step(step, words, printer)
         if status:
             break
+        if name == "annotate":
+            folder, file = open_folder_of(flags.manifest)
+            with folder.open(file) as manifest:
+                keep_ids(open_store(output), manifest)
     printer.document({"exit_status": status, "steps": documents})
     return status
 

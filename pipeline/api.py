@@ -23,7 +23,7 @@ from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
 from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.plan import Plan, held_keys, write_plan
+from pipeline.dataset.plan import Plan, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.dataset.reader import Rows, finished_rows, reading
 from pipeline.dataset.records import Record, Records
@@ -32,6 +32,7 @@ from pipeline.dataset.verify.audit import audit
 from pipeline.dataset.verify.invariants import Audit
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
 from pipeline.manifest.fields import ALIASES
+from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Staging
 from pipeline.models import roles
 from pipeline.pins import ModelPin, Role
@@ -185,7 +186,7 @@ class Annotator:
         staging = Staging(folder / "staging")
         staging.read([str(manifest)], check, audio_optional=config.mode == "text")
         staging.extra = settle_types(staging.inferred, [])
-        selection = staging.select(*held_keys(store, []))
+        selection = staging.select([], id_keys([]))
         models = self._pinned(roles.needs_of(selection.tables(), config, self._prepared))
         settings = self._settings()
         claim_dataset(store, settings)

@@ -9,6 +9,8 @@ _runs/<plan>/shards/<token>-<number>-texts.parquet  their texts until the plan i
 _runs/<plan>/shards/<token>-rejects.parquet         rows rejected during planning
 _runs/<plan>/attempts/<number>.json                 failed attempts to run the plan
 _runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
+_runs/corpus/<time>-<digest>.parquet                ids of the corpus on one night, see pipeline.dataset.corpus_ids
+_runs/index/<first>-<last>.parquet                  a copy of the plans' documents and ids, see pipeline.dataset.plan_index
 summaries/<columns>/...                             sums by group, one file per plan
 summaries/@calls/<columns>/...                      metrics of conversations, one file per plan
 compacted/...                                       a second copy of the utterances in few files
@@ -26,6 +28,8 @@ DATASET = "_dataset.json"
 PLAN, SUCCESS, REPORT, PAGE = "plan.json", "_SUCCESS", "report.json", "report.html"
 SHARDS, ATTEMPTS = "shards", "attempts"
 """Folders of a plan below `_runs`."""
+CORPUS = f"{RUNS}/corpus"
+"""Folder of the ids of the corpus on each night."""
 PROBE = f"{RUNS}/_probe"
 """Written by the test for conditional writes."""
 RESULTS = (SUCCESS, REPORT, PAGE)
@@ -40,6 +44,7 @@ RUN_FILE = re.compile(
     rf"{RUNS}/{_NUMBER}/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+|attempts/[0-9]{{6,}}\.json)", re.DOTALL
 )
 SHARD_FILE = re.compile(rf"{RUNS}/{_NUMBER}/shards/([0-9a-f]{{12}})-(?:[0-9]{{5,}}(?:-texts)?|rejects)\.parquet")
+INDEX_FILE = re.compile(rf"{RUNS}/index/{_NUMBER}-{_NUMBER}\.parquet")
 REJECTS_FILE = re.compile(rf"{REJECTS}/{_NUMBER}\.parquet")
 PART = re.compile(rf"{UTTERANCES}/(?:.+/)?{_NUMBER}-{_NUMBER}\.parquet", re.DOTALL)
 TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
@@ -81,6 +86,16 @@ def texts_file(shard_file: str) -> str:
 def planning_rejects_key(plan: str, token: str) -> str:
     """Return the key of the rows rejected during planning."""
     return f"{shards_folder(plan)}/{token}-rejects.parquet"
+
+
+def index_key(first: str, last: str) -> str:
+    """Return the key of an object of the index. Args: first, last: the lowest and the highest plan in it."""
+    return f"{RUNS}/index/{first}-{last}.parquet"
+
+
+def corpus_key(time: str, digest: str) -> str:
+    """Return the key of the ids of the corpus at one time."""
+    return f"{CORPUS}/{time}-{digest}.parquet"
 
 
 def rejects_key(plan: str) -> str:

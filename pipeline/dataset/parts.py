@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.columns import with_optional
+from pipeline.dataset.part_keys import PartKeys
 from pipeline.dataset.plan import Plan
 from pipeline.errors import JobError, Reject
 from pipeline.layout import SHARD_NUMBER, UTTERANCES
@@ -34,6 +36,7 @@ _RECEIPT = b"speech_emotion.receipt"
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _ROW_GROUP_ROWS = 4096
 _FOOTER_READERS = 16
+_RECEIPTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +161,16 @@ def receipt_of(metadata: Mapping[bytes, bytes] | None) -> Receipt:
     return Receipt(**{**content, "models": pins_of(content["models"])}, rejects=rejects)
 
 
-def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, dict[int, str]]:
-    """Return the committed shards: for each plan, shard number to the key of its part. Costs one listing."""
-    parts: dict[str, dict[int, str]] = {plan.plan: {} for plan in plans}
+def committed_parts(store: Store, plans: Iterable[Plan]) -> dict[str, PartKeys]:
+    """Return the committed shards: for each plan, shard number to the key of its part.
+
+    Costs one listing; memory: four bytes per shard.
+    """
+    parts = {plan.plan: PartKeys(plan.plan, plan.num_shards) for plan in plans}
     for entry in store.list(UTTERANCES):
         plan, dash, shard = entry.key.rpartition("/")[2].removesuffix(".parquet").partition("-")
         if entry.key.endswith(".parquet") and dash and plan in parts and SHARD_NUMBER.fullmatch(shard):
-            parts[plan][int(shard)] = entry.key
+            parts[plan].add(int(shard), entry.key)
     return parts
 
 
@@ -178,10 +184,11 @@ def is_committed(store: Store, key: str) -> bool:
 
 
 def read_receipts(store: Store, parts: Mapping[int, str]) -> Iterator[Receipt]:
-    """Read the receipts of many parts, in shard order."""
-    keys = [parts[shard] for shard in sorted(parts)]
-    if len(keys) <= _FOOTER_READERS:
+    """Read the receipts of many parts, in shard order. Memory: `_RECEIPTS_AT_ONCE` receipts."""
+    keys = (parts[shard] for shard in sorted(parts))
+    if len(parts) <= _FOOTER_READERS:
         yield from (read_receipt(store, key) for key in keys)
         return
     with ThreadPoolExecutor(_FOOTER_READERS) as pool:
-        yield from pool.map(lambda key: read_receipt(store, key), keys)
+        while some := list(itertools.islice(keys, _RECEIPTS_AT_ONCE)):
+            yield from pool.map(lambda key: read_receipt(store, key), some)

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,14 @@ from pipeline.config.settings import Settings, canonical_hash
 from pipeline.dataset.packing import Packer, ShardFiles, ShardSize
 from pipeline.dataset.texts import with_texts
 from pipeline.errors import ConfigError
-from pipeline.layout import plan_key, plan_name, planning_rejects_key, texts_file
+from pipeline.layout import PLAN_FILE, RUNS, plan_key, plan_name, planning_rejects_key, texts_file
 from pipeline.manifest.hash_buckets import Keys, id_keys
 from pipeline.manifest.policy import Policy
-from pipeline.manifest.rejects import reject_keys
 from pipeline.manifest.staging import Selection
 from pipeline.pins import Pins, Role, Task, pins_document, pins_of
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.documents import FORMAT, create_json, read_document
+from pipeline.storage.read_ahead import read_ahead
 from pipeline.storage.store import Store
 
 _FOOTERS = 2
@@ -165,13 +165,16 @@ class Plan:
 
 
 def load_plans(store: Store) -> list[Plan]:
-    """Load every plan of the dataset, oldest first. Costs one GET per plan."""
-    plans: list[Plan] = []
-    while True:
-        try:
-            plans.append(load_plan(store, plan_name(len(plans) + 1)))
-        except FileNotFoundError:
-            return plans
+    """Load every plan of the dataset, oldest first. Costs a listing, and one GET per plan, several at once."""
+    return [
+        plan() for plan in read_ahead(partial(load_plan, store), plan_names(entry.key for entry in store.list(RUNS)))
+    ]
+
+
+def plan_names(keys: Iterable[str]) -> list[str]:
+    """Return the names of the plans in a listing, up to the first number without a plan."""
+    numbers = {int(match[1]) for key in keys if (match := PLAN_FILE.fullmatch(key))}
+    return list(map(plan_name, itertools.takewhile(numbers.__contains__, itertools.count(1))))
 
 
 def load_plan(store: Store, name: str) -> Plan:
@@ -247,18 +250,12 @@ def _footer(file: _PlanFile) -> pq.FileMetaData:
         return pq.read_metadata(opened)
 
 
-def held_keys(store: Store, plans: Sequence[Plan]) -> tuple[Iterator[Keys], Keys]:
-    """Return the ids that earlier plans hold, read in batches, and the keys of their rejects, for `Staging.select`."""
-    refused = [reject_keys(table) for plan in plans if (table := read_rejects(store, plan)) is not None]
-    return _held_ids(store, plans), np.concatenate([id_keys([]), *refused])
-
-
-def _held_ids(store: Store, plans: Iterable[Plan]) -> Iterator[Keys]:
-    for plan in plans:
-        for file, _ in plan.files:
-            with _open_parquet(store, file) as parquet:
-                for rows in parquet.iter_batches(columns=["recording_id"]):
-                    yield id_keys(rows["recording_id"].to_pylist())
+def planned_ids(store: Store, plan: Plan) -> Iterator[Keys]:
+    """Read the ids of a plan, in batches."""
+    for file, _ in plan.files:
+        with _open_parquet(store, file) as parquet:
+            for rows in parquet.iter_batches(columns=["recording_id"]):
+                yield id_keys(rows["recording_id"].to_pylist())
 
 
 def write_plan(

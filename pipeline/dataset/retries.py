@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.dataset.history import History
 from pipeline.dataset.parts import committed_parts, read_receipt
 from pipeline.dataset.plan import Plan, Shard, load_plans, read_shards
-from pipeline.dataset.publish import is_published
-from pipeline.errors import JobError, Reject, Stage
-from pipeline.layout import rejects_key
+from pipeline.errors import JobError, Reject
 from pipeline.manifest.hash_buckets import Keys, Positions, id_keys
 from pipeline.manifest.staging import Selection
 from pipeline.storage.store import Store
@@ -46,32 +44,32 @@ class Retriable:
         return dict(sorted(counts.items()))
 
 
-def find_retriable(store: Store, plans: Sequence[Plan], reasons: Collection[str], max_attempts: int) -> Retriable:
+def find_retriable(history: History, plans: Sequence[Plan], reasons: Collection[str], max_attempts: int) -> Retriable:
     """Find the rows that were rejected for one of the reasons and may be taken over.
 
-    Costs: nothing without reasons; otherwise one GET of each plan's rejects, and if they have such rows, the ids of all
-    plans and the footer of each part with such a row. Memory: 32 bytes per such row.
+    Costs: nothing without reasons; otherwise, of the plans whose rejects may be taken over, their ids and the footer of each
+    part with such a row. Memory: 32 bytes per row that was rejected for such a reason.
 
     Args:
+        plans: all plans, those written since `history` was read included; these count as unpublished.
         reasons: values of `Reason`.
         max_attempts: number of plans that may try a row, the first included.
     """
-    published = [plan for plan in plans if is_published(store, plan)] if reasons else []
-    candidates = _candidates(store, published, reasons, max_attempts)
+    candidates, holders = _candidates(history, plans, reasons, max_attempts) if reasons else (id_keys([]), set[int]())
     if not len(candidates):
         return Retriable()
-    names = {plan.plan for plan in published}
+    store = history.store
     tries, rejections, owners = (np.zeros(len(candidates), np.int32) for _ in range(3))
     matching = np.zeros(len(candidates), dtype=bool)
     parts = committed_parts(store, plans)
     for number, plan in enumerate(plans):
-        for shard, rows, found in located(store, plan, candidates):
+        for shard, rows, found in located(store, plan, candidates) if int(plan.plan) in holders else ():
             tries[found] += 1
             owners[found] = number
             matching[found] = False
             key = parts[plan.plan].get(shard.number)
             causes: dict[int, Reject] = {}
-            if key is not None and plan.plan in names:
+            if key is not None and history.is_published(plan):
                 causes = dict(read_receipt(store, key).rejects)
             for row, at in zip(rows.tolist(), found.tolist(), strict=True):
                 if row in causes:
@@ -81,23 +79,32 @@ def find_retriable(store: Store, plans: Sequence[Plan], reasons: Collection[str]
     return Retriable(candidates[free], tuple(plans[number].plan for number in owners[free].tolist()))
 
 
-def _candidates(store: Store, published: Sequence[Plan], reasons: Collection[str], max_attempts: int) -> Keys:
-    """Return the keys of rows that published rejects name with such a reason, fewer than `max_attempts` times, sorted."""
-    found = [id_keys([])]
-    for plan in published:
-        try:
-            content = store.read(rejects_key(plan.plan))
-        except FileNotFoundError:
-            continue
-        rejects = pq.read_table(pa.BufferReader(content), columns=["recording_id", "reason", "stage"]).to_pylist()
-        found.append(
-            id_keys(
-                row["recording_id"] for row in rejects if row["reason"] in reasons and row["stage"] != Stage.MANIFEST
-            )
-        )
-    keys, counts = np.unique(np.concatenate(found), return_counts=True)
-    candidates: Keys = keys[counts < max_attempts]
-    return candidates
+def _candidates(
+    history: History, plans: Sequence[Plan], reasons: Collection[str], max_attempts: int
+) -> tuple[Keys, set[int]]:
+    """Return the keys of rows that every plan with their id rejected, once for such a reason, and the numbers of these plans.
+
+    The published rejects decide here, so that the receipts of few parts need to be read; the receipts are the proof.
+    """
+    published = [plan for plan in plans if history.is_published(plan)]
+    named = [id_keys([])]
+    for rejected in history.rejected(published):
+        named.append(rejected.keys[[reason in reasons for reason in rejected.reasons]])
+    keys = np.unique(np.concatenate(named))
+    if not len(keys):
+        return keys, set()
+    rejections, tries = np.zeros(len(keys), np.int32), np.zeros(len(keys), np.int32)
+    for rejected in history.rejected(published):
+        found = _lookup(keys, rejected.keys)
+        rejections[found[found >= 0]] += 1
+    holders: list[tuple[Positions, Positions]] = []
+    for ids, numbers in history.ids(plans):
+        found = _lookup(keys, ids)
+        hits = np.flatnonzero(found >= 0)
+        np.add.at(tries, found[hits], 1)
+        holders.append((found[hits], numbers[hits].astype(np.int64)))
+    free = (tries == rejections) & (tries < max_attempts)
+    return keys[free], {number for found, numbers in holders for number in numbers[free[found]].tolist()}
 
 
 def located(store: Store, plan: Plan, wanted: Keys) -> Iterator[tuple[Shard, Positions, Positions]]:

@@ -1,15 +1,16 @@
-"""The state of an output's plans, from three listings: unpublished plans, deleted parts or results, missing pages."""
+"""The state of an output's plans, from listings: unpublished plans, deleted parts or results, missing pages."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TextIO
 
+from pipeline.dataset.history import History
 from pipeline.dataset.parts import committed_parts
 from pipeline.dataset.plan import Plan, Shard
-from pipeline.layout import ATTEMPTS, PAGE, REJECTS, REPORT, RUNS, SUCCESS, attempts_folder, rejects_key, run_key
+from pipeline.dataset.plan_index import Results
+from pipeline.layout import PAGE, REPORT, rejects_key, run_key
 from pipeline.redaction import without_query
 from pipeline.storage.store import Store
 
@@ -50,17 +51,18 @@ def pending_shards(store: Store, plan: Plan) -> list[Shard]:
     return [shard for shard in plan.shards() if shard.number not in parts]
 
 
-def survey(store: Store, plans: Sequence[Plan], out: TextIO) -> list[PlanState]:
+def survey(history: History, out: TextIO) -> list[PlanState]:
     """Return the state of each plan, and warn on `out` about missing files of published plans.
 
-    Costs three listings, and a small GET for some plans; nothing when there are no plans.
+    Costs a listing, and what `History.results` reads; nothing when there are no plans.
     """
-    if not plans:
+    if not history.plans:
         return []
-    results = {entry.key for prefix in (RUNS, REJECTS) for entry in store.list(prefix)}
-    parts = committed_parts(store, plans)
-    failed = {key.rpartition("/")[0]: key for key in sorted(results) if f"/{ATTEMPTS}/" in key}  # the last of each plan
-    states = [_state(store, plan, parts[plan.plan], results, failed.get(attempts_folder(plan.plan))) for plan in plans]
+    store, parts = history.store, committed_parts(history.store, history.plans)
+    states = [
+        _state(history, parts[plan.plan], plan, stated, outdated=outdated)
+        for plan, stated, outdated in history.results(history.plans)
+    ]
     for state in states:
         if state.lost:
             print(
@@ -71,22 +73,14 @@ def survey(store: Store, plans: Sequence[Plan], out: TextIO) -> list[PlanState]:
     return states
 
 
-def _state(store: Store, plan: Plan, parts: Mapping[int, str], results: set[str], failed: str | None) -> PlanState:
-    """Return the state of one plan. Args: failed: the key of its last failed attempt."""
-    success, page, report = (run_key(plan.plan, name) for name in (SUCCESS, PAGE, REPORT))
-    published, rejects = success in results, rejects_key(plan.plan)
-    state = PlanState(plan, parts, published, "", page in results)
-    if not published:
+def _state(history: History, parts: Mapping[int, str], plan: Plan, stated: Results, *, outdated: bool) -> PlanState:
+    page, report, rejects = run_key(plan.plan, PAGE), run_key(plan.plan, REPORT), rejects_key(plan.plan)
+    state = PlanState(plan, parts, history.is_published(plan), "", page in history.sizes)
+    if not state.published:
         return state
-    note = {} if failed is None else json.loads(store.read(failed))
-    is_suspect = note.get("report_is_outdated", False)
-    stated = {}
-    if report in results and (is_suspect or not {page, rejects} <= results):
-        stated = json.loads(store.read(report))
-    outdated = is_suspect and note["failed_at"] >= stated.get("finished_at", "")
     lost = f"{state.missing:,} of {plan.num_shards:,} parts" if state.missing else ""
-    if report not in results:
+    if report not in history.sizes:
         lost = lost or report
-    if rejects not in results and (plan.rejects or stated.get("rejected")):
+    if rejects not in history.sizes and (plan.rejects or stated.rejected):
         lost = lost or rejects
-    return PlanState(plan, parts, published, lost, state.drawn or stated.get("page") is False, outdated)
+    return replace(state, lost=lost, drawn=state.drawn or stated.page is False, outdated=outdated)

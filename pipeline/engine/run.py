@@ -26,8 +26,9 @@ from pipeline.dataset.compatibility import (
     with_columns,
 )
 from pipeline.dataset.exclusion import exclusion_lines, policy_of, require_agreement
+from pipeline.dataset.history import History
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.plan import Plan, held_keys, load_plans, tiny_shards_warning, write_plan
+from pipeline.dataset.plan import Plan, tiny_shards_warning, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.dataset.renewal import renew
 from pipeline.dataset.retries import Retriable, find_retriable, refuse_remaking, write_plans
@@ -78,6 +79,7 @@ class Driver:
     prepared: Prepared | None = field(init=False)
     manifests: list[str] = field(init=False)
     dataset: Settings | None = field(init=False)
+    history: History = field(init=False)
     plans: list[Plan] = field(init=False)
     policy: Policy = field(init=False)
     retriable: Retriable = field(init=False, default_factory=Retriable)
@@ -90,7 +92,8 @@ class Driver:
         self.manifests = expand(self.config.manifest, output=self.config.output)
         self.store = open_store(self.config.output)
         self.dataset = dataset_settings(self.store)
-        self.plans = load_plans(self.store)
+        self.history = History(self.store)
+        self.plans = self.history.plans
         if self.dataset is not None:  # refuse other settings before reading manifests
             compare_settings(self.dataset, self._settings("cpu"))
 
@@ -126,8 +129,8 @@ class Driver:
         else:  # without rows there are no partition folders
             staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
         config = self.config
-        self.retriable = find_retriable(self.store, self.plans, config.retry_rejects, config.max_attempts)
-        selection = staging.select(*held_keys(self.store, self.plans), self.retriable.keys)
+        self.retriable = find_retriable(self.history, self.plans, config.retry_rejects, config.max_attempts)
+        selection = staging.select(*self.history.held(self.plans), self.retriable.keys)
         self.excluded = selection.excluded
         return selection
 
@@ -138,7 +141,7 @@ class Driver:
         with temporary_folder() as folder:
             selection = self.read(folder)
             give_up_runs(self.store, self.plans, self.config.give_up, self.out)
-            states = survey(self.store, self.plans, self.out)
+            states = survey(self.history, self.out)
             self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
             unfinished = [state.plan for state in states if not state.whole]
             require_agreement(self.store, unfinished, self.policy)
@@ -253,7 +256,9 @@ class Driver:
             return self._select(staging)
 
         known = len(self.plans)
-        return write_plans(self.store, self.plans, selection, write, reselect)
+        planned = write_plans(self.store, self.plans, selection, write, reselect)
+        self.history.extend()
+        return planned
 
     def _finish(self, plan: Plan, resources: Resources, staging: Staging | None) -> dict[str, Any]:
         """Run the shards of one plan that have no part, then publish it.

@@ -20,6 +20,7 @@ from fsspec import AbstractFileSystem
 from pipeline.errors import ConfigError, JobError
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
+from pipeline.storage.pages import objects_below
 from pipeline.storage.retry import TRANSIENT, retried
 from pipeline.storage.store import LocalStore, Store
 
@@ -98,15 +99,12 @@ def _walk_bucket(store: Store, prefix: str) -> Iterator[StoredFile]:
     filesystem, root = resolve(store.root)
     try:
         place = f"{root}/{prefix}".rstrip("/")
-        listed: dict[str, dict[str, Any]] = retried(
-            lambda: filesystem.find(place, detail=True), what=f"listing {place}"
-        )
+        for info in objects_below(filesystem, place, partial(retried, what=f"listing {place}")):
+            path = info["name"]
+            if info["type"] == "file" and not path.endswith("/") and path.startswith(f"{root}/"):
+                yield StoredFile(path[len(root) + 1 :], info["size"] or 0, modified_s(info))
     except ValueError as error:  # s3fs: the URI names no bucket
         raise ConfigError(f"cannot list {without_query(store.root)!r}: {error}") from error
-    for path, info in listed.items():
-        # the consoles of object stores create empty objects named like folders
-        if info["type"] == "file" and not path.endswith("/") and path.startswith(f"{root}/"):
-            yield StoredFile(path[len(root) + 1 :], info["size"] or 0, modified_s(info))
 
 
 def modified_s(info: Mapping[str, Any]) -> float:

@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
@@ -21,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import ConfigError, JobError
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
+from pipeline.storage.pages import objects_below
 from pipeline.storage.refusals import look_closer
 from pipeline.storage.retry import DENIED, TRANSIENT, principal, retried
 
@@ -208,12 +210,9 @@ class ObjectStore:
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """See `Store`."""
-        path = f"{self._path}/{prefix}"
-        listed: dict[str, dict[str, Any]] = self._retried(
-            "listing", prefix, lambda: self._filesystem.find(path, detail=True)
-        )
-        for name, info in listed.items():
-            yield StoredObject(name[len(self._path) + 1 :], info["size"])
+        request = partial(self._retried, "listing", prefix)
+        for found in objects_below(self._filesystem, f"{self._path}/{prefix}", request):
+            yield StoredObject(found["name"][len(self._path) + 1 :], found["size"])
 
 
 def open_store(uri: str) -> Store:

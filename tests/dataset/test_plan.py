@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset import packing
+from pipeline.dataset.history import History
 from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.plan import (
     Plan,
     Shard,
-    held_keys,
     load_plans,
     plan_key,
     read_rejects,
@@ -131,7 +131,7 @@ def test_many_shards_in_several_files(tmp_path, monkeypatch):
         assert [shard.number for shard in plan.shards()] == list(range(count))
         assert [rows[0]["recording_id"] for rows in shards_of(store, plan)] == names(count)
         assert [shard.name for shard in plan.shards()][:2] == ["000001-000000", "000001-000001"]
-        assert b"".join(keys.tobytes() for keys in held_keys(store, [plan])[0]) == id_keys(names(count)).tobytes()
+        assert b"".join(keys.tobytes() for keys in History(store).held([plan])[0]) == id_keys(names(count)).tobytes()
 
 
 def test_shards_are_closed_early_when_there_are_too_many_partitions(tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def test_planning_rejects_are_kept(tmp_path):
     assert sorted(zip(rejects["line"].to_pylist(), rejects["reason"].to_pylist(), strict=True)) == [
         (1, "MALFORMED"), (2, "DUPLICATE_ID"), (4, "DUPLICATE_ID"),
     ]  # fmt: skip
-    ids, refused = held_keys(store, [plan])
+    ids, refused = History(store).held([plan])
     assert not staging.select(ids, refused)
 
 
@@ -267,7 +267,7 @@ class _RacingStore(MemoryStore):
 def _plan_until_done(store: Store, staging: Staging) -> list[Plan]:
     """The driver's loop: after losing a number, drop what the winner holds and try the next."""
     made = []
-    while selection := staging.select(*held_keys(store, load_plans(store))):
+    while selection := staging.select(*(history := History(store)).held(history.plans)):
         plan = planned(store, selection, len(load_plans(store)) + 1)
         if plan is not None:
             made.append(plan)

@@ -19,6 +19,7 @@ from jobs import verify
 from pipeline.analytics.check import Limits, check
 from pipeline.analytics.report.run import run_page
 from pipeline.config import load_config
+from pipeline.dataset.history import History
 from pipeline.dataset.plan import Plan, load_plans, plan_of, read_shard, read_shards
 from pipeline.dataset.reader import current_rejects, finished_rows
 from pipeline.dataset.retries import find_retriable
@@ -150,14 +151,14 @@ def test_a_row_of_an_unfinished_run_is_not_taken_over(outcomes: Outcomes, tmp_pa
     with pytest.raises(Killed):
         outcomes.job(manifest, **TRANSIENT)
     store = open_store(str(outcomes.output))
-    assert not len(find_retriable(store, outcomes.plans, TRANSIENT_REASONS, 5).keys)
+    assert not len(find_retriable(History(store), outcomes.plans, TRANSIENT_REASONS, 5).keys)
     outcomes.kill_after = None
     outcomes.job(manifest, **TRANSIENT)
-    assert len(find_retriable(store, outcomes.plans, TRANSIENT_REASONS, 5).keys) == 1
+    assert len(find_retriable(History(store), outcomes.plans, TRANSIENT_REASONS, 5).keys) == 1
     outcomes.kill_after = 0
     with pytest.raises(Killed):
         outcomes.job(manifest, **TRANSIENT)
-    assert not len(find_retriable(store, outcomes.plans, TRANSIENT_REASONS, 5).keys)
+    assert not len(find_retriable(History(store), outcomes.plans, TRANSIENT_REASONS, 5).keys)
     outcomes.kill_after, outcomes.causes = None, {}
     assert outcomes.job(manifest, **TRANSIENT) == [("000002", 1, {})]
     assert status(outcomes.output) == ("sound", [])
@@ -171,11 +172,13 @@ def test_stale_rejects_do_not_prove_a_rejection(outcomes: Outcomes, tmp_path: Pa
     (part,) = (outcomes.output / "utterances").rglob("*.parquet")
     part.unlink()
     store = open_store(str(outcomes.output))
-    assert not len(find_retriable(store, outcomes.plans, TRANSIENT_REASONS, 5).keys), "the receipt is missing"
+    assert not len(find_retriable(History(store), outcomes.plans, TRANSIENT_REASONS, 5).keys), "the receipt is missing"
     outcomes.causes = {}
     with pytest.raises(Exception, match="describe other parts"):
         outcomes.job(manifest, **TRANSIENT)
-    assert not len(find_retriable(store, outcomes.plans, TRANSIENT_REASONS, 5).keys), "the receipt says annotated"
+    assert not len(find_retriable(History(store), outcomes.plans, TRANSIENT_REASONS, 5).keys), (
+        "the receipt says annotated"
+    )
     assert Counter(outcomes.annotated()) == {"a": 1, "b": 1}
 
 

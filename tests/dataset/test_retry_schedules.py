@@ -17,12 +17,13 @@ import pytest
 from greenlet import GreenletExit, greenlet
 
 from pipeline.dataset import retries
+from pipeline.dataset.history import History
 from pipeline.dataset.parts import Receipt, committed_parts, ids_sha256, read_receipt, write_part
-from pipeline.dataset.plan import Plan, ShardSize, held_keys, load_plans, read_shard, write_plan
+from pipeline.dataset.plan import Plan, ShardSize, load_plans, read_shard, write_plan
 from pipeline.dataset.publish import is_published, publish
 from pipeline.dataset.retries import find_retriable, write_plans
 from pipeline.errors import Reason, Reject, Stage
-from pipeline.layout import part_key
+from pipeline.layout import RUNS, part_key
 from pipeline.manifest.hash_buckets import Keys, id_keys
 from pipeline.manifest.staging import Selection, Staging
 from tests.dataset.test_commit_schedules import _utterances
@@ -35,7 +36,7 @@ MOST = 3
 """Runs that may try a row."""
 EVERY = 9
 """Of the orders with a disturbance, every ninth is run, with a crash and a lost answer at each of its points."""
-_PRIVATE = ("/shards/", "report.json", "rejects/")
+_PRIVATE = ("/shards/", "report.json", "rejects/", "/index/")
 """Keys that no other job reads before a later write, or that every job writes alike."""
 
 
@@ -50,6 +51,7 @@ class _Turns:
 
         def step(key: str, *arguments: object) -> object:
             waits = name == "read" and key not in self.inner.objects
+            waits |= name == "list" and key == RUNS
             waits |= name == "put_if_absent" and not any(part in key for part in _PRIVATE)
             how = greenlet.getcurrent().parent.switch(name) if waits else "go"
             outcome = call(key, *arguments)
@@ -69,7 +71,8 @@ class _Job:
         self.store, self.staging, self.label = store, staging, label
 
     def run(self) -> None:
-        plans = load_plans(self.store)
+        self.history = History(self.store)
+        plans = self.history.plans
 
         def write(number: int, rows: Selection) -> Plan | None:
             return write_plan(
@@ -78,13 +81,14 @@ class _Job:
             )  # fmt: skip
 
         write_plans(self.store, plans, self._select(plans), write, lambda: self._select(plans))
+        self.history.extend()
         for plan in plans:
             if not is_published(self.store, plan):
                 self._finish(plan)
 
     def _select(self, plans: Sequence[Plan]) -> Selection:
-        self.retriable = find_retriable(self.store, plans, {"NOT_FOUND"}, MOST)
-        held, rejects = held_keys(self.store, plans)
+        self.retriable = find_retriable(self.history, plans, {"NOT_FOUND"}, MOST)
+        held, rejects = self.history.held(plans)
         return _selected(self.staging, held, rejects, self.retriable.keys)
 
     def _finish(self, plan: Plan) -> None:

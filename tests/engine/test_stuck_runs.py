@@ -14,7 +14,8 @@ import pytest
 
 from jobs.annotate import main
 from jobs.report import Drawn
-from pipeline.dataset.plan import load_plan, load_plans, plan_of
+from pipeline.dataset.history import History
+from pipeline.dataset.plan import load_plan, plan_of
 from pipeline.dataset.prune import find_leftovers
 from pipeline.dataset.survey import survey
 from pipeline.dataset.verify.audit import audit
@@ -264,7 +265,7 @@ def test_a_failure_in_passing_is_not_damage(noop, repaired):
 def test_a_whole_output_lacks_nothing(tmp_path):
     """Fails if an output that is whole is taken for one that lost something."""
     store, out = finished_output(str(tmp_path / "whole"), tmp_path / "m"), io.StringIO()
-    assert [state.whole for state in survey(store, load_plans(store), out)] == [True, True]
+    assert [state.whole for state in survey(History(store), out)] == [True, True]
     assert out.getvalue() == ""
 
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 from pipeline.config import load_config
 from pipeline.config.settings import SCHEMA_VERSION, Settings
 from pipeline.dataset.compatibility import claim_dataset, settle_types
+from pipeline.dataset.history import History
 from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.plan import Plan, held_keys, load_plans, read_shard, write_plan
+from pipeline.dataset.plan import Plan, load_plans, read_shard, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.errors import Reason, Reject, Stage
 from pipeline.manifest.staging import Staging
@@ -66,7 +67,7 @@ def plan_rows(
     staging.extra = settle_types(staging.extra, plans)
     claim_dataset(store, settings_of())
     plan = write_plan(
-        store, len(plans) + 1, staging.select(*held_keys(store, plans if held else [])), settings=settings_of(), models=MODELS,
+        store, len(plans) + 1, staging.select(*History(store).held(plans if held else [])), settings=settings_of(), models=MODELS,
         embedding_widths=dict.fromkeys(settings_of().embeddings, WIDTH), manifests=[str(manifest)],
         size=ShardSize(shard_rows, 1e9), needs_text=True,
     )  # fmt: skip
