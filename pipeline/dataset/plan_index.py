@@ -2,7 +2,7 @@
 
 An object of the index describes some plans. It is derived from them, may be deleted at any time, and is never changed:
 a larger object replaces several smaller ones. Each plan has one row for each of its ids, for each row rejected while
-planning, and for each row that its published rejects name. Its document is in the footer.
+planning, and for each row that its published rejects name. Its document is in the footer, compressed with zlib.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import json
 import tempfile
 import weakref
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,7 +124,8 @@ def write_segment(store: Store, entries: Mapping[str, Entry], rows: Sequence[pa.
     options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["plan", "kind", "reason"]}
     with pq.ParquetWriter(buffer, _SCHEMA, write_page_checksum=True, **options) as writer:
         writer.write_table(pa.concat_tables(rows), row_group_size=_ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({_PLANS: json.dumps({"format": FORMAT, "plans": named})})
+        content = json.dumps({"format": FORMAT, "plans": named}).encode()
+        writer.add_key_value_metadata({_PLANS: zlib.compress(content)})
     store.put_if_absent(index_key(min(entries, key=int), max(entries, key=int)), buffer.getvalue())
 
 
@@ -152,7 +154,14 @@ def read_segment(store: Store, key: str) -> Segment | None:
         file.flush()
     try:
         segment = _parsed(file)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):  # a checksum that differs is an OSError
+    except (
+        OSError,
+        pa.ArrowException,
+        zlib.error,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # a checksum that differs is an OSError
         segment = None
     if segment is None:
         file.close()
@@ -161,7 +170,7 @@ def read_segment(store: Store, key: str) -> Segment | None:
 
 def _parsed(file: BinaryIO) -> Segment | None:
     with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-        content = json.loads(parquet.metadata.metadata[_PLANS])
+        content = json.loads(zlib.decompress(parquet.metadata.metadata[_PLANS]))
         if content["format"] != FORMAT or parquet.schema_arrow.remove_metadata() != _SCHEMA:
             return None
         entries = {

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.analytics.export import read_output
 from pipeline.analytics.nearest import shown_columns
-from pipeline.dataset.plan import held_keys, load_plans, read_shard
+from pipeline.dataset.history import History
+from pipeline.dataset.plan import load_plans, read_shard
 from pipeline.dataset.prune import find_leftovers
 from pipeline.dataset.reader import finished_rows
 from pipeline.dataset.verify.audit import audit
@@ -93,7 +94,7 @@ def test_a_second_night_adds_no_reject_again(tmp_path, kept):
     staging = Staging(tmp_path / "again")
     staging.read([str(tmp_path / "m" / "m.jsonl")], lambda rows: (rows, {}))
     staging.extra = plan.extra
-    assert not staging.select(*held_keys(store, load_plans(store)))
+    assert not staging.select(*History(store).held(load_plans(store)))
 
 
 def test_a_publication_that_is_killed_is_completed(tmp_path, kept, monkeypatch):
