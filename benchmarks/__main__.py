@@ -20,6 +20,7 @@ NAMES = (
     "precision",
     "engines",
     "efficiency",
+    "startup",
     "levers",
     "scale",
     "nodes",

@@ -16,6 +16,7 @@ from typing import TextIO
 from benchmarks.harness import ROOT
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
 _EVERY_S = 0.2
 _TREE_EVERY = 10
 """Number of samples per sample of proportional sizes, which make the kernel walk over all pages."""
@@ -34,6 +35,8 @@ class Finished:
         worker_peak_bytes: of the largest of its Ray workers.
         lines: its output on both streams, each line with the seconds since the start.
         output: standard output.
+        cpu_s: user and system seconds of the process and each descendant, looked at five times a second, by command line and
+            process id.
     """
 
     wall_s: float
@@ -43,6 +46,7 @@ class Finished:
     worker_peak_bytes: int
     lines: Sequence[tuple[float, str]]
     output: str
+    cpu_s: Mapping[str, float]
 
     def moment(self, beginning: str) -> float:
         """Return the seconds to the first line with this beginning. Raises: LookupError."""
@@ -86,7 +90,7 @@ def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | No
         output = "\n".join(line for _, line in lines[-40:])
         raise SystemExit(f"{' '.join(command[:4])} ... ended with {process.returncode}:\n{output}")
     output = "".join(f"{line}\n" for _, line in streams[0].lines)
-    return Finished(wall_s, watch.tree, watch.resident, watch.own, watch.worker, lines, output)
+    return Finished(wall_s, watch.tree, watch.resident, watch.own, watch.worker, lines, output, watch.cpu_s())
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -115,11 +119,19 @@ class _Watch(threading.Thread):
         self.done = threading.Event()
         self.tree = self.resident = self.own = self.worker = 0
         self._root = root
+        self._cpu: dict[int, float] = {}
+        self._commands: dict[int, str] = {}
+
+    def cpu_s(self) -> dict[str, float]:
+        """Return the CPU seconds of each process by its command line and id."""
+        return {f"{self._commands.get(pid, '')} {pid}": taken for pid, taken in self._cpu.items()}
 
     def run(self) -> None:
         looks = 0
         while not self.done.wait(_EVERY_S):
-            resident = _resident(self._root)
+            resident, cpu = _resident(self._root)
+            self._cpu |= cpu
+            self._commands |= {pid: command for pid in cpu if (command := _command(pid))}
             self.resident = max(self.resident, sum(resident.values()))
             if looks % _TREE_EVERY == 0:
                 self.tree = max(self.tree, sum(_proportional(pid, size) for pid, size in resident.items()))
@@ -129,25 +141,27 @@ class _Watch(threading.Thread):
             self.worker = max(self.worker, *workers, 0)
 
 
-def _resident(root: int) -> dict[int, int]:
-    """Return the resident bytes of a process and each of its descendants."""
+def _resident(root: int) -> tuple[dict[int, int], dict[int, float]]:
+    """Return the resident bytes, and the CPU seconds, of a process and each of its descendants."""
     parents: dict[int, int] = {}
     resident: dict[int, int] = {}
+    taken: dict[int, float] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        try:  # fields after the name, which may hold anything: state, ppid, ..., rss the 24th of all
+        try:  # fields after the name, which may hold anything: state, ppid, ..., utime the 14th of all, rss the 24th
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         parents[int(entry.name)] = int(fields[1])
         resident[int(entry.name)] = int(fields[21]) * _PAGE
+        taken[int(entry.name)] = (int(fields[11]) + int(fields[12])) / _TICKS
     found, waiting = {}, [root]
     while waiting:
         pid = waiting.pop()
         found[pid] = resident.get(pid, 0)
         waiting.extend(child for child, parent in parents.items() if parent == pid)
-    return found
+    return found, {pid: taken[pid] for pid in found if pid in taken}
 
 
 def _proportional(pid: int, resident: int) -> int:

@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO
@@ -18,6 +18,7 @@ import ray.data
 import ray.exceptions
 
 from pipeline.engine.heartbeat import watched
+from pipeline.engine.local_ray import small_ray
 from pipeline.engine.native_output import native_output_hidden
 from pipeline.engine.pools import Resources
 from pipeline.errors import JobError
@@ -62,7 +63,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     if not embedded:
         _require_head(os.environ["RAY_ADDRESS"])
     where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
-    with native_output_hidden():
+    with small_ray() if embedded else nullcontext(), native_output_hidden():
         with _Starting(where):
             _start_or_join(started, tries=1 if embedded else _JOIN_TRIES)
         _set_up_ray_data()

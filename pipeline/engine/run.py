@@ -155,6 +155,7 @@ class Driver:
                     pinned()  # few models have int8: the others are refused before Ray starts
                 if not selection and not unfinished:
                     return []
+                print(f"{selection.rows:,} new rows; checking models and starting Ray", file=self.out)
                 with refusal_first(pinned):
                     resources = stack.enter_context(cluster(self.out))
                 models = pinned()

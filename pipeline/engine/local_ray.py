@@ -1,0 +1,69 @@
+"""A Ray for one job on one machine, without the processes that only clusters and dashboards need.
+
+Ray starts a dashboard, an autoscaler and a log monitor, and Ray Data two actors, for statistics on the dashboard and for
+sharing a cluster between datasets. They take 5 s of a core at the start of a job and a second at its end; a job that starts
+Ray itself on one machine uses none of them. docs/performance.md, startup, has what remains.
+
+Ray has no options for them, so methods of the driver's Ray are replaced while the job runs. Ray is pinned to one version;
+`tests/engine/test_local_ray.py` fails if a name is gone.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private.node import Node
+from ray.data._internal.cluster_autoscaler.base_cluster_autoscaler import ClusterAutoscaler
+from ray.data._internal.execution import streaming_executor
+from ray.data._internal.execution.interfaces import ExecutionResources
+from ray.data._internal.stats import _StatsManager
+
+
+class _FixedCluster(ClusterAutoscaler):
+    """The autoscaler of a cluster that neither grows nor is shared."""
+
+    def try_trigger_scaling(self) -> None:
+        """Do nothing."""
+
+    def on_executor_shutdown(self) -> None:
+        """Do nothing."""
+
+    def get_total_resources(self) -> ExecutionResources:
+        """Return the machine's resources."""
+        resources: ExecutionResources = ExecutionResources.from_resource_dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        return resources
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Stand in for a method that starts a process or reports to one."""
+
+
+def _no_dashboard(node: Any, **_: object) -> None:  # noqa: ANN401 - Ray's nodes are untyped
+    node._webui_url = None
+
+
+@contextmanager
+def small_ray() -> Iterator[None]:
+    """Start Ray in the block without these processes, and run datasets without these actors."""
+    replacements: list[tuple[Any, str, object]] = [
+        (Node, "start_monitor", _nothing),
+        (Node, "start_log_monitor", _nothing),
+        (Node, "start_api_server", _no_dashboard),
+        (_StatsManager, "gen_dataset_id_from_stats_actor", staticmethod(lambda: uuid.uuid4().hex)),
+        (_StatsManager, "register_dataset_to_stats_actor", staticmethod(_nothing)),
+        (_StatsManager, "update_execution_metrics", staticmethod(_nothing)),
+        (_StatsManager, "update_iteration_metrics", staticmethod(_nothing)),
+        (streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _FixedCluster()),
+    ]
+    originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replacements]
+    try:
+        for owner, name, replacement in replacements:
+            setattr(owner, name, replacement)
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)

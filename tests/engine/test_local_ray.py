@@ -1,0 +1,80 @@
+"""The Ray of one machine: what is left out, and that it comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray._private.node import Node
+from ray.data._internal.execution import streaming_executor
+from ray.data._internal.stats import _StatsManager
+
+from pipeline.engine.local_ray import small_ray
+from tests.support.corpus import ROOT
+
+NAMES = {
+    Node: ("start_monitor", "start_log_monitor", "start_api_server"),
+    _StatsManager: (
+        "gen_dataset_id_from_stats_actor",
+        "register_dataset_to_stats_actor",
+        "update_execution_metrics",
+        "update_iteration_metrics",
+    ),
+    streaming_executor: ("create_cluster_autoscaler",),
+}
+
+
+def methods() -> list[object]:
+    return [getattr(owner, name) for owner, names in NAMES.items() for name in names]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ray_is_as_it_was_afterwards(fails):
+    """Fails if a Ray that a notebook starts after a job, or after one that failed, lacks its dashboard."""
+    before = methods()
+    try:
+        with small_ray():
+            assert not {id(method) for method in methods()} & {id(method) for method in before}
+            if fails:
+                raise OSError
+    except OSError:
+        pass
+    assert methods() == before
+
+
+PROGRAM = """
+import json, os
+from pathlib import Path
+import ray
+from pipeline.engine.cluster import cluster
+
+def square(row):
+    return {"id": row["id"] ** 2}
+
+with cluster():
+    squares = sorted(row["id"] for row in ray.data.range(4).map(square).take_all())
+    names = [Path(f"/proc/{each}/cmdline").read_bytes().decode() for each in os.listdir("/proc") if each.isdigit()
+             and Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid())]
+    actors = [actor["ActorClassName"] for actor in ray._private.state.actors().values()]
+print(json.dumps([squares, names, actors]))
+"""
+
+
+def test_a_dataset_runs_without_the_processes_that_nobody_uses(own_ray, tmp_path: Path):
+    """Fails if Ray or Ray Data starts them after all, by other names in a new version, or cannot work without them."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    squares, processes, actors = json.loads(done.stdout.splitlines()[-1])
+    assert squares == [0, 1, 4, 9]
+    started = {name for name in ("gcs_server", "raylet", "dashboard.py", "monitor.py") if name in "".join(processes)}
+    assert started == {"gcs_server", "raylet"}
+    assert not {"_StatsActor", "_AutoscalingCoordinatorActor"} & set(actors), actors
