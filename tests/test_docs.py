@@ -151,6 +151,7 @@ OTHERS_OPTIONS = {
     "--runtime-env-json",
     "--seed",
     "--target",
+    "--toolkit",
     "--watch",
 }
 """Options of other programs (aws, docker, kubectl, ray, sbatch), `benchmarks`, `tools` and `tests.long`, which the pages show."""

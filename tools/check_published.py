@@ -1,6 +1,6 @@
 """Comparison of this project with the reference toolkit, on the published weights: `make check-published`.
 
-usage: python -m tools.check_published [--mode MODE ...] [--predictions FILE] [--reachable]
+usage: python -m tools.check_published [--mode MODE ...] [--toolkit PYTHON | --predictions FILE] [--reachable]
 
 Both sides label ten recordings of the demo, with their texts, in fp32 on CPU, one clip at a time, with the published models
 of each mode. The table has, for each mode and clip, the difference of every score. Needs the model hub: about 2.5 GB for each
@@ -103,7 +103,7 @@ def require_hub(model: str) -> None:
         ) from error
 
 
-def run_toolkit(given: Sequence[dict[str, str]], python: Path = TOOLKIT) -> Path:
+def run_toolkit(given: Sequence[dict[str, str]], python: Path) -> Path:
     """Run the toolkit on cases in its environment. Returns: the file of its predictions. Raises: ConfigError."""
     if not python.exists():
         raise ConfigError(f"the reference toolkit is not installed in {python.parents[1]}; run make check-published")
@@ -189,7 +189,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.check_published", description=__doc__.partition("\n")[0])
     modes = get_args(Mode)
     parser.add_argument("--mode", nargs="+", choices=modes, default=modes, help="modes to compare (default: all)")
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--toolkit",
+        type=Path,
+        default=TOOLKIT,
+        metavar="PYTHON",
+        help="interpreter of the environment with the toolkit (default: that of make check-published)",
+    )
+    source.add_argument(
         "--predictions", type=Path, help="compare with these predictions of the toolkit, made elsewhere"
     )
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help="JSONL manifest of the clips, with their texts")
@@ -206,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_hub(given[0]["model"])
         if options.reachable:
             return 0
-        theirs = read_predictions(options.predictions or run_toolkit(given))
+        theirs = read_predictions(options.predictions or run_toolkit(given, options.toolkit))
         compared = compare(given, theirs, annotate(given))
     except ConfigError as error:
         print(f"check-published: {error}", file=sys.stderr)

@@ -115,6 +115,8 @@ def checked_map(pairs: Iterable[tuple[object, object]]) -> dict[str, str | None]
     """
     checked: dict[str, str | None] = {}
     for label, emotion in pairs:
+        if isinstance(label, bool) or isinstance(emotion, bool):
+            raise ValueError(f"{label}: {emotion} has a truth value, as YAML reads yes and no; put the word in quotes")
         key = key_of(str(label))
         if not key:
             raise ValueError(f"an entry has no label: {label}={emotion}")
@@ -122,8 +124,9 @@ def checked_map(pairs: Iterable[tuple[object, object]]) -> dict[str, str | None]
             raise ValueError(f"maps the label {key!r} twice")
         value = key_of(str(emotion or ""))
         if value and value not in EMOTIONS:
+            near = did_you_mean(SPELLINGS.get(value, value), EMOTIONS)
             raise ValueError(
-                f"{key}={value}: {value!r} is not an emotion{did_you_mean(value, EMOTIONS)}; known are "
+                f"{key}={value}: {value!r} is not an emotion{near}; known are "
                 f"{', '.join(EMOTIONS)}, and nothing for a label without an emotion"
             )
         checked[key] = value or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -112,8 +113,7 @@ def warnings_of(declaration: Declaration, spec: str, language: str, rules: Label
     if unmapped := [label for label in unmapped if label not in silenced]:
         yield (
             f"model {spec} has labels without an emotion: {', '.join(map(repr, unmapped))}; where one of them is best, the "
-            f"emotion is null. --label-map {language}={key_of(unmapped[0])}=EMOTION names one, and "
-            f"{key_of(unmapped[0])}= silences this warning"
+            f"emotion is null. {_advice(unmapped, language)}"
         )
     if meaning.unused:
         yield f"model {spec} has outputs without a column: {', '.join(map(repr, meaning.unused))}; they are not written"
@@ -130,6 +130,15 @@ def _duration_warnings(declaration: Declaration, spec: str, rules: LabelRules) -
         )
     if rules.shortest_s is not None and rules.shortest_s < shortest_s:
         yield f"model {spec} needs at least {shortest_s:g} s of audio, more than the {rules.shortest_s:g} s of --window-s"
+
+
+def _advice(unmapped: Sequence[str], language: str) -> str:
+    """Return how to name the emotions of labels, for the shell."""
+    keys = [key_of(label) for label in unmapped if "," not in label]
+    if not keys:
+        return "A file for --label-map names them; `label: null` there silences this warning"
+    entry = f"{language}={keys[0]}="
+    return f"--label-map {shlex.quote(f'{entry}EMOTION')} names one, and {shlex.quote(entry)} silences this warning"
 
 
 def _is_mapped_to_nothing(label: str, language: str, maps: Mapping[str, Mapping[str, str | None]] | None) -> bool:

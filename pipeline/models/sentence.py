@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.batching import Batcher
-from pipeline.models.checkpoints.configs import transformers_config
+from pipeline.models.checkpoints.configs import building, transformers_config
 from pipeline.models.checkpoints.weights import (
     Checkpoint,
     check,
@@ -80,7 +80,7 @@ class TextModel:
         kind = _model_type(checkpoint, classify)
         prefix = None if classify else f"{kind}."
         self._tokenizer = _tokenizer(checkpoint)
-        config = transformers_config(checkpoint)
+        config = _config(checkpoint, self._tokenizer)
         self._stock = kind in _STOCK
         with without_values() if self._stock else shapes_only():
             model = _build(checkpoint, config, classify)
@@ -145,10 +145,10 @@ def check_text_model(checkpoint: Checkpoint, *, classify: bool) -> None:
     """Check that `TextModel` would load, without loading weights. Raises: ConfigError."""
     kind = _model_type(checkpoint, classify)
     prefix = None if classify else f"{kind}."
-    _tokenizer(checkpoint)
+    config = _config(checkpoint, _tokenizer(checkpoint))
     check(
         checkpoint,
-        lambda: _build(checkpoint, transformers_config(checkpoint), classify),
+        lambda: _build(checkpoint, config, classify),
         allow_unexpected=_UNEXPECTED,
         base_prefix=prefix,
     )
@@ -175,9 +175,25 @@ def _model_type(checkpoint: Checkpoint, classify: bool) -> str:
     return str(model_type)
 
 
+def _config(checkpoint: Checkpoint, tokenizer: Any) -> Any:  # noqa: ANN401 - transformers ships no types
+    """Return the transformers config. Raises: ConfigError when it makes none, or does not fit the tokenizer."""
+    config = transformers_config(checkpoint)
+    if config.model_type in ROBERTAS and not isinstance(config.pad_token_id, int):
+        raise ConfigError(
+            f"text model {checkpoint.spec} has no pad_token_id in its config.json; {config.model_type} counts positions from it"
+        )
+    # tokens that were added later occur in no text unless it spells them out
+    largest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    if largest >= config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of text model {checkpoint.spec} gives ids up to {largest}; the model has {config.vocab_size} tokens"
+        )
+    return config
+
+
 def _build(checkpoint: Checkpoint, config: Any, classify: bool) -> nn.Module:  # noqa: ANN401 - transformers ships no types
     kind = _model_type(checkpoint, classify)
-    try:
+    with building(f"text model {checkpoint.spec}"):
         if kind in _STOCK:
             from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
@@ -186,8 +202,6 @@ def _build(checkpoint: Checkpoint, config: Any, classify: bool) -> nn.Module:  #
         if not classify:
             return Bert(config)
         return RobertaClassifier(config) if kind in ROBERTAS else BertClassifier(config)
-    except (ConfigError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise ConfigError(f"text model {checkpoint.spec} cannot be used: {error}") from error
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - as above

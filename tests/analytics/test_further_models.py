@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import drift, report, search, summarize
+from jobs import drift, evaluate, report, search, summarize
 from pipeline.analytics.compact import compact
 from pipeline.analytics.drift import Window, compare
 from pipeline.analytics.summarize import merged, parse_groups
@@ -39,8 +39,16 @@ def mixed(rows: pa.Table) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> LocalStore:
-    store = further_output(tmp_path_factory.mktemp("further"))
+def plain(tmp_path_factory) -> LocalStore:
+    """An output as the models wrote it."""
+    return further_output(tmp_path_factory.mktemp("further"))
+
+
+@pytest.fixture(scope="module")
+def made(plain, tmp_path_factory) -> LocalStore:
+    """The same output with the emotions of `mixed`."""
+    store = LocalStore(tmp_path_factory.mktemp("mixed") / "out")
+    shutil.copytree(plain.root, store.root)
     rewrite(next(Path(store.root).glob("utterances/*.parquet")), mixed)
     return store
 
@@ -209,3 +217,38 @@ def test_large_files_keep_the_scale_of_a_further_model(output):
     assert not further.field("dims").type.field("valence").metadata
     assert not further.field("words").type.field("arousal").metadata
     assert pq.read_table(large).sort_by("utterance_id").to_pylist() == utterances(output).to_pylist()
+
+
+def figures_of(output: str, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict]:
+    """The figures of each model, by the name at the end of its output."""
+    assert evaluate.main([output, "--resamples", "0", "--json", *options]) == 0
+    document = json.loads(capsys.readouterr().out)
+    return {each["output"].partition(", model ")[2]: each for each in document["outputs"]}
+
+
+def test_an_evaluation_of_models_that_predict_different_things(plain, capsys):
+    """Fails if a model of dimensions cannot be evaluated beside one of classes, its figures are of other rows, or what a model
+    does not predict is passed over in silence."""
+    output, rows = str(plain.root), utterances(plain.root).to_pylist()
+    figures = figures_of(output, capsys, "--dimensions", "arousal=act", "--model", "dims")
+    assert list(figures) == ["dims"]
+    errors = [row["by_model"]["dims"]["arousal"] - row["act"] for row in rows]
+    (arousal,) = figures["dims"]["dimensions"]
+    assert arousal["overall"]["metrics"]["rmse"]["value"] == pytest.approx(
+        np.sqrt(np.mean(np.square(errors))), abs=1e-6
+    )
+    assert any("predicts no arousal" in sentence for sentence in figures["dims"]["warnings"])
+    both = ["--labels", "gold", "--dimensions", "arousal=act", "--model", "dims", "--model", "words"]
+    figures = figures_of(output, capsys, *both)
+    assert [len(figures[name]["dimensions"]) for name in ("", "dims", "words")] == [0, 1, 0]
+    assert [figures[name]["counts"]["compared"] for name in ("", "dims", "words")] == [6, 0, 6]
+    right = [row["by_model"]["words"]["label"] == "joyful" for row in rows if row["gold"] == "happy"]
+    recall = {each["class"]: each["recall"] for each in figures["words"]["overall"]["per_class"]}["joy"]
+    assert recall == pytest.approx(np.mean(right))
+    assert any("is a regression and predicts no label" in sentence for sentence in figures["dims"]["warnings"])
+
+
+def test_an_evaluation_of_nothing_is_refused(made, capsys):
+    """Fails if an evaluation without a single figure passes for one."""
+    assert evaluate.main([str(made.root), "--dimensions", "arousal=act", "--model", "words"]) == 2
+    assert "predicts no arousal" in capsys.readouterr().err

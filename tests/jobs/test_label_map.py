@@ -61,7 +61,7 @@ def test_a_file_has_maps_by_language(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["hap=happy"], "'happy' is not an emotion.*known are anger, disgust"),
+        (["hap=happy"], "'happy' is not an emotion; did you mean 'joy'.*known are anger, disgust"),
         (["hap=jo"], "did you mean 'joy'"),
         (["hap"], "neither label=emotion nor a file"),
         (["hap=joy,hap=fear"], "maps the label 'hap' twice"),
@@ -79,13 +79,17 @@ def test_what_is_not_a_map_is_refused(given, message):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    """Fails if the file of a map is blamed on --config."""
+    """Fails if the file of a map is blamed on --config, or a word that YAML takes for false is taken for a label."""
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ConfigError, match=r"--label-map .*list.json.*labels to emotions, found list"):
         maps([str(tmp_path / "list.json")])
     (tmp_path / "broken.json").write_text('{"hap": {')
     with pytest.raises(ConfigError, match=r"--label-map .*broken.json"):
         maps([str(tmp_path / "broken.json")])
+    for content in ("no: neutral", "calm: off"):
+        (tmp_path / "m.yaml").write_text(content)
+        with pytest.raises(ConfigError, match=r"--label-map .*m.yaml.*truth value, as YAML reads yes and no; put"):
+            maps([str(tmp_path / "m.yaml")])
 
 
 def test_a_map_is_part_of_the_settings():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import numpy as np
 import pytest
 
-from pipeline.config.labels import LabelRules, emotion_by
+from pipeline.config.labels import LabelRules, emotion_by, label_maps
 from pipeline.errors import ConfigError
 from pipeline.models.emotion import EmotionRecogniser
 from pipeline.models.families.protocol import Declaration, Head, HeadKind
@@ -102,6 +105,23 @@ def test_warnings_name_labels_without_an_emotion():
     assert list(warnings_of(declared([SOFTMAX]), "M", "en", LabelRules(3, {"*": {"exc": None}}))) == []
     (sentence,) = warnings_of(declared([VALUES]), "M", "en", LabelRules(3))
     assert "'certainty'" in sentence
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        (("happy, excited", "very calm"), "--label-map 'en=very calm=EMOTION' names one, and 'en=very calm=' silences"),
+        (("a=b", "sad"), "--label-map en=a=b=EMOTION names one"),
+        (("happy, excited", "sad"), "A file for --label-map names them"),
+    ],
+)
+def test_the_advice_of_a_warning_can_be_followed(labels, advice):
+    """Fails if the option that a warning suggests is read as something else by the shell or by the job."""
+    (sentence,) = warnings_of([Head(HeadKind.SOFTMAX, labels)], "M", "en", LabelRules(3))
+    assert advice in sentence
+    if words := re.search(r"--label-map (.*EMOTION'?) names", sentence):
+        (text,) = shlex.split(words[1])
+        assert label_maps([text.replace("EMOTION", "joy")]) == {"en": {labels["=" not in labels[0]]: "joy"}}
 
 
 @pytest.mark.parametrize(

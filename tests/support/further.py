@@ -16,6 +16,8 @@ LABELS = ("ang", "joyful", "calm", "weird")
 def further_output(folder: Path) -> LocalStore:
     """Return a finished output of six texts of two speakers, with the further models `words`, `dims` and `Select`.
 
+    The manifest has labels in the columns `gold` (classes) and `act` (arousal).
+
     `Select` has independent labels, and a name that is a word of SQL.
     """
     text_checkpoint(folder / "m", "roberta")
@@ -23,7 +25,17 @@ def further_output(folder: Path) -> LocalStore:
     dimensions = ("arousal", "dominance", "valence")
     text_checkpoint(folder / "dims", "roberta", names=dimensions, problem_type="regression")
     text_checkpoint(folder / "Select", "electra", problem_type="multi_label_classification")
-    records = [row(number, text=text, speaker="ab"[number % 2], audio=None) for number, text in enumerate(TEXTS)]
+    records = [
+        row(
+            number,
+            text=text,
+            audio=None,
+            speaker="ab"[number % 2],
+            gold="happy" if number % 3 else "sad",
+            act=0.1 * number,
+        )
+        for number, text in enumerate(TEXTS)
+    ]
     chosen = {"fusion/en": str(folder / "m")}
     chosen |= {f"fusion/en/{name}": str(folder / name) for name in ("words", "dims", "Select")}
     also = [f"{name}={folder / name}" for name in ("words", "dims", "Select")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,15 @@ from pipeline.analytics.evaluate import dimensions, metrics
 from pipeline.analytics.evaluate.bootstrap import INTERVAL, RECORDING, SPEAKER, Bootstrap, groups_of
 from pipeline.analytics.evaluate.calibration import measure
 from pipeline.analytics.evaluate.compare import compare, holm
-from pipeline.analytics.evaluate.labelled import REFERENCE, SMALL, Labelled, Rated, Truth, read_labelled
+from pipeline.analytics.evaluate.labelled import (
+    REFERENCE,
+    SMALL,
+    Labelled,
+    NotPredictedError,
+    Rated,
+    Truth,
+    read_labelled,
+)
 from pipeline.analytics.evaluate.metrics import confusion, summary
 from pipeline.analytics.evaluate.published import beside_published
 from pipeline.analytics.evaluate.results import (
@@ -84,15 +92,25 @@ class Options:
 def read(outputs: Sequence[str], options: Options) -> list[Labelled]:
     """Read the labelled rows of each output and further model, with the columns that the options need.
 
-    Raises: ConfigError for a missing column.
+    With further models, those that predict only part of what is asked for, or nothing of it, get a warning.
+
+    Raises: ConfigError for a missing column, or when no model predicts anything to compare.
     """
     references, group = passthrough_name(options.references or REFERENCE), options.resample_by or SPEAKER
     slices = [name for name in options.slices or SLICES if name != "duration"]
     columns = [references, passthrough_name(group), group, SPEAKER, "dataset", *slices]
     truth = Truth(options.labels, options.dimensions, options.label_range)
-    labelled = [
-        read_labelled(output, truth, columns, model=model) for output in outputs for model in (None, *options.models)
-    ]
+    labelled: list[Labelled] = []
+    left_out: list[NotPredictedError] = []
+    for output, model in itertools.product(outputs, (None, *options.models)):
+        try:
+            labelled.append(read_labelled(output, truth, columns, model=model, partial=bool(options.models)))
+        except NotPredictedError as error:
+            left_out.append(error)
+    if left_out and not (options.models and labelled):
+        raise left_out[0]
+    if left_out:
+        labelled[0] = replace(labelled[0], warnings=(*labelled[0].warnings, *map(str, left_out)))
     required = {
         "--slices": options.slices or (),
         "--resample-by": filter(None, [options.resample_by]),

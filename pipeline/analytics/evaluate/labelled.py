@@ -6,7 +6,7 @@ Costs about 150 bytes of memory per utterance, and one read of the columns that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -148,14 +148,22 @@ class Truth:
     label_range: tuple[float, float] = (0.0, 1.0)
 
 
-def read_labelled(output: str, truth: Truth, columns: Sequence[str] = (), *, model: str | None = None) -> Labelled:
+class NotPredictedError(ConfigError):
+    """A model that predicts none of what it is to be compared with."""
+
+
+def read_labelled(
+    output: str, truth: Truth, columns: Sequence[str] = (), *, model: str | None = None, partial: bool = False
+) -> Labelled:
     """Read the labelled utterances of an output, of unfinished runs too.
 
     Args:
         output: value of the job's `--output`.
         columns: further columns to keep, by their names in the output; missing ones are ignored.
         model: name of a further model of the dataset; None for the main one.
-    Raises: ConfigError when there is no output, no such column, or no row to compare; JobError when a file cannot be
+        partial: accept a model that predicts classes or some dimensions only, with a warning about the rest.
+    Raises: NotPredictedError for a model that predicts nothing to compare, and unless `partial` for one that does not predict
+        everything; ConfigError when there is no output, no such column, or no row to compare; JobError when a file cannot be
         read.
     """
     location, rows = without_query(output), committed_rows(open_store(output))
@@ -184,14 +192,26 @@ def read_labelled(output: str, truth: Truth, columns: Sequence[str] = (), *, mod
         raise ConfigError(
             f"--dimensions {dimension}: {dimension!r} is a column of the manifest; the model predicts none"
         )
-    rated = tuple(rate(table, dimension, name, truth.label_range, location) for dimension, name in dimensions.items())
-    return label(table, column, rows, location, rated)
+    rated, absent = [], []
+    for dimension, name in dimensions.items():
+        try:
+            rated.append(rate(table, dimension, name, truth.label_range, location))
+        except NotPredictedError as error:
+            absent.append(error)
+    try:
+        labelled = label(table, column, rows, location, tuple(rated))
+    except NotPredictedError as error:
+        absent.append(error)
+        labelled = label(table, None, rows, location, tuple(rated))
+    if absent and not (partial and (len(labelled) or rated)):
+        raise absent[0]
+    return replace(labelled, warnings=(*labelled.warnings, *map(str, absent)))
 
 
 def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated: tuple[Rated, ...] = ()) -> Labelled:
     """Compare the labels of a model with a column of true classes, or with none.
 
-    Raises: ConfigError when there is no row to compare.
+    Raises: NotPredictedError for a regression; ConfigError when there is no row to compare.
     """
     classes = Classes.of(table)
     truth = np.full(table.num_rows, -1, np.int64)
@@ -206,7 +226,7 @@ def label(table: pa.Table, column: str | None, rows: Rows, location: str, rated:
     labelled = table["label"].is_valid().to_numpy()
     kept = np.flatnonzero((truth >= 0) & labelled)
     if column is not None and not labelled.any() and _has_regressions(table):
-        raise ConfigError(
+        raise NotPredictedError(
             f"{location}: the model is a regression and predicts no label to compare with --labels {column}; "
             "--dimensions evaluates arousal, valence and dominance"
         )
@@ -275,16 +295,21 @@ def with_model(table: pa.Table, model: str, location: str) -> pa.Table:
 def rate(table: pa.Table, dimension: str, column: str, label_range: tuple[float, float], location: str) -> Rated:
     """Select the rows with a label and a prediction of a dimension, and scale the labels to 0..1.
 
-    Raises: ConfigError when the output has no such dimension, no row to compare, or labels outside the range.
+    Raises: NotPredictedError when the model predicts no such dimension; ConfigError when there is no row to compare, or for
+        labels outside the range.
     """
     if dimension not in table.column_names:
-        raise ConfigError(f"--dimensions {dimension}: {location} has no column {dimension!r}; the model predicts none")
+        raise NotPredictedError(
+            f"--dimensions {dimension}: {location} has no column {dimension!r}; the model predicts none"
+        )
     try:
         labels = table[column].cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid as error:
         raise ConfigError(f"--dimensions {dimension}: column {column!r} of {location} is not numeric") from error
     low, high = label_range
     truth = (labels - low) / (high - low)
+    if len(table) and table[dimension].null_count == len(table):
+        raise NotPredictedError(f"--dimensions {dimension}: the model of {location} predicts no {dimension}")
     predicted = table[dimension].cast(pa.float64()).to_numpy()
     kept = np.flatnonzero(np.isfinite(truth) & np.isfinite(predicted))
     if not len(kept):

@@ -1,7 +1,9 @@
-"""transformers' config object of a checkpoint."""
+"""transformers' config object of a checkpoint, and the errors of networks that a config cannot describe."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -25,3 +27,17 @@ def transformers_config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transf
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"config.json of model {checkpoint.spec} makes no {model_type} model: {reason}") from error
+
+
+@contextmanager
+def building(model: str) -> Iterator[None]:
+    """Turn the errors of a network that is built from a config into ConfigError.
+
+    Args:
+        model: the model, as in `model UMUTeam/x`, for the message.
+    """
+    try:
+        yield
+    except (ConfigError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"its config.json has no usable {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{model} cannot be used: {reason}") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.checkpoints.configs import transformers_config
+from pipeline.models.checkpoints.configs import building, transformers_config
 from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, load_strict, without_values
 from pipeline.models.checkpoints.weights import check as check_weights
 from pipeline.models.families import waveforms
@@ -85,10 +85,8 @@ class AudioClassification:
         """Build the network on the default device, without loading weights."""
         from transformers import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING
 
-        try:
+        with building(f"model {self._checkpoint.spec}"):
             network: nn.Module = MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(self._config)](self._config)
-        except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
-            raise ConfigError(f"model {self._checkpoint.spec} cannot be used: {error}") from error
         return network
 
     @cached_property

@@ -73,9 +73,9 @@ def names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     """
     named = checkpoint.read_json("config.json").get("id2label")
     try:
-        by_index = {int(index): str(label) for index, label in (named or {}).items()}
+        by_index = {int(index): _name(label) for index, label in (named or {}).items()}
         names = tuple(by_index[index] for index in range(len(by_index)))
-    except (AttributeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(
             f"id2label of model {checkpoint.spec} is not a map of 0, 1, ... to names: {named!r}"
         ) from error
@@ -86,3 +86,10 @@ def names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
             raise ConfigError(f"model {checkpoint.spec} does not name its classes; add id2label to its config.json")
         return _PUBLISHED_LABELS[language]
     return names
+
+
+def _name(label: object) -> str:
+    """Return the name of an output; a number is a name too. Raises: ValueError for anything else, or a blank name."""
+    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
+        raise ValueError(f"{label!r} is not a name")
+    return str(label)

@@ -15,7 +15,7 @@ import torch
 
 from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
-from pipeline.models.checkpoints.configs import transformers_config
+from pipeline.models.checkpoints.configs import building, transformers_config
 from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, load_strict, shapes_only
 from pipeline.models.checkpoints.weights import check as check_weights
 from pipeline.models.families.heads import head_of
@@ -86,10 +86,8 @@ class UMUTeam:
         """Build the module on the default device, without loading weights."""
         config = self._config()
         config.num_labels = len(head_of(self._fusion).names)
-        try:
+        with building(f"model {self._fusion.spec}"):
             return FusionModel(config, self._mode, None if self._encoder is None else text_width(self._encoder))
-        except ConfigError as error:
-            raise ConfigError(f"model {self._fusion.spec} cannot be used: {error}") from error
 
     def load(self, *, device: torch.device, precision: str) -> LoadedUMUTeam:
         """Load the weights strictly. bf16 and fp16 apply to the audio encoder; the rest stays in fp32."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline import SAMPLING_RATE
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoints.configs import building
 from pipeline.models.checkpoints.weights import Checkpoint
 from pipeline.models.families.protocol import Batch, Batching, Declaration, Head, Output, seconds
 from pipeline.models.networks.fbank import HOP, WINDOW
@@ -65,10 +66,8 @@ def build_encoder(config: Any, spec: str) -> Any:  # noqa: ANN401 - as above
     """Build transformers' encoder of a config on the default device. Raises: ConfigError when it cannot be built."""
     from transformers import MODEL_MAPPING
 
-    try:
+    with building(f"model {spec}"):
         return MODEL_MAPPING[type(config)](config)
-    except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
-        raise ConfigError(f"model {spec} cannot be used: {error}") from error
 
 
 def batching(config: Any) -> Batching:  # noqa: ANN401 - as above

@@ -217,6 +217,12 @@ def test_a_tensor_that_does_not_fit_stops_the_load(tmp_path, change, message):
         ({"model_type": "clap"}, "is of type 'clap'; mode audio supports wav2vec2, hubert"),
         ({"add_adapter": True}, "does not support the use of"),
         ({"hidden_size": "wide"}, "makes no wav2vec2 model"),
+        ({"hidden_act": "shrug"}, "cannot be used: its config.json has no usable 'shrug'"),
+        ({"num_attention_heads": 0}, "cannot be used"),
+        ({"id2label": {"0": "sad", "1": None}}, "is not a map of 0, 1, ... to names"),
+        ({"id2label": {"0": "sad", "1": " "}}, "is not a map of 0, 1, ... to names"),
+        ({"id2label": ["sad", "happy"]}, "is not a map of 0, 1, ... to names"),
+        ({"num_labels": 5}, r"2 misshapen: classifier\.weight has shape \[4, 16\], expected \[5, 16\]"),
     ],
 )
 def test_another_kind_of_checkpoint_is_refused_in_one_sentence(tmp_path, values, message):

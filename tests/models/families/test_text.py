@@ -135,11 +135,14 @@ def test_a_tensor_that_does_not_fit_stops_the_load(tmp_path, model_type, change,
     [
         ({"auto_map": {"AutoModel": "modeling.Model"}}, "code in a checkpoint is never run"),
         ({"model_type": "gpt2"}, "is of type 'gpt2'; supported are bert"),
+        ({"hidden_act": "shrug"}, "cannot be used: its config.json sets hidden_act to 'shrug'"),
+        ({"pad_token_id": None}, "has no pad_token_id in its config.json"),
+        ({"vocab_size": 30}, "gives ids up to 42; the model has 30 tokens"),
     ],
 )
 def test_another_kind_of_checkpoint_is_refused_in_one_sentence(tmp_path, values, message):
-    """Fails if code of a repository is run, or a language model is taken for a classifier."""
-    text_checkpoint(tmp_path / "m", "bert")
+    """Fails if code of a repository is run, a language model is taken for a classifier, or a fault ends a worker later."""
+    text_checkpoint(tmp_path / "m", "roberta")
     path = tmp_path / "m" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
     with pytest.raises(ConfigError, match=message) as refused:
