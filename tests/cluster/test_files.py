@@ -37,7 +37,7 @@ def lock(path: Path) -> dict[str, str]:
 
 def copied() -> set[str]:
     """What the Dockerfile copies, from the root of the repository."""
-    lines = re.findall(r"^COPY (.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
     return {source for line in lines for source in line.split()}
 
 
@@ -94,6 +94,29 @@ def runtime_requirements() -> set[str]:
                 theirs = [Requirement(text) for text in requires(requirement.name) or []]
                 queue += [r for r in theirs if r.marker is None or r.marker.evaluate({"extra": extra})]
     return {name for name, _ in found}
+
+
+def pins_of_the_image(folder: Path, lock_text: str, extras: str = "analytics") -> dict[str, list[str]]:
+    """The files that the Dockerfile's script makes of a lock file."""
+    folder.mkdir()
+    (folder / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    (folder / "requirements.lock").write_text(lock_text)
+    (script,) = re.findall(r"<<'SCRIPT'\n(.*?)^SCRIPT$", DOCKERFILE.read_text(), re.MULTILINE | re.DOTALL)
+    subprocess.run([sys.executable, "-c", script.replace("/build/", f"{folder}/"), extras], check=True)
+    return {name: (folder / name).read_text().splitlines() for name in ("requirements.txt", "constraints.txt")}
+
+
+def test_a_linters_pin_does_not_rebuild_the_packages(tmp_path):
+    """Fails if a layer of 7 GB depends on the pins of tools, misses the pin of a package in the image, or ignores an extra."""
+    text = (ROOT / "requirements.lock").read_text()
+    other = re.sub(r"^ruff==.*$", "ruff==99", text, flags=re.MULTILINE)
+    assert other != text
+    made = pins_of_the_image(tmp_path / "a", text)
+    assert made == pins_of_the_image(tmp_path / "b", other)
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in made["constraints.txt"]}
+    assert runtime_requirements() <= pinned and "ruff" not in pinned
+    more = pins_of_the_image(tmp_path / "c", text, "analytics,delta")["requirements.txt"]
+    assert set(more) - set(made["requirements.txt"]) == {"deltalake>=1.6"}
 
 
 def test_what_the_code_imports_is_in_the_image_at_a_locked_version():

@@ -280,6 +280,52 @@ def test_sizes_are_those_of_the_arithmetic(size, tmp_path_factory):
     assert groups["audio"]["maxReplicas"] == math.ceil(2 * most_cores / quantity(limits["cpu"]))
 
 
+def test_pods_fit_the_machines_that_are_recommended(built):
+    """Fails if a pod asks for all CPUs or memory of a machine with 8 CPUs, which its system pods share, or for more disk than
+    the 20 GB that nodes of EKS have by default leave beside an image of 7 GB; such a pod waits for ever.
+    """
+    for template in pods(built.ray).values():
+        (container,) = template["spec"]["containers"]
+        requests = container["resources"]["requests"]
+        assert quantity(requests["cpu"]) <= 7.9
+        assert quantity(requests.get("ephemeral-storage", "1")) <= 5 * 2**30
+        memory_gib = 30 if "nvidia.com/gpu" in requests else 14.5
+        assert quantity(requests["memory"]) <= memory_gib * 2**30
+
+
+def test_the_head_is_not_moved(built):
+    """Fails if an autoscaler or a drained node may end the head, and with it the run."""
+    head = ray_pods(built.ray)["head"]["metadata"]
+    assert head["annotations"] == {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+    (budget,) = built.named("PodDisruptionBudget").values()
+    labels = {**head["labels"], "ray.io/node-type": "head"}  # the second is set by KubeRay
+    assert matches(labels, budget["spec"]["selector"]) and budget["spec"]["maxUnavailable"] == 0
+
+
+def test_a_failure_is_not_repeated_on_many_clusters(built):
+    """Fails if a misspelt option starts cluster after cluster, or a run that hangs keeps its GPUs for good."""
+    if (job := job_of(built.ray)) is not None:
+        assert job["backoffLimit"] <= 1 and 0 < job["activeDeadlineSeconds"] <= 7 * 86_400
+
+
+def test_names_and_tokens_are_reachable(built):
+    """Fails if pods cannot resolve names where NodeLocal DNSCache answers, or get no token of GKE workload identity, or if they
+    reach the metadata service, which gives the identity of the node."""
+    rules = built.named("NetworkPolicy")["speech-emotion-among-themselves"]["spec"]["egress"]
+    ports = {
+        peer["ipBlock"]["cidr"]: {port["port"] for port in rule["ports"]}
+        for rule in rules
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    }
+    assert ports == {"169.254.20.10/32": {53}, "169.254.169.252/32": {988}, "0.0.0.0/0": {443}}
+    (world,) = [peer["ipBlock"] for rule in rules for peer in rule["to"] if peer.get("ipBlock", {}).get("except")]
+    assert world["except"] == ["169.254.0.0/16"]
+
+
 def job_config(built: Built) -> JobConfig:
     content = built.named("ConfigMap")["speech-emotion-job"]["data"]["job.yaml"]
     return JobConfig(**yaml.safe_load(content))
@@ -332,3 +378,9 @@ def test_only_the_operator_and_the_submitter_reach_the_dashboard(built):
             submitter = job["submitterPodTemplate"]["metadata"]["labels"]
             peers = [peer["podSelector"] for peer in dashboard[0]["from"] if "namespaceSelector" not in peer]
             assert [matches(submitter, peer) for peer in peers] == [True]
+        if dashboard:
+            others = [
+                peer["podSelector"]["matchLabels"] for peer in dashboard[0]["from"] if "namespaceSelector" in peer
+            ]
+            assert others == [
+                {"app.kubernetes.io/name": "kuberay-operator"}, {"speech-emotion-client": "true"}]  # fmt: skip
