@@ -1,8 +1,8 @@
 """Sizes of the actor pools, and the resources of each actor. Imports no Ray.
 
 On one machine pools have a fixed size. On a cluster a pool starts with the actors that fit on the present nodes, at least
-one, and follows nodes that join and leave. An actor holds a share of one node, so that new nodes are filled like the first
-ones. docs/sizing.md has the rules.
+one, and follows nodes that join and leave. Beside other jobs (sharing.py) it has an equal share of them, beyond which it does
+not grow. An actor holds a share of one node, so that new nodes are filled like the first ones. docs/sizing.md has the rules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CPU_SHARD = ShardSize(rows=64, audio_s=600.0)
 _GPU_SHARD = ShardSize(rows=1024, audio_s=3600.0)
 _SMALLEST_SHARD_ROWS = 8
 _SHARDS_PER_WORKER = 4
-_POOL_SHARE = 0.6
+POOL_SHARE = 0.6
 """Share of the logical CPUs that the actor pools may hold; the rest is for the CPU tasks before and after them."""
 _TASK_SHARE = 0.2
 _TASK_STAGES = 2
@@ -40,6 +40,7 @@ class Resources:
         node_memory_bytes: memory of the smallest node that has CPUs; 0 while there is none.
         cpus_per_gpu: CPUs per GPU, on the node with the fewest; 2 while there is no GPU.
         grows: whether nodes may join and leave: a cluster that the job did not start.
+        jobs: number of jobs that share it equally, this one included.
     """
 
     cpus: float
@@ -50,6 +51,7 @@ class Resources:
     node_memory_bytes: float = 0.0
     cpus_per_gpu: float = 2.0
     grows: bool = False
+    jobs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,9 @@ class Pools:
     def reserved_share(self) -> float:
         """Return the share of a cluster that Ray Data reserves for the stages in equal parts.
 
-        It is chosen so that the pools grow up to `_POOL_SHARE`.
+        It is chosen so that the pools grow up to `POOL_SHARE`.
         """
-        return (1 - _POOL_SHARE) * (len(self.pools) + _TASK_STAGES) / _TASK_STAGES
+        return (1 - POOL_SHARE) * (len(self.pools) + _TASK_STAGES) / _TASK_STAGES
 
 
 def choose_device(config: JobConfig, resources: Resources) -> str:
@@ -131,13 +133,14 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
         # schedules them
         copies = max(1, min(int(resources.node_cpus), int(node_memory / max(1.0, sum(memory.values())))))
         places, place_cpus = int(resources.cpus / resources.node_cpus), resources.node_cpus
-    fitting = max(1, min(int(places * copies), num_shards))
+    fitting = max(1, min(int(places * copies / resources.jobs), num_shards))
     configured = {"transcribe": config.asr_actors, "recognise": config.emotion_actors}
     start = {stage: min(configured[stage] or fitting, fitting) for stage in stages}
-    cpus = min(1.0, _POOL_SHARE * place_cpus / (copies * len(stages)))
+    cpus = min(1.0, POOL_SHARE * place_cpus / (copies * len(stages)))
     if not resources.grows:  # as many as configured, however few CPUs each gets
         start = {stage: configured[stage] or fitting for stage in stages}
-        cpus = min(cpus, _POOL_SHARE * resources.cpus / sum(start.values()))
+        cpus = min(cpus, POOL_SHARE * resources.cpus / sum(start.values()))
+    alone = resources.grows and resources.jobs == 1
     # one actor of each stage must fit on a node together, however large the models
     room = min(1.0, (resources.node_memory_bytes or math.inf) / max(1.0, sum(memory.values())))
     return Pools(
@@ -147,7 +150,7 @@ def size_pools(config: JobConfig, resources: Resources, plan: Plan, num_shards: 
                 stage,
                 least=1 if resources.grows else start[stage],
                 start=start[stage],
-                most=configured[stage] if resources.grows else start[stage],
+                most=configured[stage] if alone else start[stage],
                 cpus=cpus,
                 gpus=gpus[stage],
                 memory_bytes=int(room * memory[stage]) if resources.grows else 0,

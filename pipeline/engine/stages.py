@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,8 @@ from pipeline.dataset.plan import Shard
 from pipeline.engine import transport
 from pipeline.engine.cluster import is_embedded, living_nodes, resources_of
 from pipeline.engine.metrics import Metrics
-from pipeline.engine.pools import Pools, size_pools
+from pipeline.engine.pools import Pools, Resources, size_pools
+from pipeline.engine.sharing import Share, actors_by_job, all_actors, jobs_of, most_jobs, wait_for_turn
 from pipeline.engine.watchdog import (
     CRASHED,
     OUT_OF_MEMORY,
@@ -73,13 +75,16 @@ def run_shards(
     tracker = ray.remote(CrashTracker).options(num_cpus=0, scheduling_strategy=here).remote()
     metrics = Metrics(work.output, work.plan)
     total = len(remaining)
+    share = Share(1, 0.0)
     while remaining:
+        if not is_embedded():
+            pools, share = _shared(work, pools, config, len(remaining))
         wave = tuple(islice(remaining.values(), _SHARDS_PER_WAVE))
         ray.data.DataContext.get_current().op_resource_reservation_ratio = pools.reserved_share
         detector = StallDetector(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
         try:
             with detecting_stalls(
-                detector, partial(_snapshot, pools, tracker, metrics), lambda: total - len(remaining)
+                detector, partial(_snapshot, pools, tracker, metrics, share), lambda: total - len(remaining)
             ):
                 for table in _pipeline(work, wave, pools, config, tracker).iter_batches(
                     batch_size=None, batch_format="pyarrow"
@@ -90,8 +95,6 @@ def run_shards(
                         metrics.count(shard)
                         on_finished(shard)
         except RestartNeeded as stuck:
-            on_device = config.model_copy(update={"device": pools.device})
-            pools = size_pools(on_device, resources_of(living_nodes(), grows=True), work.plan, len(remaining))
             _log.warning("warning: %s", stuck)
         except ray.exceptions.RayError as error:
             if is_embedded():
@@ -99,7 +102,19 @@ def run_shards(
             raise _root_cause(error, tracker) from error
 
 
-def _snapshot(pools: Pools, tracker: Any, metrics: Metrics) -> ClusterSnapshot | None:  # noqa: ANN401 - Ray's handles are untyped
+def _shared(work: Work, pools: Pools, config: JobConfig, num_shards: int) -> tuple[Pools, Share]:
+    """Return pools for the present nodes and jobs; waits until it is this job's turn."""
+    on_device = config.model_copy(update={"device": pools.device})
+    jobs = wait_for_turn(size_pools(on_device, _present(), work.plan, num_shards), _present)
+    resources = replace(_present(), jobs=jobs)
+    return size_pools(on_device, resources, work.plan, num_shards), Share(jobs, resources.cpus)
+
+
+def _present() -> Resources:
+    return resources_of(living_nodes(), grows=True)
+
+
+def _snapshot(pools: Pools, tracker: Any, metrics: Metrics, share: Share) -> ClusterSnapshot | None:  # noqa: ANN401 - Ray's handles are untyped
     """Take a cluster snapshot: the state of actors and nodes.
 
     Returns: None when Ray does not answer.
@@ -109,6 +124,7 @@ def _snapshot(pools: Pools, tracker: Any, metrics: Metrics) -> ClusterSnapshot |
         require_room_for_ray()
     counts = {pool.stage: {"asked": 0, "alive": 0, "waiting": 0} for pool in pools.pools}
     try:
+        everyone = all_actors() if not is_embedded() else []
         actors = _actors()
         deaths, causes = deaths_by_stage(actors, _dead_workers(), counts)
         nodes = {node["NodeID"]: node["Resources"] for node in living_nodes()}
@@ -123,6 +139,9 @@ def _snapshot(pools: Pools, tracker: Any, metrics: Metrics) -> ClusterSnapshot |
             counts[actor.stage]["asked"] += 1
             counts[actor.stage]["alive" if actor.state == "ALIVE" else "waiting"] += 1
     metrics.actors(counts)
+    if everyone:
+        present = _present()
+        share.check(min(len(jobs_of(everyone)), most_jobs(pools, present)), present.cpus, time.monotonic())
     return ClusterSnapshot(
         alive={stage: states["alive"] for stage, states in counts.items()},
         waiting={stage: states["waiting"] for stage, states in counts.items()},
@@ -130,6 +149,7 @@ def _snapshot(pools: Pools, tracker: Any, metrics: Metrics) -> ClusterSnapshot |
         nodes={id_: tuple(node.get(name, 0.0) for name in ("CPU", "GPU", "memory")) for id_, node in nodes.items()},
         deaths=deaths,
         causes=causes,
+        others=actors_by_job(everyone, ray.get_runtime_context().get_job_id()),
     )
 
 

@@ -55,6 +55,7 @@ class ClusterSnapshot:
         nodes: CPUs, GPUs and bytes of memory of every living node, by its id.
         deaths: number of worker deaths so far, by stage or `TASKS`.
         causes: the cause of the last death as a sentence, by stage or `TASKS`.
+        others: number of running actors of other jobs, by the job's id.
     """
 
     alive: Mapping[str, int]
@@ -63,6 +64,7 @@ class ClusterSnapshot:
     nodes: Mapping[str, tuple[float, float, float]]
     deaths: Mapping[str, int] = field(default_factory=dict)
     causes: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ class StallDetector:
     def _stuck(self, snapshot: ClusterSnapshot) -> str | None:
         cpus, gpus = (sum(node[resource] for node in snapshot.nodes.values()) for resource in (0, 1))
         cluster = f"the cluster has {_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')} on {_plural(len(snapshot.nodes), 'node')}"
+        for job, actors in snapshot.others.items():
+            cluster += f", job {job} holds {_plural(actors, 'actor')}"
         for pool in self._pools:
             if snapshot.waiting.get(pool.stage, 0) and not snapshot.alive.get(pool.stage, 0):
                 each = f"{_plural(pool.cpus, 'CPU')} and {_plural(pool.gpus, 'GPU')}"

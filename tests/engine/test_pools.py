@@ -33,7 +33,13 @@ def sized(
         nodes * node_cpus, gpus * nodes, nodes * node_gb * GB, nodes, node_cpus or 2.0, node_gb * GB,
         cpus_per_gpu=node_cpus / gpus if gpus and nodes else 2.0, grows=grows,
     )  # fmt: skip
-    config = load_config(None, {"manifest": ["m"], "output": "o", "device": "cuda" if gpus else "cpu", **flags})
+    return sized_on(resources, asr=asr, **flags)
+
+
+def sized_on(resources: Resources, *, asr: bool, **flags: object) -> Pools:
+    """Pools for models of 1 GB each and 10,000 shards."""
+    device = "cuda" if resources.gpus else "cpu"
+    config = load_config(None, {"manifest": ["m"], "output": "o", "device": device, **flags})
     models = pins(fusion_en=GB, asr_en=GB) if asr else pins(fusion_en=GB)
     plan = SimpleNamespace(models=models, needs_asr=asr)
     return size_pools(config, resources, plan, 10_000)

@@ -104,9 +104,7 @@ def test_three_nights(nights: Nights, capsys: pytest.CaptureFixture[str]) -> Non
         assert sorted(present) == [("day-1/a.wav", "000001"), ("day-1/b.mp3", "000002"), ("day-2/d.opus", "000002"),
                                    ("day-3/e.wav", "000003")]  # fmt: skip
         connection.register("corpus", nights.table("_runs/corpus").slice(7))
-        assert connection.sql("SELECT recording_id FROM utterances SEMI JOIN corpus USING (recording_id)").count(
-            "*"
-        ).fetchone() == (4,)
+        assert len(ask("SELECT 1 FROM utterances SEMI JOIN corpus USING (recording_id)")) == len(present)
         latest = ask("SELECT version FROM utterances QUALIFY run_id = max(run_id) OVER (PARTITION BY audio) ORDER BY 1")
         assert len(latest) == 6 and set(latest) >= {(row["version"],) for row in manifest.to_pylist()}
         counts = ask("SELECT emotion, sum(utterances) FROM summaries GROUP BY 1 ORDER BY 1")
