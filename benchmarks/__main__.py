@@ -25,6 +25,8 @@ NAMES = (
     "scale",
     "nodes",
     "nights",
+    "sharing",
+    "publishing",
     "search",
 )
 
