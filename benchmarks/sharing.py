@@ -40,7 +40,7 @@ def run(*, quick: bool) -> Result:
             (name, f"{seconds:.0f} s", f"{seconds / taken['one after another']:.2f}") for name, seconds in taken.items()
         ],
         notes=(
-            f"{jobs} jobs of {_ROWS} rows in shards of {_SHARD_ROWS}, in mode text with models that answer at once; {_NODES} nodes "
+            f"{jobs} jobs of {_ROWS} rows in shards of {_SHARD_ROWS}, in mode text, models that answer at once; {_NODES} nodes "
             f"of {_CPUS} logical CPUs on a machine of {len(os.sched_getaffinity(0))} cores; the start of each job is included; "
             f"load of the machine at the end {os.getloadavg()[0]:.1f}",
             f"target: {_TARGET}. Before, at commit 76a7972, four jobs at the same time made no progress in four minutes: their "

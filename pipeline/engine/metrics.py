@@ -14,6 +14,7 @@ from typing import TypeVar
 from ray.util.metrics import Counter, Gauge, Metric
 
 from pipeline.dataset.plan import Plan
+from pipeline.errors import Reason
 from pipeline.redaction import without_query
 from pipeline.shard.commit import Finished
 
@@ -65,6 +66,17 @@ _FIGURES = {
 _RETRIES = {"store_retries": "store", "halved": "memory", "restarts": "process"}
 
 
+_AT_ZERO: tuple[tuple[str, dict[str, str]], ...] = (
+    ("utterances", {}),
+    ("audio_seconds", {}),
+    *(("planned_rows", {"state": state}) for state in ("planned", "refused")),
+    *(("shards", {"outcome": outcome}) for outcome in ("committed", "elsewhere")),
+    *(("rows", {"status": status, "reason": ""}) for status in ("annotated", "elsewhere")),
+    *(("rows", {"status": "rejected", "reason": str(reason)}) for reason in Reason),
+)
+"""Counters, with their own tags, that are published from the start of a run; those of stages come with the first shard."""
+
+
 class Metrics:
     """The metrics of one plan's run."""
 
@@ -77,6 +89,9 @@ class Metrics:
             name: _tagged(Gauge(PREFIX + name, *_with_tags(metric)), tags) for name, metric in GAUGES.items()
         }
         self._gpu_bytes: dict[str, float] = {}
+        for name, own in _AT_ZERO:
+            # Ray's `inc` refuses zero; without it a rate misses the first shard, and an alert cannot tell nothing from no job
+            self._counters[name]._record(0.0, tags=own)
         self._add("planned_rows", plan.rows, state="planned")
         self._add("planned_rows", plan.rejects, state="refused")
 

@@ -38,7 +38,8 @@ def total(published: Published, name: str, **wanted: str) -> float:
 
 @pytest.mark.usefixtures("own_ray")
 def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
-    """Fails if a metric is not exported, is lost with the driver, is counted twice, or differs from the run's report."""
+    """Fails if a metric is not exported, is lost with the driver, is counted twice, differs from the run's report, or does not
+    begin at zero."""
     records = [*rows(6), *rows(3, with_text=False, prefix="heard"), *broken_rows(tmp_path)]
     manifest, port = write_manifest(tmp_path / "m.jsonl", records), free_port()
     options = [
@@ -61,7 +62,10 @@ def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr
     assert total(published, "rows_total", status="annotated") == report["recordings_annotated"] == 9
     refused = total(published, "planned_rows_total", state="refused")
     assert total(published, "planned_rows_total") == report["rows"] and refused == 2
-    reasons = {tags["reason"]: value for tags, value in published["rows_total"] if tags["status"] == "rejected"}
+    of_reason = {tags["reason"]: value for tags, value in published["rows_total"] if tags["status"] == "rejected"}
+    assert set(of_reason) == set(Reason), "those at zero too"
+    assert [value for tags, value in published["shards_total"] if tags["outcome"] == "elsewhere"] == [0.0]
+    reasons = {reason: value for reason, value in of_reason.items() if value}
     assert sum(reasons.values()) == report["rejected"] - refused
     assert reasons == {reason: report["rejects_by_reason"][reason] for reason in reasons}
     assert total(published, "utterances_total") == report["utterances"]
