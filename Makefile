@@ -2,6 +2,7 @@
 # make test   everything the README promises, about 20 minutes on 2 cores
 # make test-quick   the tests that start neither Ray nor an S3 server, about 7 minutes
 # make test-browser   the reports in a headless Chromium, which it installs where none is (Debian); pictures in build/pictures
+# make test-alerts   the alert rules, with promtool, which it fetches where none is (Debian)
 # make picture   the demo, then docs/report.png of its report, with Chromium
 # make check  lint, format, types
 # make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
@@ -16,7 +17,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo picture test test-quick test-browser check chaos bench demo-models check-published audit lock clean
+.PHONY: demo picture test test-quick test-browser test-alerts check chaos bench demo-models check-published audit lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -47,6 +48,18 @@ $(VENV)/browser: $(VENV)/installed
 
 test-browser: $(VENV)/browser
 	BROWSER=required $(RUN) -m pytest tests/analytics/test_browser.py
+
+# the package is not installed, so that no server starts
+$(VENV)/promtool: $(VENV)/installed
+	rm -rf $@.parts && mkdir $@.parts
+	test -n "$(shell which promtool)" && ln -s "$(shell which promtool)" $@ \
+		|| { $(SUDO) apt-get update --quiet=2 && cd $@.parts && apt-get download --quiet=2 prometheus \
+		&& dpkg --extract prometheus*.deb . && mv usr/bin/promtool ../promtool; }
+	rm -rf $@.parts && touch $@
+
+test-alerts: $(VENV)/promtool
+	$(VENV)/promtool check rules cluster/prometheus/alerts.yaml
+	$(VENV)/promtool test rules cluster/prometheus/alerts_test.yaml
 
 picture: $(VENV)/browser demo
 	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,1130 \

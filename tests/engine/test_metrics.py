@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.engine import stages
 from pipeline.engine.metrics import COUNTERS, GAUGES, PREFIX
@@ -95,6 +96,17 @@ def test_the_dashboard_shows_what_is_exported_and_nothing_else() -> None:
     assert shown == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     assert set(re.findall(rf"ray_{PREFIX}(\w+)", json.dumps(dashboard["templating"]))) <= shown
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_alerts_ask_for_metrics_that_are_exported() -> None:
+    """Fails if an alert can never fire because no run exports its metric, or the runbook does not say what to do."""
+    (group,) = yaml.safe_load((ROOT / "cluster" / "prometheus" / "alerts.yaml").read_text())["groups"]
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    exported = {f"{name}_total" for name in COUNTERS} | set(GAUGES)
+    for rule in group["rules"]:
+        used = re.findall(rf"ray_{PREFIX}(\w+)", rule["expr"])
+        assert used and set(used) <= exported and f"`{rule['alert']}`" in runbook
+    assert len(group["rules"]) == 4
 
 
 _CALL = re.compile(rf"(sum|max) by \(([^)]*)\) \((?:rate\()?ray_{PREFIX}(\w+)\{{([^}}]*)\}}(?:\[[^]]*\]\))?\)")
