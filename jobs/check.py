@@ -46,7 +46,7 @@ def command_line() -> Parser:
         type=_column_share,
         default=[],
         metavar="COLUMN=SHARE",
-        help="largest share of nulls in a column of the utterances",
+        help="largest share of nulls in a column of the utterances, or in a field such as by_model.words.emotion",
     )
     parser.add_argument(
         "--schema",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.dataset.reader import Rows, reading
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.dataset.reader import Rows, column_path, reading
+from pipeline.errors import ConfigError
 from pipeline.layout import REPORT, run_key
 from pipeline.redaction import without_query
 from pipeline.storage.fetch import read_text
@@ -23,7 +24,8 @@ class Limits:
     Attributes:
         min_rows: least number of annotated manifest rows.
         max_reject_share: largest share of rejected manifest rows, 0 to 1.
-        max_null_share: for each column of the utterances, the largest share of nulls, 0 to 1.
+        max_null_share: for each column of the utterances, or field such as `by_model.words.emotion`, the largest share of nulls,
+            0 to 1.
         types: for each required column, its Arrow type as text, as in "float" or "list<element: string>".
     """
 
@@ -69,11 +71,7 @@ def check(rows: Rows, limits: Limits) -> Iterator[Outcome]:
     Raises: ConfigError for a column that the output does not have; JobError for files that cannot be read.
     """
     schema = rows.schema()
-    for name in limits.max_null_share:
-        if name not in schema.names:
-            raise ConfigError(
-                f"{without_query(rows.store.root)} has no column {name!r}{did_you_mean(name, schema.names)}"
-            )
+    nullable = {name: column_path(name, rows) for name in limits.max_null_share}
     reports = [json.loads(rows.store.read(run_key(plan.plan, REPORT))) for plan in rows.plans]
     read = {plan.plan for plan in rows.plans}
     # a reject that one of these runs retried counts once
@@ -86,7 +84,7 @@ def check(rows: Rows, limits: Limits) -> Iterator[Outcome]:
     if limits.max_reject_share is not None:
         yield _share("max_reject_share", rejected, planned, limits.max_reject_share, "rejected rows")
     if limits.max_null_share:
-        yield from _nulls(rows, limits.max_null_share)
+        yield from _nulls(rows, limits.max_null_share, nullable)
     for name, kind in limits.types.items():
         yield _type(schema, name, kind)
 
@@ -98,10 +96,10 @@ def _share(test: str, part: int, whole: int, limit: float, what: str) -> Outcome
     return Outcome(test, part <= limit * whole, detail)
 
 
-def _nulls(rows: Rows, limits: Mapping[str, float]) -> Iterator[Outcome]:
+def _nulls(rows: Rows, limits: Mapping[str, float], paths: Mapping[str, tuple[str, ...]]) -> Iterator[Outcome]:
     nulls, total = dict.fromkeys(limits, 0), 0
     with reading():
-        for batch in rows.utterances().to_batches(columns=list(limits)):
+        for batch in rows.utterances().to_batches(columns={name: pc.field(*path) for name, path in paths.items()}):
             total += batch.num_rows
             for name in limits:
                 nulls[name] += batch[name].null_count

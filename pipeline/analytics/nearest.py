@@ -17,8 +17,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from pipeline.analytics.search import Query
-from pipeline.dataset.reader import Rows, asking, quoted, reading
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.dataset.reader import Rows, asking, column_path, quoted, reading
 from pipeline.models import roles
 from pipeline.pins import languages
 
@@ -39,28 +38,11 @@ def nearest(
     Costs one pass over the embedding column. Memory: Arrow's read-ahead, independent of the number of rows.
     Raises: ConfigError for a missing column or an invalid condition.
     """
-    paths = {name: column_path(name, rows.schema()) for name in columns}
+    paths = {name: column_path(name, rows) for name in columns}
     if where is not None:
         return _filtered(rows, query, top, where, paths)
     with reading():
         return _with_columns(rows, _streamed(rows, query, top), paths)
-
-
-def column_path(name: str, schema: pa.Schema) -> tuple[str, ...]:
-    """Return the path to a column, or to a field of a struct: `by_model.words.emotion`.
-
-    Raises: ConfigError when there is none of this name.
-    """
-    if name in schema.names:
-        return (name,)
-    path, known = tuple(name.split(".")), [field.name for field in schema]
-    kind: pa.DataType = pa.struct(schema)
-    for depth, step in enumerate(path):
-        known = [".".join([*path[:depth], field.name]) for field in kind] if pa.types.is_struct(kind) else []
-        if ".".join(path[: depth + 1]) not in known:
-            raise ConfigError(f"the output has no column {name!r}{did_you_mean('.'.join(path[: depth + 1]), known)}")
-        kind = kind.field(step).type
-    return path
 
 
 def condition(query: Query, where: str | None) -> str:

@@ -117,6 +117,25 @@ class Rows:
         return dataset(self.store, "rejects", keys, reject_schema(extra))
 
 
+def column_path(name: str, rows: Rows) -> tuple[str, ...]:
+    """Return the path to a column, or to a field of a struct: `by_model.words.emotion`.
+
+    Raises: ConfigError when there is none of this name.
+    """
+    schema = rows.schema()
+    if name in schema.names:
+        return (name,)
+    path, known = tuple(name.split(".")), [field.name for field in schema]
+    kind: pa.DataType = pa.struct(schema)
+    for depth, step in enumerate(path):
+        known = [".".join([*path[:depth], field.name]) for field in kind] if pa.types.is_struct(kind) else []
+        if ".".join(path[: depth + 1]) not in known:
+            near = did_you_mean(".".join(path[: depth + 1]), known)
+            raise ConfigError(f"{without_query(rows.store.root)} has no column {name!r}{near}")
+        kind = kind.field(step).type
+    return path
+
+
 CURRENT_REJECTS = """FROM rejects ANTI JOIN utterances USING (recording_id)
 QUALIFY recording_id IS NULL OR run_id = max(run_id) OVER (PARTITION BY recording_id)"""
 """SQL for the rejects that are current: no run has annotated the row since, and no later run has rejected it again."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import drift, evaluate, report, search, summarize
+from jobs import check, drift, evaluate, report, search, summarize
 from pipeline.analytics.compact import compact
 from pipeline.analytics.drift import Window, compare
 from pipeline.analytics.summarize import merged, parse_groups
@@ -186,6 +186,13 @@ def test_a_field_that_does_not_exist_is_named(made, column, hint, capsys):
     """Fails with a traceback, or with a message that does not name the column."""
     assert search.main([str(made.root), "--like", "r0#0000", "--columns", column]) == 2
     assert f"no column {column!r}{hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "status"), [("0.34", 0), ("0.33", 3)])
+def test_a_check_of_a_further_model(made, share, status, capsys):
+    """Fails if nulls of a further model cannot be tested, or the nulls of another column are counted."""
+    assert check.main([str(made.root), "--max-null-share", f"by_model.words.emotion={share}"]) == status
+    assert "2 of 6 nulls in by_model.words.emotion" in capsys.readouterr().out
 
 
 def test_large_files_keep_the_scale_of_a_further_model(output):
