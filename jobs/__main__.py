@@ -31,6 +31,7 @@ COMMANDS = {
     "drift": "compare the last run with the runs before it",
     "search": "find the utterances nearest to an utterance, a recording or a sentence",
     "compact": "merge small files, or publish finished runs as a Delta, Iceberg or Lance table",
+    "erase": "erase rows from every file of an output, by condition, id, list or age",
     "prune": "remove what killed writers left behind",
     "completion": "print a completion script for the shell",
 }

@@ -49,7 +49,10 @@ def _explain(flags: argparse.Namespace, printer: Printer) -> int:
     for each in found["refused"]:
         printer.line(f"run {each['run']}: refused while planning, {each['reason']}: {each['detail']} "
                      f"({each['manifest']}, line {each['line']})")  # fmt: skip
-    if not found["tries"] and not found["refused"]:
+    for each in found["erased"]:
+        reason = f": {each['reason']}" if each["reason"] else ""
+        printer.line(f"erased at {each['at']} by erasure {each['run']}{reason}")
+    if not found["tries"] and not found["refused"] and not found["erased"]:
         printer.line(f"No run has planned or refused a recording {flags.recording!r}.")
     for each in found["policies"]:
         conditions = ", ".join(
@@ -57,7 +60,7 @@ def _explain(flags: argparse.Namespace, printer: Printer) -> int:
         )
         printer.line(f"run {each['run']} excluded {sum(each['excluded'].values()):,} rows by {conditions}")
     printer.document(found)
-    return 0 if found["tries"] or found["refused"] else _UNKNOWN
+    return 0 if found["tries"] or found["refused"] or found["erased"] else _UNKNOWN
 
 
 def _print_try(each: Mapping[str, Any], printer: Printer) -> None:

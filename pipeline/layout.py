@@ -7,6 +7,7 @@ _runs/<plan>/plan.json                              the plan; it exists once thi
 _runs/<plan>/shards/<token>-<number>.parquet        its rows, one row group per shard
 _runs/<plan>/shards/<token>-<number>-texts.parquet  their texts until the plan is finished, with `--texts none` or `hash`
 _runs/<plan>/shards/<token>-rejects.parquet         rows rejected during planning
+_runs/<plan>/shards/<token>-erased.parquet          salted hashes of erased rows, if the plan is an erasure
 _runs/<plan>/attempts/<number>.json                 failed attempts to run the plan
 _runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
 _runs/corpus/<time>-<digest>.parquet                ids of the corpus on one night, see pipeline.dataset.corpus_ids
@@ -30,6 +31,8 @@ SHARDS, ATTEMPTS = "shards", "attempts"
 """Folders of a plan below `_runs`."""
 CORPUS = f"{RUNS}/corpus"
 """Folder of the ids of the corpus on each night."""
+INDEX = f"{RUNS}/index"
+"""Folder of the index of the plans."""
 PROBE = f"{RUNS}/_probe"
 """Written by the test for conditional writes."""
 RESULTS = (SUCCESS, REPORT, PAGE)
@@ -43,8 +46,8 @@ PLAN_FILE = re.compile(rf"{RUNS}/{_NUMBER}/plan\.json")
 RUN_FILE = re.compile(
     rf"{RUNS}/{_NUMBER}/(plan\.json|report\.json|report\.html|_SUCCESS|shards/.+|attempts/[0-9]{{6,}}\.json)", re.DOTALL
 )
-SHARD_FILE = re.compile(rf"{RUNS}/{_NUMBER}/shards/([0-9a-f]{{12}})-(?:[0-9]{{5,}}(?:-texts)?|rejects)\.parquet")
-INDEX_FILE = re.compile(rf"{RUNS}/index/{_NUMBER}-{_NUMBER}\.parquet")
+SHARD_FILE = re.compile(rf"{RUNS}/{_NUMBER}/shards/([0-9a-f]{{12}})-(?:[0-9]{{5,}}(?:-texts)?|rejects|erased)\.parquet")
+INDEX_FILE = re.compile(rf"{INDEX}/{_NUMBER}-{_NUMBER}\.parquet")
 REJECTS_FILE = re.compile(rf"{REJECTS}/{_NUMBER}\.parquet")
 PART = re.compile(rf"{UTTERANCES}/(?:.+/)?{_NUMBER}-{_NUMBER}\.parquet", re.DOTALL)
 TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp", re.DOTALL)
@@ -90,12 +93,17 @@ def planning_rejects_key(plan: str, token: str) -> str:
 
 def index_key(first: str, last: str) -> str:
     """Return the key of an object of the index. Args: first, last: the lowest and the highest plan in it."""
-    return f"{RUNS}/index/{first}-{last}.parquet"
+    return f"{INDEX}/{first}-{last}.parquet"
 
 
 def corpus_key(time: str, digest: str) -> str:
     """Return the key of the ids of the corpus at one time."""
     return f"{CORPUS}/{time}-{digest}.parquet"
+
+
+def tombstones_key(plan: str, token: str) -> str:
+    """Return the key of the salted hashes of an erasure."""
+    return f"{shards_folder(plan)}/{token}-erased.parquet"
 
 
 def rejects_key(plan: str) -> str:
@@ -123,9 +131,13 @@ def summary_folder(names: tuple[str, ...]) -> str:
     return f"{SUMMARIES}/{'+'.join(quote(name, safe='') for name in names)}"
 
 
+CALLS = f"{SUMMARIES}/@calls"
+"""Folder of the metrics of conversations."""
+
+
 def calls_folder(names: tuple[str, ...]) -> str:
     """Return the folder of the call metrics by these columns. No group's name begins with an unquoted @."""
-    return f"{SUMMARIES}/@calls/{'+'.join(quote(name, safe='') for name in names)}"
+    return f"{CALLS}/{'+'.join(quote(name, safe='') for name in names)}"
 
 
 def summary_key(folder: str, plan: str) -> str:

@@ -136,7 +136,9 @@ def _execute(rows: Rows, generation: Generation) -> Compacted:
     schema = _schema(rows.of(generation.plans))
     for merge in generation.files:
         if merge.key not in existing:
-            store.put_if_absent(merge.key, _merged(store, merge, _with_scales(store, merge, schema)))
+            content = _merged(store, merge, _with_scales(store, merge, schema))
+            rows.require_no_erasure_since()
+            store.put_if_absent(merge.key, content)
     counted = {"rows": 0, "parts": sum(len(merge.parts) for merge in generation.files)}
     for merge in generation.files:
         with store.open(merge.key) as file:

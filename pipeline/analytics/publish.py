@@ -39,6 +39,7 @@ def publish(rows: Rows, form: str, table: str) -> Iterator[Plan]:
     """
     commit = _FORMATS[form](rows, table)
     for plan in rows.plans:
+        rows.require_no_erasure_since()
         if commit(plan):
             yield plan
 
@@ -145,7 +146,7 @@ def _iceberg(rows: Rows, table: str) -> Commit:
     from pyiceberg.exceptions import CommitFailedException, RESTError
 
     try:
-        catalog = load_catalog(**_catalog_properties())
+        catalog = load_catalog(**catalog_properties())
         catalog.create_namespace_if_not_exists(table.rpartition(".")[0])
         opened = catalog.create_table_if_not_exists(table, rows.schema())
         published = _runs(opened.scan(selected_fields=("run_id",)).to_arrow_batch_reader())
@@ -164,7 +165,7 @@ def _iceberg(rows: Rows, table: str) -> Commit:
     return commit
 
 
-def _catalog_properties() -> dict[str, str]:
+def catalog_properties() -> dict[str, str]:
     """Return the S3 properties that the environment sets and the catalog's own configuration does not.
 
     Without a region, pyiceberg would request it from Amazon, even for another endpoint.

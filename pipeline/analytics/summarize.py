@@ -125,6 +125,7 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
         claim = {"format": FORMAT, "by": dict(groups.by)}
         if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
             _refuse_others(store, groups)
+        rows.require_no_erasure_since()
         store.put_if_absent(key, parquet_bytes(_described(sums, groups, SUMMARY_COLUMNS)))
         yield plan.plan, sums.num_rows
 

@@ -17,13 +17,16 @@ from pipeline.manifest.growth import settled, widened
 from pipeline.pins import ModelPin, Pins
 from pipeline.storage.documents import FORMAT, create_json, read_document
 from pipeline.storage.store import Store
+from pipeline.storage.versions import require_unversioned
 
 
 def claim_dataset(store: Store, settings: Settings) -> None:
     """Create `_dataset.json`, or check that the existing one has the same settings.
 
-    Raises: ConfigError naming every setting that differs.
+    Raises: ConfigError naming every setting that differs, or for a bucket with old versions of deleted texts.
     """
+    if settings.texts != "keep":
+        require_unversioned(store, "--texts deletes the texts of a finished run")
     token = uuid.uuid4().hex
     document = {"format": FORMAT, "settings": settings.document(), "token": token}
     if not create_json(store, DATASET, document, mine=("token", token)):

@@ -50,7 +50,9 @@ def _excluded(store: Store, plan: Plan, evaluator: Evaluator) -> Iterator[int]:
 
 
 def exclusion_lines(selection: Selection) -> Iterator[str]:
-    """Yield messages about the rows that the policy excludes."""
+    """Yield messages about the rows that the policy excludes, and about erased ones."""
+    if selection.erased:
+        yield f"{selection.erased:,} rows of the manifests were erased from this output; they are left out"
     if selection.excluded:
         yield f"{sum(selection.excluded.values()):,} rows of the manifests are excluded; their audio is not fetched"
     if selection.held_excluded:

@@ -14,6 +14,7 @@ from pipeline.dataset.parts import committed_parts, read_receipt
 from pipeline.dataset.plan import Plan, Shard, load_plans, read_rejects, read_shard
 from pipeline.dataset.publish import is_published
 from pipeline.dataset.retries import located
+from pipeline.dataset.tombstones import read_tombstones
 from pipeline.errors import ConfigError
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.python_values import plain_row
@@ -32,7 +33,8 @@ def explain(store: Store, recording_id: str) -> dict[str, Any]:
 
     Reads the ids of all plans. The result has no transcript, embedding or query string.
 
-    Returns: `tries`, one for each run that planned the recording; `refused`, its rejects while planning; `policies`, the
+    Returns: `tries`, one for each run that planned the recording; `refused`, its rejects while planning; `erased`, the
+        erasures that took it; `policies`, the
         conditions of the runs that excluded rows, whose ids are not recorded.
     Raises: ConfigError or JobError when the output cannot be read.
     """
@@ -49,10 +51,15 @@ def explain(store: Store, recording_id: str) -> dict[str, Any]:
                 part = parts[plan.plan].get(shard.number)
                 tries += [{**_try(store, plan, shard, row, part), "retries": earlier} for row in rows.tolist()]
         refused = [row for plan in plans for row in _refused(store, plan, recording_id)]
+        erased = [
+            {"run": plan.plan, "at": plan.created_at, "reason": plan.erasure.reason}
+            for plan in plans
+            if plan.erasure is not None and read_tombstones(store, plan).matches(wanted).any()
+        ]
     policies = [
         {"run": plan.plan, **plan.policy.shown(), "excluded": dict(plan.excluded)} for plan in plans if plan.policy
     ]
-    return {"recording_id": recording_id, "tries": tries, "refused": refused, "policies": policies}
+    return {"recording_id": recording_id, "tries": tries, "refused": refused, "erased": erased, "policies": policies}
 
 
 def _try(store: Store, plan: Plan, shard: Shard, row: int, part: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ several at once. An entry of the index is used only if the files that it was mad
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from pipeline.dataset.plan_index import (
     write_segment,
 )
 from pipeline.errors import Stage
-from pipeline.layout import ATTEMPTS, REJECTS, REPORT, RUNS, SUCCESS, attempts_folder, rejects_key, run_key
+from pipeline.layout import ATTEMPTS, REJECTS, REPORT, RUNS, SUCCESS, attempts_folder, plan_name, rejects_key, run_key
 from pipeline.manifest.hash_buckets import Keys, id_keys
 from pipeline.manifest.rejects import reject_keys
 from pipeline.storage.read_ahead import read_ahead
@@ -71,6 +72,7 @@ class History:
     _attempts: dict[str, str] = field(init=False)
     _read: dict[str, Keys] = field(init=False, default_factory=dict)
     _results: dict[str, Results] = field(init=False, default_factory=dict)
+    _erasures: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.sizes = {entry.key: entry.size_bytes for folder in (RUNS, REJECTS) for entry in self.store.list(folder)}
@@ -84,10 +86,43 @@ class History:
                 segment.entries = {name: segment.entries[name] for name in sorted(trusted)}
                 self._segments.append(segment)
                 self._entries |= segment.entries
+        self.plans = self._load(names)
+        if self._forget_erased():
+            self.plans = self._load(names)
+        self._erasures = sum(plan.erasure is not None for plan in self.plans)
+
+    def _load(self, names: Sequence[str]) -> list[Plan]:
         missing = [name for name in names if name not in self._entries]
         reads = zip(missing, read_ahead(partial(load_plan, self.store), missing), strict=True)
         loaded = {name: read() for name, read in reads}
-        self.plans = [loaded[name] if name in loaded else self._entries[name].plan for name in names]
+        return [loaded[name] if name in loaded else self._entries[name].plan for name in names]
+
+    def _forget_erased(self) -> bool:
+        """Forget the entries of plans that have lost rows since they were indexed. Returns: whether there were any."""
+        stale = {
+            name
+            for plan in self.plans
+            if plan.erasure is not None
+            for name in plan.erasure.plans
+            if name in self._entries and plan.plan not in self._entries[name].plan.erased
+        }
+        for entries in (self._entries, *(segment.entries for segment in self._segments)):
+            for name in stale & entries.keys():
+                del entries[name]
+        return bool(stale)
+
+    def _is_erased_since(self) -> bool:
+        """Return whether an erasure has begun since the history was read."""
+        if sum(plan.erasure is not None for plan in self.plans) != self._erasures:
+            return True
+        for number in itertools.count(len(self.plans) + 1):
+            try:
+                plan = load_plan(self.store, plan_name(number))
+            except FileNotFoundError:
+                return False
+            if plan.erasure is not None:
+                return True
+        return False
 
     def _trusted(self, plan: Plan) -> bool:
         """Return whether the files that a plan names exist: a plan that was written again names others."""
@@ -225,12 +260,12 @@ class History:
     def extend(self) -> None:
         """Add the plans to the index whose ids were read, together with those of the last, smaller objects of it.
 
-        Costs one PUT, or nothing.
+        Costs one GET and one PUT, or nothing. Nothing is written if an erasure has begun: it deletes the index.
         """
         known = {plan.plan: plan for plan in self.plans}
         fresh = [known[name] for name in self._read if name in known]
         count = sum(plan.rows + plan.rejects for plan in fresh)
-        if not fresh:
+        if not fresh or self._is_erased_since():
             return
         merged: list[Segment] = []
         for segment in reversed(self._segments):

@@ -29,7 +29,7 @@ class ShardSize:
     audio_s: float
 
 
-class _OpenFile:
+class OpenFile:
     """A Parquet file in memory, with a row group for each table."""
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -39,9 +39,11 @@ class _OpenFile:
         )
 
     def add(self, rows: pa.Table) -> None:
+        """Write a row group."""
         self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
 
     def content(self) -> bytes:
+        """Return the finished file."""
         self._writer.close()
         return self._buffer.getvalue()
 
@@ -66,8 +68,8 @@ class ShardFiles:
     schema: pa.Schema
     texts_apart: bool = False
     files: list[tuple[str, int]] = field(default_factory=list)
-    _rows: _OpenFile | None = None
-    _texts: _OpenFile | None = None
+    _rows: OpenFile | None = None
+    _texts: OpenFile | None = None
     _shards: int = 0
 
     def add(self, rows: pa.Table) -> tuple[str, int]:
@@ -77,10 +79,10 @@ class ShardFiles:
         """
         key, row_group = self._key(), self._shards
         if self.texts_apart:
-            self._texts = self._texts or _OpenFile(pa.schema([self.schema.field("text")]))
+            self._texts = self._texts or OpenFile(pa.schema([self.schema.field("text")]))
             self._texts.add(rows.select(["text"]))
             rows = without_texts(rows)
-        self._rows = self._rows or _OpenFile(self.schema)
+        self._rows = self._rows or OpenFile(self.schema)
         self._rows.add(rows)
         self._shards += 1
         if self._shards == SHARDS_PER_FILE:

@@ -116,6 +116,12 @@ def part_bytes(utterances: pa.Table, receipt: Receipt) -> bytes:
     return buffer.getvalue()
 
 
+def without_receipt(utterances: pa.Table) -> pa.Table:
+    """Return the rows of a part that was read, without the receipt in the metadata of their schema."""
+    metadata = {name: value for name, value in (utterances.schema.metadata or {}).items() if name != _RECEIPT}
+    return utterances.replace_schema_metadata(metadata or None)
+
+
 def encodings(schema: pa.Schema) -> dict[str, Any]:
     """Return the ParquetWriter options for utterances: zstd for all columns except embeddings, which stay uncompressed.
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.config.settings import Settings, canonical_hash
+from pipeline.dataset.erasures import Erasure
 from pipeline.dataset.packing import Packer, ShardFiles, ShardSize
 from pipeline.dataset.texts import with_texts
 from pipeline.errors import ConfigError
@@ -76,6 +77,8 @@ class Plan:
         policy: conditions under which rows of the manifests were excluded.
         excluded: number of excluded rows by option.
         retries: number of rows that this plan takes over, because they were rejected, by the plan that had them.
+        erasure: what is erased, if this is no run but an erasure; it has no rows then.
+        erased: number of its rows that were erased, by erasure; `rows` and `rejects` are without them.
     """
 
     plan: str
@@ -97,6 +100,8 @@ class Plan:
     policy: Policy = field(default_factory=Policy)
     excluded: Mapping[str, int] = field(default_factory=dict)
     retries: Mapping[str, int] = field(default_factory=dict)
+    erasure: Erasure | None = None
+    erased: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
@@ -126,8 +131,11 @@ class Plan:
             del fields["policy"], fields["excluded"]
         else:
             fields["policy"] = self.policy.document()
-        if not self.retries:
-            del fields["retries"]
+        for name in ("retries", "erased", "erasure"):
+            if not fields[name]:
+                del fields[name]
+        if self.erasure is not None:
+            fields["erasure"] = self.erasure.document()
         return {**fields, "settings": self.settings.document(), "models": pins_document(self.models)}
 
     @property
@@ -135,6 +143,8 @@ class Plan:
         """Return the keys of the files that belong to the plan; those of texts may have been deleted."""
         shards = [shard for shard, _ in self.files]
         rejects = [] if self.rejects_file is None else [self.rejects_file]
+        if self.erasure is not None:
+            return {self.erasure.file}
         return {*shards, *rejects, *(() if self.settings.texts == "keep" else map(texts_file, shards))}
 
     @property
@@ -193,6 +203,8 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
     typed: dict[str, Any] = {"settings": Settings.of(document["settings"]), "models": pins_of(document["models"])}
     if "policy" in document:
         typed["policy"] = Policy.of(document["policy"])
+    if "erasure" in document:
+        typed["erasure"] = Erasure.of(document["erasure"])
     return Plan(**{**document, **tuples, **typed, "files": files})
 
 
@@ -230,16 +242,22 @@ def read_rejects(store: Store, plan: Plan) -> pa.Table | None:
 
 @contextmanager
 def _open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
-    footer = _footer(_PlanFile(key, store))
-    with store.open(key) as file, pq.ParquetFile(file, metadata=footer, pre_buffer=True) as parquet:
-        yield parquet
+    with store.open(key) as file:
+        footer = _footer(_PlanFile(key, file.seek(0, io.SEEK_END), store))
+        file.seek(0)
+        with pq.ParquetFile(file, metadata=footer, pre_buffer=True) as parquet:
+            yield parquet
 
 
 @dataclass(frozen=True, slots=True)
 class _PlanFile:
-    """A Parquet file of a plan. Its key contains the plan's token, so it names the same content in every store."""
+    """A Parquet file of a plan. Its key contains the plan's token, so it names the same content in every store.
+
+    An erasure replaces it by a file of another size; `forget_footers` is for the process that does so.
+    """
 
     key: str
+    size_bytes: int
     store: Store = field(compare=False)
 
 
@@ -248,6 +266,11 @@ def _footer(file: _PlanFile) -> pq.FileMetaData:
     """Return a footer, kept because a file's shards are read one by one, and parsing it takes about 10 ms."""
     with file.store.open(file.key) as opened:
         return pq.read_metadata(opened)
+
+
+def forget_footers() -> None:
+    """Forget the footers of plan files, after one was replaced."""
+    _footer.cache_clear()
 
 
 def planned_ids(store: Store, plan: Plan) -> Iterator[Keys]:
@@ -305,13 +328,18 @@ def write_plan(
         rejects_file=rejects_file,
         rows_without_text=without_text,
         audio_s=audio_s,
-        extra_schema=base64.b64encode(extra.serialize().to_pybytes()).decode(),
+        extra_schema=stored_schema(extra),
         audio_roots=audio_roots,
         policy=selection.staging.policy,
         excluded=selection.excluded if selection.staging.policy else {},
         retries=retries or {},
     )
     return plan if create_json(store, plan_key(name), plan.document(), mine=("token", token)) else None
+
+
+def stored_schema(extra: pa.Schema) -> str:
+    """Return `extra_schema` for pass-through columns."""
+    return base64.b64encode(extra.serialize().to_pybytes()).decode()
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -56,10 +56,10 @@ def publish(store: Store, plan: Plan, parts: Mapping[int, str], report: Mapping[
     report_at, rejects_at = run_key(plan.plan, REPORT), rejects_key(plan.plan)
     if rejects.num_rows:
         store.put_if_absent(rejects_at, parquet_bytes(rejects))
-    totals = _totals(plan, receipts, rejects)
-    store.put_if_absent(report_at, json.dumps({**report, **totals}, indent=1, ensure_ascii=False).encode())
+    derived = totals(plan, receipts, rejects)
+    store.put_if_absent(report_at, json.dumps({**report, **derived}, indent=1, ensure_ascii=False).encode())
     published: dict[str, Any] = json.loads(store.read(report_at))
-    if any(published.get(name) != totals[name] for name in _DERIVED):
+    if any(published.get(name) != derived[name] for name in _DERIVED):
         raise OutdatedReportError(
             f"run {plan.plan} is complete, but its report and rejects describe other parts, since deleted and made again with "
             f"another outcome. Delete {run_key(plan.plan, SUCCESS)}, {report_at}, {rejects_at} and the page below "
@@ -90,7 +90,7 @@ def _derive_rejects(store: Store, plan: Plan, receipts: Sequence[Receipt]) -> pa
     return pa.concat_tables(tables)
 
 
-def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[str, Any]:
+def totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[str, Any]:
     """Return counts and sums over the receipts, for the report."""
     reasons = Counter(rejects["reason"].to_pylist())
     stages: dict[str, float] = {}
@@ -104,6 +104,7 @@ def _totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[
         "rejected": rejects.num_rows,
         "rejects_by_reason": dict(sorted(reasons.items())),
         **({"retried": dict(plan.retries)} if plan.retries else {}),
+        **({"erased": sum(plan.erased.values())} if plan.erased else {}),
         **({"policy": plan.policy.shown(), "excluded": dict(plan.excluded)} if plan.policy else {}),
         "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
         "stage_seconds": stages,

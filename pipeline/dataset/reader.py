@@ -7,6 +7,7 @@ and opens no file itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from pipeline.config.columns import with_optional
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import dataset_settings, read_columns
 from pipeline.dataset.parts import committed_parts
-from pipeline.dataset.plan import Plan, load_plans
+from pipeline.dataset.plan import Plan, load_plan, load_plans
 from pipeline.dataset.publish import is_published
+from pipeline.dataset.tombstones import require_no_erasure
 from pipeline.errors import ConfigError, JobError, did_you_mean
-from pipeline.layout import RUNS, UTTERANCES, rejects_key
+from pipeline.layout import RUNS, UTTERANCES, plan_name, rejects_key
 from pipeline.manifest.growth import asked_type, path_type
 from pipeline.manifest.rejects import reject_schema
 from pipeline.redaction import without_query
@@ -46,6 +48,7 @@ class Rows:
         plans: the plans whose rows are read, oldest first.
         unfinished: names of the plans that are not finished and published; `plans` has them only if they were requested.
         parts: plan name and shard number to the key of the part.
+        listed: number of plans that the output had, erasures included.
         extra: pass-through columns of all plans that are read, also when `of` has left some out, with every key that a struct
             has in any of them.
     """
@@ -55,6 +58,7 @@ class Rows:
     unfinished: tuple[str, ...]
     parts: Mapping[str, Mapping[int, str]]
     extra: pa.Schema
+    listed: int = 0
 
     def of(self, names: Iterable[str]) -> Rows:
         """Return a selection of the plans. Raises: ConfigError for a plan that does not exist or is not finished."""
@@ -65,6 +69,21 @@ class Rows:
             if name not in known:
                 raise ConfigError(f"{without_query(self.store.root)} has no run {name}{did_you_mean(name, known)}")
         return replace(self, plans=tuple(plan for plan in self.plans if plan.plan in wanted))
+
+    def require_no_erasure_since(self) -> None:
+        """Check that no erasure has begun since the plans were listed, before files that derive from rows are written.
+
+        Costs one GET, and one for each new plan. Raises: JobError.
+        """
+        for number in itertools.count(self.listed + 1):
+            try:
+                plan = load_plan(self.store, plan_name(number))
+            except FileNotFoundError:
+                return
+            if plan.erasure is not None:
+                raise JobError(
+                    f"erasure {plan.plan} began meanwhile, and the rows that were read may be erased: run this again"
+                )
 
     @property
     def has_words(self) -> bool:
@@ -175,6 +194,9 @@ def committed_rows(store: Store) -> Rows:
         plans = load_plans(store)
         if not plans and dataset_settings(store) is None:
             raise ConfigError(f"no output of this pipeline exists at {without_query(store.root)}")
+        require_no_erasure(store, plans)
+        listed = len(plans)
+        plans = [plan for plan in plans if plan.erasure is None]
         unfinished = tuple(plan.plan for plan in plans if not is_published(store, plan))
         parts = committed_parts(store, plans)
     for plan in plans:
@@ -184,7 +206,7 @@ def committed_rows(store: Store) -> Rows:
                 f"run {plan.plan} is published, and {missing:,} of its files are missing; "
                 f"see python -m jobs.verify {without_query(store.root)}"
             )
-    return Rows(store, tuple(plans), unfinished, parts, read_columns(plan.extra for plan in plans))
+    return Rows(store, tuple(plans), unfinished, parts, read_columns(plan.extra for plan in plans), listed)
 
 
 def dataset(

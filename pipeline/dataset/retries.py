@@ -154,7 +154,7 @@ def write_plans(
         plans: the plans of the output, to which the plans of this and other planners are added.
         write: writes rows as the plan of a number; None when that number exists.
         reselect: selects the rows again, after `plans` has changed.
-    Returns: the added plans.
+    Returns: the added plans, without erasures.
     """
     known = len(plans)
     while selection:
@@ -167,4 +167,4 @@ def write_plans(
             plans.append(plan)
         else:
             break
-    return plans[known:]
+    return [plan for plan in plans[known:] if plan.erasure is None]

@@ -56,12 +56,13 @@ def survey(history: History, out: TextIO) -> list[PlanState]:
 
     Costs a listing, and what `History.results` reads; nothing when there are no plans.
     """
-    if not history.plans:
+    plans = [plan for plan in history.plans if plan.erasure is None]
+    if not plans:
         return []
-    store, parts = history.store, committed_parts(history.store, history.plans)
+    store, parts = history.store, committed_parts(history.store, plans)
     states = [
         _state(history, parts[plan.plan], plan, stated, outdated=outdated)
-        for plan, stated, outdated in history.results(history.plans)
+        for plan, stated, outdated in history.results(plans)
     ]
     for state in states:
         if state.lost:

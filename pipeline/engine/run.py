@@ -34,6 +34,7 @@ from pipeline.dataset.renewal import renew
 from pipeline.dataset.retries import Retriable, find_retriable, refuse_remaking, write_plans
 from pipeline.dataset.row_checks import check_partition_columns, check_rows
 from pipeline.dataset.survey import pending_shards, survey
+from pipeline.dataset.tombstones import tombstones
 from pipeline.engine import estimate
 from pipeline.engine.cluster import cluster, visible_resources
 from pipeline.engine.destination import unshared_warning
@@ -61,7 +62,6 @@ from pipeline.shard.context import Work, audio_roots
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import Store, open_store, require_conditional_writes
 from pipeline.storage.temporary import temporary_folder
-from pipeline.storage.versions import require_unversioned
 
 
 @dataclass
@@ -130,7 +130,8 @@ class Driver:
             staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
         config = self.config
         self.retriable = find_retriable(self.history, self.plans, config.retry_rejects, config.max_attempts)
-        selection = staging.select(*self.history.held(self.plans), self.retriable.keys)
+        held = self.history.held(self.plans)
+        selection = staging.select(*held, self.retriable.keys, tombstones(self.store, self.plans).matches)
         self.excluded = selection.excluded
         return selection
 
@@ -228,8 +229,6 @@ class Driver:
         if self.dataset is None:  # another run may have created it since
             self.dataset = dataset_settings(self.store)
         settings = self._settings(device)
-        if settings.texts != "keep":
-            require_unversioned(self.store, "--texts deletes the texts of a finished run")
         claim_dataset(self.store, settings)
         staging = selection.staging
 
@@ -354,6 +353,7 @@ class Driver:
                 "rows_held_by_earlier_runs": selection.held,
                 "rows_rejected_while_planning": reasons,
                 **({"rows_retried": selection.retried_rows} if self.config.retry_rejects else {}),
+                **({"rows_erased": selection.erased} if selection.erased else {}),
                 **({"rows_excluded": dict(selection.excluded)} if self.policy else {}),
                 "rows_without_text": corpus.rows_without_text,
                 "audio_hours_known": round(corpus.known_s / 3600, 4),

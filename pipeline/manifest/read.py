@@ -105,6 +105,23 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
         seen.verify()
 
 
+def read_ids(uri: str) -> Iterator[str]:
+    """Read the recording ids of a manifest, whose rows need no audio where they have an id.
+
+    Raises: ConfigError as `read_manifest`, and for a line without an id.
+    """
+    with open_manifest(uri) as source:
+        for records in records_of(source, CHUNK_ROWS):
+            chunk = _chunk(Partitioned(records, partition_columns(uri)), uri, source.display_uri, audio_optional=True)
+            yield from chunk.rows["recording_id"].to_pylist()
+            for line in chunk.rejects:
+                if line.recording_id is None:
+                    raise ConfigError(
+                        f"{source.display_uri}, line {line.line}: {line.cause.detail}; it names no recording"
+                    )
+                yield line.recording_id
+
+
 def records_of(source: Source, chunk_rows: int) -> Iterator[Records]:
     if source.form is Form.JSONL:
         yield from read_jsonl(source.blocks, chunk_rows)

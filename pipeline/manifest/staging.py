@@ -71,6 +71,7 @@ class Staging:
     reject_chunks: list[Path] = field(default_factory=list)
     _refused_chunks: set[Path] = field(default_factory=set)  # of reject_chunks: rows that could be read
     _reject_keys: bytearray = field(default_factory=bytearray)
+    _reject_ids: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,7 @@ class Staging:
             ids = [f"{manifest}:{line}" if name is None else name for name, line in given]
             self.choice.add(manifest, ids, lines, first=self._reject_count(), rejected=True)
         self._reject_keys += joined_keys(self._written(rejects))
+        self._reject_ids += b"".join(key_of(name or "") for name in rejects["recording_id"].to_pylist())
         self.reject_chunks.append(_write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet"))
         if readable:
             self._refused_chunks.add(self.reject_chunks[-1])
@@ -125,7 +127,13 @@ class Staging:
     def _reject_count(self) -> int:
         return len(as_keys(self._reject_keys))
 
-    def select(self, held_ids: Iterable[Keys], held_rejects: Keys, retriable: Keys | None = None) -> Selection:
+    def select(
+        self,
+        held_ids: Iterable[Keys],
+        held_rejects: Keys,
+        retriable: Keys | None = None,
+        erased: Callable[[Keys], Mask] | None = None,
+    ) -> Selection:
         """Select the new rows, of those that `choice` and `policy` allow.
 
         Left out are rows of earlier plans, rows with a value that their column's type cannot hold, and rows of one id
@@ -135,26 +143,14 @@ class Staging:
             held_ids: keys of the ids in earlier plans, in batches.
             held_rejects: keys of rejects in earlier plans, see `reject_keys`.
             retriable: keys of ids in earlier plans whose rows are selected nevertheless.
+            erased: returns a mask of the keys, of ids or rejects, that were erased; `held_ids` has been read before.
         Raises: ConfigError for a policy that cannot be evaluated.
         """
         causes, reject_causes = self._causes()
-        new = np.ones(self.rows, dtype=bool)
-        doubtful, beside_refused = np.zeros(self.rows, dtype=bool), np.zeros(self.rows, dtype=bool)
-        retried = np.zeros(self.rows, dtype=bool)
         misfit = self._misfit_rows()
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            theirs = HashBuckets(Path(folder) / "held")
-            for some in held_ids:
-                theirs.add(some)
-            buckets = zip(self._ids.buckets(), theirs.buckets(), self._refused_ids.buckets(), strict=True)
-            for (keys, positions), (held, _), (refused, _) in buckets:
-                if retriable is not None and len(retriable):
-                    retried[positions] = np.isin(keys, retriable)
-                new[positions] = ~np.isin(keys, held) | retried[positions]
-                beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
-                doubtful[positions] = repeated(keys)
+        new, retried, gone, doubtful, beside_refused = self._compared(held_ids, retriable, erased, misfit)
         chosen = np.ones(self.rows, dtype=bool) if self.choice is None else self.choice.mask(self.rows, rejected=False)
-        earlier = chosen & ~new
+        earlier = chosen & ~new & ~gone
         misfit &= new
         new &= ~misfit
         clashing = self._settle(doubtful & new, new)
@@ -162,12 +158,11 @@ class Staging:
         beside_refused &= new
         clashing |= beside_refused
         new &= ~beside_refused
-        reject_keys = as_keys(self._reject_keys)
-        new_rejects = ~np.isin(reject_keys, held_rejects)
+        new_rejects, gone_rejects = self._new_rejects(held_rejects, erased)
         if self.choice is not None:
             # the first row represents equal ones, and a choice takes the lines of an id in order
             new, clashing, misfit = new & chosen, clashing & chosen, misfit & chosen
-            new_rejects &= self.choice.mask(len(reject_keys), rejected=True)
+            new_rejects &= self.choice.mask(len(new_rejects), rejected=True)
         found = np.concatenate([causes[new | clashing | misfit], reject_causes[new_rejects]])
         kept = causes == 0
         return Selection(
@@ -181,7 +176,36 @@ class Staging:
             excluded=counted(found),
             held_excluded=int((earlier & ~kept).sum()),
             retried=retried,
+            erased=int((chosen & gone).sum() + gone_rejects.sum()),
         )
+
+    def _compared(
+        self, held_ids: Iterable[Keys], retriable: Keys | None, erased: Callable[[Keys], Mask] | None, misfit: Mask
+    ) -> tuple[Mask, Mask, Mask, Mask, Mask]:
+        """Return masks of rows whose id is new, retriable, erased, on several rows, or on a refused row too."""
+        new = np.ones(self.rows, dtype=bool)
+        retried, gone, doubtful, beside_refused = (np.zeros(self.rows, dtype=bool) for _ in range(4))
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            theirs = HashBuckets(Path(folder) / "held")
+            for some in held_ids:
+                theirs.add(some)
+            buckets = zip(self._ids.buckets(), theirs.buckets(), self._refused_ids.buckets(), strict=True)
+            for (keys, positions), (held, _), (refused, _) in buckets:
+                if retriable is not None and len(retriable):
+                    retried[positions] = np.isin(keys, retriable)
+                gone[positions] = erased(keys) if erased is not None else False
+                new[positions] = (~np.isin(keys, held) | retried[positions]) & ~gone[positions]
+                beside_refused[positions] = np.isin(keys, refused) | np.isin(keys, keys[misfit[positions]])
+                doubtful[positions] = repeated(keys)
+        return new, retried, gone, doubtful, beside_refused
+
+    def _new_rejects(self, held: Keys, erased: Callable[[Keys], Mask] | None) -> tuple[Mask, Mask]:
+        """Return masks of the rejects that no plan has and that were not erased, and of those that were."""
+        keys = as_keys(self._reject_keys)
+        gone = np.zeros(len(keys), dtype=bool)
+        if erased is not None:
+            gone |= erased(keys) | erased(as_keys(self._reject_ids))
+        return ~np.isin(keys, held) & ~gone, gone
 
     def _causes(self) -> tuple[Causes, Causes]:
         """Return the cause for which `policy` excludes each row and each reject; none without a policy."""
@@ -250,6 +274,7 @@ class Selection:
         held: number of rows in earlier plans.
         excluded: number of excluded rows by option; rows of earlier plans are not counted.
         held_excluded: number of rows in earlier plans that the policy would exclude.
+        erased: number of rows and rejects that were erased from the output.
         retried: mask of rows that earlier plans rejected and that may be taken over.
     """
 
@@ -263,6 +288,7 @@ class Selection:
     excluded: Mapping[str, int] = field(default_factory=dict)
     held_excluded: int = 0
     retried: Mask | None = None
+    erased: int = 0
 
     def __bool__(self) -> bool:
         """Return whether there are rows or rejects to plan."""
@@ -335,8 +361,7 @@ class Selection:
             return
         rejects = refused_table(table, refused)
         texts = pa.array([raw.get(row) for row in sorted(refused)], pa.string())
-        rejects = rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts)
-        rejects = self.staging._written(rejects)
+        rejects = self.staging._written(rejects.set_column(schema.get_field_index("raw"), schema.field("raw"), texts))
         mask = ~np.isin(reject_keys(rejects), self.held_rejects)
         if mask.any():
             yield rejects.filter(pa.array(mask))

@@ -158,7 +158,9 @@ def give_up(store: Store, plan: Plan, shard: Shard) -> None:
 def key_of(plan: Plan, shard: Shard, rows: pa.Table) -> str:
     """Return the key of the part of a shard with these rows."""
     columns = plan.settings.partition_by
-    return part_key(shard.name, partition_folder(columns, [rows[name][0].as_py() for name in columns]))
+    # all rows of a shard may have been erased
+    values = [rows[name][0].as_py() if rows.num_rows else None for name in columns]
+    return part_key(shard.name, partition_folder(columns, values))
 
 
 def _refuse_unforeseen(shard: Shard, rows: pa.Table, rejects: dict[int, Reject], max_share: float) -> None:

@@ -1,12 +1,13 @@
 """Inspection and deletion of everything in an output: hidden files, file ages and unfinished uploads.
 
-`Store` deliberately has neither ages nor deletion, since jobs need neither. This module serves the audit, which reads
-everything, and `prune`, the only code that deletes.
+`Store` deliberately has neither ages nor deletion, since few jobs need them. This module serves the audit, which reads
+everything, `prune` and `erase`, which delete, and `--texts`.
 """
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.pages import objects_below
 from pipeline.storage.retry import TRANSIENT, retried
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import LocalStore, Store, sync_folder
 
 STORE_ERRORS = (*TRANSIENT, JobError)
 """Errors of a store that is missing, does not respond, denies access or rejects the credentials."""
@@ -165,6 +166,26 @@ def remove(store: Store, key: str) -> None:
         else:
             filesystem, root = resolve(store.root)
             retried(lambda: filesystem.rm_file(f"{root}/{key}"), what=f"deleting {root}/{key}")
+
+
+def replace(store: Store, key: str, content: bytes) -> None:
+    """Replace or create a file: a reader sees the old or the new content. Raises: ConfigError when the store refuses."""
+    with reaching(store, key):
+        if not isinstance(store, LocalStore):
+            filesystem, root = resolve(store.root)
+            retried(lambda: filesystem.pipe_file(f"{root}/{key}", content), what=f"replacing {root}/{key}")
+            return
+        final = Path(store.root) / key
+        temporary = final.parent / f".{final.name}.{uuid.uuid4().hex}.tmp"
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(final.parent)
 
 
 def abort(store: Store, upload: Upload) -> None:

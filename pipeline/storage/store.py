@@ -63,6 +63,15 @@ class Store(Protocol):
         """Yield every object under the folder `prefix`, in no order; none if the folder is missing."""
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a local folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class LocalStore:
     """A `Store` on a local or network file system that has hard links."""
 
@@ -89,16 +98,8 @@ class LocalStore:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
-        self._sync_folder(final.parent)
+        sync_folder(final.parent)
         return True
-
-    @staticmethod
-    def _sync_folder(folder: Path) -> None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def read(self, key: str) -> bytes:
         """See `Store`."""

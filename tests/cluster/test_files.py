@@ -217,6 +217,17 @@ def test_no_role_of_the_job_may_delete():
     ]
 
 
+def test_only_the_roles_made_for_it_may_delete():
+    """Fails if the policy of the eraser reaches beyond the output, or the one for texts beyond the texts of runs."""
+    assert {s["Resource"] for s in policy("eraser") if "s3:DeleteObject" in s["Action"]} == {
+        "arn:aws:s3:::BUCKET/emotions/*"
+    }
+    assert [(s["Action"], s["Resource"].partition("BUCKET")[2]) for s in policy("texts")] == [
+        ("s3:DeleteObject", "/emotions/_runs/*/shards/*-texts.parquet"),
+        ("s3:GetBucketVersioning", ""),
+    ]
+
+
 def test_s3_takes_the_lifecycle_rule():
     """Fails if the rule is not one that S3 takes, or ends anything but uploads nobody completed."""
     rules = json.loads((CLUSTER / "aws" / "lifecycle.json").read_text())

@@ -16,6 +16,7 @@ from pipeline.dataset.history import History
 from pipeline.dataset.plan import load_plans, read_shard
 from pipeline.dataset.prune import find_leftovers
 from pipeline.dataset.reader import finished_rows
+from pipeline.dataset.renewal import renew
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError, JobError
 from pipeline.layout import texts_file
@@ -27,6 +28,7 @@ from pipeline.storage.store import LocalStore, Store, open_store
 from pipeline.storage.versions import require_unversioned
 from tests.support import outputs
 from tests.support.damages import column, rewrite
+from tests.support.manifests import jsonl
 from tests.support.outputs import BAD, FIRST, annotate, plan_rows, publish_plan
 from tests.support.s3_server import S3Server
 
@@ -143,6 +145,21 @@ def test_verify_finds_words_and_texts(tmp_path, kept):
     part = next((tmp_path / "out").rglob("000001-000002.parquet"))
     rewrite(part, column("text", lambda values: ["word"] * len(values)))
     assert {v.invariant for v in audit(store, deep=True).violations} == {"TEXTS"}
+
+
+def test_renewed_signatures_leave_the_texts_where_they_are(tmp_path, kept):
+    """Fails if a copy of rows with fresh URLs has their texts, which nobody would delete, or if its rows have lost them."""
+    rows = [{**row, "audio": f"https://host/{row['id']}.wav?signature=old"} for row in ROWS]
+    store = LocalStore(tmp_path / "out")
+    plan = plan_rows(store, tmp_path / "m", rows)
+    fresh = [{**row, "audio": f"https://host/{row['id']}.wav?signature=new"} for row in ROWS]
+    staging = Staging(tmp_path / "again")
+    staging.read([str(jsonl(tmp_path / "new.jsonl", *fresh))], lambda table: (table, {}))
+    renewed = renew(store, plan, list(plan.shards()), staging)
+    found = [row for shard in renewed for row in read_shard(store, shard).to_pylist()]
+    assert {row["audio"][-3:] for row in found} == {"new"}
+    assert {row["recording_id"]: row["text"] for row in found} == {row["id"]: row["text"] for row in ROWS}
+    assert with_secret(tmp_path / "out") == [texts_file(plan.files[0][0])]
 
 
 def test_texts_of_a_planner_that_lost_are_leftovers(tmp_path, kept):

@@ -124,6 +124,10 @@ class Words:
     def compact(self) -> tuple[list[str], dict[str, object]]:
         return [self.copy()], {"finished_runs": 2, "unfinished_runs": []}
 
+    def erase(self) -> tuple[list[str], dict[str, object]]:
+        expected = {"erased": True, "finished": None, "erasure": "000003", "recordings": 2, "utterances": 2}
+        return [self.copy(), "--recording", "0-3", "1-5", "--yes"], expected
+
     def prune(self) -> tuple[list[str], dict[str, object]]:
         expected = {"deleted": False, "size_bytes": 11, "kept_younger": 0, "kept_in_a_plan": 0}
         return [self.finished, "--older-than", "0s"], expected

@@ -32,6 +32,12 @@ def asked_for(request: Request) -> tuple[str, str, dict[str, str]]:
     keys: dict[str, str] = {}
     if not key:
         assert request.method in ("GET", "HEAD"), request
+        if "versioning" in query or "uploads" in query:
+            return (
+                f"s3:{'GetBucketVersioning' if 'versioning' in query else 'ListBucketMultipartUploads'}",
+                resource,
+                keys,
+            )
         return "s3:ListBucket", resource, {"s3:prefix": query.get("prefix", "")}
     if request.method in ("GET", "HEAD"):
         return "s3:GetObject", resource, keys

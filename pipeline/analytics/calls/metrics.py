@@ -90,6 +90,7 @@ def measure_calls(rows: Rows, calls: Calls) -> Iterator[tuple[str, int]]:
         # after the query, so that an invalid expression does not claim the name
         if not store.put_if_absent(f"{calls.folder}/{SUMMARY}", json.dumps(calls.document, indent=1).encode()):
             _refuse_others(store, calls)
+        rows.require_no_erasure_since()
         store.put_if_absent(key, parquet_bytes(_described(table, len(calls.groups.by))))
         yield plan.plan, table.filter(pa.compute.equal(table["scope"], "call")).num_rows
 

@@ -23,7 +23,7 @@ from pipeline.dataset.verify.plans import IdLedger, PlannedShard, planned_shards
 from pipeline.dataset.verify.published import Tally, check_published
 from pipeline.dataset.verify.reading import DamagedFile, MissingFile, document, parquet
 from pipeline.errors import ConfigError
-from pipeline.layout import DATASET, SUCCESS, plan_key, texts_file
+from pipeline.layout import DATASET, SUCCESS, part_key, plan_key, texts_file
 from pipeline.pins import pins_document
 from pipeline.redaction import without_query
 from pipeline.storage.cleanup import reaching
@@ -81,10 +81,17 @@ class _Auditor:
     def run(self) -> None:
         settings = self._dataset()
         self._read_plans()
+        if any(plan.erasure and SUCCESS not in self.outline.published.get(plan.plan, {}) for plan in self.plans):
+            # its rows are in some files and not in others; nothing else can be said until it is finished
+            self.states += [self._erasure_state(plan) for plan in self.plans if plan.erasure]
+            return
         if settings is not None:
             self._compare(settings)
         for plan in self.plans:
-            self._plan(plan)
+            if plan.erasure is None:
+                self._plan(plan)
+            else:
+                self._erasure(plan)
         self._repeated()
         self._strays()
         self._unnamed()
@@ -167,8 +174,30 @@ class _Auditor:
             self.outline.attempts[plan.plan],
             sum(plan.excluded.values()),
             plan.retries,
+            sum(plan.erased.values()),
         )
         self.states.append(state)
+
+    def _erasure(self, entry: Plan) -> None:
+        """Check an erasure: its tombstones, and that the runs state it."""
+        erasure = entry.erasure
+        self.states.append(self._erasure_state(entry))
+        stated = {plan.plan: plan.erased.get(entry.plan) for plan in self.plans if entry.plan in plan.erased}
+        expected = {name: lost.rows + lost.rejects for name, lost in (erasure.plans if erasure else {}).items()}
+        if stated != expected and len(self.plans) == len(self.outline.plans):
+            sentence = f"erases rows of runs {', '.join(expected)}, but other numbers of rows are missing from these"
+            self.broken(Invariant.PLAN_DAMAGED, plan_key(entry.plan), sentence)
+        try:
+            with parquet(self.store, erasure.file if erasure else "") as file:
+                list(file.batches(1 << 16, None))
+        except DamagedFile as error:
+            self.broken(Invariant.PLAN_DAMAGED, erasure.file if erasure else "", str(error))
+
+    def _erasure_state(self, entry: Plan) -> PlanState:
+        lost = entry.erasure.plans.values() if entry.erasure else ()
+        done = SUCCESS in self.outline.published.get(entry.plan, {})
+        count = sum(each.rows + each.rejects for each in lost)
+        return PlanState(entry.plan, 0, 0, 0, done, 0, 0, erases=count)
 
     def _shards(self, plan: Plan, parts: dict[int, list[str]], tally: Tally) -> int:
         """Check the parts of a plan against its shards. Returns: the number of shards that could not be read from the plan."""
@@ -217,7 +246,7 @@ class _Auditor:
         """Return the key of a shard's part, or None; of several parts, the one with the planned key."""
         keys = sorted(parts.get(planned.shard.number, ()))
         if not keys:
-            tally.missing.append(planned.key)
+            tally.missing.append(planned.key or part_key(planned.shard.name, ""))
             return None
         standing = planned.key if planned.key in keys else keys[0]
         for key in keys:

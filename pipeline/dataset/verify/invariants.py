@@ -93,6 +93,8 @@ class PlanState:
         failed_tries: recorded failed attempts to finish the plan.
         excluded: rows of the manifests that the plan's policy excluded; they are not among its rows.
         retries: rows that earlier plans rejected and this plan takes over, by earlier plan.
+        erased: rows that were erased from the plan; they are not among its rows.
+        erases: rows that it erases from other plans, if it is an erasure.
     """
 
     plan: str
@@ -105,6 +107,8 @@ class PlanState:
     failed_tries: int = 0
     excluded: int = 0
     retries: Mapping[str, int] = field(default_factory=dict)
+    erased: int = 0
+    erases: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -113,6 +117,9 @@ class PlanState:
 
     def line(self) -> str:
         """Return the line of this plan in the summary."""
+        if self.erases is not None:
+            state = "" if self.finished else ", unfinished: finish it with jobs.erase OUT --finish"
+            return f"plan {self.plan}: erasure of {self.erases:,} rows{state}"
         if not self.finished:
             rest = "" if self.parts < self.shards else ", not published"
             rest += f", {self.failed_tries:,} failed tries in {attempts_folder(self.plan)}" if self.failed_tries else ""
@@ -121,6 +128,7 @@ class PlanState:
             f"plan {self.plan}: {self.rows:,} rows, {self.utterances:,} utterances and {self.rejects:,} rejects in "
             f"{self.shards:,} shards, published"
             + (f"; {self.excluded:,} rows excluded" if self.excluded else "")
+            + (f"; {self.erased:,} rows erased" if self.erased else "")
             + "".join(f"; {count:,} rows retried from plan {plan}" for plan, count in self.retries.items())
         )
 

@@ -43,7 +43,7 @@ def inspect_part(store: Store, plan: Plan, planned: PlannedShard, key: str, *, d
     def broken(invariant: Invariant, sentence: str) -> None:
         found.append(Violation(invariant, key, sentence))
 
-    if key != planned.key:
+    if planned.key is not None and key != planned.key:
         broken(
             Invariant.PART_MISPLACED, f"is in the folder of other partition values; its rows belong in {planned.key}"
         )

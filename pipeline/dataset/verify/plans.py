@@ -29,12 +29,12 @@ class PlannedShard:
 
     Attributes:
         rows: its rows, with every column or only `recording_id`, `manifest`, `line` and the partition columns.
-        key: key that its part should have.
+        key: key that its part should have; None if all rows were erased, and with them the partition values.
     """
 
     shard: Shard
     rows: pa.Table
-    key: str
+    key: str | None
 
 
 def sound_plan(store: Store, name: str) -> Plan:
@@ -68,6 +68,7 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         plan.rejects,
         *plan.excluded.values(),
         *plan.retries.values(),
+        *plan.erased.values(),
     ]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         yield "a count is not a whole number"
@@ -86,7 +87,7 @@ def _faults(plan: Plan, name: str) -> Iterator[str]:
         yield f"its column types cannot be read ({type(error).__name__})"
         return
     partition_by = plan.settings.partition_by
-    if not set(partition_by) <= columns:
+    if plan.erasure is None and not set(partition_by) <= columns:
         yield f"it has no columns {', '.join(partition_by)} to partition by"
     elif any(pa.types.is_nested(field.type) for field in plan.extra if field.name in partition_by):
         yield f"columns {', '.join(partition_by)} cannot be used as folder names"
@@ -108,6 +109,9 @@ def planned_shards(store: Store, plan: Plan, file_number: int, *, deep: bool) ->
             rows = parquet_file.row_group(row_group, columns)
             values = dict.fromkeys(zip(*(rows[name].to_pylist() for name in partition_by), strict=True))
             folders = {partition_folder(partition_by, row) for row in values} if partition_by else {""}
+            if not rows.num_rows and plan.erased:
+                yield PlannedShard(shard, rows, None)
+                continue
             if len(folders) != 1:
                 raise DamagedFile(f"mixes {len(folders)} partitions in shard {shard.name}")
             yield PlannedShard(shard, rows, part_key(shard.name, folders.pop()))

@@ -146,6 +146,7 @@ def _check_report(store: Store, tally: Tally, key: str, *, whole: bool) -> Itera
         "parts": tally.parts,
         **({"retried": dict(plan.retries)} if plan.retries else {}),
         **({"excluded": dict(plan.excluded)} if plan.policy else {}),
+        **({"erased": sum(plan.erased.values())} if plan.erased else {}),
     }
     differing = [
         f"{name} is {report.get(name)!r}, not {value!r}"

@@ -1,0 +1,1 @@
+"""Erasure of rows from every file of an output, in steps that can be interrupted and repeated."""
