@@ -1,4 +1,4 @@
-"""The tombstones of an output, which every planner reads after it has read the ids of earlier plans."""
+"""The tombstones of an output, and the check that no erasure is unfinished."""
 
 from __future__ import annotations
 

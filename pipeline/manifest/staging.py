@@ -143,7 +143,7 @@ class Staging:
             held_ids: keys of the ids in earlier plans, in batches.
             held_rejects: keys of rejects in earlier plans, see `reject_keys`.
             retriable: keys of ids in earlier plans whose rows are selected nevertheless.
-            erased: returns a mask of the keys, of ids or rejects, that were erased; `held_ids` has been read before.
+            erased: returns a mask of the keys, of ids or rejects, that were erased.
         Raises: ConfigError for a policy that cannot be evaluated.
         """
         causes, reject_causes = self._causes()
