@@ -123,7 +123,10 @@ def main() -> None:
     """Answer the request on standard input."""
     from pipeline.models.checkpoints import modes, weights  # noqa: F401 - most of the time, spent before the request comes
 
-    request = json.load(sys.stdin)
+    content = sys.stdin.read()
+    if not content:  # the driver ended before it needed models
+        return
+    request = json.loads(content)
     try:
         find = None
         if request["prepared"]:
