@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +92,14 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def _run(config: JobConfig, printer: Printer) -> int:
     # imported late: typing errors are reported before torch and ray are loaded
-    from pipeline.engine.job_log import job_log
-    from pipeline.engine.run import Driver
+    from pipeline.models.checkpoints.pinning import prestarted
 
-    with job_log(config.log_format) as out:
-        return _report(config, Driver(config, out), printer)
+    with nullcontext() if config.dry_run else prestarted():
+        from pipeline.engine.job_log import job_log
+        from pipeline.engine.run import Driver
+
+        with job_log(config.log_format) as out:
+            return _report(config, Driver(config, out), printer)
 
 
 def _report(config: JobConfig, driver: Driver, printer: Printer) -> int:

@@ -143,3 +143,17 @@ def test_ctrl_c_while_a_child_starts_is_not_lost():
     finally:
         signal.signal(signal.SIGINT, before)
     assert steps == ["started"]
+
+
+def test_a_process_that_was_started_early_answers_once_or_ends(checkpoints):
+    """Fails if an early process is not used, is used twice, or stays when a job ends before it needs models."""
+    chosen = by_role({"fusion/en": str(checkpoints / "audio-en")})
+    with pinning_module.prestarted():
+        (early,) = pinning_module._spare
+        with Pinning(chosen, "audio") as first, Pinning(chosen, "audio") as second:
+            assert first._process is early and second._process is not early
+            assert first.result() == second.result()
+    with pytest.raises(ConfigError), pinning_module.prestarted():
+        (unused,) = pinning_module._spare
+        raise ConfigError("wrong option")
+    assert unused.poll() is not None and not pinning_module._spare

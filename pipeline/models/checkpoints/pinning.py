@@ -24,6 +24,35 @@ from pipeline.models.checkpoints.lock import Lock, Prepared
 from pipeline.pins import ModelPin, Role, pins_document, pins_of
 from pipeline.processes import interrupts_blocked, search_path
 
+_spare: list[subprocess.Popen[str]] = []
+"""A process that `prestarted` has started, and no `Pinning` uses yet."""
+
+
+def _started() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": search_path()},
+        text=True,
+    )
+
+
+@contextmanager
+def prestarted() -> Iterator[None]:
+    """Start the process of the next `Pinning` now, so that its imports run beside the driver's; kill it if none used it."""
+    with interrupts_blocked():
+        _spare.append(_started())
+    try:
+        yield
+    finally:
+        while _spare:
+            process = _spare.pop()
+            process.kill()
+            cast(TextIO, process.stdin).close()
+            cast(TextIO, process.stdout).close()
+            process.wait()
+
 
 class Pinning:
     """A running `roles.pin`, started at once and queried when the result is needed. A context manager.
@@ -42,13 +71,7 @@ class Pinning:
         rules: LabelRules | None = None,
     ) -> None:
         with interrupts_blocked():
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": search_path()},
-                text=True,
-            )
+            self._process = _spare.pop() if _spare else _started()
         with cast(TextIO, self._process.stdin) as request:
             there = None if prepared is None else [prepared.uri, prepared.number, prepared.lock.model_dump(mode="json")]
             named = {str(role): spec for role, spec in chosen.items()}
@@ -98,7 +121,12 @@ def refusal_first(pinned: Callable[[], object]) -> Iterator[None]:
 
 def main() -> None:
     """Answer the request on standard input."""
-    request = json.load(sys.stdin)
+    from pipeline.models.checkpoints import modes, weights  # noqa: F401 - most of the time, spent before the request comes
+
+    content = sys.stdin.read()
+    if not content:  # the driver ended before it needed models
+        return
+    request = json.loads(content)
     try:
         find = None
         if request["prepared"]:
