@@ -1,7 +1,8 @@
 """Removal of files that writers left behind.
 
-Only four kinds of files count as leftovers, all recognised by name: shard files that no plan names, the store's hidden
-temporary files, the probe for conditional writes, and incomplete multipart uploads. Everything else is kept: parts, plans,
+Only five kinds of files count as leftovers, all recognised by name: shard files that no plan names, the store's hidden
+temporary files, the probe for conditional writes, objects of the index that a larger one replaced, and incomplete multipart
+uploads. Everything else is kept: parts, plans,
 rejects files, notes of failed attempts, and every file that a plan names. Folders are kept, since a writer may be about
 to use one.
 """
@@ -12,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.dataset.plan import Plan, load_plan
+from pipeline.dataset.plan_index import chosen_segments
 from pipeline.errors import ConfigError
-from pipeline.layout import DATASET, OURS, PLAN_FILE, PROBE, SHARD_FILE, TEMPORARY
+from pipeline.layout import DATASET, INDEX_FILE, OURS, PLAN_FILE, PROBE, SHARD_FILE, TEMPORARY
 from pipeline.redaction import without_query
 from pipeline.storage.cleanup import StoredFile, Upload, abort, reaching, remove, uploads, walk
 from pipeline.storage.store import Store
@@ -48,12 +50,15 @@ def find_leftovers(store: Store, *, now_s: float) -> Iterator[Leftover]:
     if not numbers and DATASET not in {file.key for file in files}:
         raise ConfigError(f"no output of this pipeline exists at {without_query(store.root)}")
     plans = {number: _plan(store, number) for number in numbers}
+    index = set(chosen_segments([file.key for file in files]))
     yield from _shard_files(files, plans, now_s)
     for file in files:
         if TEMPORARY.fullmatch(file.key):
             yield Leftover(file.key, "temporary of a killed writer", now_s - file.modified_s, file.size_bytes)
         elif file.key == PROBE:
             yield Leftover(file.key, "probe for conditional writes", now_s - file.modified_s, file.size_bytes)
+        elif INDEX_FILE.fullmatch(file.key) and file.key not in index:
+            yield Leftover(file.key, "index that a larger one replaced", now_s - file.modified_s, file.size_bytes)
     for upload in uploads(store):
         if upload.key.startswith((*OURS, DATASET)):
             age_s = now_s - upload.started_s

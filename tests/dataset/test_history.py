@@ -6,16 +6,20 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pipeline.dataset.history import History
 from pipeline.dataset.plan import load_plans
+from pipeline.dataset.plan_index import chosen_segments
+from pipeline.dataset.prune import find_leftovers
 from pipeline.dataset.retries import find_retriable
 from pipeline.dataset.survey import survey
 from pipeline.errors import TRANSIENT_REASONS, Reason
 from pipeline.layout import PAGE, REPORT, SUCCESS, attempt_key, rejects_key, run_key
 from pipeline.manifest.hash_buckets import id_keys
+from pipeline.storage.store import LocalStore
 from tests.support.many_nights import CountingStore, MemoryStore, add_night, finish, many_nights, start
 
 Told = tuple[object, ...]
@@ -145,3 +149,19 @@ def _calls(nights: int, *, indexed: bool = True) -> Counter[str]:
     store = CountingStore(many_nights(nights, indexed=indexed).objects)
     start(History(store))
     return store.calls
+
+
+def test_prune_removes_what_a_larger_index_replaced(tmp_path: Path) -> None:
+    """Fails if the index grows for good, or a part of it that is still read is removed."""
+    store = LocalStore(tmp_path)
+    for key, content in grown().objects.items():
+        store.put_if_absent(key, content)
+    store.put_if_absent("_dataset.json", b"{}")
+    kept = chosen_segments(index_of(MemoryStore({entry.key: b"" for entry in store.list("_runs")})))
+    leftovers = [leftover.key for leftover in find_leftovers(store, now_s=1e10)]
+    existing = {entry.key for entry in store.list("_runs/index")}
+    assert set(leftovers) == existing - {*kept} and leftovers and kept
+    before = told(MemoryStore({entry.key: store.read(entry.key) for entry in store.list("")}))
+    for key in leftovers:
+        (tmp_path / key).unlink()
+    assert told(MemoryStore({entry.key: store.read(entry.key) for entry in store.list("")})) == before
