@@ -117,7 +117,7 @@ def test_warnings_name_labels_without_an_emotion():
 )
 def test_the_advice_of_a_warning_can_be_followed(labels, advice):
     """Fails if the option that a warning suggests is read as something else by the shell or by the job."""
-    (sentence,) = warnings_of([Head(HeadKind.SOFTMAX, labels)], "M", "en", LabelRules(3))
+    (sentence,) = warnings_of(declared([Head(HeadKind.SOFTMAX, labels)]), "M", "en", LabelRules(3))
     assert advice in sentence
     if words := re.search(r"--label-map (.*EMOTION'?) names", sentence):
         (text,) = shlex.split(words[1])
