@@ -114,25 +114,22 @@ def _calls(flags: argparse.Namespace, printer: Printer) -> int:
 
 
 def _print(table: pa.Table, calls: Calls, rows: int | None, printer: Printer) -> None:
-    """Print a row for each call and each of its speakers."""
+    """Print a row for each call and each of its speakers; a call whose one speaker has no name has the first alone."""
     width, names = terminal_width(), list(calls.groups.by)
     if rows is None:
         rows = table.num_rows if width is None else _ON_A_TERMINAL
     lines = [
         _line(row, names, sum(each["talk_s"] for each in speakers))
         for call, speakers in by_call(table.slice(0, _whole_calls(table, rows)), names)
-        for row in (call, *speakers)
+        for row in (call, *(speakers if len(speakers) > 1 or speakers[0]["speaker"] is not None else ()))
     ]
     if not lines:
         printer.line("no utterance belongs to a call: the columns of --by are null")
         return
-    printed = pa.Table.from_pylist(lines[:rows])
-    for line in table_lines(printed, width=width, keys=len(names) + 1):
+    for line in table_lines(pa.Table.from_pylist(lines[:rows]), width=width, keys=len(names) + 1):
         printer.line(line)
-    if table.num_rows > printed.num_rows:
-        printer.line(
-            f"{table.num_rows - printed.num_rows:,} more rows; --rows {table.num_rows} prints all, --to FILE writes all"
-        )
+    if table.num_rows > rows:
+        printer.line(f"{table.num_rows - rows:,} more rows; --rows {table.num_rows} prints all, --to FILE writes all")
 
 
 def _whole_calls(table: pa.Table, rows: int) -> int:
