@@ -15,6 +15,7 @@ from pipeline.config.labels import LabelRules, label_maps
 from pipeline.config.lists import (
     channels,
     embedding_names,
+    hourly_rates,
     partition_columns,
     primary_tags,
     reject_reasons,
@@ -47,6 +48,7 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "allowed_languages": primary_tags,
     "exclude_channel": channels,
     "retry_rejects": reject_reasons,
+    "hourly_rate": hourly_rates,
 }
 """Functions that read an option given as text, by field."""
 
@@ -249,6 +251,14 @@ class JobConfig(SegmentOptions):
         LogFormat,
         Option(RUN, "messages on standard error: text for people, json for log collectors, one object per line"),
     ] = "text"
+    hourly_rate: Annotated[
+        Mapping[str, float],
+        Option(
+            RUN,
+            "with --dry-run, price of an hour of a machine with one card, or of one CPU core: prints what the run would cost",
+            metavar="H200|L4|A10|core=PRICE[,...]",
+        ),
+    ] = Field(default_factory=dict)
     dry_run: Annotated[bool, Option(RUN, "print what would be done; decode nothing, write nothing")] = False
 
     @field_validator(*_PARSERS, mode="before")

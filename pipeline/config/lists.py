@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 
 from pipeline.config.models import strings
 from pipeline.errors import TRANSIENT_REASONS, Reason, did_you_mean
 from pipeline.schema import EMBEDDINGS, passthrough_name, utterance_schema
 
+PRICED = ("H200", "L4", "A10", "core")
+"""Machines that `--hourly-rate` prices: those with one card of a kind, and one CPU core."""
 _DECIDED_WHILE_PLANNING = {Reason.MALFORMED, Reason.BAD_FIELD, Reason.DUPLICATE_ID}
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _PRIMARY_TAG = re.compile(r"[a-z]{2,3}")
@@ -89,6 +93,25 @@ def reject_reasons(value: object) -> tuple[str, ...]:
             raise ValueError(f"unknown reason {name!r}{did_you_mean(name.upper(), Reason)}")
         reasons |= dict.fromkeys(map(str, (name.upper(),) if known is None else known))
     return tuple(reasons)
+
+
+def hourly_rates(value: object) -> dict[str, float]:
+    """Parse prices of an hour from `H200=4.5,core=0.04`, a list of such texts, or a mapping. Raises: ValueError."""
+    pairs = value.items() if isinstance(value, Mapping) else [item.partition("=")[::2] for item in items(value)]
+    rates: dict[str, float] = {}
+    for name, price in pairs:
+        known = {each.lower(): each for each in PRICED}.get(str(name).strip().lower())
+        if known is None:
+            raise ValueError(
+                f"no machine is called {name!r}{did_you_mean(str(name), PRICED)}; known: {', '.join(PRICED)}"
+            )
+        try:
+            rates[known] = float(str(price))
+        except ValueError:
+            raise ValueError(f"{known}={price}: the price is not a number") from None
+        if not 0 <= rates[known] < math.inf:
+            raise ValueError(f"{known}={price}: the price must be 0 or more")
+    return rates
 
 
 def run_numbers(runs: tuple[str, ...]) -> tuple[str, ...]:

@@ -171,6 +171,28 @@ def estimate(corpus: Corpus, mode: str, *, on_cards: AsrWindow, on_cores: AsrWin
     }
 
 
+def prices(
+    corpus: Corpus, mode: str, rates: Mapping[str, float], *, on_cards: AsrWindow, on_cores: AsrWindow
+) -> dict[str, str]:
+    """Return the price of the run on each machine, as text, in the currency of the rates.
+
+    Args:
+        rates: price of an hour by the name of the machine (`pipeline.config.lists.PRICED`).
+        on_cards, on_cores: as for `estimate`.
+    """
+    cards_h = cards_hours(corpus, mode, on_cards)
+    texts = {}
+    for name, rate in rates.items():
+        if name == "core":
+            hours = models_tflop(corpus, mode, on_cores) / _CORE_TFLOP_PER_S / 3600 + feeding_hours(corpus, mode)
+            texts[name] = f"about {hours * rate:,.2f} for {_time(hours)} of CPU cores alone"
+        else:
+            hours = next(hours for card, hours in cards_h.items() if name in card)
+            about, least = hours / CARD_SHARE * rate, hours * rate
+            texts[name] = f"about {about:,.2f} if cards give a third of their arithmetic; at least {least:,.2f}"
+    return texts
+
+
 def _cluster(cards_h: Mapping[str, float], feeding_h: float, cores_h: float) -> str:
     if cores_h <= _ONE_MACHINE_CORES * _TARGET_H:
         cores = math.ceil(cores_h / _TARGET_H)

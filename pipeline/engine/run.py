@@ -347,6 +347,9 @@ class Driver:
                 for reason in table["reason"].to_pylist():
                     reasons[reason] = reasons.get(reason, 0) + 1
             models = roles.choose(self.config, needs.languages, needs_asr=needs.asr, prepared=self.prepared)
+            on_cards, on_cores = (self.config.resolved_window(device, self.dataset) for device in ("cuda", "cpu"))
+            windows = {"on_cards": on_cards, "on_cores": on_cores}
+            rates = self.config.hourly_rate
             return {
                 "manifests": list(map(without_query, self.manifests)),
                 "rows_new": corpus.rows,
@@ -358,12 +361,8 @@ class Driver:
                 "rows_without_text": corpus.rows_without_text,
                 "audio_hours_known": round(corpus.known_s / 3600, 4),
                 "rows_without_duration": corpus.rows_without_duration,
-                **estimate.estimate(
-                    corpus,
-                    self.config.mode,
-                    on_cards=self.config.resolved_window("cuda", self.dataset),
-                    on_cores=self.config.resolved_window("cpu", self.dataset),
-                ),
+                **estimate.estimate(corpus, self.config.mode, **windows),
+                **({"price": estimate.prices(corpus, self.config.mode, rates, **windows)} if rates else {}),
                 "models": {str(role): spec for role, spec in models.items()},
                 "resources": {
                     "cpus": resources.cpus,

@@ -217,9 +217,14 @@ class ObjectStore:
 
 
 def open_store(uri: str) -> Store:
-    """Return the store at `uri` without writing anything."""
+    """Return the store at `uri` without writing anything. Raises: ConfigError when a file of this name is in the way."""
     filesystem, path = resolve(uri)
-    return LocalStore(Path(path)) if isinstance(filesystem, LocalFileSystem) else ObjectStore(uri)
+    if not isinstance(filesystem, LocalFileSystem):
+        return ObjectStore(uri)
+    folder = Path(path)
+    if in_the_way := next((each for each in (folder, *folder.parents) if each.is_file()), None):
+        raise ConfigError(f"{path}: {in_the_way} is a file; an output is a folder, so choose another name")
+    return LocalStore(folder)
 
 
 def open_folder_of(uri: str) -> tuple[Store, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +238,52 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
         and "asr/es large-v3-turbo" in said["models"]
     )
     assert str(manifest) in said["manifests"] and "cpus" in said["resources"]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_dry_run_prices_the_run(tmp_path, text):
+    """Fails if the price is not hours times rate, or differs with the order of the machines."""
+    rows_of = [{"id": str(n), "audio": f"/a/{n}.wav", "duration": 3600.0, "language": "en"} for n in range(40)]
+    records = [{**row, "text": "words"} if text else row for row in rows_of]
+    manifest = write_manifest(tmp_path / "m.jsonl", records)
+    words = [
+        "--manifest",
+        str(manifest),
+        "--output",
+        str(tmp_path / "out"),
+        "--audio-root",
+        "/a",
+        "--dry-run",
+        "--json",
+    ]
+    done = job(*words, "--hourly-rate", "core=0.5,h200=4", HF_HUB_OFFLINE="1")
+    price = json.loads(done.stdout)["price"]
+    assert list(price) == ["core", "H200"]
+    about, hours = (
+        float(each.replace(",", "")) for each in re.match(r"about ([\d.,]+) for ([\d.,]+) h of", price["core"]).groups()
+    )
+    assert about == pytest.approx(0.5 * hours, rel=1e-2) and hours > 1
+    about, least = (float(each.replace(",", "")) for each in re.findall(r"(?:about|at least) ([\d.,]+)", price["H200"]))
+    assert about == pytest.approx(3 * least, abs=0.02)
+    assert "price" not in json.loads(job(*words, HF_HUB_OFFLINE="1").stdout)
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"), [("h100=3", "no machine is called 'h100'"), ("core", "not a number"), ("L4=-1", "0 or more")]
+)
+def test_a_price_that_is_none_is_refused(rate, message):
+    """Fails if a typing error of a rate prices nothing, or gives a traceback."""
+    done = job("--manifest", "m.jsonl", "--output", "out", "--dry-run", "--hourly-rate", rate)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    """Fails if a file in the way of the output gives an error of the system, and the advice to run it again."""
+    (tmp_path / "out").write_text("notes")
+    manifest = write_manifest(tmp_path / "m.jsonl", rows(1))
+    for output in (tmp_path / "out", tmp_path / "out" / "below"):
+        done = job("--manifest", str(manifest), "--output", str(output), "--dry-run")
+        assert done.returncode == 2 and f"{tmp_path / 'out'} is a file" in done.stderr
 
 
 def test_a_dry_run_of_an_empty_manifest(tmp_path):
