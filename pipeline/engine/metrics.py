@@ -8,6 +8,7 @@ docs/runbook.md explains each metric and how to react to it.
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -51,6 +52,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "actors": ("Model actors by stage and state (asked, alive, waiting).", ("stage", "state")),
+    "last_commit_timestamp_seconds": ("Time of the last shard that this driver committed, in Unix seconds.", ()),
     "gpu_memory_bytes": ("Largest memory in use on a card after a shard, by stage.", ("stage",)),
 }
 
@@ -89,6 +91,7 @@ class Metrics:
             name: _tagged(Gauge(PREFIX + name, *_with_tags(metric)), tags) for name, metric in GAUGES.items()
         }
         self._gpu_bytes: dict[str, float] = {}
+        self._committed_at: float | None = None
         for name, own in _AT_ZERO:
             # Ray's `inc` refuses zero; without it a rate misses the first shard, and an alert cannot tell nothing from no job
             self._counters[name]._record(0.0, tags=own)
@@ -105,6 +108,8 @@ class Metrics:
         if not shard.won:
             self._add("rows", shard.rows, status="elsewhere", reason="")
             return
+        self._committed_at = time.time()
+        self._set("last_commit_timestamp_seconds", self._committed_at)
         self._add("rows", shard.rows - len(shard.rejects), status="annotated", reason="")
         for reason, rows in collections.Counter(shard.rejects).items():
             self._add("rows", rows, status="rejected", reason=reason)
@@ -113,6 +118,8 @@ class Metrics:
 
     def actors(self, states: Mapping[str, Mapping[str, int]]) -> None:
         """Publish the number of actors by stage and state, and the other gauges again, since Ray forgets them."""
+        if self._committed_at is not None:
+            self._set("last_commit_timestamp_seconds", self._committed_at)
         for stage, gpu_bytes in self._gpu_bytes.items():
             self._set("gpu_memory_bytes", gpu_bytes, stage=stage)
         for stage, counts in states.items():

@@ -53,6 +53,7 @@ def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr
         "json",
         *ONE_ACTOR,
     ]
+    started_at = time.time()
     with head(tmp_path, 2, 0, f"--metrics-export-port={port}") as cluster:
         done = annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
         report = json.loads((tmp_path / "out/_runs/000001/report.json").read_text())
@@ -82,6 +83,8 @@ def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr
     assert all(
         tags["run"] == "000001" and tags["output"] == str(tmp_path / "out") for tags, _ in published["rows_total"]
     )
+    (committed_at,) = (value for _, value in published["last_commit_timestamp_seconds"])
+    assert started_at < committed_at <= time.time()
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     lines = [line for line in lines if line["event"] == "shard"]
     assert sorted(line["shard"] for line in lines) == list(range(report["parts"]))
@@ -116,7 +119,7 @@ Series = dict[tuple[tuple[str, str], ...], float]
 def asked(expression: str, samples: Published) -> list[Series]:
     """What each aggregation of a panel's query gives, rates taken as values. Nothing else of PromQL is understood."""
     rest = _CALL.sub("", expression)
-    rest = rest.replace(" / on (output, run) group_left() ", "").replace(" / ", "")
+    rest = rest.replace(" * 1000", "").replace(" / on (output, run) group_left() ", "").replace(" / ", "")
     assert not rest.strip(), f"this part of the query names no output and run: {rest}"
     results = []
     for how, labels, name, matchers in _CALL.findall(expression):
