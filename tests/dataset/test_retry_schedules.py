@@ -34,8 +34,8 @@ from tests.support.selections import selection_of
 IDS = ["a", "b", "c"]
 MOST = 3
 """Runs that may try a row."""
-EVERY = 9
-"""Of the orders with a disturbance, every ninth is run, with a crash and a lost answer at each of its points."""
+EVERY = 31
+"""Of the orders with a disturbance, every 31st is run, with a crash and a lost answer at each of its points."""
 _PRIVATE = ("/shards/", "report.json", "rejects/", "/index/")
 """Keys that no other job reads before a later write, or that every job writes alike."""
 

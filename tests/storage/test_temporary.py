@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_under_ray_ends_the_job(tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "_CHECK_EVERY_S", 0.01)
     monkeypatch.setattr("pipeline.storage.temporary._LEAST_BYTES", 1 << 62)
     detector = watchdog.StallDetector([], task_cpus=1.0, limit_s=0)
-    look = partial(_snapshot, Pools("cpu", (), 0.5, 1), None, None)
+    look = partial(_snapshot, Pools("cpu", (), 0.5, 1), None, None, None)
     with (
         pytest.raises(JobError, match=f"bytes are free in {tmp_path}/ray"),
         watchdog.detecting_stalls(detector, look, lambda: 0),

@@ -43,18 +43,18 @@ def head(
         environment: variables of every process on the node.
     """
     require_servers()
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     command = [
         str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
         f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}",
         "--disable-usage-stats", *more,
     ]  # fmt: skip
     log = folder / "head.log"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     common = {**token, **KEEP_WORKERS}
     with started(command, log, {"PATH": f"{BIN}:{os.environ['PATH']}", **common, **(environment or {})}) as process:
-        wait_until(lambda: _listens(port) and _listens(dashboard), process, log)
+        wait_until(lambda: _listens(port) and _listens(dashboard) and _listens(agent), process, log)
         yield Head(f"http://127.0.0.1:{dashboard}", {"RAY_ADDRESS": f"127.0.0.1:{port}", **common})
 
 
