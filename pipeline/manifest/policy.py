@@ -6,7 +6,7 @@ network, extensions and Python variables is disabled, and its configuration is l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -141,25 +141,34 @@ class Evaluator:
         """Return the positions of the rows for which a condition is true."""
         table = visible_columns(rows)
         numbered = table.append_column(_ROW, pa.array(np.arange(table.num_rows)))
-        condition = _parsed(option, sql)
-        try:
-            relation = self._connection.from_arrow(numbered)
-            kinds = list(map(str, relation.select(condition).types))
-            if kinds not in (["BOOLEAN"], ['"NULL"']):
-                raise ConfigError(
-                    f"--{option} {sql!r} has values of type {', '.join(kinds)}; it must be one condition, true or false for each "
-                    "row"
-                )
-            return np.asarray(relation.filter(condition).to_arrow_table()[_ROW].to_numpy(), dtype=np.int64)
-        except _duckdb().DataError as error:  # its message quotes a value of the manifest
+        found = matching(self._connection.from_arrow(numbered), option, sql, (_ROW,))
+        return np.asarray(found[_ROW].to_numpy(), dtype=np.int64)
+
+
+def matching(relation: duckdb.DuckDBPyRelation, option: str, sql: str, columns: Sequence[str]) -> pa.Table:
+    """Return columns of the rows of a relation for which a condition is true; null is not true.
+
+    Args:
+        option: name of the command-line option with the condition.
+    Raises: ConfigError for SQL that is not one condition, or fails. The message quotes no value of a row.
+    """
+    condition = _parsed(option, sql)
+    try:
+        kinds = list(map(str, relation.select(condition).types))
+        if kinds not in (["BOOLEAN"], ['"NULL"']):
             raise ConfigError(
-                f"--{option} {sql!r} fails on a value of the manifest ({type(error).__name__}); TRY_CAST gives null instead"
-            ) from None
-        except _duckdb().Error as error:
-            names = ", ".join(table.column_names[:_NAMES_SHOWN])
-            raise ConfigError(
-                f"--{option} {sql!r} cannot be evaluated: {_sentence(error)}. The columns are {names}"
-            ) from error
+                f"--{option} {sql!r} has values of type {', '.join(kinds)}; it must be one condition, true or false for each row"
+            )
+        return relation.filter(condition).select(*columns).to_arrow_table()
+    except _duckdb().DataError as error:  # its message quotes a value
+        raise ConfigError(
+            f"--{option} {sql!r} fails on a value of a row ({type(error).__name__}); TRY_CAST gives null instead"
+        ) from None
+    except _duckdb().Error as error:
+        names = ", ".join(relation.columns[:_NAMES_SHOWN])
+        raise ConfigError(
+            f"--{option} {sql!r} cannot be evaluated: {_sentence(error)}. The columns are {names}"
+        ) from error
 
 
 def visible_columns(rows: pa.Table) -> pa.Table:

@@ -138,9 +138,19 @@ def test_conditions_see_columns_of_utterances_rejects_and_manifest(tmp_path):
     }
     ids, nameless = rows_where(rows, "recording_id IS NULL")
     assert ids == set() and len(nameless) == 1
-    for wrong in ("no_column = 1", "count(*) > 1", "note ="):
-        with pytest.raises(ConfigError):
+    for wrong in (
+        "no_column = 1",
+        "count(*) > 1",
+        "note =",
+        "",
+        "1",
+        "speaker",
+        "note::BOOLEAN",
+        "1=1; drop table rejects",
+    ):
+        with pytest.raises(ConfigError, match=r"^--where ") as refused:
             rows_where(rows, wrong)
+        assert "secret" not in str(refused.value)
 
 
 def test_rows_are_erased_by_age(tmp_path):

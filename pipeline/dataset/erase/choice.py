@@ -15,6 +15,7 @@ from pipeline.dataset.plan import Plan, read_rejects, read_shards
 from pipeline.dataset.reader import Rows, asking, current_rejects, quoted
 from pipeline.errors import ConfigError
 from pipeline.manifest.hash_buckets import Keys, id_keys
+from pipeline.manifest.policy import matching
 from pipeline.manifest.rejects import reject_keys
 from pipeline.redaction import without_query
 
@@ -57,10 +58,10 @@ def rows_where(rows: Rows, condition: str) -> tuple[set[str], Keys]:
     with asking(utterances=rows.utterances(), rejects=numbered, planned=rows.planned()) as connection:
         connection.execute(f"CREATE VIEW annotated AS SELECT {', '.join(columns)} FROM utterances "
                            "LEFT JOIN planned USING (recording_id)")  # fmt: skip
-        found = connection.sql(
-            f"SELECT recording_id, {_NUMBER} FROM (SELECT *, NULL::BIGINT AS {_NUMBER} FROM annotated UNION ALL BY NAME "
-            f"SELECT * FROM rejects) WHERE ({condition}\n)"
-        ).to_arrow_table()
+        every = connection.sql(
+            f"SELECT *, NULL::BIGINT AS {_NUMBER} FROM annotated UNION ALL BY NAME SELECT * FROM rejects"
+        )
+        found = matching(every, "where", condition, ("recording_id", _NUMBER))
     ids = set(found["recording_id"].drop_null().to_pylist())
     nameless = found.filter(pc.is_null(found["recording_id"]))[_NUMBER]
     return ids, reject_keys(numbered.take(nameless))
