@@ -1,5 +1,5 @@
 # make demo   the main job on a small corpus, from a bare machine with Python 3.11+
-# make test   everything the README promises, about 20 minutes on 2 cores
+# make test   everything the README promises, about 27 minutes on 2 cores
 # make test-quick   the tests that start neither Ray nor an S3 server, about 7 minutes
 # make test-browser   the reports in a headless Chromium, which it installs where none is (Debian); pictures in build/pictures
 # make test-alerts   the alert rules, with promtool, which it fetches where none is (Debian)
