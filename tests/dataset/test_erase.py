@@ -331,9 +331,9 @@ def test_an_output_of_an_earlier_version(tmp_path, kind):
 
 def test_the_policy_of_the_eraser_allows_what_it_does(s3: S3Server, tmp_path):
     """Fails if an erasure needs a right that cluster/aws/eraser.json does not give."""
-    make(f"s3://{s3.bucket}/emotions", tmp_path)
+    make(output := f"s3://{s3.bucket}/emotions/{tmp_path.name}", tmp_path)
     with fault_proxy(s3.endpoint) as proxy:
-        words = ["erase", f"s3://{s3.bucket}/emotions", "--where", WHERE, "--yes"]
+        words = ["erase", output, "--where", WHERE, "--yes"]
         environment = {**os.environ, **s3.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
         done = subprocess.run(
             [sys.executable, "-m", "jobs", *words],
