@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.parser import Parser, run_guarded, whole_number
+from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
+from jobs.table_options import ON_A_TERMINAL, add_table_options, progress_line, require_table_file
 from pipeline.analytics.calls.columns import CALL
 from pipeline.analytics.calls.document import (
     by_call,
@@ -29,14 +30,10 @@ from pipeline.analytics.calls.metrics import DEFAULT_SPEAKER, Calls, call_rows, 
 from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import finished_rows
-from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
 from pipeline.schema import DIMENSIONS
-from pipeline.storage.files import require_absent, write_file
+from pipeline.storage.files import write_file
 from pipeline.storage.store import open_store
-
-_ON_A_TERMINAL = 50
-"""Number of rows printed on a terminal without --rows."""
 
 
 def command_line() -> Parser:
@@ -61,14 +58,7 @@ def command_line() -> Parser:
         metavar="COLUMN",
         help="column that tells the speakers of a call apart, such as channel or speaker (default: %(default)s)",
     )
-    parser.add_argument(
-        "--rows",
-        type=whole_number,
-        metavar="N",
-        help=f"print only the first N rows (default: all; on a terminal {_ON_A_TERMINAL})",
-    )
-    parser.add_argument("--to", metavar="FILE", help="also write the rows of all runs to a Parquet file")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
+    add_table_options(parser, "rows")
     return parser
 
 
@@ -79,20 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _calls(flags: argparse.Namespace, printer: Printer) -> int:
-    if flags.to:
-        if not flags.to.endswith(".parquet"):
-            raise ConfigError(
-                f"--to {without_query(flags.to)}: the rows are Parquet; name a file that ends in .parquet"
-            )
-        require_absent(flags.to, overwrite=flags.overwrite)
+    require_table_file(flags)
     rows = finished_rows(open_store(flags.output))
     calls = parse_calls(flags.by or ["audio"], flags.speaker, rows.schema().names)
     folder, new = f"{without_query(flags.output)}/{calls.folder}", {}
     for plan, count in measure_calls(rows, calls):
         new[plan] = count
         printer.line(f"run {plan}: {count:,} calls")
-    left_out = f"; left out because they are not finished: {', '.join(rows.unfinished)}" if rows.unfinished else ""
-    printer.line(f"{len(new) or 'nothing'} new, {len(rows.plans):,} runs in {folder}{left_out}\n")
+    printer.line(progress_line(len(new), rows, folder))
     table = call_rows(rows.store, calls) if rows.plans else None
     names = list(calls.groups.by)
     if table is not None:
@@ -117,7 +101,7 @@ def _print(table: pa.Table, calls: Calls, rows: int | None, printer: Printer) ->
     """Print a row for each call and each of its speakers; a call whose one speaker has no name has the first alone."""
     width, names = terminal_width(), list(calls.groups.by)
     if rows is None:
-        rows = table.num_rows if width is None else _ON_A_TERMINAL
+        rows = table.num_rows if width is None else ON_A_TERMINAL
     lines = [
         _line(row, names, sum(each["talk_s"] for each in speakers))
         for call, speakers in by_call(table.slice(0, _whole_calls(table, rows)), names)

@@ -13,17 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from jobs.parser import Parser, run_guarded, whole_number
+from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
+from jobs.table_options import ON_A_TERMINAL, add_table_options, progress_line, require_table_file
 from pipeline.analytics.printed import json_rows, table_lines, terminal_width
 from pipeline.analytics.summarize import Groups, merged, parse_groups, summarize, undivided
 from pipeline.config.further import BY_MODEL
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import asking, finished_rows, quoted
-from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
 from pipeline.schema import DIMENSIONS, EMOTIONS, NULL_REASONS
-from pipeline.storage.files import require_absent, write_file
+from pipeline.storage.files import write_file
 from pipeline.storage.store import open_store
 
 _SHOWN = (
@@ -38,8 +38,6 @@ _OF_FURTHER = (
 )
 _DIMENSIONS = "".join(f", round({{of}}mean_{name}, 2) AS {name}" for name in DIMENSIONS)
 _REASONS = "".join(f", round({{of}}null_share.{reason}, 2) AS {reason}" for reason in NULL_REASONS)
-_ON_A_TERMINAL = 50
-"""Number of groups printed on a terminal without --rows."""
 
 
 def command_line() -> Parser:
@@ -60,14 +58,7 @@ def command_line() -> Parser:
         help="columns, as in recording_id or speaker,channel; or NAME=SQL, as in "
         '"day=strftime(recorded_at::TIMESTAMP, \'%%Y-%%m-%%d\')" or "minute=floor(start_s / 60)"',
     )
-    parser.add_argument(
-        "--rows",
-        type=whole_number,
-        metavar="N",
-        help=f"print only the first N groups (default: all; on a terminal {_ON_A_TERMINAL})",
-    )
-    parser.add_argument("--to", metavar="FILE", help="also write the table of all runs to a Parquet file")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
+    add_table_options(parser, "groups")
     return parser
 
 
@@ -78,20 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _summarize(flags: argparse.Namespace, printer: Printer) -> int:
-    if flags.to:
-        if not flags.to.endswith(".parquet"):
-            raise ConfigError(
-                f"--to {without_query(flags.to)}: the table is Parquet; name a file that ends in .parquet"
-            )
-        require_absent(flags.to, overwrite=flags.overwrite)
+    require_table_file(flags)
     rows = finished_rows(open_store(flags.output))
     groups = parse_groups(flags.by, rows.schema().names)
     folder, new = f"{without_query(flags.output)}/{groups.folder}", {}
     for plan, count in summarize(rows, groups):
         new[plan] = count
         printer.line(f"run {plan}: {count:,} groups")
-    left_out = f"; left out because they are not finished: {', '.join(rows.unfinished)}" if rows.unfinished else ""
-    printer.line(f"{len(new) or 'nothing'} new, {len(rows.plans):,} runs in {folder}{left_out}\n")
+    printer.line(progress_line(len(new), rows, folder))
     table = merged(rows.store, groups) if rows.plans else None
     if table is not None:
         _print(table, groups, flags.rows, printer)
@@ -144,7 +129,7 @@ def _print(table: pa.Table, groups: Groups, rows: int | None, printer: Printer) 
     """Print the groups with all columns, even when the terminal is narrower than the table."""
     width = terminal_width()
     if rows is None:
-        rows = table.num_rows if width is None else _ON_A_TERMINAL
+        rows = table.num_rows if width is None else ON_A_TERMINAL
     for name, printed in _printed(table.slice(0, rows), groups):
         if name:
             printer.line(f"\nfurther model {name}; agreement is with the emotions of the main model\n")

@@ -43,7 +43,7 @@ _ROW_GROUP_ROWS = 262_144
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What the results of a plan state, and the files that stated it.
+    """Statements of the results of a plan, and the files that stated it.
 
     Attributes:
         rejects_bytes: size of its published rejects, whose ids the index has; None without any.

@@ -196,10 +196,28 @@ def test_a_call_over_several_runs_is_measured_as_in_one(tmp_path, monkeypatch):
     assert {key for key in rows if key not in whole} == {("/a/c3.wav", None), ("/a/c3.wav", "0")}
     assert [rows[f"/a/c{n}.wav", None]["run_id"] for n in range(4)] == ["000001", "000002", "000003", "000003"]
     for key, row in whole.items():
-        for name in set(CALL_COLUMNS) - {"run_id"}:
+        for name in set(CALL_COLUMNS) - {"run_id", "runs"}:
             counts = isinstance(row[name], dict) and name != "speech_s_by_emotion"
             expected = row[name] if counts else pytest.approx(row[name])  # sums of floats depend on their order
             assert rows[key][name] == expected, (key, name)
+
+
+def test_a_run_that_is_finished_late_is_counted(tmp_path, monkeypatch):
+    """Fails if a call lacks the utterances of a run that was planned before another and finished after it."""
+    random = Random(7)
+    script = [said for n in range(2) for said in conversation(f"c{n}", random, 2)]
+    whole = measured(output_of(tmp_path / "whole", script))
+    output = output_of(tmp_path / "late", *([said for said in script if said.channel == channel] for channel in (0, 1)))
+    real = finished_rows
+    monkeypatch.setitem(globals(), "finished_rows", lambda store: real(store).of(["000002"]))
+    alone = measured(output)
+    monkeypatch.setitem(globals(), "finished_rows", real)
+    rows = measured(output)
+    assert {row["runs"] for row in alone.values()} == {1} and {row["runs"] for row in rows.values()} == {2}
+    assert rows.keys() == whole.keys()
+    for key, row in whole.items():
+        assert (rows[key]["talk_s"], rows[key]["overlap_s"]) == pytest.approx((row["talk_s"], row["overlap_s"]))
+        assert (rows[key]["interruptions"], rows[key]["utterances"]) == (row["interruptions"], row["utterances"])
 
 
 def test_columns_that_identify_a_call_can_be_chosen(tmp_path):

@@ -55,6 +55,10 @@ CALL_COLUMNS = {
             (f"{name}_count", Column("", f"utterances with `{name}`")),
         )
     },
+    "runs": Column(
+        "",
+        "number of runs whose utterances the row counts; of the rows of a call in several files the largest is right",
+    ),
     "run_id": Column("", "number of the run whose file has the row"),
 }
 """Columns of the files, after those that identify the call. All but emotions and identities are sums, and can be added up."""

@@ -4,7 +4,8 @@
     summaries/@calls/<names>/<plan>.parquet    rows of every call that has an utterance in that plan
 
 A call may have utterances in several runs, for instance one channel each, and overlaps cannot be added up over runs. The file
-of a run therefore has its calls as they are with all runs up to it; the last file that has a call counts (`call_rows`).
+of a run therefore has its calls with all runs measured before it. Runs may be finished in another order than they were planned,
+so of the files that have a call the one that counts most runs is right (`call_rows`).
 """
 
 from __future__ import annotations
@@ -72,18 +73,18 @@ def parse_calls(words: Sequence[str], speaker: str, columns: Sequence[str]) -> C
 def measure_calls(rows: Rows, calls: Calls) -> Iterator[tuple[str, int]]:
     """Write the missing files. Yields: each run that gets one, and its number of calls.
 
-    Reads the utterances of a new run, and those of earlier runs that have one of its calls.
+    Reads the utterances of a new run, and those of the runs measured before that have one of its calls.
     Raises: ConfigError when the folder has metrics by other columns, or an expression is not valid.
     """
     store = rows.store
     _refuse_others(store, calls)
     done = {entry.key for entry in store.list(calls.folder)}
-    for number, plan in enumerate(rows.plans):
+    measured = [plan.plan for plan in rows.plans if summary_key(calls.folder, plan.plan) in done]
+    for plan in rows.plans:
         key = summary_key(calls.folder, plan.plan)
         if key in done:
             continue
-        earlier = _with_calls_of(rows, calls, [each.plan for each in rows.plans[:number]], plan.plan)
-        read = rows.of([*earlier, plan.plan])
+        read = rows.of([*_with_calls_of(rows, calls, measured, plan.plan), plan.plan])
         query = sums(calls.groups.by, quoted(calls.speaker), plan.plan, rows.schema().names)
         with asking(utterances=read.utterances(), planned=read.planned()) as connection:
             table = connection.sql(query).to_arrow_table()
@@ -92,15 +93,16 @@ def measure_calls(rows: Rows, calls: Calls) -> Iterator[tuple[str, int]]:
             _refuse_others(store, calls)
         rows.require_no_erasure_since()
         store.put_if_absent(key, parquet_bytes(_described(table, len(calls.groups.by))))
+        measured.append(plan.plan)
         yield plan.plan, table.filter(pa.compute.equal(table["scope"], "call")).num_rows
 
 
-def _with_calls_of(rows: Rows, calls: Calls, earlier: list[str], run: str) -> list[str]:
-    """Return the earlier runs that have an utterance of a call of this run, by the files of the earlier runs."""
-    if not earlier:
+def _with_calls_of(rows: Rows, calls: Calls, measured: list[str], run: str) -> list[str]:
+    """Return the measured runs that have an utterance of a call of this run, by their files."""
+    if not measured:
         return []
     names = list(calls.groups.by)
-    files = [summary_key(calls.folder, plan) for plan in earlier]
+    files = [summary_key(calls.folder, plan) for plan in measured]
     schema = pa.schema(
         [*(_schema(rows.store, files[0]).field(name) for name in names), pa.field("run_id", pa.string())]
     )
@@ -112,16 +114,17 @@ def _with_calls_of(rows: Rows, calls: Calls, earlier: list[str], run: str) -> li
         found = connection.sql(
             f"SELECT DISTINCT run_id FROM measured SEMI JOIN (SELECT {given} FROM utterances) AS mine USING ({keys})"
         ).fetchall()
-    return [plan for plan in earlier if (plan,) in found]
+    return [plan for plan in measured if (plan,) in found]
 
 
 def call_rows(store: Store, calls: Calls) -> pa.Table:
-    """Return the rows of every call, each call from the last run that has it, with its speakers after it."""
+    """Return the rows of every call, each call from the file that counts most runs, with its speakers after it."""
     files = sorted(entry.key for entry in store.list(calls.folder) if entry.key.endswith(".parquet"))
     names = ", ".join(map(quoted, calls.groups.by))
     with asking(measured=dataset(store, calls.folder, files, _schema(store, files[-1]))) as connection:
         table = connection.sql(
-            f"SELECT * FROM measured QUALIFY run_id = max(run_id) OVER (PARTITION BY {names}) "
+            f"SELECT * FROM measured "
+            f"QUALIFY rank() OVER (PARTITION BY {names} ORDER BY runs DESC, run_id DESC) = 1 "
             f"ORDER BY {names}, scope, speaker"
         ).to_arrow_table()
     return _described(table, len(calls.groups.by))

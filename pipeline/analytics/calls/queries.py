@@ -36,7 +36,8 @@ def sums(by: Mapping[str, str], speaker: str, run: str, columns: Collection[str]
     ), mine AS (
         SELECT * FROM keyed SEMI JOIN (SELECT {call} FROM keyed WHERE run = '{run}' AND {complete}) AS touched USING ({call})
     ), lengths AS (
-        SELECT {call}, greatest(max(end_s), max(coalesce(offset_s, 0) + planned.duration_s)) AS length_s
+        SELECT {call}, greatest(max(end_s), max(coalesce(offset_s, 0) + planned.duration_s)) AS length_s,
+            count(DISTINCT run)::BIGINT AS runs
         FROM mine LEFT JOIN planned USING (recording_id) GROUP BY ALL
     ), spoken AS (
         SELECT '{SPEAKER}' AS scope, * FROM mine UNION ALL SELECT '{CALL}', * REPLACE ('' AS speaker) FROM mine
@@ -57,7 +58,7 @@ def sums(by: Mapping[str, str], speaker: str, run: str, columns: Collection[str]
     )
     SELECT {named}, scope, nullif(speaker, '') AS speaker, length_s, coalesce(talk_s, 0) AS talk_s,
         greatest(length_s - coalesce(talk_s, 0), 0) AS silence_s, coalesce(overlap_s, 0) AS overlap_s,
-        coalesce(interruptions, 0) AS interruptions, counted.* EXCLUDE ({one}), '{run}' AS run_id
+        coalesce(interruptions, 0) AS interruptions, counted.* EXCLUDE ({one}), runs, '{run}' AS run_id
     FROM counted JOIN lengths USING ({call}) LEFT JOIN talk USING ({one}) LEFT JOIN shared USING ({one})
         LEFT JOIN cuts USING ({one})
     ORDER BY ALL
