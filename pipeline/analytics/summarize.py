@@ -23,7 +23,7 @@ from pipeline.analytics.summary_columns import MERGED_COLUMNS, SUMMARY_COLUMNS
 from pipeline.config.further import BY_MODEL
 from pipeline.dataset.compatibility import read_columns
 from pipeline.dataset.plan import Plan, parquet_bytes
-from pipeline.dataset.reader import Rows, asking, dataset, quoted
+from pipeline.dataset.reader import TIME_ZONE, Rows, asking, dataset, quoted
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.layout import SUMMARY, summary_folder, summary_key
 from pipeline.schema import DIMENSIONS, EMOTIONS, NULL_REASONS, Column, described
@@ -112,34 +112,40 @@ def summarize(rows: Rows, groups: Groups) -> Iterator[tuple[str, int]]:
     Raises: ConfigError when the folder has summaries by other expressions, or an expression is not valid.
     """
     store = rows.store
-    _refuse_others(store, groups)
+    zone = _existing_zone(store, groups)
     done = {entry.key for entry in store.list(groups.folder)}
     for plan in rows.plans:
         key = summary_key(groups.folder, plan.plan)
         if key in done:
             continue
         of_plan = rows.of([plan.plan])
-        with asking(utterances=of_plan.utterances(), planned=of_plan.planned()) as connection:
+        with asking(zone, utterances=of_plan.utterances(), planned=of_plan.planned()) as connection:
             sums = connection.sql(_sums(groups, plan)).to_arrow_table()
         # after the query, so that an invalid expression does not claim the name
-        claim = {"format": FORMAT, "by": dict(groups.by)}
+        claim = {"format": FORMAT, "by": dict(groups.by), "time_zone": zone}
         if not store.put_if_absent(f"{groups.folder}/{SUMMARY}", json.dumps(claim, indent=1).encode()):
-            _refuse_others(store, groups)
+            _existing_zone(store, groups)
         rows.require_no_erasure_since()
         store.put_if_absent(key, parquet_bytes(_described(sums, groups, SUMMARY_COLUMNS)))
         yield plan.plan, sums.num_rows
 
 
-def _refuse_others(store: Store, groups: Groups) -> None:
-    """Check the definition of existing summaries. Raises: ConfigError when they use other expressions."""
+def _existing_zone(store: Store, groups: Groups) -> str | None:
+    """Return the time zone of existing summaries: None, the machine's, for those of earlier versions; UTC without any.
+
+    Raises: ConfigError when they use other expressions.
+    """
     try:
-        existing = read_document(store, f"{groups.folder}/{SUMMARY}")["by"]
+        definition = read_document(store, f"{groups.folder}/{SUMMARY}")
     except FileNotFoundError:
-        return
+        return TIME_ZONE
+    existing = definition["by"]
     if existing != dict(groups.by):
         raise ConfigError(
             f"{store.root}/{groups.folder} already contains summaries by {existing}; choose another name for yours: NAME=SQL"
         )
+    zone: str | None = definition.get("time_zone")
+    return zone
 
 
 def _sums(groups: Groups, plan: Plan) -> str:

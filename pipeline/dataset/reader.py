@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     import duckdb
 
 
+TIME_ZONE = "UTC"
+"""Zone of dates and hours in SQL, so that no result depends on the machine's zone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of an output's plans.
@@ -237,11 +241,14 @@ def reading() -> Iterator[None]:
 
 
 @contextmanager
-def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN401 - tables, datasets and readers of Arrow
+def asking(time_zone: str | None = TIME_ZONE, **tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN401 - of Arrow
     """Open a DuckDB connection to the given tables; it can open no other file.
 
     Data that does not fit into memory is spilled to a temporary folder.
 
+    Args:
+        time_zone: zone in which SQL takes the day or hour of a timestamp with a zone; None for the machine's.
+        tables: tables, datasets and readers of Arrow, by their names in SQL.
     Raises: ConfigError for SQL that cannot be run; JobError for files that cannot be read.
     """
     import duckdb
@@ -250,6 +257,8 @@ def asking(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:  # noqa: ANN40
         connection = duckdb.connect(config={"temp_directory": str(spill)})
         try:
             connection.execute("SET enable_external_access = false")
+            if time_zone is not None:
+                connection.execute(f"SET TimeZone = '{time_zone}'")
             for name, table in tables.items():
                 connection.register(name, table)
             with reading():

@@ -38,9 +38,8 @@ _LOCKED = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
-    "lock_configuration": "true",
 }
-"""DuckDB's configuration; see https://duckdb.org/docs/stable/operations_manual/securing_duckdb/overview."""
+"""DuckDB's configuration, which is locked afterwards; see https://duckdb.org/docs/stable/operations_manual/securing_duckdb/overview."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +205,7 @@ def counted(causes: Causes) -> dict[str, int]:
 def _evaluating() -> Iterator[duckdb.DuckDBPyConnection]:
     connection = _duckdb().connect(config=_LOCKED)
     try:
+        connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
         yield connection
     finally:
         connection.close()
