@@ -65,6 +65,11 @@ def command_line() -> Parser:
         "--durations", action="store_true", help="read each file, and write the duration that its header states"
     )
     parser.add_argument(
+        "--channels",
+        action="store_true",
+        help="read each file, and write its number of channels as the column channels; the summary counts them",
+    )
+    parser.add_argument(
         "--versions",
         action="store_true",
         help="write each file's version (its ETag, or size and time of change), and make it part of the id: a "
@@ -130,8 +135,8 @@ def _make(flags: argparse.Namespace, printer: Printer) -> int:
     if flags.language:
         for row in corpus.rows:
             row.setdefault("language", flags.language)
-    if flags.durations:
-        complete(corpus, need_length=False)
+    if flags.durations or flags.channels:
+        complete(corpus, need_length=False, durations=flags.durations, channels=flags.channels)
     if flags.to == "lhotse":
         for uri, lines in zip(lhotse, lhotse_lines(corpus), strict=True):
             write_file(uri, json_lines(lines, compressed=True))
@@ -178,7 +183,7 @@ def _summarise(
     printer.line(f"{len(corpus.rows):,} rows in {printable(output)}")
     counts = {
         column: dict(sorted(Counter(str(row[column]) for row in corpus.rows if column in row).items()))
-        for column in ("dataset", "language", "split", "label")
+        for column in ("dataset", "language", "split", "label", *(["channels"] if flags.channels else []))
     }
     for column, values in counts.items():
         if values:

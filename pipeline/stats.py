@@ -8,6 +8,7 @@ room           utterances that would have fitted into these batches
 real, padded   length of those utterances, before and after padding: seconds of audio, in mode text tokens
 halved         batches that ran out of memory and were halved
 store_retries  retried calls to a store
+mixed          rows without a channel of which two channels that differ were mixed down
 restarts       1 when the previous process of the shard had died
 gpu_bytes      GPU memory in use after the shard, by all processes
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+MIXED = "mixed"
 PEAKS = ("gpu_bytes",)
 """Counters of which `total` keeps the maximum; it adds up all others."""
 

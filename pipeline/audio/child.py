@@ -28,8 +28,12 @@ from numpy.typing import NDArray
 from pipeline import SAMPLING_RATE
 from pipeline.audio.content import Content
 from pipeline.audio.decode import decode_pieces
+from pipeline.audio.mixing import Mixing
 from pipeline.audio.wire import (
     ANSWER,
+    CHANNELS,
+    COUNT,
+    DIFFER,
     FAILED,
     MAX_WORDS_BYTES,
     PIECE,
@@ -94,19 +98,24 @@ def serve(decode: Decode) -> None:
 
 
 def _answers(decode: Decode, request: Request, content: Content) -> Iterator[tuple[bytes, memoryview | bytes]]:
-    last = np.empty(0, np.float32)
+    last, announced, mixing = np.empty(0, np.float32), False, Mixing()
     try:
         decoded = decode(
             content,
             offset_s=request.offset_s,
             duration_s=request.duration_s,
             channel=request.channel,
+            split=request.split,
             limits=request.limits,
+            mixing=mixing,
         )
         for piece in [decoded] if isinstance(decoded, np.ndarray) else decoded:
-            if len(last) and len(piece):
+            if piece.ndim > 1 and not announced:
+                announced = True
+                yield CHANNELS, COUNT.pack(len(piece))
+            if last.size and piece.size:
                 yield PIECE, _bytes_of(last)
-            last = piece if len(piece) else last
+            last = piece if piece.size else last
     except RejectedRow as rejected:
         yield REJECTED, pack_rejected(rejected)
     except MemoryError:
@@ -114,16 +123,19 @@ def _answers(decode: Decode, request: Request, content: Content) -> Iterator[tup
         detail = f"decoding {len(content):,} bytes needs more than the {allowed} of memory that its limits allow"
         yield REJECTED, pack_rejected(RejectedRow(Reason.OUT_OF_MEMORY, detail, Stage.DECODE))
     else:
+        if mixing.differs:
+            yield DIFFER, b""
         yield WAVEFORM, _bytes_of(last)
 
 
 def _bytes_of(piece: NDArray[np.float32]) -> memoryview:
-    return np.ascontiguousarray(piece).data.cast("B") if len(piece) else memoryview(b"")
+    return np.ascontiguousarray(piece).data.cast("B") if piece.size else memoryview(b"")
 
 
 def _allowance_bytes(request: Request) -> int:
     """Return the bytes that decoding may use beyond the memory of the idle process."""
-    waveform = round(request.limits.max_duration_s * SAMPLING_RATE) * np.dtype(np.float32).itemsize
+    channels = 2 if request.split else 1
+    waveform = channels * round(request.limits.max_duration_s * SAMPLING_RATE) * np.dtype(np.float32).itemsize
     return _SPARE_BYTES + _CONTENT_COPIES * request.content_bytes + _WAVEFORM_COPIES * waveform
 
 

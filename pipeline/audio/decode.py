@@ -13,6 +13,7 @@ Costs: 4 s of 16 kHz 16-bit WAV 0.24 ms, of 48 kHz FLAC 3.7 ms; memory is the co
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,6 +30,7 @@ from pipeline.audio.content import Content
 from pipeline.audio.decoders import AudioHeader, Source, open_container, reject
 from pipeline.audio.joined import Joined
 from pipeline.audio.limits import DEFAULT_LIMITS, LONGEST_SPAN_S, AudioLimits
+from pipeline.audio.mixing import Mixing
 from pipeline.audio.mpeg import after_id3
 from pipeline.errors import Reason, RejectedRow
 
@@ -98,11 +100,18 @@ def decode_pieces(
     offset_s: float = 0.0,
     duration_s: float | None = None,
     channel: int | None = None,
+    split: bool = False,
     limits: AudioLimits = DEFAULT_LIMITS,
+    mixing: Mixing | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Decode as `decode` does, in consecutive pieces of about a million samples or less.
 
     A rejection may follow any piece; the pieces before it are then invalid.
+
+    Args:
+        split: yield pieces [channels, n] of every channel, each as `channel` gives it, unless a channel is given. The duration
+            limit is that of the whole file for up to two channels; of more, `AudioLimits.of_channels`.
+        mixing: gets the blocks of a file of two channels that is mixed down.
     """
     _check_request(offset_s, duration_s, channel)
     num_samples = 0
@@ -112,26 +121,38 @@ def decode_pieces(
             raise reject(
                 Reason.BAD_CHANNEL, f"channel {channel} does not exist: the file has {header.channels}, numbered from 0"
             )
-        to_16k = _Resampler(header.sampling_rate)
+        split = split and channel is None
+        limits = limits.of_channels(header.channels) if split else limits
+        to_16k = [_Resampler(header.sampling_rate) for _ in range(header.channels if split else 1)]
         wanted = (
             _read_span(source, offset_s, duration_s, limits)
             if source.exact_seek
             else _read_on(source, offset_s, duration_s, limits)
         )
-        for block in wanted:
-            mono = block[channel or 0] if channel is not None or len(block) == 1 else np.mean(block, axis=0)
-            _check_samples(mono)
-            piece = to_16k.add(mono)
-            num_samples += len(piece)
-            yield piece
-        piece = to_16k.finish()
-        num_samples += len(piece)
-        yield piece
+        for block in itertools.chain(wanted, [None]):
+            signals = [None] * len(to_16k) if block is None else _signals(block, channel, split, mixing)
+            pieces = [one.finish() if x is None else one.add(x) for one, x in zip(to_16k, signals, strict=True)]
+            num_samples += len(pieces[0])
+            yield np.stack(pieces) if split else pieces[0]
     if num_samples < limits.min_duration_s * SAMPLING_RATE:
         raise reject(
             Reason.TOO_SHORT,
             f"{num_samples / SAMPLING_RATE:.4f} s of audio; at least {limits.min_duration_s:g} s are needed",
         )
+
+
+def _signals(
+    block: NDArray[np.float32], channel: int | None, split: bool, mixing: Mixing | None
+) -> list[NDArray[np.float32]]:
+    """Return the signals to resample of a block [channels, n]: every channel, one of them, or their mean."""
+    if mixing is not None and channel is None and not split and len(block) == 2:
+        mixing.add(block)
+    signals = list(block) if split else [block[channel or 0]]
+    if not split and channel is None and len(block) > 1:
+        signals = [np.mean(block, axis=0)]
+    for signal in signals:
+        _check_samples(signal)
+    return signals
 
 
 def _check_request(offset_s: float, duration_s: float | None, channel: int | None) -> None:

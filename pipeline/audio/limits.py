@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline import SAMPLING_RATE
 
@@ -45,6 +45,10 @@ class AudioLimits:
     def patience_s(self, content_bytes: int) -> float:
         """Return the seconds after which a decoder counts as hung: `timeout_s`, plus time for a large file."""
         return self.timeout_s + min(content_bytes / _SLOWEST_BYTES_PER_S, self.max_duration_s / _SLOWEST_SPEED)
+
+    def of_channels(self, channels: int) -> AudioLimits:
+        """Return the limits on one of several channels that are decoded apart: together at most twice `max_duration_s`."""
+        return replace(self, max_duration_s=self.max_duration_s * min(1.0, 2 / channels))
 
 
 DEFAULT_LIMITS = AudioLimits()

@@ -25,19 +25,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
+from pipeline.audio.environment import child_environment
 from pipeline.audio.joined import Joined
 from pipeline.audio.limits import DEFAULT_LIMITS, AudioLimits
 from pipeline.audio.wire import (
     ANSWER,
+    CHANNELS,
+    COUNT,
+    DIFFER,
     FAILED,
     MAX_WORDS_BYTES,
     PIECE,
@@ -48,28 +51,8 @@ from pipeline.audio.wire import (
     parse_rejected,
 )
 from pipeline.errors import JobError, Reason, RejectedRow, Stage
-from pipeline.processes import search_path
 
 CHILD = "pipeline.audio.child"
-
-_KEPT_VARIABLES = frozenset(
-    {
-        "PATH",
-        "HOME",
-        "LANG",
-        "LC_ALL",
-        "LC_CTYPE",
-        "TZ",
-        "TMPDIR",
-        "PYTHONHOME",
-        "LD_LIBRARY_PATH",
-        "LD_PRELOAD",
-        "DYLD_LIBRARY_PATH",
-        "DYLD_FALLBACK_LIBRARY_PATH",
-    }
-)
-"""Environment variables passed to the child: those that Python and its libraries may need. An allow list, because no
-deny list names every secret."""
 
 _START_S = 120.0
 _STARTS = 2
@@ -100,6 +83,18 @@ class _Garbled(Exception):
 
 class _Hung(Exception):
     """The child did not answer in time."""
+
+
+class Decoded(NamedTuple):
+    """A decoded file.
+
+    Attributes:
+        channels: float32 [num_samples] at 16 kHz of each channel, or of one alone: that asked for, or the mean.
+        differ: the mean is that of two channels that differ (`pipeline.audio.mixing`).
+    """
+
+    channels: list[NDArray[np.float32]]
+    differ: bool
 
 
 class Sandbox:
@@ -135,7 +130,23 @@ class Sandbox:
             INTERNAL for an exception that `decode` does not expect; JobError when no child can be started.
         """
         size = len(content) if isinstance(content, bytes) else os.fstat(content.fileno()).st_size
-        request = Request(size, offset_s, duration_s, channel, limits)
+        return self._decoded(Request(size, offset_s, duration_s, channel, False, limits), content).channels[0]
+
+    def decode_channels(
+        self,
+        content: bytes | BinaryIO,
+        *,
+        offset_s: float = 0.0,
+        duration_s: float | None = None,
+        channel: int | None = None,
+        split: bool,
+        limits: AudioLimits = DEFAULT_LIMITS,
+    ) -> Decoded:
+        """Decode one file as `decode` does; with `split` every channel, unless one is given."""
+        size = len(content) if isinstance(content, bytes) else os.fstat(content.fileno()).st_size
+        return self._decoded(Request(size, offset_s, duration_s, channel, split, limits), content)
+
+    def _decoded(self, request: Request, content: bytes | BinaryIO) -> Decoded:
         if not isinstance(content, bytes):
             return self._decode_mapped(request, content)
         if self._owner != os.getpid():
@@ -151,7 +162,7 @@ class Sandbox:
             self._child = _start(self._module)
             return self._child.decode(request, content)
 
-    def _decode_mapped(self, request: Request, file: BinaryIO) -> NDArray[np.float32]:
+    def _decode_mapped(self, request: Request, file: BinaryIO) -> Decoded:
         child = _start(self._module, file.fileno())
         try:
             return child.decode(request, b"")
@@ -207,7 +218,7 @@ class _Child:
     def __init__(self, module: str, mapped: int | None = None) -> None:
         inherited = () if mapped is None else (mapped,)
         command = [sys.executable, "-P", "-m", module, str(os.getpid()), *map(str, inherited)]
-        pipe, env = subprocess.PIPE, _environment(os.environ)
+        pipe, env = subprocess.PIPE, child_environment(os.environ)
         self._process = subprocess.Popen(
             command,
             stdin=pipe,
@@ -248,24 +259,28 @@ class _Child:
         self.kill()
         return trouble
 
-    def decode(self, request: Request, content: bytes) -> NDArray[np.float32]:
+    def decode(self, request: Request, content: bytes) -> Decoded:
         """Decode one file. The child keeps running unless the file broke it.
 
         Args:
             content: the bytes, or none if the child has mapped the file.
         """
         self._patience_s = patience_s = request.limits.patience_s(request.content_bytes)
-        answered = False
+        answered = differ = False
         try:
             self._send(request.pack())
             self._send(content)
-            waveform = Joined()
+            channels = [Joined()]
             kind, size = ANSWER.unpack(self._receive(ANSWER.size))
-            while kind == PIECE:
-                self._receive_samples(size, waveform, request.limits)
+            while kind in (CHANNELS, PIECE, DIFFER):
+                if kind == PIECE:
+                    self._receive_samples(size, channels, request.limits)
+                elif kind == CHANNELS:
+                    channels = self._receive_count(size, channels, request)
+                differ = differ or kind == DIFFER
                 kind, size = ANSWER.unpack(self._receive(ANSWER.size))
             if kind == WAVEFORM:
-                self._receive_samples(size, waveform, request.limits)
+                self._receive_samples(size, channels, request.limits)
             else:
                 rejected = self._rejected(kind, size)
             answered = kind != FAILED
@@ -279,16 +294,26 @@ class _Child:
             if not answered:
                 self.kill()
         if kind == WAVEFORM:
-            return waveform.finish()
+            return Decoded([waveform.finish() for waveform in channels], differ)
         raise rejected
 
-    def _receive_samples(self, size: int, waveform: Joined, limits: AudioLimits) -> None:
-        """Read samples directly into their array."""
-        num_samples, rest = divmod(size, np.dtype(np.float32).itemsize)
-        most = math.ceil(limits.max_duration_s * SAMPLING_RATE) + SAMPLING_RATE
-        if rest or not 0 < len(waveform) + num_samples <= most:
+    def _receive_count(self, size: int, channels: list[Joined], request: Request) -> list[Joined]:
+        """Read the number of channels, which comes first and once, and return an array for each."""
+        if not request.split or size != COUNT.size or len(channels[0]):
             raise _Garbled
-        if num_samples:
+        (count,) = COUNT.unpack(self._receive(size))
+        if not 1 <= count <= request.limits.max_channels:
+            raise _Garbled
+        return [Joined() for _ in range(count)]
+
+    def _receive_samples(self, size: int, channels: list[Joined], limits: AudioLimits) -> None:
+        """Read samples directly into the arrays of their channels."""
+        num_samples, rest = divmod(size, len(channels) * np.dtype(np.float32).itemsize)
+        limits = limits.of_channels(len(channels))
+        most = math.ceil(limits.max_duration_s * SAMPLING_RATE) + SAMPLING_RATE
+        if rest or not 0 < len(channels[0]) + num_samples <= most:
+            raise _Garbled
+        for waveform in channels if num_samples else ():
             samples = waveform.reserve(num_samples)
             self._receive_into(samples.data.cast("B"))
             if not math.isfinite(samples.min() + samples.max()):  # NaN in any of them makes both NaN
@@ -367,14 +392,3 @@ class _Child:
 
 def _reject(reason: Reason, what: str, request: Request) -> RejectedRow:
     return RejectedRow(reason, f"{what} (a file of {request.content_bytes:,} bytes)", Stage.DECODE)
-
-
-def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """Return the child's environment: no credentials, one BLAS thread (unused), and this process's module search path.
-
-    glibc's `MALLOC_TOP_PAD_` keeps the heap from being returned after each file and faulted in again for the next:
-    0.1 ms.
-    """
-    kept = {name: value for name, value in ours.items() if name in _KEPT_VARIABLES}
-    tuned = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_TOP_PAD_": str(16 << 20)}
-    return {**kept, **tuned, "PYTHONPATH": search_path()}

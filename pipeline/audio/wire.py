@@ -4,7 +4,9 @@
     answer:  its kind (4 bytes), its length (8 bytes), then as many bytes
 
 A waveform is sent in pieces as it is decoded, so that the child never holds all of it: any number of PIECE answers,
-then WAVEFORM with the last piece, or the reason for which the pieces are discarded.
+then WAVEFORM with the last piece, or the reason for which the pieces are discarded. CHANNELS comes before the pieces of
+channels that are decoded apart; each piece then has the samples of the first channel, of the second, and so on. DIFFER comes
+before WAVEFORM when a file of two channels was mixed down.
 
 The parent checks every answer, because a broken decoder may have written it.
 """
@@ -20,10 +22,14 @@ from pipeline.errors import Reason, RejectedRow, Stage
 
 REQUEST = struct.Struct("<I")
 ANSWER = struct.Struct("<4sQ")
+COUNT = struct.Struct("<I")
 
 READY, PIECE, WAVEFORM, REJECTED, FAILED = b"REDY", b"PIEC", b"WAVE", b"REJT", b"FAIL"
 """Kinds of answer: the decoders are loaded; float32 samples that others follow; the last samples, or all; a
 `RejectedRow`; an unexpected exception, as text."""
+CHANNELS, DIFFER = b"CHAN", b"DIFF"
+"""Kinds of answer before samples: the number of channels that are decoded apart, as `COUNT`; the channels that were mixed
+down differ (`pipeline.audio.mixing`)."""
 
 MAX_WORDS_BYTES = 64 << 10
 """Largest size of a reason with its detail, or of an exception."""
@@ -31,12 +37,13 @@ MAX_WORDS_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Arguments of `pipeline.audio.decode.decode`, without the content, which follows the request."""
+    """Arguments of `pipeline.audio.decode.decode_pieces`, without the content, which follows the request."""
 
     content_bytes: int
     offset_s: float
     duration_s: float | None
     channel: int | None
+    split: bool
     limits: AudioLimits
 
     def pack(self) -> bytes:

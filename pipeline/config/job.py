@@ -368,6 +368,7 @@ class JobConfig(SegmentOptions):
             min_segment_s=self.min_segment_s,
             window_s=self.window_s,
             hop_s=self.hop_s,
+            channels=self.channels,
             partition_by=self.partition_by,
             embeddings=self.embeddings,
             embedding_dtype=self.embedding_dtype,

@@ -9,11 +9,20 @@ from pydantic import Field, model_validator
 from pipeline import MAX_SEGMENT_S
 from pipeline.config.models import ModelChoice
 from pipeline.config.option import MODELS, Option
-from pipeline.config.settings import Segmentation
+from pipeline.config.settings import Channels, Segmentation
 
 
 class SegmentOptions(ModelChoice):
     """Models and segments."""
+
+    channels: Annotated[
+        Channels,
+        Option(
+            MODELS,
+            "of rows without a channel: mix, the mean of all channels; split, utterances of each channel; auto: split where "
+            "channels carry different speech and the row has no text",
+        ),
+    ] = "mix"
 
     segmentation: Annotated[
         Segmentation,

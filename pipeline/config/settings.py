@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 
 Mode = Literal["mean", "concat", "multihead", "audio", "text"]
 Segmentation = Literal["auto", "none", "vad"]
+Channels = Literal["mix", "split", "auto"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 EmbeddingDtype = Literal["float32", "float16"]
 AsrWindow = Literal["full", "short"]
@@ -38,6 +39,7 @@ class Settings:
         max_segment_s, min_segment_s: bounds of utterances that are cut at pauses.
         window_s, hop_s: length of the windows into which recordings are cut instead, and time between their starts; a hop of
             None is the length.
+        channels: use of the channels of rows without one.
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
@@ -67,6 +69,7 @@ class Settings:
     min_segment_s: float = 0.0
     window_s: float | None = None
     hop_s: float | None = None
+    channels: Channels = "mix"
     min_confidence: float | None = None
     words: Annotated[bool, Strict()] = False
     allowed_languages: tuple[str, ...] = ()

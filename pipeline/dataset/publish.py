@@ -15,7 +15,7 @@ from pipeline.dataset.texts import remove_texts
 from pipeline.errors import JobError, OutdatedReportError
 from pipeline.layout import REPORT, SUCCESS, rejects_key, run_key
 from pipeline.manifest.rejects import reject_schema, rejects_table, without_secrets
-from pipeline.stats import total
+from pipeline.stats import MIXED, total
 from pipeline.storage.store import Store
 
 _DERIVED = ("rows", "utterances", "rejected", "rejects_by_reason")
@@ -97,6 +97,8 @@ def totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[s
     for receipt in receipts:
         for stage, seconds in receipt.stage_s.items():
             stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+    figures = total(receipt.figures for receipt in receipts)
+    mixed = figures.get("prepare", {}).get(MIXED, 0.0)
     return {
         "rows": plan.rows + plan.rejects,
         "recordings_annotated": plan.rows - sum(len(r.rejects) for r in receipts),
@@ -108,6 +110,7 @@ def totals(plan: Plan, receipts: Sequence[Receipt], rejects: pa.Table) -> dict[s
         **({"policy": plan.policy.shown(), "excluded": dict(plan.excluded)} if plan.policy else {}),
         "audio_hours": round(sum(r.audio_s for r in receipts) / 3600, 6),
         "stage_seconds": stages,
-        "figures": total(receipt.figures for receipt in receipts),
+        "figures": figures,
+        **({"rows_mixed_down": round(mixed)} if mixed else {}),
         "parts": len(receipts),
     }

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
@@ -105,6 +105,15 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.stream.event(message.fields())
         else:
             super().emit(record)
+
+
+def report_warnings(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield warnings about the rows of a published run."""
+    if mixed := report.get("rows_mixed_down"):
+        yield (
+            f"run {report['run_id']} mixed down {mixed:,} rows with two channels that differ, such as the two sides of a call; "
+            "--channels split or auto, in a new output, annotates each channel"
+        )
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from pipeline.engine import estimate
 from pipeline.engine.cluster import cluster, visible_resources
 from pipeline.engine.destination import unshared_warning
 from pipeline.engine.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
-from pipeline.engine.job_log import log_shard
+from pipeline.engine.job_log import log_shard, report_warnings
 from pipeline.engine.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
@@ -301,7 +301,10 @@ class Driver:
             **({"page": False} if self.config.no_page else {}),
             **record,
         }
-        return publish(self.store, plan, committed_parts(self.store, [plan])[plan.plan], report)
+        published = publish(self.store, plan, committed_parts(self.store, [plan])[plan.plan], report)
+        for warning in report_warnings(published):
+            print(f"warning: {warning}", file=self.out)
+        return published
 
     def _config_for(self, plan: Plan) -> JobConfig:
         """Return the configuration for a plan.

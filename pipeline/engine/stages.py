@@ -259,7 +259,8 @@ def prepare_shard(block: pa.Table, work: Work, max_denied: float, tracker: Any) 
     watch = _RayWatch(tracker, f"prepare {envelope.shard.name}")
     with _Reporting(tracker), envelope.stage("prepare") as counted:
         counted["restarts"] = float(watch.begin() is not None)
-        table = prepare(work, envelope.shard, **({} if max_denied < 1 else {"unreachable": None}))
+        lenient: dict[str, Any] = {} if max_denied < 1 else {"unreachable": None}
+        table = prepare(work, envelope.shard, figures=counted, **lenient)
     watch.end()
     return envelope.pack(table)
 

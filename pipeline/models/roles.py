@@ -143,6 +143,7 @@ def needs_of(tables: Iterable[pa.Table], config: JobConfig, prepared: Prepared |
         for tag in table["language"].unique().to_pylist():
             languages.update(detectable_languages(config, prepared) if tag is None else [primary_language(tag)])
         without_text = table["text"].null_count or config.segmentation == "vad" or config.window_s
+        without_text = without_text or config.channels == "split"
         asr = asr or bool(table["language"].null_count or (wants_text and without_text))
     return Needs(frozenset(languages), asr)
 

@@ -222,6 +222,7 @@ def _output_table(plan: Plan, rows: pa.Table, kept: pa.Table) -> pa.Table:
         "utterance_id": pa.array(
             [utterance_id(i, s) for i, s in zip(ids, kept["segment_index"].to_pylist(), strict=True)], pa.string()
         ),
+        "channel": pc.coalesce(planned["channel"], kept["channel"]),
         "text": written_texts(kept["text"], plan.settings.texts),
         "duration_s": duration_s,
         "emotion": pc.if_else(abstained, None, kept["emotion"]),

@@ -15,8 +15,7 @@ import pyarrow as pa
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.quality import sound_quality
-from pipeline.audio.segmentation import Cuts, cut, speech_seconds
-from pipeline.config.settings import Settings
+from pipeline.audio.segmentation import speech_seconds
 from pipeline.dataset.parts import is_committed
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.dataset.texts import require_texts
@@ -27,19 +26,24 @@ from pipeline.shard.context import Work
 from pipeline.shard.isolation import guard
 from pipeline.shard.missing_audio import refuse_absent
 from pipeline.shard.recording import Waveform, check_span, fetch_small, load_recording, needs_audio, records_of
+from pipeline.shard.spans import pieces_of
 from pipeline.shard.transcribe import has_voice_rules, needs_voice_activity
 from pipeline.shard.work_table import PCM_BUDGET_BYTES, WORK_SCHEMA, committed_elsewhere, pack_waveform
+from pipeline.stats import MIXED
 from pipeline.storage.read_ahead import read_ahead
 
 _UNREACHABLE = 5
 
 
-def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE) -> pa.Table:
+def prepare(
+    work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE, figures: dict[str, float] | None = None
+) -> pa.Table:
     """Fetch, decode and segment every row of a shard.
 
     Args:
         unreachable: number of successive rows that cannot be fetched, each retried for a minute, after which the store
             counts as unreachable. None disables this, and rejects missing audio whatever its share.
+        figures: gets the counters of this stage (`pipeline.stats`).
     Returns: a table of `WORK_SCHEMA` with at least one line per row, or `committed_elsewhere()` if another run has committed
         the shard meanwhile.
     Raises: JobError when the store is unreachable, or when nearly all audio of the plan is missing.
@@ -51,12 +55,12 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
         require_texts(work.store, shard.plan, shard.texts_file)
     lines: list[dict[str, Any]] = []
     pcm_bytes = failed_in_succession = missing = 0
-    records = records_of(rows)
+    records, counted = records_of(rows), {MIXED: 0.0} if figures is None else figures
     with_audio = [record for record in records if needs_audio(work, record)]
     contents = read_ahead(partial(fetch_small, work), with_audio)
     for row, record in enumerate(records):
         content = next(contents) if needs_audio(work, record) else None
-        outcome = guard(partial(_lines_of, work, record, content), Stage.DECODE)
+        outcome = guard(partial(_lines_of, work, record, content, counted), Stage.DECODE)
         if isinstance(outcome, Reject):
             missing += outcome.reason in (Reason.NOT_FOUND, Reason.REFUSED)
             failed_in_succession = failed_in_succession + 1 if outcome.reason == Reason.FETCH_FAILED else 0
@@ -78,63 +82,57 @@ def prepare(work: Work, shard: Shard, *, unreachable: int | None = _UNREACHABLE)
     return pa.Table.from_pylist(lines, schema=WORK_SCHEMA)
 
 
-def _lines_of(work: Work, record: dict[str, Any], content: Callable[[], bytes | None] | None) -> list[dict[str, Any]]:
+def _lines_of(
+    work: Work, record: dict[str, Any], content: Callable[[], bytes | None] | None, counted: dict[str, float]
+) -> list[dict[str, Any]]:
     """Return the lines of one recording's utterances. Raises: RejectedRow.
 
     Args:
         content: returns the audio object's bytes, or None if they were not read ahead; None when no audio is needed.
     """
     check_span(record)
-    text = record["text"]
-    common = {"language": record["language"], "text": text, "text_source": "none" if text is None else "manifest"}
-    offset_s = record["offset_s"] or 0.0
+    offset_s, language = record["offset_s"] or 0.0, record["language"]
     if content is None:
         duration_s = record["duration_s"]
         end_s = None if duration_s is None else offset_s + duration_s
-        return [{**common, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
+        given = {"language": language, **_text_columns(record["text"])}
+        return [{**given, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
     recording = load_recording(work, record, content())
-    waveform = recording.waveform
-    settings = work.plan.settings
-    spans = cut(waveform, _cuts(settings), has_text=text is not None)
-    if len(spans) > 1:
-        common = {**common, "text": None, "text_source": "none"}
-    needs_vad, voice_rules = settings.sound_quality or needs_voice_activity(work, common), has_voice_rules(settings)
-    pack = pack_waveform if waveform.nbytes <= PCM_BUDGET_BYTES else _leave_out  # packing takes half as much again
+    settings, waveforms = work.plan.settings, recording.waveforms
+    pieces = pieces_of(waveforms, settings, record["text"])
+    counted[MIXED] = counted.get(MIXED, 0.0) + recording.mixed
+    small = sum(waveform.nbytes for waveform in waveforms.values()) <= PCM_BUDGET_BYTES
+    pack = pack_waveform if small else _leave_out  # packing takes half as much again
     lines = []
-    for index, span in enumerate(spans):
-        piece = waveform[span.start : span.end]
+    for index, (channel, span, text) in enumerate(pieces):
+        piece = waveforms[channel][span.start : span.end]
+        line = {"language": language, **_text_columns(text)}
         # counted here, on the CPU workers, because Whisper's device would have to wait for it
-        speech_s = speech_seconds(piece) if needs_vad else None
-        quality = (
-            {**sound_quality(piece)._asdict(), "speech_share": _share(speech_s, piece)}
-            if settings.sound_quality
-            else {}
-        )
-        silent = voice_rules and speech_s == 0.0
+        speech_s = speech_seconds(piece) if settings.sound_quality or needs_voice_activity(work, line) else None
+        silent = has_voice_rules(settings) and speech_s == 0.0
         lines.append(
             {
-                **common,
+                **line,
                 "segment_index": index,
+                "channel": channel,
                 "start_s": offset_s + span.start_s,
                 "end_s": offset_s + span.end_s,
                 **dict(zip(("waveform", "sample_bytes"), pack(piece), strict=True)),
                 "identity": recording.identity,
                 "speech_s": speech_s,
-                **quality,
-                "emotion_null_reason": NO_SPEECH if silent and common["text"] is None else None,
+                **(_sound(piece, speech_s) if settings.sound_quality else {}),
+                "emotion_null_reason": NO_SPEECH if silent and text is None else None,
             }
         )
     return lines
 
 
-def _cuts(settings: Settings) -> Cuts:
-    return Cuts(
-        segmentation=settings.segmentation,
-        max_s=settings.max_segment_s,
-        min_s=settings.min_segment_s,
-        window_s=settings.window_s,
-        hop_s=settings.hop_s,
-    )
+def _text_columns(text: str | None) -> dict[str, str | None]:
+    return {"text": text, "text_source": "none" if text is None else "manifest"}
+
+
+def _sound(waveform: Waveform, speech_s: float | None) -> dict[str, float | None]:
+    return {**sound_quality(waveform)._asdict(), "speech_share": _share(speech_s, waveform)}
 
 
 def _share(speech_s: float | None, waveform: Waveform) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.audio.channels import carry_different_speech
 from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.audio.sandbox import sandbox
 from pipeline.errors import Reason, RejectedRow, Stage
@@ -30,10 +31,17 @@ _MAPPED_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One decoded recording: float32 [num_samples] at 16 kHz, and the identity of its object (`checksums.identity`)."""
+    """One decoded recording.
 
-    waveform: Waveform
+    Attributes:
+        waveforms: float32 [num_samples] at 16 kHz by channel; the key of a single waveform is None.
+        identity: identity of its object (`checksums.identity`).
+        mixed: the waveform is the mean of two channels that differ.
+    """
+
+    waveforms: Mapping[int | None, Waveform]
     identity: bytes
+    mixed: bool = False
 
 
 def records_of(rows: pa.Table) -> list[dict[str, Any]]:
@@ -100,12 +108,27 @@ def load_recording(work: Work, record: dict[str, Any], content: bytes | None = N
 
 
 def _decode(work: Work, record: dict[str, Any], content: bytes | BinaryIO) -> Recording:
-    content_identity = identity(content)
-    waveform = sandbox().decode(
+    content_identity, how = identity(content), work.plan.settings.channels
+    decoded = sandbox().decode_channels(
         content,
         offset_s=record["offset_s"] or 0.0,
         duration_s=record["duration_s"],
         channel=record["channel"],
+        # a text is that of the whole recording, which auto therefore keeps whole, as it does without cutting at pauses
+        split=how == "split" or (how == "auto" and record["text"] is None),
         limits=work.limits,
     )
-    return Recording(waveform, content_identity)
+    return Recording(_by_channel(decoded.channels, how), content_identity, decoded.differ)
+
+
+def _by_channel(channels: list[Waveform], how: str) -> dict[int | None, Waveform]:
+    """Return the waveforms by channel. With `auto`, channels of the same speech become their mean."""
+    if len(channels) == 1:
+        return {None: channels[0]}
+    if how == "split" or carry_different_speech(channels):
+        return dict(enumerate(channels))
+    mean, *others = channels
+    for other in others:  # in place: a recording may take hundreds of MB
+        mean += other
+    mean /= len(channels)
+    return {None: mean}

@@ -7,6 +7,7 @@ again, one at a time, where they are needed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ WORK_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int32(), nullable=False),
         pa.field("segment_index", pa.int32(), nullable=False),
+        pa.field("channel", pa.int32()),  # of a row without one, if its channels are split
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
         pa.field("waveform", pa.large_binary()),  # packed by `pack_waveform`
@@ -108,7 +110,7 @@ class Waveforms:
     def __init__(self, work: Work, shard: Shard, table: pa.Table) -> None:
         self._work, self._shard, self._table = work, shard, table
         self._rows: list[dict[str, Any]] | None = None
-        self._decoded: tuple[int, Waveform | Reject] | None = None
+        self._decoded: tuple[int, Mapping[int | None, Waveform] | Reject] | None = None
 
     def __getitem__(self, line: int) -> Waveform:
         """Return the audio of a line, float32 [num_samples].
@@ -131,9 +133,9 @@ class Waveforms:
             round((self._table[name][line].as_py() - (record["offset_s"] or 0.0)) * SAMPLING_RATE)
             for name in ("start_s", "end_s")
         )
-        return decoded[start:end]
+        return decoded[self._table["channel"][line].as_py()][start:end]
 
-    def _decode_again(self, record: dict[str, Any], identity: bytes) -> Waveform | Reject:
+    def _decode_again(self, record: dict[str, Any], identity: bytes) -> Mapping[int | None, Waveform] | Reject:
         """Decode a recording again, or return why it cannot be read; done once for all its utterances."""
         try:
             again = load_recording(self._work, record)
@@ -142,7 +144,7 @@ class Waveforms:
         if again.identity != identity:
             detail = f"{without_query(str(record['audio']))} had changed when it was read a second time"
             return Reject(Reason.CHANGED, detail, Stage.FETCH)
-        return again.waveform
+        return again.waveforms
 
     def carried(self, line: int) -> bool:
         """Return whether the line carries its audio, so that no decoding is needed."""

@@ -98,7 +98,7 @@ def test_neither_process_holds_the_bytes_of_a_large_recording(tmp_path):
         "work = SimpleNamespace(roots=roots, limits=AudioLimits())\n"
         "record = {'audio': sys.argv[1], 'offset_s': None, 'duration_s': None, 'channel': None}\n"
         "before = peak_kib()\n"
-        "waveform = load_recording(work, record).waveform\n"
+        "waveform = load_recording(work, record).waveforms[None]\n"
         "ours = peak_kib() - before - waveform.nbytes / 1024\n"
         "print(max(ours, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before) / 1024)\n"
     )

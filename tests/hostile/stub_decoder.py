@@ -96,6 +96,7 @@ ACTS: dict[str, Callable[[], object]] = {
     "garbage": lambda: _say(b"\xde\xad\xbe\xef" * 64),
     "a huge answer": lambda: _say(struct.pack("<4sQ", b"WAVE", 1 << 60)),
     "an empty answer": lambda: _say(struct.pack("<4sQ", b"WAVE", 0)),
+    "channels that were not asked for": lambda: _say(struct.pack("<4sQ", b"CHAN", 4) + struct.pack("<I", 2)),
     "half an answer": lambda: (_say(struct.pack("<4sQ", b"WAVE", 4_000) + bytes(999)), os._exit(0)),
     "NaN": lambda: _say(struct.pack("<4sQ", b"WAVE", 4_000) + np.full(1_000, np.nan, np.float32).tobytes()),
     "an unknown reason": lambda: _say(struct.pack("<4sQ", b"REJT", 14) + b'["A", "b", 99]'),

@@ -71,16 +71,22 @@ def nemo_lines(corpus: Corpus) -> list[Row]:
     return [{renamed.get(name, name): value for name, value in row.items()} for row in corpus.rows]
 
 
-def complete(corpus: Corpus, *, need_length: bool) -> None:
-    """Add missing durations from the headers of the audio.
+def complete(corpus: Corpus, *, need_length: bool, durations: bool = True, channels: bool = False) -> None:
+    """Add what is missing from the headers of the audio.
 
     Args:
         need_length: whether to omit rows whose audio has no length or cannot be read; otherwise they stay without.
+        durations: add missing durations.
+        channels: add the number of channels as `channels`.
     """
-    lacking = [row for row in corpus.rows if row.get("duration") is None and "audio" in row]
+    lacking = [row for row in corpus.rows if "audio" in row and (channels or row.get("duration") is None)]
     kept = []
     for row, header in zip(lacking, read_headers([str(row["audio"]) for row in lacking]), strict=True):
         length_s = None if isinstance(header, Unreadable) else header.duration_s
+        if channels and not isinstance(header, Unreadable):
+            row["channels"] = header.channels
+        if not durations or row.get("duration") is not None:
+            continue
         if length_s is not None:
             row["duration"] = round(length_s - float(str(row.get("offset") or 0.0)), 6)
         elif need_length:

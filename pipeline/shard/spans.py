@@ -1,0 +1,61 @@
+"""The utterances into which one decoded recording is cut, over its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pipeline.audio.segmentation import Cuts, Span, cut
+from pipeline.config.settings import Settings
+from pipeline.errors import Reason, RejectedRow
+from pipeline.shard.recording import Waveform
+
+
+class Piece(NamedTuple):
+    """One utterance of a recording.
+
+    Attributes:
+        channel: channel of its audio; None for the recording's only waveform.
+        span: its samples.
+        text: the manifest's text of it.
+    """
+
+    channel: int | None
+    span: Span
+    text: str | None
+
+
+def pieces_of(waveforms: Mapping[int | None, Waveform], settings: Settings, text: str | None) -> list[Piece]:
+    """Cut a recording into utterances, in the order of their starts, then of their channels.
+
+    A text of the whole recording is that of its only utterance; no part of it can be assigned to one of several.
+
+    Args:
+        waveforms: float32 [num_samples] by channel.
+    Raises: RejectedRow NO_SPEECH when no channel has speech; a channel without speech has no utterances beside others.
+    """
+    spans: list[tuple[Span, int | None]] = []
+    silent: RejectedRow | None = None
+    has_text = text is not None and len(waveforms) == 1
+    for channel, waveform in waveforms.items():
+        try:
+            spans += [(span, channel) for span in cut(waveform, cuts_of(settings), has_text=has_text)]
+        except RejectedRow as error:
+            if error.reason != Reason.NO_SPEECH:
+                raise
+            silent = silent or error
+    if silent is not None and not spans:
+        raise silent
+    spans.sort(key=lambda each: (each[0].start, each[1] or 0))
+    return [Piece(channel, span, text if len(spans) == 1 else None) for span, channel in spans]
+
+
+def cuts_of(settings: Settings) -> Cuts:
+    """Return how the settings cut recordings."""
+    return Cuts(
+        segmentation=settings.segmentation,
+        max_s=settings.max_segment_s,
+        min_s=settings.min_segment_s,
+        window_s=settings.window_s,
+        hop_s=settings.hop_s,
+    )
