@@ -31,6 +31,11 @@ class Work:
         return AudioLimits(max_bytes=settings.max_bytes, max_duration_s=settings.max_duration_s)
 
     @property
+    def channels(self) -> str:
+        """Return the use of the channels of rows without one: `mix`, `split` or `auto`."""
+        return self.plan.settings.channels
+
+    @property
     def mode(self) -> str:
         """Return the mode of the settings: `text`, `audio` or a fusion mode."""
         return self.plan.settings.mode

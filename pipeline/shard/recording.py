@@ -108,7 +108,7 @@ def load_recording(work: Work, record: dict[str, Any], content: bytes | None = N
 
 
 def _decode(work: Work, record: dict[str, Any], content: bytes | BinaryIO) -> Recording:
-    content_identity, how = identity(content), work.plan.settings.channels
+    content_identity, how = identity(content), work.channels
     decoded = sandbox().decode_channels(
         content,
         offset_s=record["offset_s"] or 0.0,

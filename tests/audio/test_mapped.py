@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.audio import content as content_module
 from pipeline.audio.decode import decode, probe
-from pipeline.audio.sandbox import Sandbox
+from pipeline.audio.sandbox import Decoded, Sandbox
 from pipeline.errors import RejectedRow
 from tests.audio.test_memory import measured_mib
 from tests.hostile import make_audio as make
@@ -95,7 +95,7 @@ def test_neither_process_holds_the_bytes_of_a_large_recording(tmp_path):
         "from pipeline.storage.access import AudioRoots\n"
         "peak_kib = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])\n"
         "roots = AudioRoots.parse((str(Path(sys.argv[1]).parent),), [])\n"
-        "work = SimpleNamespace(roots=roots, limits=AudioLimits())\n"
+        "work = SimpleNamespace(roots=roots, limits=AudioLimits(), channels='mix')\n"
         "record = {'audio': sys.argv[1], 'offset_s': None, 'duration_s': None, 'channel': None}\n"
         "before = peak_kib()\n"
         "waveform = load_recording(work, record).waveforms[None]\n"
@@ -115,12 +115,12 @@ def test_small_recordings_read_again_stay_in_memory(tmp_path, monkeypatch):
     path.write_bytes(SOUND["wav"])
     given: list[object] = []
 
-    def fake(content: object, **_: object) -> np.ndarray:
+    def fake(content: object, **_: object) -> Decoded:
         given.append(content)
-        return np.zeros(1, np.float32)
+        return Decoded([np.zeros(1, np.float32)], False)
 
-    monkeypatch.setattr(recording, "sandbox", lambda: SimpleNamespace(decode=fake))
-    work = SimpleNamespace(roots=AudioRoots.parse((str(tmp_path),), []), limits=AudioLimits())
+    monkeypatch.setattr(recording, "sandbox", lambda: SimpleNamespace(decode_channels=fake))
+    work = SimpleNamespace(roots=AudioRoots.parse((str(tmp_path),), []), limits=AudioLimits(), channels="mix")
     record = {"audio": str(path), "offset_s": None, "duration_s": None, "channel": None}
     first = recording.load_recording(work, record)
     assert given == [SOUND["wav"]]

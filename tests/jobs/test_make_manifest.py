@@ -205,6 +205,23 @@ def test_durations_are_those_of_the_files(tmp_path, capsys):
     assert "without duration: 1" in capsys.readouterr().out
 
 
+def test_channels_are_those_of_the_files(tmp_path, capsys):
+    """Fails if a number of channels is that of another file, is not counted, or is read although nobody asked."""
+    (tmp_path / "in").mkdir()
+    for name in ("en_16k_pcm16.wav", "en_22k05.mp3", "en_44k1_stereo.flac"):
+        (tmp_path / "in" / name).write_bytes((AUDIO / name).read_bytes())
+    (tmp_path / "in" / "no.wav").write_text("no audio")
+    rows = made(tmp_path / "in", tmp_path / "m.jsonl", "--channels")
+    assert [(Path(str(row["audio"])).name, row.get("channels")) for row in rows] == [
+        ("en_16k_pcm16.wav", 1), ("en_22k05.mp3", 1), ("en_44k1_stereo.flac", 2), ("no.wav", None),
+    ]  # fmt: skip
+    assert not any("duration" in row for row in rows)
+    assert "channels: 1 2, 2 1" in capsys.readouterr().out
+    both = made(tmp_path / "in", tmp_path / "both.jsonl", "--channels", "--durations")
+    assert [("duration" in row, "channels" in row) for row in both] == [(True, True)] * 3 + [(False, False)]
+    assert not any("channels" in row for row in made(tmp_path / "in", tmp_path / "d.jsonl", "--durations"))
+
+
 def test_a_bucket(s3: S3Server, tmp_path):
     """Fails if objects are listed under names that cannot be opened, or the manifest cannot be written beside them."""
     bucket = f"s3://{s3.bucket}/make-manifest"

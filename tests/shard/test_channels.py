@@ -47,8 +47,9 @@ def test_each_channel_has_utterances_on_one_time_axis(tmp_path, checkpoints):
     work = work_of(
         tmp_path / "w", records, models_of(checkpoints, "mean", ["en"]), channels="split", segmentation="vad"
     )
-    heard = FakeTranscriber("en")
-    _, finished = by_hand(work, heard, lambda _: real_recogniser(checkpoints))
+    (shard,) = work.plan.shards()
+    assert min(prepare(work, shard)["speech_s"].drop_null().to_pylist()) > 0.5, "each has its own audio"
+    _, finished = by_hand(work, FakeTranscriber("en"), lambda _: real_recogniser(checkpoints))
     assert finished.rejects == ()
     found = [each for each in parts(work).to_pylist() if each["recording_id"] == "a"]
     assert [(each["utterance_id"], each["channel"]) for each in found] == [(f"a#{n:04}", n % 2) for n in range(4)]
@@ -56,8 +57,6 @@ def test_each_channel_has_utterances_on_one_time_axis(tmp_path, checkpoints):
     expected = np.array([1, 2 + len(EN) / SAMPLING_RATE])
     length_s = 2 + (len(EN) + len(ES)) / SAMPLING_RATE
     assert starts == pytest.approx([*(expected - 0.2), *(expected - 0.2 + length_s)], abs=0.25)
-    (shard,) = work.plan.shards()
-    assert min(prepare(work, shard)["speech_s"].drop_null().to_pylist()) > 0.5, "each has its own audio"
     assert {each["text"] for each in found} == {"heard words"}
     assert not audit(published(work).root, deep=True).violations
 
