@@ -17,6 +17,7 @@ from pipeline.manifest.store import store_errors
 from pipeline.manifest.tables import Guard
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
+from pipeline.storage.items import is_tar_name
 from pipeline.storage.listing import (
     ALIASES,
     Contents,
@@ -54,10 +55,10 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
     """Return the manifests named by files, globs and folders, without repeats, in the order given.
 
     A file is taken whatever its name, and so is every match of a glob. A folder means all files below it, sorted,
-    with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst). Names
-    that start with `.` or `_` are taken only when given. Symbolic links are followed. Local names are returned as
-    absolute paths, http(s) URLs unchanged, since they cannot be listed. Omissions that the user may not expect are
-    logged as warnings.
+    with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst), and if
+    there are none, all tar files (.tar .tar.gz .tgz). Names that start with `.` or `_` are taken only when given.
+    Symbolic links are followed. Local names are returned as absolute paths, http(s) URLs unchanged, since they cannot be
+    listed. Omissions that the user may not expect are logged as warnings.
 
     Args:
         output: the output of the job; files below it that folders and globs match are omitted.
@@ -127,15 +128,20 @@ class _Search:
         return self._matches(filesystem, path) if is_glob(path) else []
 
     def _below(self, filesystem: AbstractFileSystem, folder: str) -> list[str]:
-        """Find manifests below a folder, one folder at a time, to avoid one long list of the audio beside them."""
+        """Find manifests below a folder, or else tar files, which manifests beside them describe.
+
+        Lists one folder at a time, to avoid one long list of the audio beside them.
+        """
         manifests: list[str] = []
+        tars: list[str] = []
         for contents in walk(filesystem, folder, left_out=self._left_out):
             self._visit(filesystem, contents)
             self._audio += sum(map(is_audio_name, contents.files))
             manifests += self._manifests(filesystem, contents)
+            tars += contents.paths(filter(is_tar_name, contents.files))
             if unread := [name for name in contents.files if _OTHER_FORMS.match(name)]:
                 self._left_out[_UNREAD] += contents.paths(unread)
-        return sorted(manifests)
+        return sorted(manifests or tars)
 
     def _manifests(self, filesystem: AbstractFileSystem, contents: Contents) -> list[str]:
         """Return the manifests in one folder, without the job's output. Raises: ConfigError for links into a table."""

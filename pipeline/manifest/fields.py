@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import Reject, RejectedRow
 from pipeline.manifest.records import bad_field
 from pipeline.redaction import without_query
+from pipeline.storage.items import lasting_name
 from pipeline.storage.uri import resolve_audio
 
 ALIASES = {
@@ -99,10 +100,14 @@ def derived_id(
     """Return the id for a row without one: `rec-` and 20 hex digits (80 bits) of BLAKE2b.
 
     The hash covers these UTF-8 lines, joined by newlines: absolute audio URI, offset and duration in Python's float
-    format (`1.0`), and channel; absent values are empty. A row without audio has its text as a fifth line. Pre-signed
+    format (`1.0`), and channel; absent values are empty. Of an item in a container, the hash covers its name there, which
+    stays when the container is written again. A row without audio has its text as a fifth line. Pre-signed
     URLs change with every signing, so rows with such URLs should have ids.
     """
-    parts = [audio or "", *("" if value is None else repr(float(value)) for value in (offset_s, duration_s))]
+    parts = [
+        lasting_name(audio or ""),
+        *("" if value is None else repr(float(value)) for value in (offset_s, duration_s)),
+    ]
     parts.append("" if channel is None else str(channel))
     if audio is None:
         parts.append(text or "")

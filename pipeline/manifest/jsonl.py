@@ -67,13 +67,13 @@ def read_jsonl(blocks: Iterator[bytes], chunk_rows: int) -> Iterator[JsonRecords
             if not stripped:
                 continue
             try:
-                row, text = _row(stripped, type(line) is OverLong)
+                row, text = json_row(stripped, over_long=type(line) is OverLong)
                 if not row.keys() <= records.names.keys():
-                    row = _by_column(row, records, names)
+                    row = by_column(row, records, names)
             except BadName as error:
                 records.rejects.append(RejectedLine(number, bad_field(str(error)), raw_text(line)))
             except (ValueError, RecursionError, StopIteration) as error:
-                records.rejects.append(RejectedLine(number, malformed(_why(error)), raw_text(line)))
+                records.rejects.append(RejectedLine(number, malformed(why_bad(error)), raw_text(line)))
             else:
                 records.lines.append(number)
                 records.rows.append(row)
@@ -86,14 +86,14 @@ def read_jsonl(blocks: Iterator[bytes], chunk_rows: int) -> Iterator[JsonRecords
         yield records
 
 
-def _by_column(row: dict[str, object], records: JsonRecords, names: Names) -> dict[str, object]:
+def by_column(row: dict[str, object], records: JsonRecords, names: Names) -> dict[str, object]:
     """Return the row with its keys replaced by column names, and record those names. Raises: BadName."""
     columns = names.add(list(row))
     records.names.update(dict.fromkeys(columns))
     return dict(zip(columns, row.values(), strict=True))
 
 
-def _row(line: bytes, over_long: bool) -> tuple[dict[str, object], str]:
+def json_row(line: bytes, *, over_long: bool = False) -> tuple[dict[str, object], str]:
     """Return one line's object, and the line as text.
 
     Raises: ValueError (or StopIteration, RecursionError from the C scanner) when the line is not one JSON object.
@@ -157,7 +157,7 @@ def _depth(value: object) -> int:
     return deepest - 1
 
 
-def _why(error: ValueError | RecursionError | StopIteration) -> str:
+def why_bad(error: ValueError | RecursionError | StopIteration) -> str:
     """Return the reason for a message; `UnicodeDecodeError` and `JSONDecodeError` would quote the whole line."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at character {error.pos + 1}"

@@ -28,7 +28,9 @@ from pipeline.manifest.parquet import read_parquet
 from pipeline.manifest.partitions import Partitioned, partition_columns
 from pipeline.manifest.records import RAW_CHARACTERS, Records, RejectedLine, bad_field
 from pipeline.manifest.source import Form, Source, open_manifest
+from pipeline.manifest.tar import read_tar
 from pipeline.schema import ROW_SCHEMA, passthrough_name
+from pipeline.storage.uri import resolve_audio
 
 __all__ = ["ManifestChunk", "conform", "derived_id", "expand", "read_manifest", "unify"]
 
@@ -129,6 +131,8 @@ def records_of(source: Source, chunk_rows: int) -> Iterator[Records]:
         yield from read_csv(source.blocks, chunk_rows, source.display_uri)
     elif source.form is Form.PARQUET:
         yield from read_parquet(source.raw, chunk_rows, source.display_uri)
+    elif source.form is Form.TAR:
+        yield from read_tar(source.raw, chunk_rows, resolve_audio(source.uri, source.uri))
 
 
 def _chunk(records: Partitioned, uri: str, display_uri: str, *, audio_optional: bool) -> ManifestChunk:

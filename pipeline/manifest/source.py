@@ -30,7 +30,9 @@ from pipeline.manifest.store import store_errors, unchanged
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.http_body import HttpBody
+from pipeline.storage.items import is_tar_name
 from pipeline.storage.listing import is_audio_name, printable
+from pipeline.storage.windows import open_tar
 
 MAX_LINE_BYTES = 4 << 20
 """Longest line or CSV record; longer ones are rejected unread. Far above any transcript (1 MB must be accepted)."""
@@ -47,7 +49,7 @@ _MAGIC = {
 }
 _AUDIO_MAGIC = (b"RIFF", b"fLaC", b"ID3", b"OggS")
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
-_ACCEPTED = "JSON Lines, CSV with a header (UTF-8; also .gz, .zst) and Parquet are read"
+_ACCEPTED = "JSON Lines, CSV with a header (UTF-8; also .gz, .zst), Parquet and tar are read"
 
 
 class Form(StrEnum):
@@ -56,6 +58,7 @@ class Form(StrEnum):
     JSONL = "jsonl"
     CSV = "csv"
     PARQUET = "parquet"
+    TAR = "tar"
     EMPTY = "empty"
 
 
@@ -75,12 +78,14 @@ class Source:
     """An open manifest.
 
     Attributes:
+        uri: the absolute URI.
         display_uri: the URI without the query, for outputs and messages.
         form: the detected format.
-        raw: the seekable file, for Parquet.
+        raw: the seekable file, for Parquet and tar.
         blocks: decompressed bytes without the byte-order mark, for text formats.
     """
 
+    uri: str
     display_uri: str
     form: Form
     raw: BinaryIO
@@ -101,7 +106,13 @@ def open_manifest(uri: str) -> Iterator[Source]:
     display_uri = without_query(uri)
     with store_errors(display_uri):
         filesystem, path = resolve(uri)
+    if is_tar_name(display_uri) and isinstance(filesystem, HTTPFileSystem):
+        raise ConfigError(f"manifest {display_uri}: tar files are not read over http; copy it to a disk or a store")
     with unchanged(filesystem, path, display_uri), contextlib.ExitStack() as stack:
+        if is_tar_name(display_uri):
+            with store_errors(display_uri):
+                yield Source(uri, display_uri, Form.TAR, stack.enter_context(open_tar(filesystem, path)), iter(()))
+            return
         with store_errors(display_uri):
             raw: BinaryIO = stack.enter_context(_open(filesystem, path))
             start = raw.read(4)
@@ -112,7 +123,7 @@ def open_manifest(uri: str) -> Iterator[Source]:
                 with store_errors(display_uri):
                     shutil.copyfileobj(whole, raw, READ_BYTES)
             raw.seek(0)
-            yield Source(display_uri, Form.PARQUET, raw, iter(()))
+            yield Source(uri, display_uri, Form.PARQUET, raw, iter(()))
             return
         reader: ByteReader = whole
         if start[:2] == b"\x1f\x8b":
@@ -124,7 +135,7 @@ def open_manifest(uri: str) -> Iterator[Source]:
         while len(head) < _HEAD_BYTES and (block := next(blocks, b"")):
             head += block
         form = _form(head, display_uri)
-        yield Source(display_uri, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks))
+        yield Source(uri, display_uri, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks))
 
 
 def _open(filesystem: AbstractFileSystem, path: str) -> BinaryIO:

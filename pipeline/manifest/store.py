@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, JobError
-from pipeline.storage.fetch import object_info
+from pipeline.storage.objects import object_info
 from pipeline.storage.retry import Redirected, retried
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import JobError, Reason, Reject, RejectedRow
-from pipeline.redaction import without_query
 from pipeline.schema import ROW_SCHEMA
 from pipeline.shard.context import Work
 from pipeline.shard.recording import needs_audio
 from pipeline.storage.filesystem import resolve
+from pipeline.storage.items import container_of, display_name
 from pipeline.storage.refusals import reject_of
 from pipeline.storage.retry import DENIED, TRANSIENT, plain_http_errors, retried
 from pipeline.storage.uri import common_folder
@@ -93,8 +93,8 @@ def _outside(work: Work, uri: str) -> Reject | None:
 
 def _missing(uri: str) -> Reject | None:
     """Return why an audio object cannot be read, or None. Costs one stat or HEAD, and seconds if the store is silent."""
-    display_uri = without_query(uri)
-    filesystem, path = resolve(uri)
+    display_uri = display_name(uri)
+    filesystem, path = resolve(container_of(uri))
 
     def look() -> None:
         with plain_http_errors():

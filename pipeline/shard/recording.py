@@ -16,11 +16,11 @@ from pipeline.audio.limits import LONGEST_SPAN_S
 from pipeline.audio.sandbox import sandbox
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.manifest.python_values import plain_values
-from pipeline.redaction import without_query
 from pipeline.schema import ROW_SCHEMA
 from pipeline.shard.checksums import check_content, identity, is_checksum
 from pipeline.shard.context import Work
 from pipeline.storage.fetch import fetch
+from pipeline.storage.items import display_name
 from pipeline.storage.on_disk import fetched_to_disk
 from pipeline.storage.read_ahead import SMALL_BYTES
 
@@ -76,7 +76,7 @@ def fetch_small(work: Work, record: dict[str, Any]) -> bytes | None:
         if error.reason == Reason.TOO_LARGE and most_bytes > SMALL_BYTES:
             return None
         raise
-    check_content(content, record, without_query(uri))
+    check_content(content, record, display_name(uri))
     return content
 
 
@@ -101,7 +101,7 @@ def load_recording(work: Work, record: dict[str, Any], content: bytes | None = N
         return _decode(work, record, content)
     uri = _audio_of(work, record)
     with fetched_to_disk(uri, max_bytes=work.limits.max_bytes, allow=work.roots.check_opened) as file:
-        check_content(file, record, without_query(uri))
+        check_content(file, record, display_name(uri))
         file.seek(0)
         is_small = os.fstat(file.fileno()).st_size < _MAPPED_BYTES
         return _decode(work, record, file.read() if is_small else file)

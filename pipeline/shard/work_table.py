@@ -20,9 +20,9 @@ from pipeline.config.columns import WORDS, WORDS_TYPE
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.rejects import CAUSE
-from pipeline.redaction import without_query
 from pipeline.shard.context import Work
 from pipeline.shard.recording import Waveform, load_recording, records_of
+from pipeline.storage.items import display_name
 
 PCM_BUDGET_BYTES = 512 * 2**20
 """PCM that one shard may carry between stages: about 2.3 hours of audio."""
@@ -142,7 +142,7 @@ class Waveforms:
         except RejectedRow as error:
             return error.reject
         if again.identity != identity:
-            detail = f"{without_query(str(record['audio']))} had changed when it was read a second time"
+            detail = f"{display_name(str(record['audio']))} had changed when it was read a second time"
             return Reject(Reason.CHANGED, detail, Stage.FETCH)
         return again.waveforms
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError, RejectedRow
 from pipeline.redaction import OBJECT_STORES, without_query
+from pipeline.storage.items import container_of
 from pipeline.storage.uri import HTTP, LOCAL, SCHEME, Place, absolute_path, place_of, refuse
 
 
@@ -69,12 +70,13 @@ class AudioRoots:
         return tuple(dict.fromkeys(path for paths in both for path in paths))
 
     def check(self, uri: str) -> None:
-        """Check an absolute URI as returned by `resolve_audio`.
+        """Check an absolute URI as returned by `resolve_audio`; of an item in a container, that of the container.
 
         Nothing is cached: if a link changes, the next call follows its new target.
 
         Raises: RejectedRow(NOT_ALLOWED) naming the URI without its query and the root that would allow it.
         """
+        uri = container_of(uri)
         place = place_of(uri)
         if not self._roots:
             if place.store != self._store or place.store in HTTP:

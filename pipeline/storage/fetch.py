@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
@@ -17,9 +17,12 @@ from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.http_body import GRACE_S, SLOWEST_BYTES_PER_S, HttpBody
+from pipeline.storage.item_content import read_item
+from pipeline.storage.items import display_name, item_of
 from pipeline.storage.local_file import open_regular
+from pipeline.storage.objects import object_info, refuse_large
 from pipeline.storage.refusals import reject_of
-from pipeline.storage.retry import DENIED, TRANSIENT, Redirected, plain_http_errors, retried
+from pipeline.storage.retry import DENIED, TRANSIENT, Redirected, retried
 
 _ONE_GET_BYTES = 50 << 20
 _MAX_TEXT_BYTES = 64 << 20
@@ -27,7 +30,7 @@ _MAX_TEXT_BYTES = 64 << 20
 
 
 def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = None) -> bytes:
-    """Read one whole object, holding at most `max_bytes` in memory, whatever size the store reports.
+    """Read one whole object, or one item of a container, whatever size the store reports: at most `max_bytes`.
 
     5xx responses, resets, stalls and short bodies are retried (`pipeline.storage.retry`); 4xx responses are not. An
     http transfer that is too slow is aborted (`pipeline.storage.http_body`).
@@ -38,10 +41,14 @@ def fetch(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = Non
     Raises: RejectedRow(NOT_FOUND | FORBIDDEN | REFUSED | TOO_LARGE | NOT_ALLOWED | FETCH_FAILED); JobError for invalid
         credentials.
     """
-    display_uri = without_query(uri)
-    filesystem, path = resolve(uri)
+    display_uri, item = display_name(uri), item_of(uri)
+    filesystem, path = resolve(uri if item is None else item.container)
+    if item is None:
+        read = partial(_read_bounded, filesystem, path, max_bytes, display_uri, allow)
+    else:
+        read = partial(read_item, filesystem, path, item, max_bytes=max_bytes, display_uri=display_uri, allow=allow)
     try:
-        return retried(lambda: _read_bounded(filesystem, path, max_bytes, display_uri, allow), what=display_uri)
+        return retried(read, what=display_uri)
     except (*TRANSIENT, *DENIED, ValueError) as error:
         raise RejectedRow.of(reject_of(error, filesystem, path, display_uri)) from error
 
@@ -68,25 +75,6 @@ def _read_bounded(
     if size is not None and len(content) != size:
         raise OSError(errno.EIO, f"{len(content)} of {size} bytes were received")
     return content
-
-
-def refuse_large(size: int | None, max_bytes: int, display_uri: str) -> None:
-    """Refuse an object of a known size above the limit. Raises: RejectedRow TOO_LARGE."""
-    if size is not None and size > max_bytes:
-        raise RejectedRow(Reason.TOO_LARGE, f"{display_uri} has {size:,} bytes, more than {max_bytes:,}", Stage.FETCH)
-
-
-def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """Return fsspec's details of an object within `GRACE_S`, since headers can be slow too.
-
-    Raises: see `plain_http_errors`.
-    """
-    with plain_http_errors():
-        if isinstance(filesystem, AsyncFileSystem):
-            info: dict[str, Any] = sync(filesystem.loop, filesystem._info, path, timeout=GRACE_S)
-        else:
-            info = filesystem.info(path)
-    return info
 
 
 def _transfer(filesystem: AbstractFileSystem, path: str, size: int | None, max_bytes: int) -> bytes:

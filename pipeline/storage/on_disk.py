@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from fsspec import AbstractFileSystem
-from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RejectedRow
-from pipeline.redaction import without_query
-from pipeline.storage.fetch import object_info, refuse_large
 from pipeline.storage.filesystem import resolve
-from pipeline.storage.http_body import GRACE_S, SLOWEST_BYTES_PER_S, HttpBody
+from pipeline.storage.http_body import HttpBody
+from pipeline.storage.item_content import item_pieces
+from pipeline.storage.items import Item, display_name, item_of
 from pipeline.storage.local_file import open_regular
+from pipeline.storage.objects import object_info, read_range, refuse_large
 from pipeline.storage.refusals import reject_of
 from pipeline.storage.retry import DENIED, TRANSIENT, retried
 from pipeline.storage.temporary import naming_full_disk
@@ -39,18 +39,16 @@ _VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "updated", "si
 
 @contextmanager
 def fetched_to_disk(uri: str, *, max_bytes: int, allow: Callable[[str], None] | None = None) -> Iterator[BinaryIO]:
-    """Fetch one whole object as `store.fetch` does, into an unnamed file below TMPDIR that is open at its start.
+    """Fetch one whole object, or item, as `store.fetch` does, into an unnamed file below TMPDIR that is open at its start.
 
     Raises: as `store.fetch`; JobError naming TMPDIR when it is full.
     """
-    display_uri = without_query(uri)
-    filesystem, path = resolve(uri)
+    display_uri, item = display_name(uri), item_of(uri)
+    filesystem, path = resolve(uri if item is None else item.container)
     with naming_full_disk(Path(tempfile.gettempdir()) / "audio"), tempfile.TemporaryFile() as file:
-        copy = partial(
-            _copy, filesystem, path, cast(BinaryIO, file), max_bytes=max_bytes, display_uri=display_uri, allow=allow
-        )
+        copy = partial(_copy if item is None else partial(_copy_item, item), filesystem, path, cast(BinaryIO, file))
         try:
-            retried(copy, what=display_uri)
+            retried(partial(copy, max_bytes=max_bytes, display_uri=display_uri, allow=allow), what=display_uri)
         except (*TRANSIENT, *DENIED, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -85,7 +83,7 @@ def _copy(
                 _write(cast(BinaryIO, body), file, max_bytes, display_uri)
         else:
             for start in range(0, size or 0, _RANGE_BYTES):
-                file.write(_range(filesystem, path, start, min(start + _RANGE_BYTES, size or 0)))
+                file.write(read_range(filesystem, path, start, min(start + _RANGE_BYTES, size or 0)))
             after = object_info(filesystem, path)
             if any(before.get(key) != after.get(key) for key in _VERSION_KEYS):
                 raise OSError(errno.EIO, "the object changed while it was read")
@@ -94,17 +92,25 @@ def _copy(
         raise OSError(errno.EIO, f"{file.tell()} of {size} bytes arrived")
 
 
+def _copy_item(
+    item: Item,
+    filesystem: AbstractFileSystem,
+    path: str,
+    file: BinaryIO,
+    *,
+    max_bytes: int,
+    display_uri: str,
+    allow: Callable[[str], None] | None,
+) -> None:
+    """Copy one item of a container in one attempt. Raises: as `_copy`."""
+    file.seek(0)
+    file.truncate()
+    for piece in item_pieces(filesystem, path, item, max_bytes=max_bytes, display_uri=display_uri, allow=allow):
+        file.write(piece)
+    file.flush()
+
+
 def _write(source: BinaryIO, file: BinaryIO, max_bytes: int, display_uri: str) -> None:
     while piece := source.read(_PIECE_BYTES):
         file.write(piece)
         refuse_large(file.tell(), max_bytes, display_uri)
-
-
-def _range(filesystem: AbstractFileSystem, path: str, start: int, end: int) -> bytes:
-    content: bytes
-    if isinstance(filesystem, AsyncFileSystem):
-        limit_s = GRACE_S + (end - start) / SLOWEST_BYTES_PER_S
-        content = sync(filesystem.loop, filesystem._cat_file, path, start=start, end=end, timeout=limit_s)
-    else:
-        content = filesystem.cat_file(path, start=start, end=end)
-    return content

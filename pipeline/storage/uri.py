@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from os.path import commonprefix
 from typing import NoReturn
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.redaction import OBJECT_STORES, without_query
+from pipeline.storage.items import container_of, item_of
 
 LOCAL = "local"
 HTTP = ("http", "https")
@@ -35,14 +36,15 @@ _DECODING_ROUNDS = 4  # no real file name is encoded as deeply as `%25252e`
 
 
 def common_folder(uris: Sequence[str]) -> str:
-    """Return the deepest folder that contains all the URIs, ignoring queries."""
-    return commonprefix([without_query(uri) for uri in uris]).rpartition("/")[0]  # noqa: RUF071 - cut at the last slash
+    """Return the deepest folder that contains all the URIs or their containers, ignoring queries."""
+    return commonprefix([without_query(container_of(uri)) for uri in uris]).rpartition("/")[0]  # noqa: RUF071 - cut at the last slash
 
 
 def resolve_audio(audio: str, manifest: str) -> str:
     """Return the absolute URI of an audio reference in a manifest.
 
-    A relative reference starts at the manifest's folder. Local files become plain absolute paths, also from `file://`
+    Of an item in a container (`pipeline.storage.items`), the container is resolved. A relative reference starts at the
+    manifest's folder. Local files become plain absolute paths, also from `file://`
     (where `%` is literal, as in fsspec). `.` and `..` are resolved; `~`, `\\` and, outside http, `%` and `?` are
     ordinary characters. An absolute path is a local file, except in an http manifest, where it starts at the host's
     root (RFC 3986).
@@ -50,6 +52,8 @@ def resolve_audio(audio: str, manifest: str) -> str:
     Raises: RejectedRow(NOT_ALLOWED) for references that are never opened, whatever the roots: other schemes,
         pseudo-protocols, fsspec chains, and `..` that leaves the bucket or host.
     """
+    if "#" in audio and (item := item_of(audio)) is not None:
+        return str(replace(item, container=resolve_audio(item.container, manifest)))
     scheme = SCHEME.match(audio)
     if scheme is not None:
         return _resolve_uri(scheme[1].lower(), audio[scheme.end() :], audio)

@@ -84,7 +84,7 @@ def test_an_object_that_changes_between_its_ranges_is_not_mixed(s3, monkeypatch)
     uri = f"s3://{s3.bucket}/disk/changing.wav"
     files.pipe_file(uri, CONTENT)
     other = os.urandom(len(CONTENT))
-    real, calls = on_disk._range, []
+    real, calls = on_disk.read_range, []
 
     def overwriting(filesystem, path, start, end):
         calls.append(start)
@@ -92,7 +92,7 @@ def test_an_object_that_changes_between_its_ranges_is_not_mixed(s3, monkeypatch)
             files.pipe_file(uri, other)
         return real(filesystem, path, start, end)
 
-    monkeypatch.setattr(on_disk, "_range", overwriting)
+    monkeypatch.setattr(on_disk, "read_range", overwriting)
     monkeypatch.setattr(retry, "BUDGET_S", 20.0)
     assert read(uri) == other
 
