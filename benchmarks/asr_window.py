@@ -30,7 +30,7 @@ from benchmarks.speech_clips import Clip, noisy, normalised, real, synthetic
 from demo.models import MODELS
 from pipeline.audio.segmentation import speech_seconds
 from pipeline.config.settings import AsrWindow
-from pipeline.models.transcriber import Transcriber
+from pipeline.models.whisper import WhisperTranscriber
 
 WINDOWS: tuple[AsrWindow, ...] = ("full", "short")
 _WORDS, _JOINED = 5_000, 60
@@ -108,14 +108,14 @@ def _measured(
     return [row for path in sorted(folder.glob("*.jsonl")) for row in kept(path)] if folder else []
 
 
-def transcribers_of(model: Path, compute_type: str, beam: int) -> dict[AsrWindow, Transcriber]:
+def transcribers_of(model: Path, compute_type: str, beam: int) -> dict[AsrWindow, WhisperTranscriber]:
     """Load the model once for each window."""
     options: dict[str, Any] = {"device": "cpu", "compute_type": compute_type, "beam_size": beam, "num_threads": 1}
-    return {window: Transcriber(model, window=window, **options) for window in WINDOWS}
+    return {window: WhisperTranscriber(model, window=window, **options) for window in WINDOWS}
 
 
 def both_windows(
-    transcribers: Mapping[AsrWindow, Transcriber], clip: Clip, turn: Iterable[AsrWindow]
+    transcribers: Mapping[AsrWindow, WhisperTranscriber], clip: Clip, turn: Iterable[AsrWindow]
 ) -> dict[str, Any]:
     """Transcribe a clip with both windows, without the rules against invented words."""
     row: dict[str, Any] = {name: getattr(clip, name) for name in ("kind", "noisy", "language", "text", "duration_s")}

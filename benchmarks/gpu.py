@@ -29,7 +29,8 @@ from pipeline import SAMPLING_RATE
 from pipeline.audio.decode import decode
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import PRECISIONS, EmotionRecogniser, Recognised
-from pipeline.models.transcriber import Transcriber, Transcript
+from pipeline.models.transcription import Transcript
+from pipeline.models.whisper import WhisperTranscriber
 
 _TFLOP = {4.0: 0.24, 30.0: 1.96}
 _ROUNDS = 3
@@ -90,7 +91,7 @@ def windows(model: Path, device: str) -> Result:
     languages = [line["language"] for line in lines]
     rows, errors = [], []
     for window in ("full", "short"):
-        transcriber = Transcriber(model, device=device, compute_type=_WHISPER_TYPES[device], window=window)
+        transcriber = WhisperTranscriber(model, device=device, compute_type=_WHISPER_TYPES[device], window=window)
         texts = [
             each.text for each in transcriber.transcribe_many(waveforms, languages) if isinstance(each, Transcript)
         ]

@@ -17,7 +17,7 @@ from benchmarks.asr_window import WINDOWS, Row, both_windows, keep, kept, transc
 from benchmarks.harness import RESULTS, Result, publish
 from benchmarks.speech_clips import Clip, synthetic, without_speech
 from pipeline.models.judgement import judge, judge_as_whisper
-from pipeline.models.transcriber import Transcript
+from pipeline.models.transcription import Transcript
 
 _SOUNDS = 12
 _WORDS_OF_BABBLE = 600

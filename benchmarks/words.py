@@ -24,7 +24,7 @@ from benchmarks.harness import ROOT, Result, publish
 from benchmarks.speech_clips import Clip, noisy, normalised
 from demo.models import MODELS
 from pipeline import SAMPLING_RATE
-from pipeline.models.transcriber import Transcriber
+from pipeline.models.whisper import WhisperTranscriber
 from pipeline.models.words import Word
 from tools.demo_models.acting import act, draw_speaker
 from tools.demo_models.grammar import LANGUAGES, draw, emotions_of
@@ -82,7 +82,7 @@ def table(model: Path, sentences: int) -> Result:
     lines, medians = [], {}
     for window in WINDOWS:
         plain, timed = (
-            Transcriber(model, device="cpu", compute_type="int8", window=window, num_threads=1, words=words)
+            WhisperTranscriber(model, device="cpu", compute_type="int8", window=window, num_threads=1, words=words)
             for words in (False, True)
         )
         measured = measure(plain, timed, clips)
@@ -151,11 +151,11 @@ def timed_clips(sentences: int) -> Iterator[Timed]:
         yield Timed(noisy(clip, clip.waveform[::-1]) if made % 2 else clip, tuple(spans))
 
 
-def measure(plain: Transcriber, timed: Transcriber, clips: Sequence[Timed]) -> Figures:
+def measure(plain: WhisperTranscriber, timed: WhisperTranscriber, clips: Sequence[Timed]) -> Figures:
     """Transcribe each clip without and with times, in turn."""
     errors: list[tuple[float, float]] = []
     after_pause: list[bool] = []
-    seconds: dict[Transcriber, list[float]] = {plain: [], timed: []}
+    seconds: dict[WhisperTranscriber, list[float]] = {plain: [], timed: []}
     for number, each in enumerate(clips):
         words: tuple[Word, ...] | None = ()
         for transcriber in (plain, timed) if number % 2 else (timed, plain):

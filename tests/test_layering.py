@@ -45,7 +45,8 @@ LIGHT = [
     "pipeline.manifest.staging", "pipeline.dataset.plan", "pipeline.dataset.parts", "pipeline.dataset.compatibility",
     "pipeline.shard.context", "pipeline.shard.prepare", "pipeline.shard.transcribe", "pipeline.shard.recognise",
     "pipeline.shard.commit", "pipeline.engine.progress",
-    "pipeline.models.roles", "pipeline.models.transcriber", "jobs.annotate", "pipeline.storage.cleanup",
+    "pipeline.models.roles", "pipeline.models.recognisers", "pipeline.models.whisper", "jobs.annotate",
+    "pipeline.storage.cleanup",
     "pipeline.dataset.prune", "pipeline.dataset.verify.audit", "jobs.verify", "jobs.prune", "jobs.make_manifest",
     "jobs.evaluate", "pipeline.models.checkpoints.lock", "jobs.prepare_models",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ from pipeline.models.invented import (
     repeated_words,
     repetition,
 )
-from pipeline.models.transcriber import Transcript
+from pipeline.models.transcription import Transcript
 from pipeline.models.words import without
 from pipeline.schema import LOW_LOGPROB, AsrFlag
 

@@ -24,10 +24,11 @@ from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_langu
 from pipeline.config.labels import ANY_LANGUAGE, LabelRules
 from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError, JobError
+from pipeline.models import recognisers
 from pipeline.models.checkpoints import published
 from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.memory import memory_in_use
-from pipeline.models.transcriber import Transcriber, check_model
+from pipeline.models.transcription import Transcriber
 from pipeline.pins import ModelPin, Pins, Role, Task, languages
 from pipeline.redaction import without_query
 
@@ -188,7 +189,7 @@ def pin(
         try:
             checkpoint = (find and find(spec)) or weights.resolve(spec)
             if role.task is Task.ASR:
-                checkpoint, source_sha256 = _recogniser(checkpoint, language)
+                checkpoint, source_sha256 = recognisers.checked(checkpoint, language)
             elif role.task is Task.SENTENCE_ENCODER:
                 encoders[language] = checkpoint
             else:
@@ -209,19 +210,6 @@ def pin(
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
         raise ConfigError(f"the models of the languages have embeddings of different widths: {widths}; run them apart")
     return pinned, next(iter(widths.values()), {})
-
-
-def _recogniser(checkpoint: Checkpoint, language: str) -> tuple[Checkpoint, str | None]:
-    """Check a speech recogniser. Returns: its files, converted if need be, and the sha256 of the files before that."""
-    from pipeline.models.checkpoints import convert
-
-    if checkpoint.spec.endswith(".en") and language != "en":
-        raise ConfigError("this model is English-only; use a multilingual one for this language")
-    source_sha256 = None
-    if convert.needs_conversion(checkpoint):
-        source_sha256, checkpoint = checkpoint.sha256, convert.converted_whisper(checkpoint)
-    check_model(checkpoint.directory, language)
-    return checkpoint, source_sha256
 
 
 @cache
@@ -378,13 +366,7 @@ class Loaded:
         role = Role(Task.ASR, language) if language and Role(Task.ASR, language) in roles else roles[0]
         sha256 = self._models[role].sha256
         if sha256 not in self._transcribers:
-            self._transcribers[sha256] = Transcriber(
-                self._checkpoint(role).directory,
-                device=self._device,
-                compute_type=self._settings.asr_compute_type,
-                window=self._settings.asr_window,
-                num_threads=self._num_threads or 0,
-                beam_size=self._settings.beam_size,
-                words=self._settings.words,
+            self._transcribers[sha256] = recognisers.load(
+                self._checkpoint(role), self._settings, device=self._device, num_threads=self._num_threads or 0
             )
         return self._transcribers[sha256]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from pipeline.shard.crashes import MOST_DEATHS, Watch, lethal
 from pipeline.shard.work_table import Waveforms
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Hashable)
+M = TypeVar("M")
 
 
 def guard(work: Callable[[], T], stage: Stage) -> T | Reject:

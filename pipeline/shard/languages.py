@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.dataset.plan import Plan
 from pipeline.errors import Reason, Reject, Stage
-from pipeline.models.transcriber import Transcript
+from pipeline.models.transcription import Transcript
 from pipeline.schema import CLEAR_PROB, OTHER_LANGUAGE
 
 CLEAR_SPEECH_S = 5.0

@@ -14,7 +14,7 @@ from pipeline.config.settings import Settings
 from pipeline.dataset.plan import Shard
 from pipeline.errors import Reject, Stage
 from pipeline.models.judgement import flag_of, judge, judge_as_whisper
-from pipeline.models.transcriber import Transcript
+from pipeline.models.transcription import Transcript
 from pipeline.shard.context import Work
 from pipeline.shard.crashes import UNWATCHED, Watch
 from pipeline.shard.isolation import by_model, isolate
@@ -22,7 +22,7 @@ from pipeline.shard.languages import settle_languages
 from pipeline.shard.work_table import WORK_SCHEMA, Waveforms, is_committed_elsewhere
 
 if TYPE_CHECKING:
-    from pipeline.models.transcriber import Transcriber
+    from pipeline.models.transcription import Transcriber
 
 
 _VOICE_RULES_SINCE = 3

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoints.convert import is_pickled, is_transformers_whisper, to_ctranslate2, to_safetensors
 from pipeline.models.checkpoints.weights import Checkpoint, load_state_dict, resolve
-from pipeline.models.transcriber import Transcriber, check_model
+from pipeline.models.whisper import WhisperTranscriber, check_model
 from tests.support.published import whisper
 
 LANGUAGES = {"<|en|>": 694, "<|es|>": 695}
@@ -82,7 +82,7 @@ def test_whisper_computes_the_same_after_conversion(tmp_path):
     with torch.inference_mode():
         expected = model.model.encoder(torch.from_numpy(features)).last_hidden_state.numpy()
     assert np.abs(heard - expected).max() < 5e-3 * np.abs(expected).max()  # float16 weights
-    transcriber = Transcriber(made.directory, device="cpu", compute_type="float32", num_threads=1)
+    transcriber = WhisperTranscriber(made.directory, device="cpu", compute_type="float32", num_threads=1)
     assert isinstance(transcriber.transcribe(np.zeros(16_000, np.float32), "en").text, str)
 
 

@@ -13,7 +13,7 @@ from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from pipeline.models.encoder import WINDOW_S, Encoder
-from tests.models.test_transcriber_batch import CLIPS
+from tests.models.test_whisper_batch import CLIPS
 
 QUIET = (CLIPS[0] * 0.01).astype(np.float32)
 """The first clip at -40 dB: the silence after it has another value."""

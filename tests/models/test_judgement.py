@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.models.invented import compression_ratio, is_doubtful, repeated_words, without_repetition
 from pipeline.models.judgement import flag_of, judge, judge_as_whisper
-from pipeline.models.transcriber import Transcript
+from pipeline.models.transcription import Transcript
 from pipeline.schema import AsrFlag
 
 KIDS = "Kids are talking by the door."

@@ -12,11 +12,12 @@ import pytest
 from pipeline import SAMPLING_RATE
 from pipeline.config.settings import AsrWindow
 from pipeline.models.judgement import judge
-from pipeline.models.transcriber import Transcriber, Transcript
+from pipeline.models.transcription import Transcript
+from pipeline.models.whisper import WhisperTranscriber
 from pipeline.models.words import Word, _cut_to_speech, spelling, without
 from pipeline.models.words import align as _align
 from pipeline.schema import AsrFlag
-from tests.models.test_transcriber_batch import CLIPS, ROWS
+from tests.models.test_whisper_batch import CLIPS, ROWS
 
 LANGUAGES = [row["language"] for row in ROWS]
 STARTS_S = {
@@ -30,9 +31,9 @@ STARTS_S = {
 """Where each word of some held-out sentences begins, by espeak-ng's own events when they were made."""
 
 
-def transcriber_of(asr: Path, window: AsrWindow = "short", max_batch: int | None = None) -> Transcriber:
+def transcriber_of(asr: Path, window: AsrWindow = "short", max_batch: int | None = None) -> WhisperTranscriber:
     options = {"device": "cpu", "compute_type": "float32", "num_threads": 1, "words": True}
-    return Transcriber(asr, window=window, max_batch=max_batch, **options)
+    return WhisperTranscriber(asr, window=window, max_batch=max_batch, **options)
 
 
 @pytest.mark.parametrize("window", ["full", "short"])
@@ -84,7 +85,7 @@ def test_a_text_that_cannot_be_aligned_has_no_words(asr, monkeypatch):
     whole = transcriber.transcribe(CLIPS[0], "en")
     for room, expected in ((5, whole.words), (4, None)):
         fewer = partial(_align, max_length=len(whole.text.split()) + room)
-        monkeypatch.setattr("pipeline.models.transcriber.align", lambda *given, fewer=fewer, **_: fewer(*given))
+        monkeypatch.setattr("pipeline.models.whisper.align", lambda *given, fewer=fewer, **_: fewer(*given))
         assert transcriber.transcribe(CLIPS[0], "en") == replace(whole, words=expected)
 
 

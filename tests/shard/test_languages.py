@@ -16,7 +16,8 @@ from pipeline.config.settings import Settings
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
 from pipeline.models import roles
-from pipeline.models.transcriber import Transcriber, Transcript
+from pipeline.models.transcription import Transcript
+from pipeline.models.whisper import WhisperTranscriber
 from pipeline.shard.crashes import MOST_DEATHS, CrashTracker, LocalWatch
 from pipeline.shard.languages import CLEAR_SPEECH_S, Detection, recording_language, segment_language
 from pipeline.shard.prepare import prepare
@@ -220,7 +221,7 @@ def test_a_real_whisper_and_joined_clips(tmp_path, checkpoints, asr):
     """Fails if English with one short Spanish sentence is lost for it, or half a minute of Spanish in it goes unnoticed."""
     names = ["sentences-031.wav", "sentences-022.wav", "sentences-040.wav", "sentences-013.wav"]
     clips = {name: decode((HELDOUT / name).read_bytes()) for name in names}
-    transcriber = Transcriber(asr, device="cpu", compute_type="float32", num_threads=1)
+    transcriber = WhisperTranscriber(asr, device="cpu", compute_type="float32", num_threads=1)
     spoken = {name: transcriber.transcribe(clip, None) for name, clip in clips.items()}
     english = [clips[name] for name in names if spoken[name].language == "en"]
     spanish = [clips[name] for name in names if spoken[name].language == "es"]
@@ -250,7 +251,7 @@ def test_a_recording_that_is_not_cut_is_not_judged_by_its_first_half_minute(tmp_
     window = 30 * SAMPLING_RATE
     waveform = np.concatenate([np.resize(spanish, window), np.resize(english, 3 * window)])
     assert speech_seconds(waveform) > 30
-    transcriber = Transcriber(asr, device="cpu", compute_type="float32", num_threads=1)
+    transcriber = WhisperTranscriber(asr, device="cpu", compute_type="float32", num_threads=1)
     found = transcriber.transcribe(waveform, None)
     assert found.language == "en" and 0.6 < found.language_probs["en"] < 0.9
     assert sum(found.language_probs.values()) == pytest.approx(1, abs=1e-4)

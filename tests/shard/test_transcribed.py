@@ -10,7 +10,7 @@ import soundfile
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.models import roles
-from pipeline.models.transcriber import Transcriber
+from pipeline.models.whisper import WhisperTranscriber
 from pipeline.shard import prepare as prepare_module
 from pipeline.shard import work_table as work_table_module
 from pipeline.shard.commit import finish
@@ -178,7 +178,7 @@ class Choosy:
     """The real transcriber, which dies of waveforms of one length; counts what it is given."""
 
     def __init__(self, asr, num_samples: int = 0, error: BaseException | None = None) -> None:
-        self._real = Transcriber(asr, device="cpu", compute_type="float32", num_threads=1, max_batch=4)
+        self._real = WhisperTranscriber(asr, device="cpu", compute_type="float32", num_threads=1, max_batch=4)
         self._num_samples, self._error = num_samples, error
         self.calls: list[list[int]] = []
 

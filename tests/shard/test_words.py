@@ -15,7 +15,7 @@ from pipeline.config.settings import Settings
 from pipeline.dataset.verify.audit import audit
 from pipeline.errors import ConfigError
 from pipeline.models import roles
-from pipeline.models.transcriber import Transcriber
+from pipeline.models.whisper import WhisperTranscriber
 from pipeline.shard.context import Work
 from tests.support.corpus import ROOT
 from tests.support.pins import job_settings
@@ -39,7 +39,7 @@ def annotated(folder: Path, checkpoints: Path, asr: Path, **flags: object) -> Wo
     ]
     work = work_of(folder / "work", records, models_of(checkpoints, "mean", ["en"]), **flags)
     options = {"device": "cpu", "compute_type": "float32", "num_threads": 1}
-    transcriber = Transcriber(asr, words=work.plan.settings.words, **options)
+    transcriber = WhisperTranscriber(asr, words=work.plan.settings.words, **options)
     by_hand(work, transcriber, lambda _: real_recogniser(checkpoints))
     return work
 

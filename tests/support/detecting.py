@@ -9,7 +9,7 @@ import soundfile
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.decode import decode
-from pipeline.models.transcriber import Transcript
+from pipeline.models.transcription import Transcript
 from pipeline.shard.context import Work
 from tests.support.corpus import ROOT
 from tests.support.shards import FakeTranscriber, by_hand, models_of, parts, work_of

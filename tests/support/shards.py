@@ -21,7 +21,7 @@ from pipeline.dataset.publish import publish
 from pipeline.manifest.hash_buckets import id_keys
 from pipeline.manifest.staging import Staging
 from pipeline.models import roles
-from pipeline.models.transcriber import Transcript
+from pipeline.models.transcription import Transcript
 from pipeline.pins import ModelPin, Role
 from pipeline.shard.commit import Finished, finish
 from pipeline.shard.context import Work

@@ -19,7 +19,7 @@ from pipeline.audio.segmentation import Cuts, cut
 from pipeline.models.checkpoints.weights import resolve
 from pipeline.models.emotion import EmotionRecogniser
 from pipeline.models.networks.fusion import AUDIO_MODES
-from pipeline.models.transcriber import Transcriber
+from pipeline.models.whisper import WhisperTranscriber
 from tools.demo_models.acting import draw_speaker
 from tools.demo_models.corpus import Clips, read
 from tools.demo_models.degrade import degrade
@@ -63,8 +63,8 @@ def measure(models: Path, corpus: Path, *, seed: int) -> list[Figure]:
         return [figure for task in tasks for figure in task.result()]
 
 
-def _transcriber(models: Path) -> Transcriber:
-    return Transcriber(models / "whisper", device="cpu", compute_type="float32", num_threads=1)
+def _transcriber(models: Path) -> WhisperTranscriber:
+    return WhisperTranscriber(models / "whisper", device="cpu", compute_type="float32", num_threads=1)
 
 
 def _measure_set(models: Path, corpus: Path, name: str, seed: int) -> list[Figure]:

@@ -14,14 +14,14 @@ from transformers import WhisperFeatureExtractor
 from pipeline.audio.decode import decode
 from pipeline.errors import ConfigError, Reason, RejectedRow
 from pipeline.models.invented import compression_ratio
-from pipeline.models.transcriber import Transcriber, check_model
+from pipeline.models.whisper import WhisperTranscriber, check_model
 
 AUDIO = Path(__file__).parents[1] / "parity" / "audio"
 
 
 @pytest.fixture(scope="module")
-def transcriber(asr: Path) -> Transcriber:
-    return Transcriber(asr, device="cpu", compute_type="float32", num_threads=1)
+def transcriber(asr: Path) -> WhisperTranscriber:
+    return WhisperTranscriber(asr, device="cpu", compute_type="float32", num_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_same_words_every_time(asr, transcriber, speech, long_speech):
     """Fails if a text or a figure depends on chance, on what was heard before, or on the process."""
     first = transcriber.transcribe(speech, "en")
     transcriber.transcribe(long_speech, "es")
-    again = Transcriber(asr, device="cpu", compute_type="float32", num_threads=1)
+    again = WhisperTranscriber(asr, device="cpu", compute_type="float32", num_threads=1)
     assert first == transcriber.transcribe(speech, "en") == again.transcribe(speech, "en")
     assert transcriber.transcribe(long_speech, "en") == again.transcribe(long_speech, "en")
 

@@ -13,7 +13,8 @@ from pipeline.audio.decode import decode
 from pipeline.config.settings import AsrWindow
 from pipeline.errors import Reason, Reject
 from pipeline.models.encoder import Encoder
-from pipeline.models.transcriber import Transcriber, Transcript
+from pipeline.models.transcription import Transcript
+from pipeline.models.whisper import WhisperTranscriber
 from tests.support.corpus import ROOT
 
 HELDOUT = ROOT / "demo" / "heldout"
@@ -64,8 +65,8 @@ def small(model: Any, rows: int, said: str) -> tuple[Altered, list[int]]:
 
 def transcriber_of(
     asr: Path, beam_size: int = 1, max_batch: int | None = None, window: AsrWindow = "full"
-) -> Transcriber:
-    return Transcriber(
+) -> WhisperTranscriber:
+    return WhisperTranscriber(
         asr,
         device="cpu",
         compute_type="float32",
@@ -124,7 +125,7 @@ def test_a_doubtful_text_is_transcribed_again_in_a_full_window(asr, monkeypatch)
     good = short.transcribe_many(rows, ["en"] * 6)
     short.take_figures()
     bad = good[2].text
-    monkeypatch.setattr("pipeline.models.transcriber.is_doubtful", lambda text, _: text == bad)
+    monkeypatch.setattr("pipeline.models.whisper.is_doubtful", lambda text, _: text == bad)
     transcripts = short.transcribe_many(rows, ["en"] * 6)
     assert sum(each.text == bad for each in good) == 1
     assert transcripts[:2] == good[:2] and transcripts[3:] == good[3:] and good[2] != expected[2] == transcripts[2]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from pipeline import SAMPLING_RATE
 from pipeline.audio.segmentation import speech_seconds
 from pipeline.config.settings import AsrWindow
-from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage
+from pipeline.errors import ConfigError, Reject, RejectedRow
 from pipeline.models.batching import Batcher
 from pipeline.models.encoder import WINDOW_S, Encoder
 from pipeline.models.invented import compression_ratio, is_doubtful
 from pipeline.models.memory import shortage_as_memory_error
+from pipeline.models.transcription import Transcript, unsupported_language
 from pipeline.models.words import Spoken, Word, align, spelling
 from pipeline.stats import BatchFigures
 
@@ -46,27 +47,8 @@ _GPU_BATCH = 16
 """Batch size on a GPU: a cautious choice, not measured yet; it is halved when memory runs out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """One transcript. The figures are Whisper's own; None when Whisper did not run.
-
-    Attributes:
-        language: language of the transcription: the given one, else the most probable.
-        language_probs: probability of each language that the model knows, if the language was detected.
-        words: its words with their times; None if they were not asked for, or cannot be aligned.
-    """
-
-    text: str
-    language: str | None
-    avg_logprob: float | None = None
-    no_speech_prob: float | None = None
-    compression_ratio: float | None = None
-    language_probs: Mapping[str, float] = field(default_factory=dict)
-    words: tuple[Word, ...] | None = None
-
-
-class Transcriber:
-    """One Whisper model in CTranslate2 form, loaded once.
+class WhisperTranscriber:
+    """One Whisper model in CTranslate2 form, loaded once: a `Transcriber`.
 
     Args:
         directory: a converted model (`model.bin`, `config.json`, tokenizer).
@@ -138,7 +120,7 @@ class Transcriber:
         windows: list[int] = []
         for row, (waveform, language) in enumerate(zip(waveforms, languages, strict=True)):
             if language is not None and not self._knows(language):
-                outcomes[row] = _unsupported(language)
+                outcomes[row] = unsupported_language(language)
             elif len(waveform) > WINDOW_S * SAMPLING_RATE:
                 with shortage_as_memory_error():
                     outcomes[row] = self._transcribe_long(waveform, language)
@@ -311,11 +293,6 @@ def check_model(directory: Path, language: str) -> None:
         raise ConfigError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
     if "<|transcribe|>" in names and f"<|{language}|>" not in names:
         raise ConfigError(f"{directory} does not support language {language!r}")
-
-
-def _unsupported(language: str) -> Reject:
-    detail = f"the speech recognition model does not support language {language!r}"
-    return Reject(Reason.UNSUPPORTED_LANGUAGE, detail, Stage.TRANSCRIBE)
 
 
 def _transcript(result: Any, tokenizer: Any, language: str) -> Transcript:  # noqa: ANN401 - as above
