@@ -135,6 +135,7 @@ OTHERS_OPTIONS = {
     "--create-namespace",
     "--follow",
     "--from-literal",
+    "--local-dir",
     "--generate",
     "--gpus-per-node",
     "--minutes",

@@ -54,7 +54,8 @@ class ModelChoice(BaseModel):
         Mapping[str, str],
         Option(
             MODELS,
-            "faster-whisper model, or a Whisper in Hugging Face form, which is converted once (default: large-v3-turbo)",
+            "faster-whisper model; a Whisper in Hugging Face form, which is converted once; or onnx:DIR[@int8], a model for "
+            "onnx-asr (default: large-v3-turbo)",
             metavar="[LANG=]X",
         ),
     ] = Field(default_factory=dict)

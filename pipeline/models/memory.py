@@ -6,8 +6,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
-"""Parts of messages of torch's CPU allocator, cuBLAS and CTranslate2, which raise plain RuntimeErrors."""
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "bad allocation",
+    "Failed to allocate memory",
+)
+"""Parts of messages of torch's CPU allocator, cuBLAS, CTranslate2 and onnxruntime, raised as plain RuntimeErrors."""
 
 
 def memory_in_use(device: str) -> int | None:

@@ -25,7 +25,7 @@ from pipeline.config.labels import ANY_LANGUAGE, LabelRules
 from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import recognisers
-from pipeline.models.checkpoints import published
+from pipeline.models.checkpoints import onnx, published
 from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.memory import memory_in_use
 from pipeline.models.transcription import Transcriber
@@ -106,7 +106,7 @@ def choose(
 ) -> dict[Role, str]:
     """Choose a model for each role of the languages: the one an option names, else the prepared or published one.
 
-    Raises: ConfigError naming the option for a role that has no model.
+    Raises: ConfigError naming the option for a role that has no model, or one that cannot be used with other options.
     """
     fused = config.mode in ("mean", "concat", "multihead")
     tasks = [Task.EMOTION, *([Task.SENTENCE_ENCODER] * fused), *([Task.ASR] * needs_asr)]
@@ -124,6 +124,11 @@ def choose(
         for name, named in config.also.items() if isinstance(config, JobConfig) else ():
             if spec := named.get(language, named.get(ANY_LANGUAGE)):
                 chosen[Role(Task.EMOTION, language, name)] = spec
+    for role, spec in chosen.items():
+        try:
+            recognisers.check_choice(role, spec, config, prepared=bool(prepared and spec in prepared.lock.models))
+        except ConfigError as error:
+            raise ConfigError(f"{option(role, spec)}: {error}") from error
     return chosen
 
 
@@ -204,7 +209,7 @@ def pin(
                         (warn or _log.warning)(sentence)
         except ConfigError as error:
             raise ConfigError(f"{option(role, spec)}: {error}") from error
-        size_bytes = sum(file.stat().st_size for file in checkpoint.directory.iterdir() if file.is_file())
+        size_bytes = sum(file.stat().st_size for file in weights.files_of(checkpoint))
         source = (checkpoint.revision, checkpoint.sha256, size_bytes, checkpoint.location or None)
         pinned[role] = ModelPin(spec, *source, further, source_sha256)
     if len({tuple(sorted(w.items())) for w in widths.values()}) > 1:
@@ -218,7 +223,9 @@ def versions() -> dict[str, str]:
 
     Includes installed packages that add emotion models.
     """
-    packages = ("torch", "transformers", "faster-whisper", "ctranslate2", "pyarrow", "ray", "soxr", "soundfile", "av")
+    packages = ["torch", "transformers", "faster-whisper", "ctranslate2", "pyarrow", "ray", "soxr", "soundfile", "av"]
+    if onnx.is_installed():
+        packages += ["onnx-asr", "onnxruntime"]
     found = {name: importlib.metadata.version(name) for name in packages}
     distributions = (entry.dist for entry in importlib.metadata.entry_points(group=published.ENTRY_POINTS))
     added = {distribution.name: distribution.version for distribution in distributions if distribution is not None}
@@ -230,7 +237,7 @@ def pinned_checkpoint(pin: ModelPin) -> Checkpoint:
     from pipeline.models.checkpoints import convert, weights
 
     if pin.location:
-        found = weights.resolve(pin.location, expected_sha256=pin.sha256)
+        found = weights.resolve(onnx.within(pin.spec, pin.location), expected_sha256=pin.sha256)
         return replace(found, spec=pin.spec, revision=pin.revision, location=pin.location)
     spec = f"{pin.spec.partition('@')[0]}@{pin.revision}" if pin.revision else pin.spec
     if pin.source_sha256 is None:

@@ -11,9 +11,8 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from pipeline.storage.filesystem import resolve as resolve_uri
 from pipeline.storage.retry import retried
 
 _log = logging.getLogger(__name__)
+Select = Callable[[Iterable[str], str], list[str]]
+"""Function that chooses files of a folder by name. Its second argument names the folder in messages."""
 
 SIDE_FILES = (
     "config.json",
@@ -224,36 +225,52 @@ def _why(wanted: str, error: BaseException) -> str:
     return f"cannot download {wanted} from the hub ({type(error).__name__}: {str(error)[:200]}); {_OFFLINE_ADVICE}"
 
 
-def fetch_from_store(uri: str, cache_dir: Path, *, expected_sha256: str | None = None) -> Path:
+def fetch_from_store(
+    uri: str,
+    cache_dir: Path,
+    *,
+    expected_sha256: str | None = None,
+    select: Select = select_files,
+    sha256_of: Callable[[Path], str] = content_sha256,
+) -> Path:
     """Copy a checkpoint folder from an object store to this node's disk, once.
 
     The copy's folder is named after the URI and the listing (names, sizes, etags), so a changed object makes a new
     copy and never mixes with the old one, which remains for processes that use it.
 
     Args:
-        expected_sha256: the required `content_sha256`; a copy with another is discarded.
+        expected_sha256: the required hash; a copy with another is discarded.
+        select: chooses the files from the names of all; other than by default, also from those in folders below.
+        sha256_of: returns the hash of a folder.
     Raises: ConfigError when the store cannot be read, contains no checkpoint or another one, or changes during the
         copy.
     """
     shown = without_query(uri)
-    listing = _listing(uri, shown)
-    selected = select_files(listing, shown)
+    below = select is not select_files
+    listing = _listing(uri, shown, below=below)
+    selected = select(listing, shown)
     key = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
     state = hashlib.sha256(json.dumps({name: listing[name] for name in selected}).encode()).hexdigest()[:16]
 
     def copy(folder: Path) -> Path:
         _copy(uri, shown, {name: listing[name] for name in selected}, folder)
-        if {name: _listing(uri, shown).get(name) for name in selected} != {name: listing[name] for name in selected}:
+        again = _listing(uri, shown, below=below)
+        if {name: again.get(name) for name in selected} != {name: listing[name] for name in selected}:
             raise ConfigError(f"{shown} changed while it was copied; run again when its upload has finished")
-        refuse_other_files(shown, folder, expected_sha256)
+        refuse_other_files(shown, folder, expected_sha256, sha256_of)
         return folder
 
     return made_once(cache_dir, key, state, copy)
 
 
-def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None) -> str:
-    """Return the `content_sha256` of a directory. Raises: ConfigError when it differs from the expected one."""
-    found = content_sha256(directory)
+def refuse_other_files(
+    shown: str,
+    directory: Path,
+    expected_sha256: str | None,
+    sha256_of: Callable[[Path], str] = content_sha256,
+) -> str:
+    """Return the hash of a directory's files. Raises: ConfigError when it differs from the expected one."""
+    found = sha256_of(directory)
     if expected_sha256 not in (None, found):
         raise ConfigError(
             f"model {shown} at {directory} has sha256 {found}, expected {expected_sha256}: "
@@ -262,12 +279,16 @@ def refuse_other_files(shown: str, directory: Path, expected_sha256: str | None)
     return found
 
 
-def _listing(uri: str, shown: str) -> dict[str, list[str | int]]:
-    """Map each file directly under a URI to [size, etag or modification time]."""
+def _listing(uri: str, shown: str, *, below: bool) -> dict[str, list[str | int]]:
+    """Map the relative name of each file under a URI to [size, etag or modification time].
+
+    Args:
+        below: whether to list files in folders below it too.
+    """
     filesystem, path = resolve_uri(uri)
     root = path.rstrip("/")
     try:
-        entries = filesystem.ls(root, detail=True)
+        entries = filesystem.find(root, detail=True).values() if below else filesystem.ls(root, detail=True)
     except _store_errors() as error:
         raise ConfigError(
             f"cannot list {shown} ({type(error).__name__}); is it a folder that holds config.json?"
@@ -278,7 +299,7 @@ def _listing(uri: str, shown: str) -> dict[str, list[str | int]]:
             stamp = next(
                 (str(entry[k]) for k in ("ETag", "etag", "LastModified", "mtime", "created") if k in entry), ""
             )
-            found[os.path.basename(entry["name"])] = [int(entry["size"]), stamp]  # noqa: PTH119 - a key, not a path
+            found[entry["name"].removeprefix(root).lstrip("/")] = [int(entry["size"]), stamp]
     return found
 
 
@@ -286,6 +307,7 @@ def _copy(uri: str, shown: str, listing: dict[str, list[str | int]], target: Pat
     filesystem, path = resolve_uri(uri)
     for name, (size, _) in listing.items():
         local = target / name
+        local.parent.mkdir(parents=True, exist_ok=True)
         get = partial(filesystem.get_file, f"{path.rstrip('/')}/{name}", str(local))
         try:
             retried(get, what=f"reading {shown}/{name}")

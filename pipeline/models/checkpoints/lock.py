@@ -33,6 +33,8 @@ _LOCK_KEY = re.compile(r"locks/(\d{6})\.json")
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]*$")]
 """One step of a path, so that a lock cannot refer to anything outside its folder."""
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*$")]
+"""Steps of a path, as above; only models for onnx-asr have folders."""
 
 
 class LockedFile(BaseModel):
@@ -64,7 +66,7 @@ class LockedModel(BaseModel):
     converted: tuple[str, ...] = ()
     folder: Name
     sha256: Sha256
-    files: Mapping[Name, LockedFile]
+    files: Mapping[FileName, LockedFile]
 
     @property
     def size_bytes(self) -> int:
@@ -118,14 +120,14 @@ class Prepared:
 
         Raises: ConfigError when they are missing or differ.
         """
-        from pipeline.models.checkpoints import weights
+        from pipeline.models.checkpoints import onnx, weights
 
         locked = self.lock.models.get(spec)
         if locked is None:
             return None
         location = f"{self.uri}/{locked.folder}"
         try:
-            found = weights.resolve(location, expected_sha256=locked.sha256)
+            found = weights.resolve(onnx.within(spec, location), expected_sha256=locked.sha256)
         except ConfigError as error:
             advice = f"python -m jobs.prepare_models --output {without_query(self.uri)} --verify names the broken files"
             raise ConfigError(f"{error}; {advice}") from error

@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.errors import ConfigError, JobError
 from pipeline.models import roles
-from pipeline.models.checkpoints import convert, weights
+from pipeline.models.checkpoints import convert, onnx, weights
 from pipeline.models.checkpoints.hub import file_sha256, model_card, select_files
 from pipeline.models.checkpoints.lock import Lock, LockedFile, LockedModel, Prepared, read_prepared, write_lock
 from pipeline.models.checkpoints.published import ASR_MODELS
@@ -154,6 +154,8 @@ class _Preparation:
 
 def _converted(source: Checkpoint, task: Task, work: Path) -> tuple[Checkpoint, list[str]]:
     """Return the checkpoint in the form a job loads, and the conversions made."""
+    if onnx.is_onnx(source.spec):
+        return source, []
     done: list[str] = []
     whisper = task is Task.ASR and convert.is_transformers_whisper(source)
     if (task is not Task.ASR or whisper) and convert.is_pickled(source):
@@ -166,7 +168,8 @@ def _converted(source: Checkpoint, task: Task, work: Path) -> tuple[Checkpoint, 
 
 
 def _names(checkpoint: Checkpoint) -> list[str]:
-    return select_files((entry.name for entry in checkpoint.directory.iterdir() if entry.is_file()), checkpoint.spec)
+    names = [path.relative_to(checkpoint.directory).as_posix() for path in weights.files_of(checkpoint)]
+    return names if onnx.is_onnx(checkpoint.spec) else select_files(names, checkpoint.spec)
 
 
 def _repository(source: Checkpoint) -> str | None:
@@ -194,6 +197,6 @@ def _licence(card: Path | None) -> str | None:
 
 def _stem(name: str) -> str:
     """Return a readable folder name for a model: `UMUTeam--roberta-emotion-en`, or a path's last step."""
-    stem = name.partition("@")[0].rstrip("/")
+    stem = name.removeprefix(onnx.PREFIX).partition("@")[0].rstrip("/")
     stem = stem.rsplit("/", 1)[-1] if stem.startswith((".", "/", "~")) or "://" in stem else stem.replace("/", "--")
     return re.sub(r"[^A-Za-z0-9_.-]", "-", stem).lstrip(".-") or "model"

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.models.checkpoints import onnx
 from pipeline.models.checkpoints.cache import cache_folder
 from pipeline.models.checkpoints.hub import fetch_from_hub, fetch_from_store, refuse_other_files, select_files
 from pipeline.models.checkpoints.published import ASR_MODELS, EMOTION_MODELS, SENTENCE_ENCODERS
@@ -84,13 +85,24 @@ def resolve(spec: str, *, cache_dir: Path | None = None, expected_sha256: str | 
     Args:
         spec: a directory, a hub id `org/name`, `org/name@revision` (branch, tag or commit), one of faster-whisper's
             names, or an object-store URI of a folder such as `s3://bucket/models/x`. An existing directory has
-            precedence.
+            precedence. `onnx:` before a directory or URI: see `pipeline.models.checkpoints.onnx`.
         cache_dir: folder of downloads; None means the hub library's cache, and `~/.cache/speech-emotion-pipeline`.
         expected_sha256: `Checkpoint.sha256` on another node, for example the driver; any other value is rejected.
     Raises: ConfigError that names the model id and states what to do.
     """
+    if onnx.is_onnx(spec):
+        directory, sha256 = onnx.resolve(spec, cache_dir, expected_sha256)
+        return Checkpoint(spec, directory, None, sha256)
     directory, revision = _locate(spec, cache_dir, expected_sha256)
     return Checkpoint(spec, directory, revision, refuse_other_files(spec, directory, expected_sha256))
+
+
+def files_of(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files of a checkpoint's folder; of one for onnx-asr, those that are used."""
+    if onnx.is_onnx(checkpoint.spec):
+        names = onnx.file_names(checkpoint.directory, onnx.split(checkpoint.spec)[1])
+        return [checkpoint.directory / name for name in names]
+    return [entry for entry in checkpoint.directory.iterdir() if entry.is_file()]
 
 
 def _locate(spec: str, cache_dir: Path | None, expected_sha256: str | None) -> tuple[Path, str | None]:
