@@ -58,7 +58,7 @@ class OnnxTranscriber:
         options.intra_op_num_threads = num_threads
         # a waiting thread would take the core from the emotion models
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        failures = (*_onnxruntime_errors(), KeyError, ValueError, OSError)
+        failures: tuple[type[Exception], ...] = (*_onnxruntime_errors(), KeyError, ValueError, OSError)
         try:
             self._model = load_model(
                 model_type_of(directory),
