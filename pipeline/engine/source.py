@@ -57,6 +57,6 @@ class ForgetBlockStats(ExecutionCallback):
         """Drop the statistics of all stages that have many."""
         # private API: no public option limits them; ray is pinned to one version
         for stage in executor._topology or ():
-            stats = getattr(stage, "_output_blocks_stats", ())
+            stats: list[object] = getattr(stage, "_output_blocks_stats", [])
             if len(stats) > _STATS_KEPT:
                 stats.clear()
