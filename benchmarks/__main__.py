@@ -27,6 +27,7 @@ NAMES = (
     "nights",
     "sharing",
     "publishing",
+    "executions",
     "search",
 )
 

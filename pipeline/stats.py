@@ -15,12 +15,12 @@ gpu_bytes      GPU memory in use after the shard, by all processes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MIXED = "mixed"
 PEAKS = ("gpu_bytes",)
-"""Counters of which `total` keeps the maximum; it adds up all others."""
+"""Counters whose total is their maximum; others are added up."""
 
 Figures = Mapping[str, Mapping[str, float]]
 """Stage -> counter -> value."""
@@ -39,14 +39,23 @@ class BatchFigures:
     halved: int = 0
 
 
-def total(many: Iterable[Figures]) -> dict[str, dict[str, float]]:
-    """Combine the counters of many shards: sums, and maxima for `PEAKS`."""
-    totals: dict[str, dict[str, float]] = {}
-    for figures in many:
+class FiguresTotal:
+    """Running total of the counters of many shards: sums, and maxima for `PEAKS`."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, dict[str, float]] = {}
+
+    def add(self, figures: Figures) -> None:
+        """Add the counters of one shard."""
         for stage, numbers in figures.items():
-            stage_totals = totals.setdefault(stage, {})
+            totals = self._totals.setdefault(stage, {})
             for name, number in numbers.items():
-                stage_totals[name] = (
-                    max(stage_totals.get(name, 0.0), number) if name in PEAKS else stage_totals.get(name, 0.0) + number
-                )
-    return {stage: {name: round(number, 6) for name, number in numbers.items()} for stage, numbers in totals.items()}
+                before = totals.get(name, 0.0)
+                totals[name] = max(before, number) if name in PEAKS else before + number
+
+    def rounded(self) -> dict[str, dict[str, float]]:
+        """Return the totals, to six decimals."""
+        return {
+            stage: {name: round(number, 6) for name, number in numbers.items()}
+            for stage, numbers in self._totals.items()
+        }

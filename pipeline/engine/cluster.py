@@ -21,6 +21,7 @@ from pipeline.engine.heartbeat import watched
 from pipeline.engine.local_ray import small_ray
 from pipeline.engine.native_output import native_output_hidden
 from pipeline.engine.pools import Resources
+from pipeline.engine.source import ForgetBlockStats
 from pipeline.errors import JobError
 from pipeline.storage.temporary import full_disk, low_disk, ray_folder, require_room_for_ray, require_short_tmpdir
 
@@ -174,7 +175,8 @@ def _set_up_ray_data() -> None:
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-    context.target_max_block_size = None
+    context.target_max_block_size = 1  # a row of its own for each block: one row is one shard, which is never divided
+    context.custom_execution_callback_classes = [ForgetBlockStats]
     # Ray Data's own limit of half an hour does not allow for long recordings or slow autoscalers; watchdog.py has ours
     context.execution_no_progress_timeout_s = -1
     # a pool shrinks only when all of it is idle, to free resources for which another pool or job may be waiting

@@ -91,13 +91,15 @@ class Pools:
     task_cpus: float
     num_threads: int
 
-    @property
-    def reserved_share(self) -> float:
+    def reserved_share(self, *, spread: bool) -> float:
         """Return the share of a cluster that Ray Data reserves for the stages in equal parts.
 
         It is chosen so that the pools grow up to `POOL_SHARE`.
+
+        Args:
+            spread: whether the shards come from a stage of their own, which needs no CPU, but counts as one (source.py).
         """
-        return (1 - POOL_SHARE) * (len(self.pools) + _TASK_STAGES) / _TASK_STAGES
+        return (1 - POOL_SHARE) * (len(self.pools) + _TASK_STAGES + spread) / _TASK_STAGES
 
 
 def choose_device(config: JobConfig, resources: Resources) -> str:

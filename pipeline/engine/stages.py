@@ -2,8 +2,9 @@
 
     shards -> prepare (CPU tasks) -> transcribe (actor pool) -> recognise (actor pool) -> commit (CPU tasks)
 
-One shard is one row of one block in all stages. On one machine pools have a fixed size; on a cluster they follow its nodes
-(pools.py). Each stage requests a share of the logical CPUs small enough that all stages fit on a machine with one CPU.
+One shard is one row of one block in all stages, and all shards are one execution, so models are loaded once. On one machine
+pools have a fixed size; on a cluster they follow its nodes (pools.py). Each stage requests a share of the logical CPUs small
+enough that all stages fit on a machine with one CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipeline.engine.cluster import is_embedded, living_nodes, resources_of
 from pipeline.engine.metrics import Metrics
 from pipeline.engine.pools import Pools, Resources, size_pools
 from pipeline.engine.sharing import Share, actors_by_job, all_actors, jobs_of, most_jobs, wait_for_turn
+from pipeline.engine.source import has_stage, shard_blocks
 from pipeline.engine.watchdog import (
     CRASHED,
     OUT_OF_MEMORY,
@@ -55,8 +56,6 @@ from pipeline.shard.transcribe import transcribe
 from pipeline.storage.temporary import require_room_for_ray
 
 _log = logging.getLogger(__name__)
-_SHARDS_PER_WAVE = 4096
-"""Shards handed to Ray Data at once: enough to keep every pool busy, few enough for its driver-side bookkeeping."""
 _TRACKER_ANSWERS_WITHIN_S = 5.0
 
 
@@ -79,14 +78,14 @@ def run_shards(
     while remaining:
         if not is_embedded():
             pools, share = _shared(work, pools, config, len(remaining))
-        wave = tuple(islice(remaining.values(), _SHARDS_PER_WAVE))
-        ray.data.DataContext.get_current().op_resource_reservation_ratio = pools.reserved_share
+        share_of_stages = pools.reserved_share(spread=has_stage(len(remaining)))
+        ray.data.DataContext.get_current().op_resource_reservation_ratio = share_of_stages
         detector = StallDetector(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
         try:
             with detecting_stalls(
                 detector, partial(_snapshot, pools, tracker, metrics, share), lambda: total - len(remaining)
             ):
-                for table in _pipeline(work, wave, pools, config, tracker).iter_batches(
+                for table in _pipeline(work, remaining.values(), pools, config, tracker).iter_batches(
                     batch_size=None, batch_format="pyarrow"
                 ):
                     for line in pa.table(table)["finished"].to_pylist():
@@ -185,12 +184,12 @@ def _dead_workers() -> list[DeadWorker]:
 
 def _pipeline(
     work: Work,
-    wave: tuple[Shard, ...],
+    shards: Iterable[Shard],
     pools: Pools,
     config: JobConfig,
     tracker: Any,  # noqa: ANN401 - as above
 ) -> ray.data.Dataset:
-    """Build the lazy dataset of one wave, one block per shard.
+    """Build the lazy dataset of one execution, one block per shard.
 
     Ray's dashboard shows the names of the functions and classes.
     """
@@ -202,9 +201,7 @@ def _pipeline(
     shared = {"work": work, "max_denied": max_denied, "tracker": tracker}
     task: dict[str, Any] = {**one_shard, **limit, "num_cpus": pools.task_cpus, "fn_kwargs": shared}
     loaded = {"device": pools.device, "num_threads": pools.num_threads, "max_batch_s": config.max_batch_s}
-    dataset: ray.data.Dataset = ray.data.from_items(
-        [{"shard": json.dumps(asdict(s))} for s in wave], override_num_blocks=len(wave)
-    )
+    dataset = shard_blocks(shards)
     dataset.set_name(f"annotate_{work.plan.plan}")
     dataset = dataset.map_batches(prepare_shard, **task)  # type: ignore[arg-type]
     for pool in pools.pools:

@@ -26,6 +26,7 @@ from pipeline.dataset.packing import ShardSize
 from pipeline.dataset.parts import Receipt, committed_parts, ids_sha256, read_receipt, write_part
 from pipeline.dataset.plan import Plan, load_plans, read_shard, write_plan
 from pipeline.dataset.publish import publish
+from pipeline.dataset.tally import Rejects
 from pipeline.errors import Reason, Reject, Stage
 from pipeline.layout import part_key
 from pipeline.schema import utterance_schema
@@ -100,7 +101,7 @@ def _annotated(store: MemoryStore, plan: Plan, number: int, label: str) -> tuple
 def _parquet_made_once() -> Iterator[None]:
     """Parquet is written and parsed once for each content: the protocol is what is run ten thousand times."""
     parts: dict[str, bytes] = {}
-    rejects: dict[tuple[str, ...], pa.Table] = {}
+    rejects: dict[tuple[object, ...], pa.Table] = {}
     files: dict[int, bytes] = {}
     real_part, real_rejects, real_bytes = (
         parts_module.part_bytes,
@@ -113,10 +114,10 @@ def _parquet_made_once() -> Iterator[None]:
             parts[receipt.attempt] = real_part(utterances, receipt)
         return parts[receipt.attempt]
 
-    def derive_rejects(store: _Yielding, plan: Plan, receipts: list[Receipt]) -> pa.Table:
-        key = tuple(receipt.attempt for receipt in receipts)
+    def derive_rejects(store: _Yielding, plan: Plan, refused: dict[int, Rejects]) -> pa.Table:
+        key = (plan.token, *refused.items())
         if key not in rejects:
-            rejects[key] = real_rejects(store.inner, plan, receipts)
+            rejects[key] = real_rejects(store.inner, plan, refused)
         return rejects[key]
 
     def parquet_bytes(table: pa.Table) -> bytes:

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.engine import source
 from pipeline.schema import EMOTIONS
 from tests.support.corpus import AUDIO, broken_rows, model_options, rejects, rows, utterances, write_manifest
 from tests.support.shared_ray import SharedRay
@@ -37,7 +38,9 @@ def finished(
     ]  # fmt: skip
     manifest = write_manifest(folder / "manifest.jsonl", records)
     options = [*model_options(checkpoints, asr), "--partition-by", "language,speaker", "--shard-rows", "4"]
-    done = shared_ray(manifest, folder / "out", *options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "SHARDS_PER_BLOCK", 3)  # as in a large job, a stage spreads them
+        done = shared_ray(manifest, folder / "out", *options)
     return folder, folder / "out", options, done.stdout
 
 

@@ -108,15 +108,15 @@ def test_a_lost_node_that_nothing_replaces_costs_nothing(tmp_path: Path) -> None
     """Fails if the actors of a lost node, started again on the one that is left, keep its CPUs from the tasks that feed them.
 
     Two actors of 0.6 CPUs run on each node. A third leaves too little of the other node's two for any task; it finds its place
-    because shards take seconds to recognise, and tasks mostly wait.
+    because shards take seconds to recognise, and tasks mostly wait. The task that spreads the shards may be on the lost node.
     """
     records = rows(48)
     manifest = write_manifest(tmp_path / "m.jsonl", records)
     models, widths = models_of("mean")
     out, log = tmp_path / "out", tmp_path / "job.log"
     hurried = (
-        "import sys\nfrom pipeline.engine import watchdog\nfrom jobs.annotate import main\n"
-        "watchdog._WARN_AFTER_S = 5.0\nsys.exit(main())"
+        "import sys\nfrom pipeline.engine import source, watchdog\nfrom jobs.annotate import main\n"
+        "watchdog._WARN_AFTER_S, source.SHARDS_PER_BLOCK = 5.0, 4\nsys.exit(main())"
     )
     arguments = command(str(manifest), out, *models, "--language", "en", "--shard-rows", "2")[3:]
     with head(tmp_path, 0, environment={"PYTHONPATH": str(ROOT)}) as cluster, ExitStack() as nodes:

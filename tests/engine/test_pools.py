@@ -58,12 +58,14 @@ def test_a_task_fits_beside_the_actors_of_a_node():
             assert held + pools.task_cpus <= node_cpus + 1e-9
 
 
+@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("asr", [False, True])
-def test_pools_that_grow_leave_the_tasks_their_cpus(asr):
+def test_pools_that_grow_leave_the_tasks_their_cpus(asr, spread):
     """Fails if Ray Data may let pools grow over the CPUs of the tasks that feed them, or not fill a cluster's share."""
     pools = sized(4, 16, asr=asr)
-    stages = len(pools.pools) + 2
-    kept_by_tasks = 2 * pools.reserved_share / stages
+    stages = len(pools.pools) + 2 + spread
+    assert pools.reserved_share(spread=spread) <= 1 + 1e-9
+    kept_by_tasks = 2 * pools.reserved_share(spread=spread) / stages
     started = sum(pool.start * pool.cpus for pool in pools.pools) / 64
     assert started == pytest.approx(0.6) and kept_by_tasks == pytest.approx(0.4)
 

@@ -27,7 +27,7 @@ from pipeline.dataset.parts import (
     without_receipt,
 )
 from pipeline.dataset.plan import Plan, Shard, forget_footers, parquet_bytes, read_shards
-from pipeline.dataset.publish import totals
+from pipeline.dataset.tally import Tally
 from pipeline.errors import JobError
 from pipeline.layout import (
     CORPUS,
@@ -158,7 +158,8 @@ def _results(changes: Changes, plan: Plan, parts: Mapping[int, str], gone: Tombs
     with suppress(FileNotFoundError):
         report = json.loads(store.read(run_key(plan.plan, REPORT)))
         others = {name: value for name, value in report.items() if name not in ("retried", "erased")}
-        derived = totals(plan, list(read_receipts(store, parts)), rejects)
+        tally = Tally.of(plan, sorted(parts), read_receipts(store, parts))
+        derived = tally.document(rejects["reason"].to_pylist())
         changes.replace(run_key(plan.plan, REPORT), json_bytes({**others, **derived}))
     for entry in list(store.list(attempts_folder(plan.plan))):
         changes.remove(entry.key)
