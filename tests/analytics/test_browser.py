@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.analytics.report.page import render
 from pipeline.analytics.stress.page import stress_page
-from tests.analytics.test_report import evaluated, page, store, told
+from tests.analytics.test_report import ROWS, Read, evaluated, output_of, page, store, told
+from tests.analytics.test_report_behind import members
 from tests.analytics.test_stress_results import WRONG, outcome, random_truth, run_of
-from tests.support.browser import PROGRAM, chromium, look
+from tests.support.browser import PROGRAM, Act, Seen, chromium, look
 from tests.support.corpus import ROOT
 
 if PROGRAM is None and os.environ.get("BROWSER") != "required":
@@ -87,3 +88,112 @@ def test_a_page_is_readable_everywhere(name: str, pages: dict[str, Path], devtoo
         assert (brightness(seen.value["paper"]) < 0.2) == dark
         papers.append(seen.value["paper"])
     assert papers[0] == papers[2] != papers[1] == papers[3]
+
+
+STATE = """(() => {
+    const list = document.querySelector('.docked');
+    const rows = [...document.querySelectorAll('#utterances tbody tr')];
+    return {
+        docked: list && list.id,
+        heading: list && list.querySelector('h2').textContent,
+        status: document.querySelector('#utterances [role=status]')?.textContent ?? null,
+        shown: rows.filter((row) => !row.hidden).map((row) => row.cells[0].textContent),
+        focus: document.activeElement.getAttribute('href') || document.activeElement.textContent,
+        current: document.querySelector('[aria-current]')?.getAttribute('href') ?? null,
+        open: document.querySelector('#emotion details').open,
+        target: document.querySelector(':target')?.id ?? null,
+        hacked: typeof hacked !== 'undefined',
+        stops: [...document.querySelectorAll('#by-1 figure a')].filter((mark) => mark.tabIndex === 0).length,
+        bottom: list && Math.round(list.getBoundingClientRect().bottom) === innerHeight,
+    };
+})()"""
+
+
+def after(
+    devtools: str, page: Path, acts: list[Act], picture: str, *, width: int = DESKTOP, scripts: bool = True
+) -> Seen:
+    shot = PICTURES / f"{picture}-{width}.png"
+    seen = look(
+        devtools, page, width=width, dark=False, expression=STATE, picture=shot, acts=acts, scripts=scripts, whole=False
+    )
+    assert seen.requests[0] == page.as_uri() and not seen.complaints
+    assert not any(request.partition("#")[0] != page.as_uri() for request in seen.requests)
+    return seen
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_a_click_on_a_bar_lists_the_utterances_behind_it(pages: dict[str, Path], devtools: str, width: int) -> None:
+    """Fails if a click lists other utterances than those of the bar, hides them, or does not say how many there are."""
+    bar: Act = ("click", "#emotion figure a path")
+    seen = after(devtools, pages["run"], [bar], "listed", width=width).value
+    listed = members(pages["run"].read_text(encoding="utf-8"), "utterances")["emotion-r0"]
+    assert seen["docked"] == "utterances" and seen["bottom"] and seen["current"] == "#emotion-r0"
+    assert seen["heading"].startswith("Utterances \N{EN DASH} ") and seen["focus"] == seen["heading"]
+    assert seen["shown"] == [row[0] for row in listed] and seen["status"] == f"{len(listed)} of {len(listed)}"
+    assert not seen["open"] and not seen["target"]
+    seen = after(
+        devtools, pages["run"], [bar, ("click", ".docked input"), ("type", "R1 ")], "filtered", width=width
+    ).value
+    assert seen["shown"] == [row[0] for row in listed if "r1" in " ".join(row).lower()] != []
+    seen = after(devtools, pages["run"], [bar, ("key", "Escape")], "closed", width=width).value
+    assert not seen["docked"] and seen["focus"] == "#emotion-r0" and not seen["current"]
+    assert len(seen["shown"]) > len(listed)
+
+
+def test_marks_are_reached_and_chosen_by_keyboard(pages: dict[str, Path], devtools: str) -> None:
+    """Fails if a mark cannot be chosen without a mouse, or each of a hundred marks is a stop of the Tab key."""
+    steps: list[Act] = [("key", "Tab"), ("key", "ArrowRight"), ("key", "Enter")]
+    seen = after(devtools, pages["run"], steps, "keyboard").value
+    listed = members(pages["run"].read_text(encoding="utf-8"), "utterances")["emotion-r1"]
+    assert seen["docked"] == "utterances" and seen["current"] == "#emotion-r1" and seen["stops"] == 1
+    assert seen["shown"] == [row[0] for row in listed]
+
+
+def test_a_table_is_sorted_by_its_header(pages: dict[str, Path], devtools: str) -> None:
+    """Fails if numbers are sorted as texts, or a second click does not turn the order around."""
+    header = "#by-1 th:nth-child(2) button"
+    values = "[...document.querySelectorAll('#by-1 tbody tr')].map((row) => Number(row.cells[1].dataset.value))"
+    open_table: Act = ("click", "#by-1 summary")
+    for clicks, reverse in [(1, False), (2, True)]:
+        acts = [open_table, *[("click", header)] * clicks]
+        picture = PICTURES / f"sorted-{clicks}.png"
+        seen = look(
+            devtools, pages["run"], width=DESKTOP, dark=False, expression=values, picture=picture, acts=acts
+        ).value
+        assert seen == sorted(seen, reverse=reverse) and len(set(seen)) > 1
+
+
+def test_without_scripts_a_mark_leads_to_its_row(pages: dict[str, Path], devtools: str) -> None:
+    """Fails if a page needs its script to be read: a mark leads nowhere, or the list of utterances is hidden."""
+    seen = after(devtools, pages["run"], [("click", "#emotion figure a path")], "plain", scripts=False).value
+    assert seen["target"] == "emotion-r0" and seen["open"] and not seen["docked"]
+    assert len(seen["shown"]) == len(Read(pages["run"].read_text(encoding="utf-8")).tables["utterances"])
+
+
+HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'><svg onload='hacked = 1'>"
+
+
+def test_hostile_rows_run_no_script(tmp_path: Path, devtools: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a transcript, an id or a speaker of a row runs as a script, on the page or in the list of a mark."""
+    monkeypatch.setattr("tests.analytics.test_report.SAID", HOSTILE)
+    rows = [{**row, "id": f"{HOSTILE}{row['id']}", "speaker": f"{HOSTILE}{row['speaker']}"} for row in ROWS]
+    store = output_of(tmp_path, rows)
+    told([store.root, "--with-texts"], tmp_path / "hostile.html")
+    for mark in ("#by-1 figure a path", "#emotion figure a path"):
+        seen = after(devtools, tmp_path / "hostile.html", [("click", mark)], "hostile").value
+        assert seen["docked"] == "utterances" and seen["shown"] and seen["hacked"] is False
+        assert seen["shown"][0].startswith(HOSTILE)
+
+
+def test_a_printed_page_has_its_figures_and_the_chosen_rows(pages: dict[str, Path], devtools: str) -> None:
+    """Fails if a list that floats above the page covers it in print, or the tools of the screen are printed."""
+    expression = """(() => {
+        const style = (selector) => getComputedStyle(document.querySelector(selector));
+        return [style('.docked').position, style('.tools').display, document.querySelectorAll('figure svg').length];
+    })()"""
+    acts: list[Act] = [("click", "#emotion figure a path"), ("print", "")]
+    picture = PICTURES / "printed.png"
+    seen = look(
+        devtools, pages["run"], width=DESKTOP, dark=False, expression=expression, picture=picture, acts=acts
+    ).value
+    assert seen[:2] == ["static", "none"] and seen[2] > 4

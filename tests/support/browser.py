@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -54,12 +54,83 @@ def chromium(folder: Path) -> Iterator[str]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def look(devtools: str, page: Path, *, width: int, dark: bool, expression: str, picture: Path) -> Seen:
-    """Show a file in a tab of its own, evaluate a JavaScript expression in it, and take a picture of the whole page."""
-    return asyncio.run(_look(devtools, page, width=width, dark=dark, expression=expression, picture=picture))
+Act = tuple[str, str]
+"""An act of a person: `("click", selector)`, `("key", name)`, `("type", text)` or `("print", "")`."""
+_KEYS = {
+    "Enter": ("\r", 13),
+    "Escape": ("", 27),
+    "Tab": ("\t", 9),
+    "ArrowRight": ("", 39),
+    "ArrowLeft": ("", 37),
+    "End": ("", 35),
+}
+_MIDDLE = """(() => {
+    const shown = document.querySelector(%s);
+    shown.scrollIntoView({block: 'center'});
+    const box = shown.getBoundingClientRect();
+    return [box.left + box.width / 2, box.top + box.height / 2];
+})()"""
+Call = Callable[..., Awaitable[dict[str, Any]]]
 
 
-async def _look(devtools: str, page: Path, *, width: int, dark: bool, expression: str, picture: Path) -> Seen:
+async def _act(call: Call, kind: str, what: str) -> None:
+    if kind == "click":
+        answer = await call("Runtime.evaluate", expression=_MIDDLE % json.dumps(what), returnByValue=True)
+        x, y = answer["result"]["value"]
+        for event in ("mousePressed", "mouseReleased"):
+            await call("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", clickCount=1)
+    elif kind == "key":
+        text, code = _KEYS[what]
+        given = {"key": what, "code": what, "windowsVirtualKeyCode": code}
+        await call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **given)
+        await call("Input.dispatchKeyEvent", type="keyUp", **given)
+    elif kind == "type":
+        await call("Input.insertText", text=what)
+    else:
+        await call("Emulation.setEmulatedMedia", media="print")
+
+
+def look(
+    devtools: str,
+    page: Path,
+    *,
+    width: int,
+    dark: bool,
+    expression: str,
+    picture: Path,
+    acts: Sequence[Act] = (),
+    scripts: bool = True,
+    whole: bool = True,
+) -> Seen:
+    """Show a file in a tab of its own, do the acts, evaluate a JavaScript expression in it, and take a picture.
+
+    Args:
+        scripts: whether the page may run scripts; the expression is evaluated all the same.
+        whole: take the picture of the whole page, not of what the window shows.
+    """
+    words = {
+        "width": width,
+        "dark": dark,
+        "expression": expression,
+        "picture": picture,
+        "acts": acts,
+        "scripts": scripts,
+    }
+    return asyncio.run(_look(devtools, page, **words, whole=whole))
+
+
+async def _look(
+    devtools: str,
+    page: Path,
+    *,
+    width: int,
+    dark: bool,
+    expression: str,
+    picture: Path,
+    acts: Sequence[Act],
+    scripts: bool,
+    whole: bool,
+) -> Seen:
     async with (
         aiohttp.ClientSession() as session,
         session.put(f"{devtools}/json/new?about:blank") as answer,
@@ -87,9 +158,12 @@ async def _look(devtools: str, page: Path, *, width: int, dark: bool, expression
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await call("Emulation.setEmulatedMedia", features=[scheme])
+        await call("Emulation.setScriptExecutionDisabled", value=not scripts)
         await call("Page.navigate", until="Page.loadEventFired", url=page.as_uri())
+        for act in acts:
+            await _act(call, *act)
         found = await call("Runtime.evaluate", expression=expression, returnByValue=True)
-        shot = await call("Page.captureScreenshot", captureBeyondViewport=True)
+        shot = await call("Page.captureScreenshot", captureBeyondViewport=whole)
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(base64.b64decode(shot["data"]))
         await call("Page.close")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ from pipeline.analytics.evaluate.labelled import SMALL
 from pipeline.analytics.evaluate.results import Comparison, Evaluation, OutputResult
 from pipeline.analytics.evaluate.tables import SCHEMAS
 from pipeline.analytics.report import plots
+from pipeline.analytics.report.behind import Listing, Marks, listing, rows_marks
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
@@ -22,7 +23,9 @@ from pipeline.storage.store import Store, open_store
 if TYPE_CHECKING:
     import duckdb
 
-_TABLES = ("metrics", "confusion", "reliability", "abstention", "published", "comparisons", "speakers", "dimensions")
+_TABLES = (
+    "metrics", "confusion", "reliability", "abstention", "published", "comparisons", "speakers", "dimensions", "predictions"
+)  # fmt: skip
 _LATER_TABLES = ("speakers", "dimensions")
 """Tables that evaluations by earlier versions lack."""
 _WHOLE = "output = {output} AND slice = 'all'"
@@ -65,6 +68,11 @@ SLICES = f"""SELECT slice, value, any_value(rows) AS rows, any_value(rows) < {SM
 FROM metrics WHERE output = {{output}} AND slice <> 'all' AND class IS NULL
 GROUP BY slice, value ORDER BY slice, rows DESC, value"""
 
+_BIN_OF = """(SELECT list(low) FROM reliability WHERE reliability.output = predictions.output AND slice = 'all'
+    AND least(greatest(predictions.confidence, 0), 1) <= high AND (predictions.confidence > low OR low = 0))"""
+_KEPT_FROM = """(SELECT list(min_confidence) FROM abstention
+    WHERE abstention.output = predictions.output AND predictions.confidence >= min_confidence)"""
+
 
 def evaluation_page(folder: str) -> Page:
     """Return the report of a folder.
@@ -91,6 +99,17 @@ def evaluation_page(folder: str) -> Page:
                 connection, output.output, number, several=len(outputs) > 1, classes=output.overall is not None
             )
         ]
+        columns = "utterance_id, truth, predicted, round(confidence, 3) AS confidence, abstained"
+        predictions = Listing(
+            name="predictions",
+            title="Utterances",
+            source="predictions",
+            identity="utterance_id",
+            columns=f"output, {columns}" if len(outputs) > 1 else columns,
+            order="output, utterance_id",
+            noun="labelled utterances",
+        )
+        behind = listing(connection, predictions, sections)
         compared = [
             section
             for number, comparison in enumerate(evaluation.comparisons, 1)
@@ -101,7 +120,7 @@ def evaluation_page(folder: str) -> Page:
         subtitle=f"{', '.join(without_query(output.output) for output in outputs)}; "
         f"{_columns(evaluation)}, made {evaluation.made_at}",
         facts=_facts(outputs[0]),
-        sections=[*compared, *sections],
+        sections=[*compared, *sections, *([behind] if behind else [])],
         warnings=[sentence for output in outputs for sentence in _warnings(output, several=len(outputs) > 1)],
         details={
             "version": evaluation.version,
@@ -171,11 +190,17 @@ def _warnings(output: OutputResult, *, several: bool) -> Iterator[str]:
 _INTERVALS = "low and high are the bounds of the bootstrap interval, if there is one."
 Answer = tuple[list[str], list[tuple[Any, ...]], str]
 """Columns, rows, and the query with secrets removed."""
+Marking = Callable[[str, Sequence[Hashable], Sequence[int]], Marks]
+"""Makes the marks of an output's figure from the key's SQL, the keys, and the number of utterances of each."""
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, query: str, **outputs: str) -> Answer:
     for name, output in outputs.items():
-        query = query.replace(f"{{{name}}}", "'" + output.replace("'", "''") + "'")
+        query = query.replace(f"{{{name}}}", _literal(output))
     has_query = any("?" in output for output in outputs.values())
     return *ask(connection, query), without_query(query) if has_query else query
 
@@ -216,6 +241,9 @@ def _of_output(
     def answer(query: str) -> Answer:
         return _ask(connection, query, output=output)
 
+    def marks(key: str, keys: Sequence[Hashable], counts: Sequence[int]) -> Marks:
+        return rows_marks("predictions", key, keys, counts, f"output = {_literal(output)}")
+
     names, rows, query = answer(FIGURES)
     if rows:
         note = f"{_INTERVALS} chance: guesses with equal probabilities; majority: the most frequent class in every row."
@@ -226,7 +254,7 @@ def _of_output(
         note = "Mean and standard deviation of the figures of each speaker."
         yield Section(f"speakers-{number}", f"Over speakers{where}", names, rows, query, note)
     if classes:
-        yield from _classes(answer, number, where)
+        yield from _classes(answer, marks, number, where)
 
 
 def _dimensions(answer: Callable[[str], Answer], number: int, where: str) -> Iterator[Section]:
@@ -240,26 +268,23 @@ def _dimensions(answer: Callable[[str], Answer], number: int, where: str) -> Ite
         yield Section(f"dimension-slices-{number}", f"Slices of dimensions{where}", names, rows, query, note)
 
 
-def _classes(answer: Callable[[str], Answer], number: int, where: str) -> Iterator[Section]:
+def _classes(answer: Callable[[str], Answer], marks: Marking, number: int, where: str) -> Iterator[Section]:
     names, rows, query = answer(PUBLISHED)
     if rows:
         note = (
             "The user declares that this is the test set of the model card; its classes have the same numbers of clips."
         )
         yield Section(f"published-{number}", f"Beside the published figures{where}", names, rows, query, note)
-    names, rows, query = answer(CONFUSION)
-    yield _confusion(names, rows, query, f"confusion-{number}", where)
-    names, rows, query = answer(RELIABILITY)
-    yield _reliability(names, rows, query, f"reliability-{number}", where)
-    names, rows, query = answer(ABSTENTION)
-    yield _abstention(names, rows, query, f"abstention-{number}", where)
+    yield _confusion(answer(CONFUSION), marks, f"confusion-{number}", where)
+    yield _reliability(answer(RELIABILITY), marks, f"reliability-{number}", where)
+    yield _abstention(answer(ABSTENTION), marks, f"abstention-{number}", where)
     names, rows, query = answer(CLASSES)
     name = f"classes-{number}"
     classes = [row[0] for row in rows]
-    svg = plots.bars(classes, [100 * row[3] for row in rows], label="F1, %", form="{:.1f}", name=name)
-    yield Section(
-        name, f"F1 by class{where}", names, rows, query, "", svg, listed(classes, [share(row[3], 1) for row in rows])
-    )
+    svg = plots.bars(classes, [100 * row[3] for row in rows], label="% F1", form="{:.1f}", name=name)
+    alt = listed(classes, [share(row[3], 1) for row in rows])
+    behind = marks("[truth]", classes, [row[4] for row in rows])
+    yield Section(name, f"F1 by class{where}", names, rows, query, "", svg, alt, marks=behind)
     names, rows, query = answer(SLICES)
     if rows:
         yield Section(
@@ -272,7 +297,8 @@ def _classes(answer: Callable[[str], Answer], number: int, where: str) -> Iterat
         )
 
 
-def _confusion(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
+def _confusion(answer: Answer, marks: Marking, name: str, where: str) -> Section:
+    names, rows, query = answer
     classes = sorted({row[0] for row in rows})
     cells = {(row[0], row[1]): row for row in rows}
     counts = [[cells[truth, other][2] for other in classes] for truth in classes]
@@ -283,17 +309,21 @@ def _confusion(names: list[str], rows: list[tuple[Any, ...]], query: str, name: 
     note = (
         "Utterances by true class (rows) and predicted class (columns); a stronger colour is a larger share of the row."
     )
-    return Section(name, f"Confusions{where}", names, rows, query, note, svg, alt)
+    behind = marks("[[truth, predicted]]", [row[:2] for row in rows], [row[2] for row in rows])
+    return Section(name, f"Confusions{where}", names, rows, query, note, svg, alt, marks=behind)
 
 
-def _reliability(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
+def _reliability(answer: Answer, marks: Marking, name: str, where: str) -> Section:
+    names, rows, query = answer
     svg = plots.reliability([row[3] for row in rows], [row[4] for row in rows], [row[2] for row in rows], name=name)
     alt = listed([f"at confidence {row[3]:.2f}" for row in rows], [f"{100 * row[4]:.0f} % correct" for row in rows])
     note = "On the dashed line the accuracy equals the confidence; larger dots are more utterances."
-    return Section(name, f"Reliability{where}", names, rows, query, note, svg, alt)
+    behind = marks(_BIN_OF, [row[0] for row in rows], [row[2] for row in rows])
+    return Section(name, f"Reliability{where}", names, rows, query, note, svg, alt, marks=behind)
 
 
-def _abstention(names: list[str], rows: list[tuple[Any, ...]], query: str, name: str, where: str) -> Section:
+def _abstention(answer: Answer, marks: Marking, name: str, where: str) -> Section:
+    names, rows, query = answer
     kept = [row for row in rows if row[1]]
     svg = plots.coverage([row[2] for row in kept], [row[3] for row in kept], name=name)
     alt = listed(
@@ -301,4 +331,5 @@ def _abstention(names: list[str], rows: list[tuple[Any, ...]], query: str, name:
         [f"{share(row[2], 1)} remain, {share(row[3], 1)} correct" for row in kept],
     )
     note = "Share of utterances that --min-confidence would keep, and their accuracy; each dot is a row of the table."
-    return Section(name, f"Abstention{where}", names, rows, query, note, svg, alt)
+    behind = marks(_KEPT_FROM, [row[0] for row in kept], [row[1] for row in kept])
+    return Section(name, f"Abstention{where}", names, rows, query, note, svg, alt, marks=behind)

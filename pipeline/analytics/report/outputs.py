@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.analytics.report import plots
+from pipeline.analytics.report.behind import rows_marks
 from pipeline.analytics.report.page import Section, ask, formatted, listed, share
 from pipeline.config.further import BY_MODEL
 from pipeline.schema import DIMENSIONS, UNMAPPED
@@ -32,9 +34,12 @@ FROM (SELECT unnest(COLUMN), emotion AS main_emotion FROM utterances) GROUP BY A
 
 def dimension_query(name: str, source: str = "utterances") -> str:
     """Return the query for the histogram of one dimension; predictions beyond 0 and 1 are in the outer bins."""
-    step = f"greatest(least(floor({name}::DOUBLE * {_BINS}), {_BINS - 1}), 0)"
-    return f"""SELECT {step} / {_BINS} AS {name}_from, count(*) AS utterances, min({name}) AS least, max({name}) AS largest
+    return f"""SELECT {_bin(name)} AS {name}_from, count(*) AS utterances, min({name}) AS least, max({name}) AS largest
 FROM {source} WHERE {name} IS NOT NULL GROUP BY 1 ORDER BY 1"""
+
+
+def _bin(column: str) -> str:
+    return f"greatest(least(floor({column}::DOUBLE * {_BINS}), {_BINS - 1}), 0) / {_BINS}"
 
 
 def output_sections(
@@ -46,7 +51,7 @@ def output_sections(
         source: SQL for the table with the results.
         model: name of the further model that they are of; empty for the main one.
     """
-    prefix, title = (f"{model}-", f"{model}: ") if model else ("", "")
+    prefix, title, column = (f"{model}-", f"{model}: ", f"{BY_MODEL}.{model}.") if model else ("", "", "")
     _, ((several,),) = ask(connection, _SEVERAL.replace("SOURCE", source))
     if several:
         query = _LABELS_QUERY.replace("SOURCE", source)
@@ -56,12 +61,24 @@ def output_sections(
         svg = plots.bars(labels, percent, label="% of labels", form="{:.1f}", name=f"{prefix}label")
         alt = listed(labels, [share(row[3], 1) for row in rows])
         note = "The model's own labels, and the emotion of each."
-        yield Section(f"{prefix}label", f"{title}labels" if model else "Labels", names, rows, query, note, svg, alt)
+        marks = rows_marks(
+            "utterances", f"[{column}label]", labels, [row[2] for row in rows], f"{column}label IS NOT NULL"
+        )
+        shown = f"{title}labels" if model else "Labels"
+        yield Section(f"{prefix}label", shown, names, rows, query, note, svg, alt, marks=marks)
     for name in DIMENSIONS:
         query = dimension_query(name, source)
         names, rows = ask(connection, query)
         if rows:
-            yield _dimension(f"{prefix}{name}", f"{title}{name}" if model else name.capitalize(), names, rows, query)
+            shown = f"{title}{name}" if model else name.capitalize()
+            marks = rows_marks(
+                "utterances",
+                f"[{_bin(column + name)}]",
+                [row[0] for row in rows],
+                [row[1] for row in rows],
+                f"{column}{name} IS NOT NULL",
+            )
+            yield replace(_dimension(f"{prefix}{name}", shown, names, rows, query), marks=marks)
 
 
 def further_sections(connection: duckdb.DuckDBPyConnection, models: Sequence[str]) -> Iterator[Section]:
@@ -82,7 +99,9 @@ def further_sections(connection: duckdb.DuckDBPyConnection, models: Sequence[str
         name = f"{model}-emotion"
         svg = plots.bars(emotions, percent, label="% of utterances", form="{:.1f}", name=name) if rows else None
         alt = listed(emotions, [share(row[2], 1) for row in rows])
-        yield Section(name, f"{model}: emotions", names, rows, query, note, svg, alt)
+        key = f"[coalesce({column}.emotion, '(' || {column}.emotion_null_reason || ')')]"
+        marks = rows_marks("utterances", key, emotions, [row[1] for row in rows])
+        yield Section(name, f"{model}: emotions", names, rows, query, note, svg, alt, marks=marks)
         yield from output_sections(connection, f"(SELECT unnest({column}) FROM utterances)", model)
 
 

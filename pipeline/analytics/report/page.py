@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +18,8 @@ from pipeline.redaction import redacted
 if TYPE_CHECKING:
     import duckdb
 
+    from pipeline.analytics.report.behind import Marks
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -26,6 +31,9 @@ class Section:
         query: the SQL that returned the table.
         note: a sentence about the content.
         svg, alt: the figure, and its description in words.
+        cells: columns of the table whose cells, instead of its rows, are the marks of the figure.
+        marks: the rows that the marks of the figure count.
+        members: for a list of rows, the places on the page of the marks that each row is behind, separated by spaces.
     """
 
     name: str
@@ -36,6 +44,18 @@ class Section:
     note: str = ""
     svg: Markup | None = None
     alt: str = ""
+    cells: range = range(0)
+    marks: Marks | None = None
+    members: Sequence[str] | None = None
+
+    def place(self, row: int, column: int | None = None) -> str:
+        """Return the attributes of a row, or a cell, of the table: its identifier if a mark of the figure links to it."""
+        if not self.svg or (column is None) == bool(self.cells) or (column is not None and column not in self.cells):
+            return ""
+        name = f"r{row}" if column is None else f"r{row}-c{column}"
+        count = self.marks.counts.get(name) if self.marks else None
+        behind = Markup(' data-behind="{}"').format(count) if count else ""
+        return Markup(' id="{}-{}"{}').format(self.name, name, behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +117,23 @@ def render(page: Page) -> bytes:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["formatted"] = formatted
     environment.filters["numeric_columns"] = _numeric_columns
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(page=page).encode("utf-8", errors="replace")
+    template = environment.from_string(_file("page.html"))
+    script = Markup(_file("explore.js"))
+    # the browser runs this script alone: the policy names its hash
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    content = template.render(page=page, wide=_wide(page), script=script, script_hash=f"sha256-{digest}")
+    return content.encode("utf-8", errors="replace")
+
+
+def _wide(page: Page) -> set[str]:
+    """Return the names of the sections as wide as the page: those without a figure, and a figure left over in its row."""
+    wide = {section.name for section in page.sections if not section.svg}
+    for has_figure, run in itertools.groupby(page.sections, lambda section: section.name not in wide):
+        *_, last = sections = list(run)
+        if has_figure and len(sections) % 2:
+            wide.add(last.name)
+    return wide
+
+
+def _file(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -2,11 +2,16 @@
 
 matplotlib draws in placeholder colours, which are replaced by CSS variables. Parts that an HTML page does not need
 (namespaces, metadata, unused identifiers) are removed, and the other identifiers are made unique on the page.
+
+Each mark is a link to the row of the section's table that it was drawn from (`#NAME-r3`) or to a cell of that row
+(`#NAME-r3-c5`); its title has the values in words.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -45,6 +50,7 @@ _GREY = ("(abstained)", "(no model)", "(unmapped)", "(regression)", "(no_speech)
 _WIDTH_IN = 4.2
 """Width of a plot: 302 points, the space on a phone 375 points wide, so that text is not scaled there."""
 _LONGEST_NAME = 20
+_FONT = re.compile(r"font-family: [^;]*;\s*|; font-family: [^;]*$")
 
 
 def bars(names: Sequence[str], values: Sequence[float], *, label: str, form: str, name: str) -> Markup:
@@ -53,8 +59,10 @@ def bars(names: Sequence[str], values: Sequence[float], *, label: str, form: str
     def draw(axes: Axes) -> None:
         colours = [_EMOTION.get(each, _ACCENT if each not in _GREY else _NONE) for each in names]
         drawn = axes.barh(range(len(names)), values, color=colours, height=0.72)
+        for row, (bar, each, value) in enumerate(zip(drawn, names, values, strict=True)):
+            bar.set_url(_link(f"r{row}", f"{each}: {form.format(value)} {label}"))
         axes.bar_label(drawn, labels=[form.format(value) for value in values], padding=4)
-        axes.set_yticks(range(len(names)), [_short(each) for each in names])
+        axes.set_yticks(range(len(names)), distinct(names))
         axes.set_xlim(0, max(values, default=0) * 1.2 or 1)
         axes.tick_params(length=0)
         axes.set_xticks([])  # each bar is labelled with its value
@@ -91,7 +99,7 @@ def losses(
             end = max(value, high or value, 0.0)
             axes.text(end + 0.03 * width, row, form.format(value), va="center", ha="left")
         axes.axvline(0, color=_FAINT, linewidth=1)
-        axes.set_yticks(range(len(names)), [_short(each) for each in names])
+        axes.set_yticks(range(len(names)), distinct(names))
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(bounds[0] - 0.05 * width, bounds[1] + 0.22 * width)
         axes.spines["left"].set_visible(False)
@@ -114,7 +122,9 @@ def columns(
     """Draw a histogram whose bins start at `edges` and are `width` wide."""
 
     def draw(axes: Axes) -> None:
-        axes.bar(edges, values, width=width * 0.92, align="edge", color=_ACCENT)
+        drawn = axes.bar(edges, values, width=width * 0.92, align="edge", color=_ACCENT)
+        for row, (bar, edge, value) in enumerate(zip(drawn, edges, values, strict=True)):
+            bar.set_url(_link(f"r{row}", f"{x} {edge:.4g} to {edge + width:.4g}: {value:,.4g} {y}"))
         axes.set_xlim(*bounds)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
@@ -128,8 +138,18 @@ def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         for row, emotion in enumerate(occurring):
-            parts = [(start, end - start) for start, end, other in spans if other == emotion]
-            axes.broken_barh(parts, (row - 0.38, 0.76), color=_EMOTION.get(emotion, _NONE))
+            parts = {number: span for number, span in enumerate(spans) if span[2] == emotion}
+            drawn = axes.broken_barh(
+                [(start, end - start) for start, end, _ in parts.values()],
+                (row - 0.38, 0.76),
+                color=_EMOTION.get(emotion, _NONE),
+            )
+            drawn.set_urls(
+                [
+                    _link(f"r{number}", f"{start:,.1f} to {end:,.1f} s: {emotion}")
+                    for number, (start, end, _) in parts.items()
+                ]
+            )
         axes.set_yticks(range(len(occurring)), occurring)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -150,9 +170,11 @@ def confusions(
         for row, (numbers, parts) in enumerate(zip(counts, shares, strict=True)):
             for column, (number, share) in enumerate(zip(numbers, parts, strict=True)):
                 place = (column - 0.48, row - 0.48)
-                axes.add_patch(
-                    Rectangle(place, 0.96, 0.96, facecolor=_ACCENT, alpha=round(0.04 + 0.6 * share, 3), linewidth=0)
-                )
+                cell = Rectangle(place, 0.96, 0.96, facecolor=_ACCENT, alpha=round(0.04 + 0.6 * share, 3), linewidth=0)
+                if number:
+                    words = f"true {classes[row]}, predicted {classes[column]}: {number:,}"
+                    cell.set_url(_link(f"r{row * len(classes) + column}", words))
+                axes.add_patch(cell)
                 axes.text(column, row, f"{number:,}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
         axes.set_yticks(range(len(classes)), classes)
@@ -173,7 +195,14 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Se
         largest = max(rows, default=1)
         axes.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1)
         axes.plot(confidence, accuracy, color=_ACCENT, linewidth=1.5)
-        axes.scatter(confidence, accuracy, color=_ACCENT, s=[12 + 70 * number / largest for number in rows])
+        drawn = axes.scatter(confidence, accuracy, color=_ACCENT, s=[12 + 70 * number / largest for number in rows])
+        points = enumerate(zip(confidence, accuracy, rows, strict=True))
+        drawn.set_urls(
+            [
+                _link(f"r{row}", f"mean confidence {mean:.3f}: {100 * right:.0f} % of {number:,} correct")
+                for row, (mean, right, number) in points
+            ]
+        )
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("mean confidence")
@@ -186,7 +215,14 @@ def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Mar
     """Draw the accuracy of the kept utterances over the share that is kept."""
 
     def draw(axes: Axes) -> None:
-        axes.plot(kept, right, color=_ACCENT, linewidth=1.5, marker="o", markersize=4)
+        axes.plot(kept, right, color=_ACCENT, linewidth=1.5)
+        drawn = axes.scatter(kept, right, color=_ACCENT, s=[16.0] * len(kept))
+        drawn.set_urls(
+            [
+                _link(f"r{row}", f"{100 * part:.0f} % kept: {100 * share:.0f} % of these correct")
+                for row, (part, share) in enumerate(zip(kept, right, strict=True))
+            ]
+        )
         axes.set_xlim(0, 1.03)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("share kept")
@@ -200,16 +236,23 @@ def most(shares: Sequence[float]) -> str:
     return f"mostly {EMOTIONS[shares.index(max(shares))]}" if any(shares) else "no emotion"
 
 
-def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, name: str) -> Markup:
-    """Draw a stacked bar for each name, divided by emotion. Shares are in the order of `EMOTIONS`."""
+def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, first: int, name: str) -> Markup:
+    """Draw a stacked bar for each name, divided by emotion. Shares are in the order of `EMOTIONS`.
+
+    Args:
+        first: column of the section's table that has the first emotion.
+    """
 
     def draw(axes: Axes) -> None:
         left = [0.0] * len(names)
         for number, emotion in enumerate(EMOTIONS):
             part = [each[number] for each in shares]
-            axes.barh(range(len(names)), part, left=left, color=_EMOTION[emotion], height=0.76, label=emotion)
+            drawn = axes.barh(range(len(names)), part, left=left, color=_EMOTION[emotion], height=0.76, label=emotion)
+            for row, (bar, value) in enumerate(zip(drawn, part, strict=True)):
+                if value:
+                    bar.set_url(_link(f"r{row}-c{first + number}", f"{names[row]}, {emotion}: {100 * value:.0f} %"))
             left = [before + more for before, more in zip(left, part, strict=True)]
-        axes.set_yticks(range(len(names)), [_short(each) for each in names])
+        axes.set_yticks(range(len(names)), distinct(names))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlim(0, 1)
@@ -220,10 +263,42 @@ def stacks(names: Sequence[str], shares: Sequence[Sequence[float]], *, name: str
     return _drawn(draw, name, height_in=1.5 + 0.26 * len(names))
 
 
-def _short(text: str) -> str:
-    """Shorten a name for an axis. Control characters (invalid in XML) and surrogates (in matplotlib) are replaced."""
-    plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-    return plain if len(plain) <= _LONGEST_NAME else plain[: _LONGEST_NAME - 1] + "…"
+def distinct(names: Sequence[str]) -> list[str]:
+    """Shorten names for an axis so that names that differ stay different: where beginnings are equal, ends are shown."""
+    plain = [_printable(each) for each in names]
+    begun = [each if len(each) <= _LONGEST_NAME else f"{each[: _LONGEST_NAME - 1]}…" for each in plain]
+    short = list(begun)
+    for place, each in enumerate(plain):
+        equal = [other for other, label in zip(plain, begun, strict=True) if label == begun[place] and other != each]
+        if equal:
+            short[place] = _around(each, max(_equal_letters(each, other) for other in equal))
+    return [
+        each if short.index(each) == place else f"{each[: _LONGEST_NAME - 4]} #{place + 1}"
+        for place, each in enumerate(short)
+    ]
+
+
+def _equal_letters(first: str, second: str) -> int:
+    """Return the length of the common beginning."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
+def _around(name: str, place: int) -> str:
+    """Shorten a name to its beginning and the letters from `place` on, or those at its end."""
+    head, room = name[:5], _LONGEST_NAME - 6
+    start = min(place, len(name) - room)
+    rest = name[start : start + room]
+    return f"{head}…{rest}" if start + room >= len(name) else f"{head}…{rest[:-1]}…"
+
+
+def _printable(text: str) -> str:
+    """Replace control characters (invalid in XML) and surrogates (invalid in matplotlib)."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _link(place: str, words: str) -> str:
+    """Return what matplotlib takes for the address of a mark: the place in the table, a space, and the mark's title."""
+    return f"#{place} {_printable(words)}"
 
 
 def _drawn(draw: Callable[[Axes], None], name: str, *, height_in: float) -> Markup:
@@ -256,6 +331,12 @@ def _inline(content: bytes, name: str) -> Markup:
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         given: dict[str, Any] = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if element.tag == "a":
+            given["href"], _, words = given["href"].partition(" ")
+            del given["target"]
+            title = ElementTree.Element("title")
+            title.text = words
+            element.insert(0, title)
         if (mine := given.pop("id", None)) and f"#{mine}" in text:
             given["id"] = f"{name}-{mine}"
         for key, value in given.items():
@@ -264,9 +345,11 @@ def _inline(content: bytes, name: str) -> Markup:
             for colour, variable in _PLACES.items():
                 given[key] = given[key].replace(colour, variable)
             given[key] = given[key].replace("url(#", f"url(#{name}-")
+        if element.tag == "text":
+            given["style"] = _FONT.sub("", given["style"])
+            given["aria-hidden"] = "true"
         element.attrib.clear()
         element.attrib.update(given)
     for surplus in ("width", "height", "version"):
         root.attrib.pop(surplus, None)
-    root.attrib |= {"aria-hidden": "true", "focusable": "false"}
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # which escapes

@@ -6,34 +6,30 @@ Costs a few passes over narrow columns of the run's rows, one footer per part, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from pipeline.analytics.report import plots
+from pipeline.analytics.report.behind import Listing, Marks, listing, rows_marks
 from pipeline.analytics.report.outputs import further_sections, output_sections
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
-from pipeline.dataset.parts import read_receipts
+from pipeline.analytics.report.throughput import PARTS, Speed, parts_table, speed_of, throughput
+from pipeline.analytics.report.utterances import utterance_list
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, asking, quoted
 from pipeline.errors import ConfigError
-from pipeline.layout import REPORT, UTTERANCES, run_key
+from pipeline.layout import REPORT, run_key
+from pipeline.pins import Task
 from pipeline.redaction import without_query
 from pipeline.schema import EMOTIONS, OTHER_LANGUAGE
-from pipeline.storage.cleanup import reaching, walk
+from pipeline.storage.cleanup import reaching
 
 if TYPE_CHECKING:
     import duckdb
 
 _BINS = 20
-_INTERVALS = 40
-_EXAMPLES = 3
 _VALUES = 20
 _RECORDINGS = 4
-_LEAST_WORK_S = 1.0
 
 _WITHOUT_REASONS = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END)"
 _WITH_REASONS = f"""coalesce(emotion,
@@ -44,27 +40,22 @@ EMOTION = """SELECT EMOTION_OR_WHY AS emotion, count(*) AS utterances,
     count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
 FROM utterances GROUP BY ALL ORDER BY utterances DESC, emotion"""
 
-CONFIDENCE = f"""SELECT least(floor(confidence::DOUBLE * {_BINS}), {_BINS - 1}) / {_BINS} AS confidence_from,
+_BIN = f"least(floor(confidence::DOUBLE * {_BINS}), {_BINS - 1}) / {_BINS}"
+CONFIDENCE = f"""SELECT {_BIN} AS confidence_from,
     count(*) AS utterances
 FROM utterances WHERE confidence IS NOT NULL GROUP BY ALL ORDER BY confidence_from"""
 
 REJECTS = "SELECT reason, stage, count(*) AS rows FROM rejects GROUP BY ALL ORDER BY rows DESC, reason, stage"
 
-EXAMPLES = f"""SELECT reason, recording_id, audio, detail, manifest, line FROM rejects
-QUALIFY row_number() OVER (PARTITION BY reason ORDER BY manifest, line) <= {_EXAMPLES} ORDER BY reason, manifest, line"""
-
-THROUGHPUT = f"""WITH axis AS (
-    SELECT least(min(planned_s), min(start_s)) AS first,
-        greatest((max(written_s) - least(min(planned_s), min(start_s))) / {_INTERVALS}, 1.0) AS step_s FROM parts),
-steps AS (
-    SELECT number, step_s, first, first + number * step_s AS from_s FROM axis, range({_INTERVALS}) AS steps(number)),
-spread AS (
-    SELECT number, step_s, number = least(floor((written_s - first) / step_s), {_INTERVALS - 1}) AS ends_here,
-        audio_s * greatest(least(written_s, from_s + step_s) - greatest(start_s, from_s), 0) / (written_s - start_s) AS audio_s
-    FROM steps JOIN parts ON start_s <= from_s + step_s AND written_s >= from_s)
-SELECT number * step_s / 60 AS from_minute, step_s, count(*) FILTER (ends_here) AS parts,
-    sum(audio_s) / 3600 AS audio_hours, sum(audio_s) / step_s AS times_real_time
-FROM spread GROUP BY number, step_s HAVING sum(audio_s) > 0 OR bool_or(ends_here) ORDER BY number"""
+REJECTED = Listing(
+    name="examples",
+    title="Rejected rows",
+    source="(SELECT *, manifest || ':' || line AS place FROM rejects)",
+    identity="place",
+    columns="reason, recording_id, audio, detail, manifest, line",
+    order="reason, manifest, line",
+    noun="rejected rows",
+)
 
 TIMELINES = f"""WITH long AS (
     SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
@@ -74,10 +65,14 @@ SELECT place, recording_id, segment_index, start_s, end_s, EMOTION_OR_WHY AS emo
 FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end_s IS NOT NULL ORDER BY place, segment_index"""
 
 
+def _value(column: str) -> str:
+    return f"coalesce({quoted(column)}::VARCHAR, '(none)')"
+
+
 def by_column(column: str) -> str:
     """Return the query for one column: its most frequent values, and the number of utterances of each emotion."""
     counts = ", ".join(f"count(*) FILTER (emotion = '{emotion}') AS {emotion}" for emotion in EMOTIONS)
-    return f"""SELECT coalesce({quoted(column)}::VARCHAR, '(none)') AS {quoted(column)}, count(*) AS utterances,
+    return f"""SELECT {_value(column)} AS {quoted(column)}, count(*) AS utterances,
     sum(duration_s) / 3600 AS hours, avg(confidence) AS mean_confidence, {counts}
 FROM utterances GROUP BY 1 ORDER BY utterances DESC, 1 LIMIT {_VALUES}"""
 
@@ -94,70 +89,34 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
     (plan,) = rows.plans
     with reaching(rows.store):
         report = json.loads(rows.store.read(run_key(plan.plan, REPORT)))
-        parts = _parts(rows, plan)
-    speed = _speed(report, parts)
+        parts = parts_table(rows, plan)
+    speed = speed_of(report, parts)
     with asking(utterances=rows.utterances(), rejects=rows.rejects(), parts=parts) as connection:
-        sections = list(_sections(connection, plan, speed, with_texts=with_texts))
+        sections = list(_sections(connection, plan, speed, with_texts=with_texts and rows.has_words))
+        utterances = utterance_list(connection, rows, _why(plan), sections, with_texts=with_texts and rows.has_words)
+        lists = [utterances, REJECTED, PARTS]
+        listed_rows = [listing(connection, each, sections) for each in lists]
     return Page(
-        title=f"Run {plan.plan}",
-        subtitle=f"{without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
+        title=f"{_corpus(plan)} · {_models(plan)} · {plan.created_at[:10]}",
+        subtitle=f"Run {plan.plan} of {without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
         f"mode {plan.settings.mode}",
         facts=_facts(report, speed),
-        sections=sections,
+        sections=[*sections, *filter(None, listed_rows)],
         details=_details(plan, report),
     )
 
 
-def _parts(rows: Rows, plan: Plan) -> pa.Table:
-    """Return a row for each part: its audio, the start of work on its shard, and its modification time in the store.
-
-    The work on a shard lasts from its first stage to its commit: the seconds of its stages and of the waits between
-    them. Receipts without timings count as one second, which is also the resolution of object stores.
-    """
-    keys = rows.parts[plan.plan]
-    written = {file.key: file.modified_s for file in walk(rows.store, UTTERANCES)}
-    planned_s = datetime.fromisoformat(plan.created_at).timestamp()
-    shards, starts, ends, audio = sorted(keys), [], [], []
-    for shard, receipt in zip(shards, read_receipts(rows.store, keys), strict=True):
-        waited_s = sum(figures.get("waited_s", 0.0) for figures in receipt.figures.values())
-        worked_s = max(sum(receipt.stage_s.values()) + waited_s, _LEAST_WORK_S)
-        end_s = written[keys[shard]]
-        start_s = max(end_s - worked_s, planned_s)
-        starts.append(start_s if start_s < end_s else end_s - _LEAST_WORK_S)  # clock of the store behind the driver's
-        ends.append(end_s)
-        audio.append(receipt.audio_s)
-    columns = {"planned_s": [planned_s] * len(shards), "start_s": starts, "written_s": ends, "audio_s": audio}
-    numbers = {name: pa.array(values, pa.float64()) for name, values in columns.items()}
-    return pa.table({"shard": pa.array(shards, pa.int64()), **numbers})
+def _corpus(plan: Plan) -> str:
+    """Return the end of the first manifest's path, with its folder."""
+    first, *others = map(without_query, plan.manifests)
+    name = "/".join(first.rstrip("/").split("/")[-2:]).lstrip("/")
+    return f"{name} and {len(others)} more" if others else name
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Throughput of the last start of a run, the one that finished it.
-
-    Attributes:
-        audio_s: audio of the parts that were missing at that start, whichever process wrote them.
-        wall_s: seconds from that start to its last part, including the loading of models.
-        earlier_parts: number of parts from earlier starts, whose wall time is not recorded.
-    """
-
-    audio_s: float
-    wall_s: float
-    earlier_parts: int
-
-    @property
-    def times_real_time(self) -> float:
-        """Return the seconds of audio per second of wall time."""
-        return self.audio_s / self.wall_s
-
-
-def _speed(report: Mapping[str, Any], parts: pa.Table) -> Speed | None:
-    """Return the throughput, or None if the report has no wall time or the last start annotated nothing."""
-    wall_s, new = report.get("wall_seconds"), report.get("shards_run")
-    if not wall_s or not new:
-        return None
-    audio_s = parts.sort_by("written_s")["audio_s"].to_pylist()
-    return Speed(sum(audio_s[-new:]), wall_s, max(len(audio_s) - new, 0))
+def _models(plan: Plan) -> str:
+    """Return the names of the models that recognise emotions."""
+    specs = [pin.spec for role, pin in plan.models.items() if role.task == Task.EMOTION]
+    return ", ".join(dict.fromkeys(without_query(spec).rstrip("/").rpartition("/")[2] for spec in specs))
 
 
 def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
@@ -207,17 +166,21 @@ def _listed(value: Any) -> str:  # noqa: ANN401 - settings are of many types
 def _sections(
     connection: duckdb.DuckDBPyConnection, plan: Plan, speed: Speed | None, *, with_texts: bool
 ) -> Iterator[Section]:
-    why = _WITH_REASONS if plan.settings.schema_version > 1 else _WITHOUT_REASONS
+    why = _why(plan)
     yield _emotions(connection, why)
     if plan.settings.schema_version > 2:
         yield from output_sections(connection)
         yield from further_sections(connection, plan.settings.also)
     yield _confidence(connection)
-    yield _throughput(connection, speed)
+    yield throughput(connection, speed)
     yield from _rejects(connection)
     for number, column in enumerate(dict.fromkeys(["language", *plan.settings.partition_by])):
         yield _by_column(connection, column, f"by-{number}")
     yield from _timelines(connection, why, with_texts=with_texts)
+
+
+def _why(plan: Plan) -> str:
+    return _WITH_REASONS if plan.settings.schema_version > 1 else _WITHOUT_REASONS
 
 
 def _emotions(connection: duckdb.DuckDBPyConnection, why: str) -> Section:
@@ -230,7 +193,9 @@ def _emotions(connection: duckdb.DuckDBPyConnection, why: str) -> Section:
         else None
     )
     alt = listed(emotions, [share(row[2], 1) for row in rows])
-    return Section("emotion", "Emotions", names, rows, query, "" if rows else "No utterance.", svg, alt)
+    note = "" if rows else "No utterance."
+    marks = rows_marks("utterances", f"[{why}]", emotions, [row[1] for row in rows])
+    return Section("emotion", "Emotions", names, rows, query, note, svg, alt, marks=marks)
 
 
 def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
@@ -252,42 +217,9 @@ def _confidence(connection: duckdb.DuckDBPyConnection) -> Section:
     )
     alt = f"{share(sure, total)} of utterances have a confidence of 0.5 or more"
     note = f"Score of the predicted label; {alt}." if rows else "No utterance has one."
-    return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt)
-
-
-def _throughput(connection: duckdb.DuckDBPyConnection, speed: Speed | None) -> Section:
-    names, rows = ask(connection, THROUGHPUT)
-    svg, alt = None, "no part"
-    if rows:
-        width = rows[0][1] / 60
-        svg = plots.columns(
-            [row[0] for row in rows],
-            width,
-            [row[4] for row in rows],
-            x="minutes since the run was planned",
-            y="times real time",
-            bounds=(0, rows[-1][0] + width),
-            name="throughput",
-        )
-        alt = f"{sum(row[3] for row in rows):,.3g} hours of audio in {len(rows)} intervals"
-    if speed is None:
-        overall = "The report has no wall time of a start that wrote parts."
-    else:
-        overall = (
-            f"{speed.audio_s / 3600:,.3g} hours of audio in {speed.wall_s / 60:,.3g} minutes of wall time: "
-            f"{speed.times_real_time:,.3g} times real time."
-        )
-        alt = f"{overall[:-1]}; {alt}"
-        if speed.earlier_parts:
-            overall += (
-                f" This is the last start of the run; {speed.earlier_parts:,} parts were written before it, in an unrecorded "
-                "time."
-            )
-    note = (
-        f"{overall} Columns: the audio of each part, spread evenly over the time from the first work on its shard to its "
-        "commit; pauses between two starts show as gaps."
-    )
-    return Section("throughput", "Throughput", names, rows, THROUGHPUT, note, svg, alt)
+    bins, counts = [row[0] for row in rows], [row[1] for row in rows]
+    marks = rows_marks("utterances", f"[{_BIN}]", bins, counts, "confidence IS NOT NULL")
+    return Section("confidence", "Confidence", names, rows, CONFIDENCE, note, svg, alt, marks=marks)
 
 
 def _rejects(connection: duckdb.DuckDBPyConnection) -> Iterator[Section]:
@@ -299,10 +231,10 @@ def _rejects(connection: duckdb.DuckDBPyConnection) -> Iterator[Section]:
     reasons = [reason if names_of_reasons.count(reason) == 1 else f"{reason} ({stage})" for reason, stage, _ in rows]
     svg = plots.bars(reasons, [row[2] for row in rows], label="rows", form="{:,.0f}", name="rejects")
     alt = listed(reasons, [formatted(row[2]) for row in rows])
-    yield Section("rejects", "Rejects by reason", names, rows, REJECTS, "Rows that could not be annotated.", svg, alt)
-    names, rows = ask(connection, EXAMPLES)
-    note = f"The first {_EXAMPLES} of each reason; rejects/ has all."
-    yield Section("examples", "Examples of rejects", names, rows, EXAMPLES, note)
+    keys = [(reason, stage) for reason, stage, _ in rows]
+    marks = rows_marks(REJECTED.source, "[[reason, stage]]", keys, [row[2] for row in rows])
+    note = "Rows that could not be annotated."
+    yield Section("rejects", "Rejects by reason", names, rows, REJECTS, note, svg, alt, marks=marks)
 
 
 def _by_column(connection: duckdb.DuckDBPyConnection, column: str, name: str) -> Section:
@@ -311,10 +243,19 @@ def _by_column(connection: duckdb.DuckDBPyConnection, column: str, name: str) ->
     svg, alt = None, ""
     if rows:
         shares = [[number / row[1] for number in row[4:]] for row in rows]
-        svg = plots.stacks([formatted(row[0]) for row in rows], shares, name=name)
+        svg = plots.stacks([formatted(row[0]) for row in rows], shares, first=4, name=name)
         alt = listed([formatted(row[0]) for row in rows], [plots.most(each) for each in shares])
     note = f"The {_VALUES} most frequent values." if len(rows) == _VALUES else ""
-    return Section(name, f"Emotions by {column}", names, rows, query, note, svg, alt)
+    places: dict[Hashable, tuple[str, int]] = {
+        (row[0], emotion): (f"r{place}-c{4 + number}", row[4 + number])
+        for place, row in enumerate(rows)
+        for number, emotion in enumerate(EMOTIONS)
+    }
+    value = _value(column)
+    largest = f"(SELECT {value} FROM utterances GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT {_VALUES})"
+    marks = Marks("utterances", f"[[{value}, emotion]]", places, f"emotion IS NOT NULL AND {value} IN {largest}")
+    cells = range(4, 4 + len(EMOTIONS))
+    return Section(name, f"Emotions by {column}", names, rows, query, note, svg, alt, cells=cells, marks=marks)
 
 
 def _timelines(connection: duckdb.DuckDBPyConnection, why: str, *, with_texts: bool) -> Iterator[Section]:

@@ -62,7 +62,10 @@ FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1))
             "utterances": formatted(utterances or 0),
             "hours of speech": formatted(round(hours or 0.0, 3)),
         },
-        sections=[Section("groups", "Emotions by group", names, rows, query, note, svg, alt), *others],
+        sections=[
+            Section("groups", "Emotions by group", names, rows, query, note, svg, alt, cells=_cells(len(by) + 4)),
+            *others,
+        ],
     )
 
 
@@ -77,11 +80,16 @@ FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1))
     names, rows = ask(connection, query)
     svg, alt = _stacks(rows, len(by), 3, f"groups-{model}")
     note = f"Further model {model}. Agreement: share of its emotions that are those of the main model, where both give one."
-    return Section(f"groups-{model}", f"{model}: emotions by group", names, rows, query, note, svg, alt)
+    title = f"{model}: emotions by group"
+    return Section(f"groups-{model}", title, names, rows, query, note, svg, alt, cells=_cells(len(by) + 3))
 
 
 def _names(by: Sequence[str]) -> str:
     return ", ".join(f"coalesce({quoted(each)}::VARCHAR, '(none)') AS {quoted(each)}" for each in by)
+
+
+def _cells(first: int) -> range:
+    return range(first, first + len(EMOTIONS))
 
 
 def _stacks(rows: Sequence[Sequence[Any]], keys: int, others: int, name: str) -> tuple[Markup | None, str]:
@@ -89,5 +97,5 @@ def _stacks(rows: Sequence[Sequence[Any]], keys: int, others: int, name: str) ->
     labels = [" · ".join(formatted(value) for value in row[:keys]) for row in rows]
     first = keys + others
     shares = [[each or 0.0 for each in row[first : first + len(EMOTIONS)]] for row in rows]
-    svg = plots.stacks(labels, shares, name=name) if rows else None
+    svg = plots.stacks(labels, shares, first=first, name=name) if rows else None
     return svg, listed(labels, [plots.most(each) for each in shares])
