@@ -31,6 +31,7 @@ from pipeline.manifest.store import store_errors, unchanged
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.http_body import HttpBody
+from pipeline.storage.hub import is_hub
 from pipeline.storage.items import is_tar_name
 from pipeline.storage.listing import is_audio_name, printable
 from pipeline.storage.windows import open_tar, open_windows
@@ -144,11 +145,13 @@ def open_manifest(uri: str) -> Iterator[Source]:
         yield Source(uri, display_uri, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks), reopen)
 
 
-def _open(filesystem: AbstractFileSystem, path: str) -> BinaryIO:
+def _open(filesystem: AbstractFileSystem, path: str) -> AbstractContextManager[BinaryIO]:
     """Open a manifest's bytes. Over http, one response gives one version of all bytes, but cannot seek."""
     if isinstance(filesystem, HTTPFileSystem):
-        return cast(BinaryIO, io.BufferedReader(HttpBody(filesystem, path), READ_BYTES))
-    return cast(BinaryIO, filesystem.open(path, "rb"))
+        return cast(AbstractContextManager[BinaryIO], io.BufferedReader(HttpBody(filesystem, path), READ_BYTES))
+    if is_hub(filesystem):
+        return open_windows(filesystem, path, window_bytes=READ_BYTES)
+    return cast(AbstractContextManager[BinaryIO], filesystem.open(path, "rb"))
 
 
 class _Rejoined(io.RawIOBase):

@@ -17,7 +17,7 @@ from pipeline.storage.items import is_compressed_tar
 from pipeline.storage.objects import object_info, read_range
 from pipeline.storage.retry import retried
 
-_LOCAL_BYTES, _REMOTE_BYTES = 4 << 10, 64 << 10
+_LOCAL_BYTES, _REMOTE_BYTES, _COMPRESSED_BYTES = 4 << 10, 64 << 10, 4 << 20
 """Bytes of one read: on a disk a header and small files after it, in a store what one request brings in the same time."""
 
 
@@ -51,7 +51,10 @@ def open_tar(filesystem: AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
     Raises: OSError and other errors of stores.
     """
     if is_compressed_tar(path):
-        with filesystem.open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
+        with (
+            open_windows(filesystem, path, window_bytes=_COMPRESSED_BYTES) as raw,
+            gzip.GzipFile(fileobj=raw) as stream,
+        ):
             yield cast(BinaryIO, stream)
     else:
         with open_windows(filesystem, path) as file:
