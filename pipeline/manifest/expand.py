@@ -17,6 +17,7 @@ from pipeline.manifest.store import store_errors
 from pipeline.manifest.tables import Guard
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
+from pipeline.storage.hub import pinned
 from pipeline.storage.items import is_tar_name
 from pipeline.storage.listing import (
     ALIASES,
@@ -58,7 +59,8 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
     with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst), and if
     there are none, all tar files (.tar .tar.gz .tgz). Names that start with `.` or `_` are taken only when given.
     Symbolic links are followed. Local names are returned as absolute paths, http(s) URLs unchanged, since they cannot be
-    listed. Omissions that the user may not expect are logged as warnings.
+    listed. Omissions that the user may not expect are logged as warnings. URIs of the Hugging Face hub get the
+    commit that their revision names now.
 
     Args:
         output: the output of the job; files below it that folders and globs match are omitted.
@@ -69,7 +71,7 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
     if not uris:
         raise ConfigError("no manifest was given")
     guard = Guard(output)
-    manifests = itertools.chain.from_iterable(_Search(uri, guard).run() for uri in uris)
+    manifests = itertools.chain.from_iterable(_Search(pinned(uri), guard).run() for uri in uris)
     return without_aliases(manifests, LeftOut(list))
 
 

@@ -7,7 +7,8 @@ whose strings are not UTF-8 is rejected alone (Parquet readers do not check this
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.manifest.columns import plain_type, to_python
+from pipeline.manifest.embedded import addressed_batches, audio_column
 from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.python_values import plain_values
 from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadName, Names, RejectedLine, malformed
@@ -62,9 +64,19 @@ class ParquetRecords:
         return column if kept is None else column.take(pa.array(kept, pa.int64()))
 
 
-def read_parquet(raw: BinaryIO, chunk_rows: int, display_uri: str) -> Iterator[ParquetRecords]:
+def read_parquet(
+    raw: BinaryIO,
+    chunk_rows: int,
+    display_uri: str,
+    *,
+    uri: str,
+    reopen: Callable[[], AbstractContextManager[BinaryIO]],
+) -> Iterator[ParquetRecords]:
     """Yield records of a Parquet file, at most `chunk_rows` rows and about `CHUNK_BYTES` at a time.
 
+    Args:
+        uri: absolute URI of the file, for the addresses of audio in it.
+        reopen: opens the file again, to read columns without the audio between them.
     Raises: ConfigError for a file that does not decode, and for known columns of a wrong type.
     """
     first = 1
@@ -72,6 +84,17 @@ def read_parquet(raw: BinaryIO, chunk_rows: int, display_uri: str) -> Iterator[P
         try:
             # buffered, since otherwise a whole column of a row group is read at once
             file = pq.ParquetFile(raw, buffer_size=READ_BYTES, pre_buffer=False)  # closed by the opener of `raw`
+            column = audio_column(file.schema_arrow)
+            if column is not None:
+                if uri.lower().startswith(("http://", "https://")):
+                    raise ConfigError(
+                        f"manifest {display_uri}: its column {column!r} holds audio, which is not read over http; copy the file"
+                    )
+                with reopen() as sparse:
+                    for batch in addressed_batches(sparse, column, container=uri, chunk_rows=chunk_rows):
+                        yield _records(batch, _schema(batch.schema, display_uri), first, display_uri)
+                        first += batch.num_rows
+                return
             wanted = _schema(file.schema_arrow, display_uri)
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             per_row = row_bytes // max(1, file.metadata.num_rows) + 1

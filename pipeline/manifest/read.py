@@ -130,7 +130,8 @@ def records_of(source: Source, chunk_rows: int) -> Iterator[Records]:
     elif source.form is Form.CSV:
         yield from read_csv(source.blocks, chunk_rows, source.display_uri)
     elif source.form is Form.PARQUET:
-        yield from read_parquet(source.raw, chunk_rows, source.display_uri)
+        uri = resolve_audio(source.uri, source.uri)
+        yield from read_parquet(source.raw, chunk_rows, source.display_uri, uri=uri, reopen=source.reopen)
     elif source.form is Form.TAR:
         yield from read_tar(source.raw, chunk_rows, resolve_audio(source.uri, source.uri))
 

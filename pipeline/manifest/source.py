@@ -15,10 +15,11 @@ import shlex
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
@@ -30,9 +31,10 @@ from pipeline.manifest.store import store_errors, unchanged
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.http_body import HttpBody
+from pipeline.storage.hub import is_hub
 from pipeline.storage.items import is_tar_name
 from pipeline.storage.listing import is_audio_name, printable
-from pipeline.storage.windows import open_tar
+from pipeline.storage.windows import open_tar, open_windows
 
 MAX_LINE_BYTES = 4 << 20
 """Longest line or CSV record; longer ones are rejected unread. Far above any transcript (1 MB must be accepted)."""
@@ -83,6 +85,7 @@ class Source:
         form: the detected format.
         raw: the seekable file, for Parquet and tar.
         blocks: decompressed bytes without the byte-order mark, for text formats.
+        reopen: opens the file again to read some parts of it alone, see `open_windows`.
     """
 
     uri: str
@@ -90,6 +93,7 @@ class Source:
     form: Form
     raw: BinaryIO
     blocks: Iterator[bytes]
+    reopen: Callable[[], AbstractContextManager[BinaryIO]]
 
 
 # ---------------------------------------------------------------------------------------------------- files to blocks
@@ -108,10 +112,13 @@ def open_manifest(uri: str) -> Iterator[Source]:
         filesystem, path = resolve(uri)
     if is_tar_name(display_uri) and isinstance(filesystem, HTTPFileSystem):
         raise ConfigError(f"manifest {display_uri}: tar files are not read over http; copy it to a disk or a store")
+    reopen = partial(open_windows, filesystem, path)
     with unchanged(filesystem, path, display_uri), contextlib.ExitStack() as stack:
         if is_tar_name(display_uri):
             with store_errors(display_uri):
-                yield Source(uri, display_uri, Form.TAR, stack.enter_context(open_tar(filesystem, path)), iter(()))
+                yield Source(
+                    uri, display_uri, Form.TAR, stack.enter_context(open_tar(filesystem, path)), iter(()), reopen
+                )
             return
         with store_errors(display_uri):
             raw: BinaryIO = stack.enter_context(_open(filesystem, path))
@@ -123,7 +130,7 @@ def open_manifest(uri: str) -> Iterator[Source]:
                 with store_errors(display_uri):
                     shutil.copyfileobj(whole, raw, READ_BYTES)
             raw.seek(0)
-            yield Source(uri, display_uri, Form.PARQUET, raw, iter(()))
+            yield Source(uri, display_uri, Form.PARQUET, raw, iter(()), reopen)
             return
         reader: ByteReader = whole
         if start[:2] == b"\x1f\x8b":
@@ -135,14 +142,16 @@ def open_manifest(uri: str) -> Iterator[Source]:
         while len(head) < _HEAD_BYTES and (block := next(blocks, b"")):
             head += block
         form = _form(head, display_uri)
-        yield Source(uri, display_uri, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks))
+        yield Source(uri, display_uri, form, raw, itertools.chain([head.removeprefix(b"\xef\xbb\xbf")], blocks), reopen)
 
 
-def _open(filesystem: AbstractFileSystem, path: str) -> BinaryIO:
+def _open(filesystem: AbstractFileSystem, path: str) -> AbstractContextManager[BinaryIO]:
     """Open a manifest's bytes. Over http, one response gives one version of all bytes, but cannot seek."""
     if isinstance(filesystem, HTTPFileSystem):
-        return cast(BinaryIO, io.BufferedReader(HttpBody(filesystem, path), READ_BYTES))
-    return cast(BinaryIO, filesystem.open(path, "rb"))
+        return cast(AbstractContextManager[BinaryIO], io.BufferedReader(HttpBody(filesystem, path), READ_BYTES))
+    if is_hub(filesystem):
+        return open_windows(filesystem, path, window_bytes=READ_BYTES)
+    return cast(AbstractContextManager[BinaryIO], filesystem.open(path, "rb"))
 
 
 class _Rejoined(io.RawIOBase):

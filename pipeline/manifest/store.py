@@ -12,6 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, JobError
+from pipeline.storage.hub import hub_errors
 from pipeline.storage.objects import object_info
 from pipeline.storage.retry import Redirected, retried
 
@@ -36,7 +37,7 @@ def store_errors(display_uri: str) -> Iterator[None]:
         raise ConfigError(f"manifest {display_uri} is a folder") from None
     except aiohttp.ClientResponseError as error:
         raise ConfigError(f"manifest {display_uri}: the server returned status {error.status}") from None
-    except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
+    except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError, *hub_errors()) as error:
         raise JobError(f"manifest {display_uri} could not be read: {str(error) or type(error).__name__}") from None
 
 

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import ConfigError
 from pipeline.layout import DATASET, FOLDERS
 from pipeline.storage.filesystem import resolve
+from pipeline.storage.hub import is_hub
 from pipeline.storage.listing import Contents, list_folder, printable
 from pipeline.storage.retry import ABSENT, DENIED
 
@@ -75,7 +76,8 @@ class Guard:
             folder, below = name.rstrip("/"), ""
             if is_file:
                 folder, _, below = name.rpartition("/")
-            while folder and f"{folder}\0{below}" not in self._allowed:
+            # of the hub, what is above a repository cannot be asked
+            while folder and f"{folder}\0{below}" not in self._allowed and ("@" in folder or not is_hub(filesystem)):
                 self._check_one(filesystem, folder, below, display_uri)
                 self._allowed.add(f"{folder}\0{below}")
                 folder, _, last = folder.rpartition("/")

@@ -17,10 +17,11 @@ from pipeline.errors import ConfigError, JobError, Reason, RejectedRow, Stage
 from pipeline.redaction import without_query
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.http_body import GRACE_S, SLOWEST_BYTES_PER_S, HttpBody
+from pipeline.storage.hub import is_hub
 from pipeline.storage.item_content import read_item
 from pipeline.storage.items import display_name, item_of
 from pipeline.storage.local_file import open_regular
-from pipeline.storage.objects import object_info, refuse_large
+from pipeline.storage.objects import object_info, read_range, refuse_large
 from pipeline.storage.refusals import reject_of
 from pipeline.storage.retry import DENIED, TRANSIENT, Redirected, retried
 
@@ -83,6 +84,8 @@ def _transfer(filesystem: AbstractFileSystem, path: str, size: int | None, max_b
     if isinstance(filesystem, HTTPFileSystem):
         with HttpBody(filesystem, path) as body:
             return body.read_at_most(max_bytes + 1)
+    if is_hub(filesystem):
+        return read_range(filesystem, path, 0, size or 0)
     # one more byte shows that the object has grown; s3fs reads larger objects in parallel
     part = {"start": 0, "end": size + 1} if size and size <= _ONE_GET_BYTES else {}
     if isinstance(filesystem, AsyncFileSystem):

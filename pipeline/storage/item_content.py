@@ -11,7 +11,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.http import HTTPFileSystem
@@ -22,10 +22,13 @@ from pipeline.storage.items import Item, TarItem
 from pipeline.storage.local_file import open_regular
 from pipeline.storage.objects import read_range, refuse_large
 from pipeline.storage.slices import HEADER_BYTES, item_slice
+from pipeline.storage.windows import open_windows
 
 Allow = Callable[[str], None] | None
 
 _PIECE_BYTES = 32 << 20
+_WINDOW_BYTES = 4 << 20
+"""Bytes of one read of a container that is decoded."""
 _CUT_NAME_BYTES = 99
 """Length from which the name in a header may be the start of a longer one, which is in a header before it."""
 
@@ -60,7 +63,7 @@ def item_pieces(
     def open_container() -> AbstractContextManager[BinaryIO]:
         if isinstance(filesystem, LocalFileSystem):
             return open_regular(path, display_uri, allow)
-        return cast(AbstractContextManager[BinaryIO], filesystem.open(path, "rb"))
+        return open_windows(filesystem, path, window_bytes=_WINDOW_BYTES, retrying=False)
 
     slice_ = item_slice(open_container, item, display_uri)
     refuse_large(slice_.size_of(item, display_uri), max_bytes, display_uri)

@@ -9,6 +9,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 
 from pipeline.errors import Reason, RejectedRow, Stage
 from pipeline.storage.http_body import GRACE_S, SLOWEST_BYTES_PER_S
+from pipeline.storage.hub import hub_size, is_hub, read_hub_range
 from pipeline.storage.retry import plain_http_errors
 
 
@@ -23,6 +24,8 @@ def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
 
     Raises: see `plain_http_errors`.
     """
+    if is_hub(filesystem):
+        return {"size": hub_size(path)}
     with plain_http_errors():
         if isinstance(filesystem, AsyncFileSystem):
             info: dict[str, Any] = sync(filesystem.loop, filesystem._info, path, timeout=GRACE_S)
@@ -34,6 +37,8 @@ def object_info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
 def read_range(filesystem: AbstractFileSystem, path: str, start: int, end: int) -> bytes:
     """Read the bytes from `start` to before `end`. Raises: TimeoutError when the transfer is too slow."""
     content: bytes
+    if is_hub(filesystem):
+        return read_hub_range(path, start, end)
     if isinstance(filesystem, AsyncFileSystem):
         limit_s = GRACE_S + (end - start) / SLOWEST_BYTES_PER_S
         content = sync(filesystem.loop, filesystem._cat_file, path, start=start, end=end, timeout=limit_s)

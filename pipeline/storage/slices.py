@@ -195,23 +195,27 @@ def _rows(file: BinaryIO, item: RowItem, display_uri: str) -> Slice:
     made = Slice()
     row = 0
     try:
-        parquet = pq.ParquetFile(file, buffer_size=_PAGE_BYTES, pre_buffer=False)
-        leaf = audio_leaf(parquet.schema_arrow, item.column)
-        metadata = parquet.metadata
+        metadata = pq.read_metadata(file)
+        leaf = audio_leaf(metadata.schema.to_arrow_schema(), item.column)
         if leaf is None or item.row_group >= metadata.num_row_groups:
             raise _named(_absent(), display_uri)
         if group_mark(metadata, item.row_group, leaf) != item.group:
             raise _named(_absent(), display_uri)
         chunk = chunk_of(metadata, item.row_group, leaf)
-        first = 0 if chunk.total_uncompressed_size <= _SLICE_BYTES else max(0, item.row - _ROWS_BEFORE)
+        is_whole = chunk.total_uncompressed_size <= _SLICE_BYTES
+        first = 0 if is_whole else max(0, item.row - _ROWS_BEFORE)
+        # buffered, a column of a row group is fetched at once
+        parquet = pq.ParquetFile(file, metadata=metadata, buffer_size=_PAGE_BYTES, pre_buffer=is_whole)
         for values in _batches(parquet, item, leaf, chunk):
             if row + len(values) > first:
                 for number, value in enumerate(values, row):
                     if number >= first:
                         _keep(made, number, value)
             row += len(values)
-            if row > item.row and made.size > _SLICE_BYTES:
-                break
+            if made.size > _SLICE_BYTES:
+                if row > item.row:
+                    break
+                made, first = Slice(), item.row - _ROWS_BEFORE  # the values are larger than the file states
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the store, not of the file: Arrow's own have no errno

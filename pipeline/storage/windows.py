@@ -1,4 +1,4 @@
-"""Tar files of any store, opened to read their headers without the content between them."""
+"""Files of any store, opened to read some parts of them without what is between, such as the headers of a tar."""
 
 from __future__ import annotations
 
@@ -17,29 +17,48 @@ from pipeline.storage.items import is_compressed_tar
 from pipeline.storage.objects import object_info, read_range
 from pipeline.storage.retry import retried
 
-_LOCAL_BYTES, _REMOTE_BYTES = 4 << 10, 64 << 10
+_LOCAL_BYTES, _REMOTE_BYTES, _COMPRESSED_BYTES = 4 << 10, 64 << 10, 4 << 20
 """Bytes of one read: on a disk a header and small files after it, in a store what one request brings in the same time."""
 
 
 @contextmanager
-def open_tar(filesystem: AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
-    """Open a tar, decompressed. A plain one is read in windows where it is read; of a compressed one, seeks read all.
+def open_windows(
+    filesystem: AbstractFileSystem, path: str, *, window_bytes: int = _REMOTE_BYTES, retrying: bool = True
+) -> Iterator[BinaryIO]:
+    """Open a file that is read in windows, where it is read.
 
+    Args:
+        window_bytes: bytes of one read from a store.
+        retrying: whether failed reads are retried (`pipeline.storage.retry`).
     Raises: OSError and other errors of stores.
     """
-    if is_compressed_tar(path):
-        with filesystem.open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
-            yield cast(BinaryIO, stream)
-    elif isinstance(filesystem, LocalFileSystem):
+    if isinstance(filesystem, LocalFileSystem):
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor is what is read
             size = os.fstat(file.fileno()).st_size
             read = lambda start, end: os.pread(file.fileno(), end - start, start)  # noqa: E731
             yield cast(BinaryIO, WindowFile(read, size, _LOCAL_BYTES))
+        return
+    size = int(object_info(filesystem, path)["size"])
+    fetch = partial(read_range, filesystem, path)
+    read = (lambda start, end: retried(partial(fetch, start, end), what=path)) if retrying else fetch
+    yield cast(BinaryIO, WindowFile(read, size, window_bytes))
+
+
+@contextmanager
+def open_tar(filesystem: AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
+    """Open a tar, decompressed. A plain one is read in windows; of a compressed one, seeks read all.
+
+    Raises: OSError and other errors of stores.
+    """
+    if is_compressed_tar(path):
+        with (
+            open_windows(filesystem, path, window_bytes=_COMPRESSED_BYTES) as raw,
+            gzip.GzipFile(fileobj=raw) as stream,
+        ):
+            yield cast(BinaryIO, stream)
     else:
-        size = int(object_info(filesystem, path)["size"])
-        fetch = partial(read_range, filesystem, path)
-        read = lambda start, end: retried(partial(fetch, start, end), what=path)  # noqa: E731
-        yield cast(BinaryIO, WindowFile(read, size, _REMOTE_BYTES))
+        with open_windows(filesystem, path) as file:
+            yield file
 
 
 class WindowFile(io.RawIOBase):
@@ -56,7 +75,10 @@ class WindowFile(io.RawIOBase):
         self._read_range, self._size, self._window_bytes = read_range, size, window_bytes
         self._at, self._start, self._window = 0, 0, b""
 
-    def seekable(self) -> bool:  # noqa: D102 - documented by io.RawIOBase, like the next three
+    def readable(self) -> bool:  # noqa: D102 - documented by io.RawIOBase, like the next four
+        return True
+
+    def seekable(self) -> bool:  # noqa: D102
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102

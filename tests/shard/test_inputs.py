@@ -15,8 +15,9 @@ from pipeline.dataset.verify.audit import audit
 from pipeline.shard.missing_audio import _missing
 from pipeline.shard.prepare import prepare
 from pipeline.storage.store import open_store
-from tests.support.containers import addresses, tar_file
+from tests.support.containers import addresses, hub_parquet, tar_file
 from tests.support.golden import PARITY
+from tests.support.manifests import read
 from tests.support.nights import driver_of, night, quick
 from tests.support.shards import causes, work_of
 
@@ -31,10 +32,16 @@ def prepared(folder: Path, records: list[dict[str, object]]):
     return prepare(work, next(work.plan.shards()))
 
 
-@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "parquet"])
 def test_waveforms_are_those_of_the_files(tmp_path, ending):
     """Fails if a member of a tar is decoded to other samples than its file, or its offset, channel or checksum does not count."""
-    found = addresses(tar_file(tmp_path / f"a.{ending}", MEMBERS))
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        hub_parquet(path, list(MEMBERS.values()))
+        found = dict(zip(["r0", "r1", "row 2 of row group 0"], read(path)[0]["audio"].to_pylist(), strict=False))
+        found |= dict(enumerate(read(path)[0]["audio"].to_pylist()[3:]))
+    else:
+        found = addresses(tar_file(path, MEMBERS))
     more: list[dict[str, object]] = [{} for _ in CLIPS]
     more[0] = {"offset": 0.25, "duration": 0.5}
     more[1] = {"channel": 0, "sha256": hashlib.sha256(CLIPS[1].read_bytes()).hexdigest()}

@@ -53,6 +53,19 @@ class _Server(ThreadingHTTPServer):
         """Ignore the broken pipes of clients that were killed."""
 
 
+def _tree(files: dict[str, bytes], prefix: str) -> list[dict[str, object]]:
+    """The entries of one folder of a repository."""
+    below = {name.removeprefix(prefix): content for name, content in files.items() if name.startswith(prefix)}
+    folders = dict.fromkeys(name.partition("/")[0] for name in below if "/" in name)
+    return [
+        *({"type": "directory", "path": f"{prefix}{name}", "oid": "0" * 40} for name in folders),
+        *(
+            {"type": "file", "path": f"{prefix}{n}", "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+            for n, c in below.items() if "/" not in n
+        ),
+    ]  # fmt: skip
+
+
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -70,11 +83,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
             status, headers, body = self._find(path)
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if status == 200 and wanted:
-                start = int(wanted[1])
-                status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-                body = body[start:]
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if status == 200 and wanted and body:
+                start, end = int(wanted[1]), min(int(wanted[2] or len(body)), len(body) - 1)
+                status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{end}/{len(body)}"}
+                body = body[start : end + 1]
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
@@ -92,28 +105,30 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body[half:])
 
         def _find(self, path: str) -> tuple[int, dict[str, str], bytes]:
-            api = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/(.+?))?", path.rstrip("/"))
-            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            api = re.fullmatch(
+                r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+?)(?:/(revision|tree)/(.+?))?", path.rstrip("/")
+            )
+            file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             match = api or file
             repository = hub.repositories.get(match[1]) if match else None
             if repository is None or match is None:
                 return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
             if repository.gated:
                 return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
-            revision, _, inner = ((match[3] if api else match[2]) or "main").partition("/")
+            stated = (match[3] if api else match[2]) or "main"
+            at = re.match(r"refs/[^/]+/[^/]+|[^/]*", stated)
+            revision = at[0] if at else ""
+            inner = stated[len(revision) + 1 :]
             commit = repository.refs.get(revision, revision)
             files = repository.commits.get(commit)
             if files is None:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-            if inner:  # a folder of a tree; repositories here have none
-                return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
             if file:
                 return self._file(files, file[3], commit)
             if match[2] == "tree":
-                listed: object = [
-                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                    for name, content in files.items()
-                ]
+                listed: object = _tree(files, f"{inner}/" if inner else "")
+                if inner and not listed:
+                    return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
             else:
                 listed = {"id": match[1], "sha": commit, "siblings": [{"rfilename": name} for name in files]}
             return 200, {"Content-Type": "application/json"}, json.dumps(listed).encode()
