@@ -3,6 +3,7 @@
 # make test-quick   the tests that start neither Ray nor an S3 server, about 7 minutes
 # make test-browser   the reports in a headless Chromium, which it installs where none is (Debian); pictures in build/pictures
 # make test-alerts   the alert rules, with promtool, which it fetches where none is (Debian)
+# make test-azure   the store on Azurite, which it installs; needs npm
 # make test-orchestrators   the examples for Airflow and Dagster in the real ones, which it installs; about ten minutes
 # make picture   the demo, then docs/report.png of its report, with Chromium
 # make check  lint, format, types
@@ -18,7 +19,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo picture test test-quick test-browser test-alerts test-orchestrators check chaos bench demo-models check-published audit lock clean
+.PHONY: demo picture test test-quick test-browser test-alerts test-azure test-orchestrators check chaos bench demo-models check-published audit lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -61,6 +62,13 @@ $(VENV)/promtool: $(VENV)/installed
 test-alerts: $(VENV)/promtool
 	$(VENV)/promtool check rules cluster/prometheus/alerts.yaml
 	$(VENV)/promtool test rules cluster/prometheus/alerts_test.yaml
+
+build/azurite/installed:
+	npm install --silent --no-audit --no-fund --prefix build/azurite azurite@3.37.0
+	touch $@
+
+test-azure: $(VENV)/installed build/azurite/installed
+	AZURITE='node build/azurite/node_modules/azurite/dist/src/blob/main.js' $(RUN) -m pytest tests/storage/test_clouds.py
 
 # each in an environment of its own, with the versions it was tried with
 build/orchestrators/%/installed: examples/%.lock
