@@ -115,18 +115,17 @@ class Scene:
             assert process.poll() is None and time.monotonic() < deadline, f"no job; see the logs in {self.folder}"
             time.sleep(0.5)
 
-    def kill_and_retry(
-        self, corpus: Path, start: Callable[[], subprocess.Popen[bytes]], retry: Callable[[], Any]
-    ) -> None:
-        """Kill the waiting task, retry it, and let the job end. Fails if the retry starts a second job."""
-        process = start()
+    def kill_and_retry(self, corpus: Path, words: list[str], retry: list[str]) -> None:
+        """Kill the waiting task, retry it, and let the job end. Fails if the retry starts a second job, or does not end well."""
+        process = self.start(words, "killed.log")
         self.await_begin(corpus, process)
         before = self.submissions()
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-        letter = subprocess.Popen(["sh", "-c", f"sleep 45; touch {corpus}/go"])  # the retry begins before the job's end
-        retry()
-        letter.wait(60)
+        process = self.start(retry, "retry.log")
+        assert wait_for(lambda: b"submission " in (self.folder / "retry.log").read_bytes(), 300), self.folder
+        (corpus / "go").touch()
+        assert process.wait(300) == 0, self.folder
         assert (corpus / "begun").read_text() == "x\n", "a second job began"
         assert self.submissions().keys() == before.keys() and "RUNNING" not in self.submissions().values()
 
@@ -190,7 +189,7 @@ def airflow(scene: Scene) -> None:
 
     corpus = scene.corpus("killed")
     words = command("2026-11-24", corpus=str(corpus))
-    scene.kill_and_retry(corpus, lambda: scene.start(words, "killed.log"), lambda: scene.run(words, "retry.log"))
+    scene.kill_and_retry(corpus, words, words)
     say("killed, and tried again", states("2026-11-24"), scene.submissions())
     assert {state for state, _ in states("2026-11-24").values()} == {"success"}
 
@@ -243,7 +242,7 @@ def dagster(scene: Scene) -> None:
     killed = scene.corpus("killed")
     words = command("2026-11-24", corpus=str(killed))
     retry = [str(INSTALLED / "dagster" / "bin" / "python"), "-c", RETRY, config(corpus=str(killed)), "2026-11-24"]
-    scene.kill_and_retry(killed, lambda: scene.start(words, "killed.log"), lambda: scene.run(retry, "retry.log"))
+    scene.kill_and_retry(killed, words, retry)
     say("killed, and tried again", scene.submissions())
 
 
