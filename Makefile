@@ -3,6 +3,8 @@
 # make test-quick   the tests that start neither Ray nor an S3 server, about 7 minutes
 # make test-browser   the reports in a headless Chromium, which it installs where none is (Debian); pictures in build/pictures
 # make test-alerts   the alert rules, with promtool, which it fetches where none is (Debian)
+# make test-azure   the store on Azurite, which it installs; needs npm
+# make test-orchestrators   the examples for Airflow and Dagster in the real ones, which it installs; about ten minutes
 # make picture   the demo, then docs/report.png of its report, with Chromium
 # make check  lint, format, types
 # make chaos  an hour of kills, pauses and faults, each audited; writes docs/reliability.md
@@ -17,7 +19,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo picture test test-quick test-browser test-alerts check chaos bench demo-models check-published audit lock clean
+.PHONY: demo picture test test-quick test-browser test-alerts test-azure test-orchestrators check chaos bench demo-models check-published audit lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=python3.12 ...")'
@@ -60,6 +62,22 @@ $(VENV)/promtool: $(VENV)/installed
 test-alerts: $(VENV)/promtool
 	$(VENV)/promtool check rules cluster/prometheus/alerts.yaml
 	$(VENV)/promtool test rules cluster/prometheus/alerts_test.yaml
+
+build/azurite/installed:
+	npm install --silent --no-audit --no-fund --prefix build/azurite azurite@3.37.0
+	touch $@
+
+test-azure: $(VENV)/installed build/azurite/installed
+	AZURITE='node build/azurite/node_modules/azurite/dist/src/blob/main.js' $(RUN) -m pytest tests/storage/test_clouds.py
+
+# each in an environment of its own, with the versions it was tried with
+build/orchestrators/%/installed: examples/%.lock
+	$(PYTHON) -m venv --clear build/orchestrators/$*
+	build/orchestrators/$*/bin/pip install --quiet --no-deps --requirement $<
+	touch $@
+
+test-orchestrators: $(VENV)/installed build/orchestrators/airflow/installed build/orchestrators/dagster/installed
+	$(RUN) -m tests.long.orchestrators
 
 picture: $(VENV)/browser demo
 	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,1130 \

@@ -128,6 +128,15 @@ class History:
         """Return whether the files that a plan names exist: a plan that was written again names others."""
         return all(file in self.sizes for file in (*(file for file, _ in plan.files), plan.rejects_file) if file)
 
+    def entry(self, plan: Plan) -> Entry | None:
+        """Return the entry of the index that stands for a plan, or None."""
+        return self._entries.get(plan.plan)
+
+    def index_rows(self) -> Iterator[pa.Table]:
+        """Yield the rows of the entries in the index, in batches."""
+        for segment in self._segments:
+            yield from segment.tables([ID, REFUSED, REJECTED])
+
     # -- ids
 
     def ids(self, plans: Sequence[Plan]) -> Iterator[tuple[Keys, NDArray[np.integer[Any]]]]:
@@ -169,7 +178,8 @@ class History:
     def _few_ids(self, plan: Plan) -> Keys:
         return np.concatenate([id_keys([]), *planned_ids(self.store, plan)])
 
-    def _refused(self, plan: Plan) -> Keys:
+    def refused(self, plan: Plan) -> Keys:
+        """Read the keys of the rows that a plan rejected while planning."""
         table = read_rejects(self.store, plan)
         return id_keys([]) if table is None else reject_keys(table)
 
@@ -181,7 +191,7 @@ class History:
             for rows in segment.tables([REFUSED]):
                 refused.append(keys_of(rows.filter(pa.array(np.isin(rows["plan"].to_numpy(), wanted)))))
         missing = [plan for plan in plans if plan.plan not in self._entries and plan.rejects_file]
-        refused += [read() for read in read_ahead(self._refused, missing)]
+        refused += [read() for read in read_ahead(self.refused, missing)]
         return (keys for keys, _ in self.ids(plans)), np.concatenate(refused)
 
     # -- results
@@ -192,7 +202,7 @@ class History:
 
     def rejected(self, plans: Sequence[Plan]) -> Iterator[Rejected]:
         """Yield the rows that the published rejects of some plans name."""
-        indexed = {plan.plan: plan for plan in plans if self._has_rejects(plan)}
+        indexed = {plan.plan: plan for plan in plans if self.has_rejects(plan)}
         for segment in self._segments:
             for rows in segment.tables([REJECTED]):
                 numbers, keys = rows["plan"].to_numpy(), keys_of(rows)
@@ -202,16 +212,17 @@ class History:
                     if plan is not None:
                         yield Rejected(plan, keys[at], tuple(rows["reason"].take(pa.array(at)).to_pylist()))
         others = [plan for plan in plans if plan.plan not in indexed and rejects_key(plan.plan) in self.sizes]
-        for read in read_ahead(self._read_rejected, others):
+        for read in read_ahead(self.read_rejected, others):
             if (found := read()) is not None:
                 yield found
 
-    def _has_rejects(self, plan: Plan) -> bool:
+    def has_rejects(self, plan: Plan) -> bool:
         """Return whether the index has the ids in a plan's published rejects as they are."""
         entry = self._entries.get(plan.plan)
         return entry is not None and entry.results.rejects_bytes == self.sizes.get(rejects_key(plan.plan))
 
-    def _read_rejected(self, plan: Plan) -> Rejected | None:
+    def read_rejected(self, plan: Plan) -> Rejected | None:
+        """Read the rows that a plan's published rejects name; None if there are none."""
         try:
             content = self.store.read(rejects_key(plan.plan))
         except FileNotFoundError:
@@ -275,7 +286,7 @@ class History:
             count += segment.rows
         plans = [entry.plan for segment in merged for entry in segment.entries.values()] + fresh
         rows = [table for segment in merged for table in segment.tables([ID, REFUSED])]
-        for plan, refused in zip(fresh, read_ahead(self._refused, fresh), strict=True):
+        for plan, refused in zip(fresh, read_ahead(self.refused, fresh), strict=True):
             rows += [index_rows(plan, ID, self._read[plan.plan]), index_rows(plan, REFUSED, refused())]
         for found in self.rejected([plan for plan in plans if self.is_published(plan)]):
             rows.append(index_rows(found.plan, REJECTED, found.keys, found.reasons))

@@ -3,6 +3,9 @@
 The driver publishes them once for each finished shard, so that retries are not counted twice and the sums equal those of
 `report.json`. Every metric has the tags `run` and `output`.
 docs/runbook.md explains each metric and how to react to it.
+
+Ray's agent keeps a counter until its node ends, and forgets a gauge that is not set for two report intervals (20 s). The totals
+are therefore gauges that the driver sets again and again: the series of a finished run disappear. Only `finished_runs` stays.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ M = TypeVar("M", bound=Metric)
 PREFIX = "speech_emotion_"
 _COMMON = ("run", "output")
 
-COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+TOTALS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rows": (
         "Manifest rows by status (annotated, rejected, elsewhere: committed by another run) and reason.",
         ("status", "reason"),
@@ -32,6 +35,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Rows of the plan that a driver took up, by state (planned, refused: rejects of the manifest).",
         ("state",),
     ),
+    "rejects": ("Rejects in all: rows refused in the manifest, and rejected rows.", ()),
     "shards": ("Shards that came back, by outcome (committed, elsewhere).", ("outcome",)),
     "utterances": ("Utterances written.", ()),
     "audio_seconds": ("Seconds of audio written.", ()),
@@ -48,7 +52,12 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("stage", "kind"),
     ),
 }
-"""Description and tags by name, without the prefix and without `_total`, which Ray appends."""
+"""Sums that only grow: description and tags by name, without the prefix and the suffix `_total`."""
+
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "finished_runs": ("Runs whose shards are all done: 0 or 1.", ()),
+}
+"""Counters that outlive their run, so that its end can be told from the end of its driver; Ray appends `_total`."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "actors": ("Model actors by stage and state (asked, alive, waiting).", ("stage", "state")),
@@ -71,12 +80,13 @@ _RETRIES = {"store_retries": "store", "halved": "memory", "restarts": "process"}
 _AT_ZERO: tuple[tuple[str, dict[str, str]], ...] = (
     ("utterances", {}),
     ("audio_seconds", {}),
+    ("rejects", {}),
     *(("planned_rows", {"state": state}) for state in ("planned", "refused")),
     *(("shards", {"outcome": outcome}) for outcome in ("committed", "elsewhere")),
     *(("rows", {"status": status, "reason": ""}) for status in ("annotated", "elsewhere")),
     *(("rows", {"status": "rejected", "reason": str(reason)}) for reason in Reason),
 )
-"""Counters, with their own tags, that are published from the start of a run; those of stages come with the first shard."""
+"""Totals, with their own tags, that are published from the start of a run; those of stages come with the first shard."""
 
 
 class Metrics:
@@ -84,22 +94,34 @@ class Metrics:
 
     def __init__(self, output: str, plan: Plan) -> None:
         tags = {"run": plan.plan, "output": without_query(output)}
-        self._counters = {
-            name: _tagged(Counter(PREFIX + name, *_with_tags(metric)), tags) for name, metric in COUNTERS.items()
-        }
+        totals = {f"{name}_total": metric for name, metric in TOTALS.items()}
         self._gauges = {
-            name: _tagged(Gauge(PREFIX + name, *_with_tags(metric)), tags) for name, metric in GAUGES.items()
+            name: _tagged(Gauge(PREFIX + name, *_with_tags(metric)), tags) for name, metric in (totals | GAUGES).items()
         }
+        self._finished = _tagged(Counter(PREFIX + "finished_runs", *_with_tags(COUNTERS["finished_runs"])), tags)
+        # Ray's `inc` refuses zero; without it an alert cannot tell a run that has not finished from one that never was
+        self._finished._record(0.0)
+        self._totals: dict[str, dict[tuple[tuple[str, str], ...], float]] = {name: {} for name in TOTALS}
         self._gpu_bytes: dict[str, float] = {}
         self._committed_at: float | None = None
         for name, own in _AT_ZERO:
-            # Ray's `inc` refuses zero; without it a rate misses the first shard, and an alert cannot tell nothing from no job
-            self._counters[name]._record(0.0, tags=own)
+            self._totals[name][tuple(own.items())] = 0.0
         self._add("planned_rows", plan.rows, state="planned")
         self._add("planned_rows", plan.rejects, state="refused")
+        self._add("rejects", plan.rejects)
+        self._publish()
 
     def count(self, shard: Finished) -> None:
         """Publish one shard."""
+        self._count(shard)
+        self._publish()
+
+    def finish(self) -> None:
+        """Publish that all shards of the run are done."""
+        self._publish()
+        self._finished.inc()
+
+    def _count(self, shard: Finished) -> None:
         self._add("shards", 1, outcome="committed" if shard.won else "elsewhere")
         for stage, seconds in shard.stage_s.items():
             self._add("stage_seconds", seconds, stage=stage)
@@ -109,7 +131,7 @@ class Metrics:
             self._add("rows", shard.rows, status="elsewhere", reason="")
             return
         self._committed_at = time.time()
-        self._set("last_commit_timestamp_seconds", self._committed_at)
+        self._add("rejects", len(shard.rejects))
         self._add("rows", shard.rows - len(shard.rejects), status="annotated", reason="")
         for reason, rows in collections.Counter(shard.rejects).items():
             self._add("rows", rows, status="rejected", reason=reason)
@@ -117,11 +139,8 @@ class Metrics:
         self._add("audio_seconds", shard.audio_s)
 
     def actors(self, states: Mapping[str, Mapping[str, int]]) -> None:
-        """Publish the number of actors by stage and state, and the other gauges again, since Ray forgets them."""
-        if self._committed_at is not None:
-            self._set("last_commit_timestamp_seconds", self._committed_at)
-        for stage, gpu_bytes in self._gpu_bytes.items():
-            self._set("gpu_memory_bytes", gpu_bytes, stage=stage)
+        """Publish the number of actors by stage and state, and everything else again, since Ray forgets it."""
+        self._publish()
         for stage, counts in states.items():
             for state, number in counts.items():
                 self._set("actors", number, stage=stage, state=state)
@@ -133,11 +152,20 @@ class Metrics:
             self._add("retries", figures.get(figure, 0.0), stage=stage, kind=kind)
         if "gpu_bytes" in figures:
             self._gpu_bytes[stage] = max(self._gpu_bytes.get(stage, 0.0), figures["gpu_bytes"])
-            self._set("gpu_memory_bytes", self._gpu_bytes[stage], stage=stage)
 
     def _add(self, name: str, value: float, **tags: str) -> None:
-        if value > 0:  # Ray refuses increments of zero
-            self._counters[name].inc(value, tags=tags)
+        key = tuple(tags.items())
+        self._totals[name][key] = self._totals[name].get(key, 0.0) + value
+
+    def _publish(self) -> None:
+        # the thread that watches the run publishes too
+        for name, series in self._totals.items():
+            for own, value in list(series.items()):
+                self._set(f"{name}_total", value, **dict(own))
+        for stage, gpu_bytes in list(self._gpu_bytes.items()):
+            self._set("gpu_memory_bytes", gpu_bytes, stage=stage)
+        if self._committed_at is not None:
+            self._set("last_commit_timestamp_seconds", self._committed_at)
 
     def _set(self, name: str, value: float, **tags: str) -> None:
         self._gauges[name].set(value, tags=tags)

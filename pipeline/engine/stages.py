@@ -99,6 +99,7 @@ def run_shards(
             if is_embedded():
                 require_room_for_ray()
             raise _root_cause(error, tracker) from error
+    metrics.finish()
 
 
 def _shared(work: Work, pools: Pools, config: JobConfig, num_shards: int) -> tuple[Pools, Share]:

@@ -9,6 +9,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
+from pipeline.storage.clouds import client_options
 from pipeline.storage.http_body import http_options
 from pipeline.storage.retry import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 
@@ -19,12 +20,13 @@ _LIBRARY_TRIES = 3
 def resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     """Split a URI or local path into its file system and the path inside it.
 
-    Credentials and endpoint come from the usual environment variables (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
+    Credentials and endpoint come from the usual environment variables (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
+    `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...).
 
     Raises: ConfigError for a scheme that fsspec does not know or whose package is not installed.
     """
     scheme = uri.partition("://")[0].lower()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = client_options(scheme, CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
     if scheme in ("http", "https"):
         options = http_options(READ_TIMEOUT_S)
     elif scheme in ("s3", "s3a"):

@@ -10,6 +10,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import Reason, Reject, Stage
+from pipeline.storage.clouds import plain_client_errors
 from pipeline.storage.retry import (
     ABSENT,
     DENIED,
@@ -63,7 +64,8 @@ def look_closer(filesystem: AbstractFileSystem, path: str, display_uri: str) -> 
     if isinstance(filesystem, LocalFileSystem):
         return None
     try:
-        filesystem.cat_file(path, start=0, end=1)
+        with plain_client_errors():
+            filesystem.cat_file(path, start=0, end=1)
     except (*DENIED, *TRANSIENT) as error:
         refuse_credentials(error, display_uri)
         return error

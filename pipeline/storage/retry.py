@@ -21,6 +21,7 @@ import botocore.exceptions
 
 from pipeline.errors import JobError
 from pipeline.redaction import without_query
+from pipeline.storage.clouds import BadCredentialsError, CloudError, plain_client_errors
 
 T = TypeVar("T")
 
@@ -98,7 +99,8 @@ def retried(call: Callable[[], T], *, what: str, budget_s: float | None = None) 
     while True:
         attempts += 1
         try:
-            return call()
+            with plain_client_errors():
+                return call()
         except DENIED as error:
             refuse_credentials(error, what)
             raise
@@ -124,8 +126,8 @@ def is_final(error: BaseException) -> bool:
     """Return whether a retry cannot help."""
     if isinstance(error, (*_FINAL, Redirected)) or error_code(error) in _FINAL_CODES | _REFUSED_CODES:
         return True
-    if isinstance(error, aiohttp.ClientResponseError):
-        return 400 <= error.status < 500 and error.status not in _HTTP_LATER
+    if isinstance(error, aiohttp.ClientResponseError | CloudError):
+        return error.status is not None and 400 <= error.status < 500 and error.status not in _HTTP_LATER
     return isinstance(error, aiohttp.InvalidURL) or (isinstance(error, OSError) and error.errno in _FINAL_ERRNO)
 
 
@@ -136,8 +138,9 @@ def is_refusal(error: BaseException) -> bool:
     """
     if (code := error_code(error)) is not None:
         return code in _REFUSED_CODES
-    if isinstance(error, aiohttp.ClientResponseError):
-        return 400 <= error.status < 500 and error.status not in (*_HTTP_ABSENT, *_HTTP_DENIED, *_HTTP_LATER)
+    if isinstance(error, aiohttp.ClientResponseError | CloudError):
+        others = (*_HTTP_ABSENT, *_HTTP_DENIED, *_HTTP_LATER)
+        return error.status is not None and 400 <= error.status < 500 and error.status not in others
     return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _REFUSED_ERRNO)
 
 
@@ -168,6 +171,11 @@ def plain_http_errors() -> Iterator[None]:
 
 def refuse_credentials(error: BaseException, what: str) -> None:
     """Raise JobError when the store reports invalid credentials or a wrong clock."""
+    if isinstance(error, BadCredentialsError):
+        raise JobError(
+            f"{what}: the store does not accept the credentials, or there are none ({error.strerror}); renew them and start the "
+            "same command again"
+        ) from error
     code = error_code(error)
     if code in _CREDENTIAL_CODES:
         hint = (

@@ -1,7 +1,7 @@
 """The store of an output, on a local disk or in a bucket.
 
-Its only write is put-if-absent: `If-None-Match: *` on S3 and compatible stores; on disk a hidden temporary file, fsync and
-link(2), which fails if the name exists.
+Its only write is put-if-absent: `If-None-Match: *` on S3, compatible stores and Azure, `ifGenerationMatch=0` on Google Cloud; on
+disk a hidden temporary file, fsync and link(2), which fails if the name exists.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, JobError
 from pipeline.redaction import without_query
+from pipeline.storage.clouds import has_suffix_ranges, upload_options
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.pages import objects_below
 from pipeline.storage.refusals import look_closer
@@ -130,7 +131,8 @@ def _call(filesystem: AbstractFileSystem, path: str, call: Callable[[], T], *, w
         return retried(call, what=what)
     except DENIED as error:
         look_closer(filesystem, path, what)
-        raise JobError(f"{what}: {principal()} is not allowed to ({error})") from error
+        who = principal() if hasattr(filesystem, "call_s3") else "the job's account"
+        raise JobError(f"{what}: {who} is not allowed to ({error})") from error
 
 
 class _RangedFile(io.RawIOBase):
@@ -177,10 +179,12 @@ class ObjectStore:
         self._filesystem, self._path = resolve(self.root)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """See `Store`. One PUT with `If-None-Match: *` (a conditional multipart completion for large contents)."""
-        path = f"{self._path}/{key}"
+        """See `Store`. One PUT with `If-None-Match: *` (a conditional completion for large contents); on Google Cloud one POST
+        with `ifGenerationMatch=0`.
+        """
+        path, more = f"{self._path}/{key}", upload_options(self._filesystem, content)
         try:
-            self._retried("writing", key, lambda: self._filesystem.pipe_file(path, content, mode="create"))
+            self._retried("writing", key, lambda: self._filesystem.pipe_file(path, content, mode="create", **more))
         except FileExistsError:
             return False
         except OSError as error:
@@ -205,6 +209,10 @@ class ObjectStore:
 
     def read_tail(self, key: str, size_bytes: int = _ROOM_FOR_FOOTER) -> bytes:
         """See `Store`."""
+        if not has_suffix_ranges(self._filesystem):
+            with self.open(key) as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - size_bytes))
+                return file.read()
         path = f"{self._path}/{key}"
         content: bytes = self._retried("reading", key, lambda: self._filesystem.cat_file(path, start=-size_bytes))
         return content
@@ -247,7 +255,7 @@ def require_conditional_writes(store: Store, probe: str) -> None:
         raise ConfigError(
             f"the output {without_query(store.root)!r} overwrote an object that was to be created only if absent; "
             "without conditional writes two attempts could both commit a shard. Use AWS S3, MinIO, SeaweedFS, "
-            "Google Cloud Storage or a local disk"
+            "Google Cloud Storage, Azure Blob Storage or a local disk"
         )
     if _renames(store, probe):
         raise ConfigError(

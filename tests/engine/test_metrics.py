@@ -6,19 +6,24 @@ import inspect
 import json
 import random
 import re
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.engine import stages
-from pipeline.engine.metrics import COUNTERS, GAUGES, PREFIX
+from pipeline.engine.metrics import COUNTERS, GAUGES, PREFIX, TOTALS
 from pipeline.errors import Reason
 from tests.support.corpus import ONE_ACTOR, ROOT, annotate, broken_rows, model_options, rows, write_manifest
+from tests.support.processes import until
 from tests.support.ray_head import free_port, head
 
+EXPORTED = {f"{name}_total" for name in (*TOTALS, *COUNTERS)} | set(GAUGES)
 DASHBOARD = ROOT / "cluster" / "grafana" / "speech-emotion.json"
 _LINE = re.compile(rf"^ray_{PREFIX}(\w+)\{{(.*)\}} (\S+)$", re.MULTILINE)
 _TAG = re.compile(r'(\w+)="([^"]*)"')
@@ -37,10 +42,29 @@ def total(published: Published, name: str, **wanted: str) -> float:
     return sum(value for tags, value in published.get(name, []) if wanted.items() <= tags.items())
 
 
+@contextmanager
+def scraping(port: int, seen: dict[tuple[str, frozenset[tuple[str, str]]], float]) -> Iterator[None]:
+    """Scrape again and again, as Prometheus does, and keep the last value of each series."""
+    ended = threading.Event()
+
+    def scrape_often() -> None:
+        while not ended.wait(0.5):
+            for name, series in scrape(port).items():
+                seen.update({(name, frozenset(tags.items())): value for tags, value in series})
+
+    thread = threading.Thread(target=scrape_often)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @pytest.mark.usefixtures("own_ray")
 def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr: Path) -> None:
-    """Fails if a metric is not exported, is lost with the driver, is counted twice, differs from the run's report, or does not
-    begin at zero."""
+    """Fails if a metric is not exported, its last value is lost with the driver, it is counted twice, differs from the run's
+    report, does not begin at zero, or stays after the run, so that a cluster collects the series of every night."""
     records = [*rows(6), *rows(3, with_text=False, prefix="heard"), *broken_rows(tmp_path)]
     manifest, port = write_manifest(tmp_path / "m.jsonl", records), free_port()
     options = [
@@ -54,13 +78,17 @@ def test_metrics_say_what_the_report_says(tmp_path: Path, checkpoints: Path, asr
         *ONE_ACTOR,
     ]
     started_at = time.time()
-    with head(tmp_path, 2, 0, f"--metrics-export-port={port}") as cluster:
-        done = annotate(manifest, tmp_path / "out", *options, env=cluster.environment)
-        report = json.loads((tmp_path / "out/_runs/000001/report.json").read_text())
-        deadline = time.monotonic() + 60
-        while total(published := scrape(port), "shards_total") < report["parts"]:
-            assert time.monotonic() < deadline, published
-            time.sleep(1)
+    often = {"RAY_metrics_report_interval_ms": "2000"}
+    seen: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    with head(tmp_path, 2, 0, f"--metrics-export-port={port}", environment=often) as cluster, scraping(port, seen):
+        done = annotate(manifest, tmp_path / "out", *options, env={**cluster.environment, **often})
+        until(lambda: set(scrape(port)) == {"finished_runs_total"})
+    report = json.loads((tmp_path / "out/_runs/000001/report.json").read_text())
+    published: Published = {}
+    for (name, tags), value in seen.items():
+        published.setdefault(name, []).append((dict(tags), value))
+    assert total(published, "shards_total") == report["parts"] and total(published, "finished_runs_total") == 1
+    assert total(published, "rejects_total") == report["rejected"]
     assert total(published, "rows_total", status="annotated") == report["recordings_annotated"] == 9
     refused = total(published, "planned_rows_total", state="refused")
     assert total(published, "planned_rows_total") == report["rows"] and refused == 2
@@ -96,7 +124,7 @@ def test_the_dashboard_shows_what_is_exported_and_nothing_else() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     shown = set(re.findall(rf"ray_{PREFIX}(\w+)", asked))
-    assert shown == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
+    assert shown == EXPORTED
     assert set(re.findall(rf"ray_{PREFIX}(\w+)", json.dumps(dashboard["templating"]))) <= shown
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
@@ -105,10 +133,9 @@ def test_alerts_ask_for_metrics_that_are_exported() -> None:
     """Fails if an alert can never fire because no run exports its metric, or the runbook does not say what to do."""
     (group,) = yaml.safe_load((ROOT / "cluster" / "prometheus" / "alerts.yaml").read_text())["groups"]
     runbook = (ROOT / "docs" / "runbook.md").read_text()
-    exported = {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     for rule in group["rules"]:
         used = re.findall(rf"ray_{PREFIX}(\w+)", rule["expr"])
-        assert used and set(used) <= exported and f"`{rule['alert']}`" in runbook
+        assert used and set(used) <= EXPORTED and f"`{rule['alert']}`" in runbook
     assert len(group["rules"]) == 4
 
 
@@ -139,7 +166,10 @@ def drawn_samples(outputs: list[str], seed: int) -> Published:
     found: Published = {}
     for output in outputs:
         for run in ("000001", "000002"):
-            for name, (_, tags) in {**{f"{name}_total": told for name, told in COUNTERS.items()}, **GAUGES}.items():
+            for name, (_, tags) in {
+                **{f"{name}_total": told for name, told in (TOTALS | COUNTERS).items()},
+                **GAUGES,
+            }.items():
                 states = ("planned", "refused") if name == "planned_rows_total" else ("a", "b")
                 for state in states:
                     own = {tag: "rejected" if tag == "status" else state for tag in tags}
@@ -165,13 +195,13 @@ def test_no_panel_mixes_outputs_whose_runs_share_a_number(seed: int) -> None:
             assert len(all_series) == len(both) * len(own_series), target["expr"]
         assert "{{output}}" in target["legendFormat"] and "{{run}}" in target["legendFormat"]
         assert target["expr"].count('output=~"$output",run=~"$run"') == len(mixed)
-    assert len(ours) >= len(COUNTERS)
+    assert len(ours) >= len(TOTALS)
 
 
 def test_the_runbook_names_every_metric() -> None:
     """Fails if a number is published that nobody is told how to read."""
     runbook = (ROOT / "docs" / "runbook.md").read_text()
-    assert [name for name in (*COUNTERS, *GAUGES) if f"`{name}`" not in runbook] == []
+    assert [name for name in (*TOTALS, *COUNTERS, *GAUGES) if f"`{name}`" not in runbook] == []
 
 
 def test_the_runbook_names_every_reason_and_every_stage() -> None:

@@ -15,10 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.history import History
 from pipeline.dataset.parts import Receipt, part_bytes, read_receipt
 from pipeline.dataset.plan import load_plan
+from pipeline.dataset.plan_index import ID, REJECTED
 from pipeline.dataset.verify.invariants import Invariant
 from pipeline.storage.store import LocalStore
+from tests.support.many_nights import start
 from tests.support.outputs import SECOND, plan_rows
 
 Damage = Callable[[Path], object]
@@ -305,3 +308,48 @@ def the_report_is_gone(out: Path) -> None:
 def the_report_is_garbage(out: Path) -> None:
     """A report that was cut."""
     (out / "_runs/000001/report.json").write_text('{"rows": 1')
+
+
+# -- the index of earlier plans
+
+
+def indexed(out: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows) -> None:
+    """Write the index as the next job would, then change its rows."""
+    history = History(LocalStore(out))
+    start(history)
+    history.extend()
+    (path,) = out.glob("_runs/index/*.parquet")
+    with pq.ParquetFile(path) as file:
+        rows, metadata = file.read(), file.metadata.metadata
+    with pq.ParquetWriter(path, rows.schema) as writer:
+        writer.write_table(change(rows))
+        writer.add_key_value_metadata({key: metadata[key] for key in metadata if key.startswith(b"speech_emotion")})
+
+
+def of_kind(kind: int, name: str, value: object) -> Callable[[pa.Table], pa.Table]:
+    """Replace a value of the first row of a kind."""
+
+    def changed(rows: pa.Table) -> pa.Table:
+        at = rows["kind"].to_pylist().index(kind)
+        return column(name, lambda values: [*values[:at], value, *values[at + 1 :]])(rows)
+
+    return changed
+
+
+@shows(Invariant.INDEX, deep=True)
+def an_id_of_the_index_is_another(out: Path) -> None:
+    """An index of an output that was restored from a backup: the next job annotates a row twice, and skips another."""
+    indexed(out, of_kind(ID, "key", b"x" * 16))
+
+
+@shows(Invariant.INDEX, deep=True)
+def a_reject_of_the_index_has_another_reason(out: Path) -> None:
+    """An index from before the rejects were replaced: `--retry-rejects` tries other rows again."""
+    indexed(out, of_kind(REJECTED, "reason", "TIMEOUT"))
+
+
+@shows(Invariant.INDEX, deep=True)
+def a_plan_differs_from_the_index(out: Path) -> None:
+    """A plan that somebody edited after it was indexed."""
+    indexed(out)
+    edit_json(out / "_runs/000001/plan.json", created_at="2020-01-01T00:00:00Z")

@@ -1,6 +1,6 @@
-"""A program that runs the Airflow DAG and the Dagster asset against a cluster, with stand-ins for Airflow and Dagster.
+"""The Airflow DAG and the Dagster asset with stand-ins for Airflow and Dagster, and a program that runs both on a cluster.
 
-It is a process of its own, because Ray reads RAY_AUTH_MODE when it is first imported.
+The program is a process of its own, because Ray reads RAY_AUTH_MODE when it is first imported.
 
 usage: python -m tests.support.orchestrating JSON, an object {corpus, output, models}; prints the results as JSON
 """
@@ -13,45 +13,109 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pydantic
+
 from tests.support.corpus import ROOT
 
 EXAMPLES = ROOT / "examples"
+DAY = "2026-11-22"
+if str(EXAMPLES) not in sys.path:
+    sys.path.append(str(EXAMPLES))  # both files import ray_job, as they do in a DAG folder
+
+
+class FinalError(Exception):
+    """Stand in for AirflowFailException, after which Airflow does not retry."""
+
+
+class Interrupted(BaseException):
+    """Stand in for the error that Dagster raises in a run that a person ends."""
+
+
+class Failure(Exception):
+    """Stand in for Dagster's Failure."""
+
+    def __init__(self, description: str, *, allow_retries: bool) -> None:
+        super().__init__(description)
+        self.allow_retries = allow_retries
+
+
+class Operator:
+    """Stand in for Airflow's BaseOperator."""
+
+    made: Operator
+    dag_id = "speech_emotion"
+
+    def __init__(self, *, retries: int, **_: Any) -> None:
+        self.retries, self.output = retries, None
+        Operator.made = self
+
+
+def load_dag() -> tuple[Any, Any]:
+    """Execute the DAG file. Returns: its operator and the function of the task after it."""
+    tasks: list[Any] = []
+    sdk = {"BaseOperator": Operator, "Param": _anything, "dag": _decorator, "task": lambda f: _keeping(tasks, f)}
+    _load("airflow_dag", {"airflow.sdk": sdk, "airflow.sdk.exceptions": {"AirflowFailException": FinalError}})
+    return Operator.made, tasks[0]
+
+
+def airflow_context(tries: int = 1, max_tries: int = 3, **params: Any) -> dict[str, Any]:
+    """Return the context of a task's try."""
+    known = {"by": ["language"], "options": [], "working_dir": None, "timeout_hours": 1}
+    instance = SimpleNamespace(try_number=tries, max_tries=max_tries)
+    return {"params": {**known, **params}, "run_id": f"scheduled__{DAY}", "ti": instance}
+
+
+def load_assets() -> dict[str, Any]:
+    """Execute the file of the asset. Returns: its names."""
+    names = ("AssetCheckExecutionContext", "AssetExecutionContext", "DagsterRun", "DailyPartitionsDefinition", "Definitions",
+             "RetryPolicy", "build_schedule_from_partitioned_job", "define_asset_job")  # fmt: skip
+    stand_ins = dict.fromkeys(names, _anything) | {
+        "AssetCheckResult": SimpleNamespace, "ConfigurableResource": pydantic.BaseModel, "EnvVar": str, "Failure": Failure,
+        "DagsterExecutionInterruptedError": Interrupted, "MaterializeResult": dict, "asset": _decorator,
+        "asset_check": _decorator,
+    }  # fmt: skip
+    return _load("dagster_asset", {"dagster": stand_ins})
+
+
+def dagster_context(run_id: str, root_run_id: str | None = None, lines: list[str] | None = None) -> SimpleNamespace:
+    """Return the context of a materialisation or of a check."""
+    log = SimpleNamespace(info=lambda line: None if lines is None else lines.append(line))
+    return SimpleNamespace(run=SimpleNamespace(run_id=run_id, root_run_id=root_run_id), partition_key=DAY, log=log)
 
 
 def main() -> None:
-    """Run two nights of the DAG and two materialisations of the asset, the second with a mistyped option."""
-    asked = json.loads(sys.argv[1])
-    corpus, output, models = asked["corpus"], asked["output"], asked["models"]
-    tasks: list[Any] = []
-    params = {"corpus": corpus, "output": output, "by": ["language"], "options": models}
-    context = {"params": params, "run_id": "scheduled__2026-11-22", "ti": SimpleNamespace(try_number=1)}
-    _load(
-        "airflow_dag", "airflow.sdk", Param=_anything, dag=_decorator, get_current_context=lambda: context,
-        task=lambda *a, **k: _keeping(tasks, *a, **k),
-    )  # fmt: skip
-    run, summarise = tasks
-    nights = [summarise(run()), summarise(run())]  # the same try is joined, not started again
-    asset = _load("dagster_asset", "dagster", Config=SimpleNamespace, asset=_decorator, **_DAGSTER)["utterances"]
-    dashboard = os.environ["RAY_DASHBOARD"]
-    config = SimpleNamespace(dashboard=dashboard, corpus=corpus, output=output, by=["language"], options=models)
-    log = SimpleNamespace(info=lambda _: None)
-    nothing_new = asset(SimpleNamespace(run_id="1", retry_number=0, log=log), config)
-    config.options = ["--modee", "mean"]
+    """Run one night of the DAG, ask for it again, and materialise two assets, the second with a mistyped option."""
+    request = json.loads(sys.argv[1])
+    corpus, output, models = request["corpus"], request["output"], request["models"]
+    operator, summarise = load_dag()
+    context = airflow_context(corpus=corpus, output=output, options=models)
+    nights = [summarise(operator.execute(context)) for _ in range(2)]  # a try that succeeded unseen is not repeated
+    names = load_assets()
+    cluster = names["Cluster"](dashboard=os.environ["RAY_DASHBOARD"], corpus=corpus, output=output, options=models)
+    nothing_new = names["utterances"](dagster_context("1"), cluster)
     try:
-        asset(SimpleNamespace(run_id="1", retry_number=1, log=log), config)
+        names["utterances"](dagster_context("2"), cluster.model_copy(update={"options": ["--modee", "mean"]}))
         failure = None
-    except RuntimeError as error:
-        failure = str(error)
+    except Failure as error:
+        failure = {"message": str(error), "retry": error.allow_retries}
     print(json.dumps({"nights": nights, "new_runs": nothing_new["metadata"]["runs"], "failure": failure}))
 
 
-def _load(name: str, package: str, **names: Any) -> dict[str, Any]:
+def _load(name: str, packages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Execute one of the files with stand-ins for its imports from the orchestrator."""
-    module = ModuleType(package)
-    vars(module).update(names)
-    sys.modules[package.partition(".")[0]] = sys.modules[package] = module
+    top = next(iter(packages)).partition(".")[0]
+    modules = {package: ModuleType(package) for package in (top, *packages)}
+    for package, names in packages.items():
+        vars(modules[package]).update(names)
+    before = {package: sys.modules.get(package) for package in modules}
+    sys.modules.update(modules)
     space: dict[str, Any] = {"__name__": name}
-    exec(compile((EXAMPLES / f"{name}.py").read_text(), f"{name}.py", "exec"), space)
+    try:
+        exec(compile((EXAMPLES / f"{name}.py").read_text(), f"{name}.py", "exec"), space)
+    finally:
+        for package, module in before.items():
+            if module is None:
+                del sys.modules[package]
     return space
 
 
@@ -66,24 +130,11 @@ def _anything(*_: Any, **__: Any) -> None:
     """Stand in for an object that only the orchestrator uses."""
 
 
-def _keeping(kept: list[Any], *arguments: Any, **options: Any) -> Any:
+def _keeping(kept: list[Any], function: Any) -> Any:
     """Stand in for Airflow's `task`: keep the function; calling it inside the DAG runs nothing."""
-    if not arguments:
-        return lambda function: _keeping(kept, function, **options)
-    kept.append(arguments[0])
+    kept.append(function)
     return lambda *_: None
 
 
-_DAGSTER = {
-    "AssetExecutionContext": SimpleNamespace,
-    "Definitions": _anything,
-    "MaterializeResult": dict,
-    "RetryPolicy": _anything,
-    "ScheduleDefinition": _anything,
-    "define_asset_job": _anything,
-}
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(EXAMPLES))
     main()

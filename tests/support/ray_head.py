@@ -54,10 +54,10 @@ def head(
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     common = {**token, **KEEP_WORKERS}
     with started(command, log, {"PATH": f"{BIN}:{os.environ['PATH']}", **common, **(environment or {})}) as process:
-        wait_until(lambda: _listens(port) and _listens(dashboard) and _listens(agent), process, log)
+        wait_until(lambda: listens(port) and listens(dashboard) and listens(agent), process, log)
         yield Head(f"http://127.0.0.1:{dashboard}", {"RAY_ADDRESS": f"127.0.0.1:{port}", **common})
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

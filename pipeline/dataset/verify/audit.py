@@ -6,7 +6,7 @@ bytes per reject, and the shards being checked. Disk: 24 bytes per plan row.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +16,7 @@ from pipeline.config.settings import Settings, canonical_hash
 from pipeline.dataset.compatibility import add_columns, compare_models, compare_settings, different_columns
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.publish import is_published
+from pipeline.dataset.verify.index import KeySum, check_index
 from pipeline.dataset.verify.invariants import Audit, Invariant, PlanState, Tell, Violation
 from pipeline.dataset.verify.outline import Outline, read_outline
 from pipeline.dataset.verify.parts import Inspected, inspect_part
@@ -66,6 +67,7 @@ class _Auditor:
         self.violations: list[Violation] = []
         self.states: list[PlanState] = []
         self.plans: list[Plan] = []
+        self.ids: defaultdict[str, KeySum] = defaultdict(KeySum)
         self.unread: set[str] = set()  # plans with rows that could not be read
         self.doubtful: set[str] = set()  # plans with rejects that could not be read
         self.leftovers = {file.key: file.size_bytes for file in outline.temporaries}
@@ -95,6 +97,9 @@ class _Auditor:
         self._repeated()
         self._strays()
         self._unnamed()
+        if self.deep and len(self.plans) == len(self.outline.plans):
+            whole = [plan for plan in self.plans if plan.plan not in self.unread]
+            self.add(check_index(self.store, whole, self.ids))
 
     # -- the dataset
 
@@ -210,7 +215,7 @@ class _Auditor:
             for batch in self._planned(plan):
                 inspections = []
                 for planned in batch:
-                    self.ledger.add(planned)
+                    self.ids[plan.plan].add(self.ledger.add(planned))
                     rows += planned.rows.num_rows
                     shards += 1
                     standing = self._standing(planned, parts, tally)

@@ -19,6 +19,7 @@ class Invariant(StrEnum):
     PLAN_DAMAGED = "PLAN_DAMAGED"  # `plan.json` or a file it names is missing, unreadable or inconsistent
     PLAN_GAP = "PLAN_GAP"  # a plan number is missing: resuming would not find the plans after it
     ID_TWICE = "ID_TWICE"  # a recording id is twice in a plan, or in two, and the first did not reject it
+    INDEX = "INDEX"  # the index of earlier plans, `_runs/index`, states other ids, rejects or settings than a plan
     RETRY = "RETRY"  # a plan takes over rows of a plan that is not published, or not as many as it states
     # parts
     PART_MISSING = "PART_MISSING"  # a shard of a published plan has no part

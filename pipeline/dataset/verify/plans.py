@@ -16,7 +16,7 @@ from pipeline.dataset.parts import partition_folder
 from pipeline.dataset.plan import Plan, Shard, plan_of
 from pipeline.dataset.verify.reading import UNREADABLE, DamagedFile, document, parquet
 from pipeline.layout import part_key, plan_key, shards_folder
-from pipeline.manifest.hash_buckets import HashBuckets, id_keys, repeated
+from pipeline.manifest.hash_buckets import HashBuckets, Keys, id_keys, repeated
 from pipeline.schema import EMBEDDINGS, ROW_SCHEMA
 from pipeline.storage.store import Store
 
@@ -144,11 +144,13 @@ class IdLedger:
         self._starts: list[int] = []
         self._rejected = array("q")
 
-    def add(self, planned: PlannedShard) -> None:
-        """Record the ids of a shard. The shards come in the order of plans and numbers."""
+    def add(self, planned: PlannedShard) -> Keys:
+        """Record the ids of a shard. The shards come in the order of plans and numbers. Returns: the keys of the ids."""
         self._shards.append(planned.shard)
         self._starts.append(len(self._buckets))
-        self._buckets.add(id_keys(planned.rows["recording_id"].to_pylist()))
+        keys = id_keys(planned.rows["recording_id"].to_pylist())
+        self._buckets.add(keys)
+        return keys
 
     def reject(self, planned: PlannedShard, rows: Iterable[int]) -> None:
         """Record the rejected rows of a shard that was added; rows that it does not have are ignored."""
