@@ -13,6 +13,8 @@ import pytest
 from jobs import evaluate
 from jobs.report import main
 from pipeline.analytics.evaluate.published import CARD_METRICS, TEST_SETS
+from pipeline.analytics.report.page import formatted
+from pipeline.analytics.report.result import DIGITS, result_section
 from pipeline.dataset.plan import read_shard
 from pipeline.shard.commit import finish
 from pipeline.shard.context import Work
@@ -78,6 +80,48 @@ def test_abstention_and_slices_are_those_of_the_rows(output, tmp_path):
     assert whole[5] <= whole[4] <= whole[6]
 
 
+def test_the_result_against_guessing_comes_first(output, tmp_path):
+    """Fails if another section or a warning comes before the result, or its words are not those of the evaluation."""
+    read = page_of(tmp_path, output)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert next(iter(read.tables)) == "figures-1"
+    uar = next(row for row in read.tables["figures-1"] if row[0] == "uar")
+    guess = max(uar[4], uar[5])
+    assert uar[1] < guess  # labels of this output are chance
+    assert (
+        f"UAR {uar[1]:.3f} (interval {uar[2]:.3f} to {uar[3]:.3f}), not better than guessing, {guess:.3f}." in read.text
+    )
+    (warnings,) = [part for part in page.split("<details") if 'id="warnings"' in part]
+    evaluation = json.loads((tmp_path / "figures/metrics.json").read_text())["outputs"][0]
+    assert warnings.count("<li>") == len(evaluation["warnings"]) + len(evaluation["published"]) > 1
+    assert not warnings.partition(">")[0].endswith("open") and "another test set; the warnings say why" in read.text
+    assert "Evaluation of" in page.partition("<title>")[2].partition("</title>")[0]
+
+
+@pytest.mark.parametrize(
+    ("figure", "low", "guess", "sentence"),
+    [
+        (0.8714, 0.8, 0.1428, "UAR 0.871 (interval 0.800 to 0.900), guessing 0.143."),
+        (0.2, 0.1, 0.1428, "UAR 0.200 (interval 0.100 to 0.900); guessing, 0.143, is within the interval."),
+        (0.1428, 0.1, 0.1428, "UAR 0.143 (interval 0.100 to 0.900), not better than guessing, 0.143."),
+        (0.8714, None, 0.1428, "UAR 0.871, guessing 0.143."),
+    ],
+)
+def test_a_result_is_worded_by_its_interval(figure, low, guess, sentence):
+    """Fails if a result that may be chance is worded like one that is not."""
+    high = None if low is None else 0.9
+    section = result_section(
+        [], [("uar", figure, low, high, guess, 0.1, None)], "", name="n", where="", published=False
+    )
+    assert section.note == sentence
+
+
+def test_a_number_has_three_digits():
+    """Fails if a figure of an evaluation has other digits than its neighbours, or a small p-value becomes 0."""
+    values = {0.87142: "0.871", 1.0: "1.000", 0.0: "0.000", -0.0312: "-0.031", 0.0000123: "1.23e-05", 7: "7"}
+    assert {value: formatted(value, DIGITS) for value in values} == values
+
+
 LABEL_SCORES = pa.map_(pa.string(), pa.float32())
 
 
@@ -114,6 +158,9 @@ def test_the_published_figures_stand_beside_the_same_test_set_alone(tmp_path, mo
     right = asked(f"SELECT avg(\"right\"::INT) FROM '{tmp_path}/same/figures/predictions.parquet'")[0][0]
     assert same([table["accuracy"]], [["en", "mean", "accuracy", 0.902870, right, right - 0.902870]])
     (line,) = [line for line in said.splitlines() if line.startswith("this output")]
+    result = {row[0]: row for row in read.tables["figures-1"]}
+    assert {name: result[name][6] for name in CARD_METRICS} == {name: table[name][3] for name in CARD_METRICS}
+    assert f"Published for the same test set: accuracy 0.903 (here {right - 0.902870:+.3f})" in read.text
     ours = json.loads((tmp_path / "same/figures/metrics.json").read_text())["outputs"][0]["published"][0]["ours"]
     assert line.split()[2:] == [f"{100 * ours[name]:.4f}" for name in CARD_METRICS]
     assert np.allclose([row[4] for row in table.values()], list(ours.values()))

@@ -154,8 +154,13 @@ def test_confusions_and_reliability_are_drawn_from_their_tables(evaluated, tmp_p
     assert in_proportion(widths(bars), list(f1.values()))
     written = json.loads((evaluated / "figures" / "metrics.json").read_text())["outputs"][0]["overall"]
     accuracy = written["metrics"]["accuracy"]
-    title = f"accuracy (guessing: {100 * max(accuracy['chance'], accuracy['majority']):.1f} %)"
-    assert facts(page)[title] == f"{100 * accuracy['value']:.1f} %"
+    title = f"accuracy (guessing: {max(accuracy['chance'], accuracy['majority']):.3f})"
+    assert facts(page)[title] == f"{accuracy['value']:.3f}"
+    _, (*bars,) = boxes(page, "figures-1")
+    drawn = [row for row in tables["figures-1"] if row[0] in written["metrics"] and row[1] > 0]
+    assert in_proportion(
+        [box.right - box.left for box in bars if box.opacity == 0.75][: len(drawn)], [row[1] for row in drawn]
+    )
     assert facts(page)["utterances compared"] == str(written["rows"])
 
 

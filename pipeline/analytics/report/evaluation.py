@@ -13,7 +13,8 @@ from pipeline.analytics.evaluate.results import Comparison, Evaluation, OutputRe
 from pipeline.analytics.evaluate.tables import SCHEMAS
 from pipeline.analytics.report import plots
 from pipeline.analytics.report.behind import Listing, Marks, listing, rows_marks
-from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
+from pipeline.analytics.report.result import DIGITS, FIGURES, fraction, result_section, title_of
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_query
@@ -30,8 +31,6 @@ _LATER_TABLES = ("speakers", "dimensions")
 """Tables that evaluations by earlier versions lack."""
 _WHOLE = "output = {output} AND slice = 'all'"
 
-FIGURES = f"""SELECT metric, figure, low, high, chance, majority FROM metrics
-WHERE {_WHOLE} AND class IS NULL"""
 CLASSES = f"""SELECT class, max(figure) FILTER (metric = 'precision') AS precision,
     max(figure) FILTER (metric = 'recall') AS recall, max(figure) FILTER (metric = 'f1') AS f1,
     max(figure) FILTER (metric = 'support')::BIGINT AS support, max(low) FILTER (metric = 'f1') AS f1_low,
@@ -92,11 +91,13 @@ def evaluation_page(folder: str) -> Page:
             raise ConfigError(f"{without_query(folder)}/metrics.json cannot be read: {error}") from error
     outputs = evaluation.outputs
     with asking(**tables) as connection:
+        several = len(outputs) > 1
+        results = [_result(connection, output, number, several=several) for number, output in enumerate(outputs, 1)]
         sections = [
             section
             for number, output in enumerate(outputs, 1)
             for section in _of_output(
-                connection, output.output, number, several=len(outputs) > 1, classes=output.overall is not None
+                connection, output.output, number, several=several, classes=output.overall is not None
             )
         ]
         columns = "utterance_id, truth, predicted, round(confidence, 3) AS confidence, abstained"
@@ -105,7 +106,7 @@ def evaluation_page(folder: str) -> Page:
             title="Utterances",
             source="predictions",
             identity="utterance_id",
-            columns=f"output, {columns}" if len(outputs) > 1 else columns,
+            columns=f"output, {columns}" if several else columns,
             order="output, utterance_id",
             noun="labelled utterances",
         )
@@ -115,19 +116,26 @@ def evaluation_page(folder: str) -> Page:
             for number, comparison in enumerate(evaluation.comparisons, 1)
             for section in _comparison(connection, comparison, number)
         ]
+    models = ", ".join(dict.fromkeys(model.partition(":")[0] for output in outputs for model in output.models))
     return Page(
-        title="Evaluation",
+        title=f"Evaluation of {', '.join(_name(output.output) for output in outputs)} · {models} · {evaluation.made_at[:10]}",
         subtitle=f"{', '.join(without_query(output.output) for output in outputs)}; "
         f"{_columns(evaluation)}, made {evaluation.made_at}",
         facts=_facts(outputs[0]),
-        sections=[*compared, *sections, *([behind] if behind else [])],
-        warnings=[sentence for output in outputs for sentence in _warnings(output, several=len(outputs) > 1)],
+        sections=[*filter(None, results), *compared, *sections, *([behind] if behind else [])],
+        warnings=[sentence for output in outputs for sentence in _warnings(output, several=several)],
         details={
             "version": evaluation.version,
             "intervals": f"{evaluation.interval}, {evaluation.resamples:,} resamples by {evaluation.resample_by}",
             **{f"models of {without_query(output.output)}": ", ".join(output.models) for output in outputs},
         },
+        digits=DIGITS,
     )
+
+
+def _name(output: str) -> str:
+    """Return the end of an output's path, with its folder."""
+    return "/".join(without_query(output).rstrip("/").split("/")[-2:]).lstrip("/")
 
 
 def _read(store: Store, name: str) -> pa.Table:
@@ -152,13 +160,12 @@ def _facts(output: OutputResult) -> dict[str, str]:
     if overall := output.overall:
         facts["utterances compared"] = formatted(overall.rows)
         for name, figure in overall.metrics.items():
-            title = name.replace("_", " ").replace("f1", "F1").replace("uar", "UAR")
             guesses = [guess for guess in (figure.chance, figure.majority) if guess is not None]
-            beside = f" (guessing: {_percent(max(guesses))})" if guesses else ""
-            facts[f"{title}{beside}"] = _percent(figure.value)
-        facts["calibration error"] = _percent(overall.calibration.expected_error)
+            beside = f" (guessing: {fraction(max(guesses))})" if guesses else ""
+            facts[f"{title_of(name)}{beside}"] = fraction(figure.value)
+        facts["calibration error"] = fraction(overall.calibration.expected_error)
     for each in output.dimensions:
-        facts[f"CCC of {each.dimension} (guessing: 0)"] = formatted(_rounded(each.overall.metrics["ccc"].value))
+        facts[f"CCC of {each.dimension} (guessing: 0)"] = fraction(each.overall.metrics["ccc"].value)
     return facts
 
 
@@ -166,14 +173,6 @@ def _columns(evaluation: Evaluation) -> str:
     dimensions = {each.dimension: each.labels for output in evaluation.outputs for each in output.dimensions}
     columns = [*([evaluation.labels] if evaluation.labels else []), *dimensions.values()]
     return f"labels in {'column' if len(columns) == 1 else 'columns'} {', '.join(columns)}"
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{formatted(round(100 * fraction, 1))} %"
 
 
 def _warnings(output: OutputResult, *, several: bool) -> Iterator[str]:
@@ -233,6 +232,17 @@ def _comparison(connection: duckdb.DuckDBPyConnection, comparison: Comparison, n
         yield Section(f"compared-dimensions-{number}", f"Dimensions: {title}", names, rows, query, note)
 
 
+def _result(
+    connection: duckdb.DuckDBPyConnection, output: OutputResult, number: int, *, several: bool
+) -> Section | None:
+    names, rows, query = _ask(connection, FIGURES, output=output.output)
+    where = f" – {formatted(output.output)}" if several else ""
+    published = bool(output.published)
+    return (
+        result_section(names, rows, query, name=f"figures-{number}", where=where, published=published) if rows else None
+    )
+
+
 def _of_output(
     connection: duckdb.DuckDBPyConnection, output: str, number: int, *, several: bool, classes: bool
 ) -> Iterator[Section]:
@@ -244,10 +254,6 @@ def _of_output(
     def marks(key: str, keys: Sequence[Hashable], counts: Sequence[int]) -> Marks:
         return rows_marks("predictions", key, keys, counts, f"output = {_literal(output)}")
 
-    names, rows, query = answer(FIGURES)
-    if rows:
-        note = f"{_INTERVALS} chance: guesses with equal probabilities; majority: the most frequent class in every row."
-        yield Section(f"figures-{number}", f"Figures{where}", names, rows, query, note)
     yield from _dimensions(answer, number, where)
     names, rows, query = answer(SPEAKERS)
     if rows:
@@ -281,8 +287,8 @@ def _classes(answer: Callable[[str], Answer], marks: Marking, number: int, where
     names, rows, query = answer(CLASSES)
     name = f"classes-{number}"
     classes = [row[0] for row in rows]
-    svg = plots.bars(classes, [100 * row[3] for row in rows], label="% F1", form="{:.1f}", name=name)
-    alt = listed(classes, [share(row[3], 1) for row in rows])
+    svg = plots.bars(classes, [row[3] for row in rows], label="F1", form="{:.3f}", name=name)
+    alt = listed(classes, [fraction(row[3]) for row in rows])
     behind = marks("[truth]", classes, [row[4] for row in rows])
     yield Section(name, f"F1 by class{where}", names, rows, query, "", svg, alt, marks=behind)
     names, rows, query = answer(SLICES)
@@ -304,7 +310,7 @@ def _confusion(answer: Answer, marks: Marking, name: str, where: str) -> Section
     counts = [[cells[truth, other][2] for other in classes] for truth in classes]
     shares = [[cells[truth, other][3] for other in classes] for truth in classes]
     svg = plots.confusions(classes, counts, shares, name=name)
-    right = [f"{100 * shares[place][place]:.0f} %" for place in range(len(classes))]
+    right = [fraction(shares[place][place]) for place in range(len(classes))]
     alt = f"share of each class that is recognised correctly: {listed(classes, right)}"
     note = (
         "Utterances by true class (rows) and predicted class (columns); a stronger colour is a larger share of the row."
@@ -316,7 +322,7 @@ def _confusion(answer: Answer, marks: Marking, name: str, where: str) -> Section
 def _reliability(answer: Answer, marks: Marking, name: str, where: str) -> Section:
     names, rows, query = answer
     svg = plots.reliability([row[3] for row in rows], [row[4] for row in rows], [row[2] for row in rows], name=name)
-    alt = listed([f"at confidence {row[3]:.2f}" for row in rows], [f"{100 * row[4]:.0f} % correct" for row in rows])
+    alt = listed([f"at confidence {fraction(row[3])}" for row in rows], [f"{fraction(row[4])} correct" for row in rows])
     note = "On the dashed line the accuracy equals the confidence; larger dots are more utterances."
     behind = marks(_BIN_OF, [row[0] for row in rows], [row[2] for row in rows])
     return Section(name, f"Reliability{where}", names, rows, query, note, svg, alt, marks=behind)
@@ -328,7 +334,7 @@ def _abstention(answer: Answer, marks: Marking, name: str, where: str) -> Sectio
     svg = plots.coverage([row[2] for row in kept], [row[3] for row in kept], name=name)
     alt = listed(
         [f"from confidence {row[0]:g}" for row in kept],
-        [f"{share(row[2], 1)} remain, {share(row[3], 1)} correct" for row in kept],
+        [f"{fraction(row[2])} remain, {fraction(row[3])} correct" for row in kept],
     )
     note = "Share of utterances that --min-confidence would keep, and their accuracy; each dot is a row of the table."
     behind = marks(_KEPT_FROM, [row[0] for row in kept], [row[1] for row in kept])

@@ -60,7 +60,11 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report: title, main facts, sections, warnings and details."""
+    """A report: title, main facts, sections, warnings and details.
+
+    Attributes:
+        digits: number of decimal places in tables; 0 for six significant digits.
+    """
 
     title: str
     subtitle: str
@@ -68,6 +72,7 @@ class Page:
     sections: Sequence[Section]
     warnings: Sequence[str] = ()
     details: Mapping[str, str] = field(default_factory=dict)
+    digits: int = 0
 
 
 def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -76,8 +81,8 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], l
     return result.columns, result.fetchall()
 
 
-def formatted(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
-    """Format a value for a table: numbers to six digits, URLs in text without their queries."""
+def formatted(value: Any, digits: int = 0) -> str:  # noqa: ANN401 - whatever a column holds
+    """Format a value for a table: numbers to six digits or to `digits` decimal places, URLs in text without their queries."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -85,7 +90,14 @@ def formatted(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.6g}" if math.isfinite(value) else "–"
+        if not math.isfinite(value):
+            return "–"
+        # a small number, such as that of a test, would be 0.000
+        return (
+            f"{value:,.{digits}f}"
+            if digits and (not value or abs(value) >= 10**-digits)
+            else f"{value:,.{digits or 6}g}"
+        )
     return redacted(str(value))
 
 

@@ -109,6 +109,59 @@ def losses(
     return _drawn(draw, name, height_in=0.8 + 0.34 * len(names))
 
 
+def results(
+    names: Sequence[str],
+    figures: Sequence[tuple[float, float | None, float | None]],
+    guesses: Sequence[float | None],
+    published: Sequence[float | None],
+    *,
+    places: Sequence[int],
+    name: str,
+) -> Markup:
+    """Draw figures as bars, with their intervals as lines, beside guessing and, where they exist, the published figures.
+
+    Args:
+        figures: the figure and the bounds of its interval.
+        places: row of the section's table for each.
+    """
+
+    def draw(axes: Axes) -> None:
+        rows = range(len(names))
+        drawn = axes.barh(rows, [each[0] for each in figures], color=_ACCENT, alpha=0.75, height=0.5, label="here")
+        for row, (bar, each, (figure, low, high)) in enumerate(zip(drawn, names, figures, strict=True)):
+            bar.set_url(_link(f"r{places[row]}", f"{each}: {figure:.3f}"))
+            if low is not None and high is not None:
+                axes.plot([low, high], [row, row], color=_INK, linewidth=1.2, marker="|", markersize=7)
+            axes.text(1.03, row, f"{figure:.3f}", va="center", ha="left")
+        for values, marker, colour, label in (
+            (guesses, "|", _NONE, "guessing"),
+            (published, "D", _EMOTION["joy"], "published"),
+        ):
+            known = [(value, row) for row, value in enumerate(values) if value is not None]
+            if known:
+                xs, ys = zip(*known, strict=True)
+                size, width = (16, 3.0) if marker == "|" else (6, 1.0)
+                axes.plot(
+                    xs,
+                    ys,
+                    color=colour,
+                    marker=marker,
+                    markersize=size,
+                    markeredgewidth=width,
+                    linestyle="none",
+                    label=label,
+                )
+        axes.set_yticks(rows, distinct(names))
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(min(0.0, *(each[0] for each in figures)), 1.2)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axes.spines["left"].set_visible(False)
+        axes.invert_yaxis()
+        axes.figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9, handlelength=1)
+
+    return _drawn(draw, name, height_in=1.2 + 0.36 * len(names))
+
+
 def columns(
     edges: Sequence[float],
     width: float,
@@ -199,7 +252,7 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], rows: Se
         points = enumerate(zip(confidence, accuracy, rows, strict=True))
         drawn.set_urls(
             [
-                _link(f"r{row}", f"mean confidence {mean:.3f}: {100 * right:.0f} % of {number:,} correct")
+                _link(f"r{row}", f"mean confidence {mean:.3f}: share correct {right:.3f} of {number:,}")
                 for row, (mean, right, number) in points
             ]
         )
@@ -219,7 +272,7 @@ def coverage(kept: Sequence[float], right: Sequence[float], *, name: str) -> Mar
         drawn = axes.scatter(kept, right, color=_ACCENT, s=[16.0] * len(kept))
         drawn.set_urls(
             [
-                _link(f"r{row}", f"{100 * part:.0f} % kept: {100 * share:.0f} % of these correct")
+                _link(f"r{row}", f"share kept {part:.3f}: share correct {share:.3f}")
                 for row, (part, share) in enumerate(zip(kept, right, strict=True))
             ]
         )
