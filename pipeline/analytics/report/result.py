@@ -45,11 +45,11 @@ def result_section(
         rows: the answer to `FIGURES`.
         published: there are published figures of these models, comparable or not.
     """
-    drawn = [(place, row) for place, row in enumerate(rows) if row[0] not in _WORSE_IF_LARGER]
+    drawn = [(place, row) for place, row in enumerate(rows) if row[0] not in _WORSE_IF_LARGER and row[1] is not None]
     guesses = [max((each for each in row[4:6] if each is not None), default=None) for _, row in drawn]
     svg = plots.results(
         [title_of(row[0]) for _, row in drawn],
-        [row[1:4] for _, row in drawn],
+        [(row[1], row[2], row[3]) for _, row in drawn],
         guesses,
         [row[6] for _, row in drawn],
         places=[place for place, _ in drawn],
