@@ -19,6 +19,7 @@ from jobs.parser import Parser, run_guarded, whole_number
 from jobs.printer import Printer
 from pipeline.analytics.erased_copies import erase_copies
 from pipeline.analytics.erased_tables import erase_from_table, require_table
+from pipeline.analytics.hub import repositories
 from pipeline.dataset.erase.choice import Chosen, find, require_finished, rows_where
 from pipeline.dataset.erase.protocol import Changes, begin, finish, pending
 from pipeline.dataset.erase.retention import expired
@@ -115,6 +116,9 @@ def _erase(flags: argparse.Namespace, printer: Printer) -> int:
         require_table(table)
     chosen = _choose(store, flags, printer)
     _show(chosen, printer)
+    copies = repositories(store)
+    for name in copies if chosen.plans else ():
+        printer.line(f"not erased: the copies in hub dataset {name}, and in its history; see docs/erase.md")
     erasure = None
     if chosen.plans and flags.yes:
         erasure = begin(Changes(store), plans, chosen, flags.reason, flags.table)
@@ -130,6 +134,7 @@ def _erase(flags: argparse.Namespace, printer: Printer) -> int:
             "recordings": chosen.recordings,
             "utterances": chosen.utterances,
             "rows_by_run": {name: lost.rows + lost.rejects for name, lost in chosen.plans.items()},
+            "copies_on_a_hub": copies,
         }
     )
     return 0

@@ -12,7 +12,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -22,8 +22,14 @@ from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
 from pipeline.config import JobConfig
 from pipeline.dataset.corpus_ids import keep_ids
+from pipeline.engine.lineage import Lineage
 from pipeline.errors import ConfigError
+from pipeline.layout import UTTERANCES
+from pipeline.redaction import without_query
 from pipeline.storage.store import open_folder_of, open_store
+
+Step = tuple[Callable[[Sequence[str]], int], list[str]]
+"""The main function of a job, and its words."""
 
 
 def command_line() -> Parser:
@@ -69,7 +75,7 @@ def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> i
     output = config.output
     if "retry_rejects" not in config.model_fields_set:
         options += ["--retry-rejects", "transient"]
-    steps: dict[str, tuple[Callable[[Sequence[str]], int], list[str]]] = {
+    steps: dict[str, Step] = {
         "make_manifest": (
             make_manifest.main,
             [*flags.corpus, "--versions", "--overwrite", "--output", flags.manifest, *_columns(flags)],
@@ -78,6 +84,20 @@ def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> i
     }
     if flags.by:
         steps["summarize"] = (summarize.main, [output, "--by", *flags.by])
+    lineage = Lineage(
+        f"nightly:{without_query(output)}", flags.corpus, [flags.manifest, f"{output}/{UTTERANCES}"], sys.stderr
+    )
+    with lineage, lineage.as_parent():
+        status, documents = _steps(steps, flags, output, printer)
+        lineage.failure = f"jobs.{next(reversed(documents))} ended with status {status}" if status else ""
+    printer.document({"exit_status": status, "steps": documents})
+    return status
+
+
+def _steps(
+    steps: Mapping[str, Step], flags: argparse.Namespace, output: str, printer: Printer
+) -> tuple[int, dict[str, Any]]:
+    """Run the steps until one fails. Returns: the last exit status, and the document of each step."""
     documents: dict[str, Any] = {}
     status = 0
     for name, (step, words) in steps.items():
@@ -88,8 +108,7 @@ def _night(flags: argparse.Namespace, options: list[str], printer: Printer) -> i
             folder, file = open_folder_of(flags.manifest)
             with folder.open(file) as manifest:
                 keep_ids(open_store(output), manifest)
-    printer.document({"exit_status": status, "steps": documents})
-    return status
+    return status, documents
 
 
 def _columns(flags: argparse.Namespace) -> list[str]:

@@ -12,6 +12,7 @@ _runs/<plan>/attempts/<number>.json                 failed attempts to run the p
 _runs/<plan>/{report.json,report.html,_SUCCESS}     results of a finished plan
 _runs/corpus/<time>-<digest>.parquet                ids of the corpus on one night, see pipeline.dataset.corpus_ids
 _runs/index/<first>-<last>.parquet                  a copy of the plans' documents and ids, see pipeline.dataset.plan_index
+_runs/hub/<digest>.json                             a repository of a hub to which runs were published
 summaries/<columns>/...                             sums by group, one file per plan
 summaries/@calls/<columns>/...                      metrics of conversations, one file per plan
 compacted/...                                       a second copy of the utterances in few files
@@ -33,6 +34,8 @@ CORPUS = f"{RUNS}/corpus"
 """Folder of the ids of the corpus on each night."""
 INDEX = f"{RUNS}/index"
 """Folder of the index of the plans."""
+HUB = f"{RUNS}/hub"
+"""Folder of notes about the repositories to which runs were published."""
 PROBE = f"{RUNS}/_probe"
 """Written by the test for conditional writes."""
 RESULTS = (SUCCESS, REPORT, PAGE)
@@ -99,6 +102,11 @@ def index_key(first: str, last: str) -> str:
 def corpus_key(time: str, digest: str) -> str:
     """Return the key of the ids of the corpus at one time."""
     return f"{CORPUS}/{time}-{digest}.parquet"
+
+
+def hub_key(digest: str) -> str:
+    """Return the key of the note about a repository. Args: digest: of its name."""
+    return f"{HUB}/{digest}.json"
 
 
 def tombstones_key(plan: str, token: str) -> str:

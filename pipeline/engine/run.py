@@ -40,6 +40,7 @@ from pipeline.engine.cluster import cluster, visible_resources
 from pipeline.engine.destination import unshared_warning
 from pipeline.engine.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
 from pipeline.engine.job_log import log_shard, report_warnings
+from pipeline.engine.lineage import Lineage, lineage_of
 from pipeline.engine.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
@@ -85,9 +86,11 @@ class Driver:
     retriable: Retriable = field(init=False, default_factory=Retriable)
     undrawn: list[str] = field(init=False, default_factory=list)
     excluded: Mapping[str, int] = field(init=False, default_factory=dict)
+    lineage: Lineage = field(init=False)
 
     def __post_init__(self) -> None:
         self.policy = policy_of(self.config)
+        self.lineage = lineage_of(self.config, self.out)
         self.prepared = roles.prepared_models(self.config)
         self.manifests = expand(self.config.manifest, output=self.config.output)
         self.store = open_store(self.config.output)
@@ -139,6 +142,12 @@ class Driver:
 
     def run(self) -> list[dict[str, Any]]:
         """Plan new rows, finish every unfinished plan, and publish. Returns: their reports; empty if nothing was to do."""
+        with self.lineage:
+            reports = self._run()
+            self.lineage.finished(reports, self.history.plans, self.store)
+        return reports
+
+    def _run(self) -> list[dict[str, Any]]:
         with temporary_folder() as folder:
             selection = self.read(folder)
             give_up_runs(self.store, self.plans, self.config.give_up, self.out)
@@ -320,6 +329,7 @@ class Driver:
     def _count(self, progress: Progress, work: Work, max_reject_rate: float | None, shard: Finished) -> None:
         progress.add(shard)
         log_shard(shard, self.config.output)
+        self.lineage.running(shard)
         check_rates(progress, work, shard, max_reject_rate)
 
     @staticmethod

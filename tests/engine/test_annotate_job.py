@@ -38,7 +38,10 @@ def finished(
     ]  # fmt: skip
     manifest = write_manifest(folder / "manifest.jsonl", records)
     options = [*model_options(checkpoints, asr), "--partition-by", "language,speaker", "--shard-rows", "4"]
+    lineage = folder / "openlineage.yml"
+    lineage.write_text(f"transport: {{type: file, log_file_path: {folder}/events.jsonl, append: true}}\n")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENLINEAGE_CONFIG", str(lineage))
         patch.setattr(source, "SHARDS_PER_BLOCK", 3)  # as in a large job, a stage spreads them
         done = shared_ray(manifest, folder / "out", *options)
     return folder, folder / "out", options, done.stdout
@@ -62,6 +65,20 @@ def test_every_row_is_an_utterance_or_a_reject(finished: tuple[Path, Path, list[
     ]
     assert len(refused) == 7 + 2 + 2
     assert f"{len(good)} annotated + 11 rejected" in stdout
+
+
+def test_lineage_counts_what_the_report_counts(finished: tuple[Path, Path, list[str], str]) -> None:
+    """Fails if a job sends no events, or its last event has other counts than its report."""
+    folder, output, _, _ = finished
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event["eventType"] for event in events if event["eventType"] != "RUNNING"] == ["START", "COMPLETE"]
+    counts = events[-1]["run"]["facets"]["speechEmotion_counts"]
+    report = json.loads((output / "_runs/000001/report.json").read_text())
+    named = {"rows": "rows", "annotated": "recordings_annotated", "utterances": "utterances"}
+    assert {name: counts[name] for name in named} == {name: report[of] for name, of in named.items()}
+    assert counts["rejectsByReason"] == report["rejects_by_reason"]
+    columns = {field["name"] for field in events[-1]["outputs"][0]["facets"]["schema"]["fields"]}
+    assert columns == set(utterances(output).column_names)
 
 
 def test_what_a_row_says(finished: tuple[Path, Path, list[str], str]) -> None:

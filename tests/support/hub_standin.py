@@ -1,4 +1,4 @@
-"""A loopback stand-in for the Hugging Face hub: as much of its HTTP API as `huggingface_hub` uses for a download.
+"""A loopback stand-in for the Hugging Face hub: as much of its HTTP API as `huggingface_hub` uses for downloads and commits.
 
 Repositories are dictionaries of revisions; a revision is a commit hash with files. Branches and tags point at commits.
 Every request is recorded as `METHOD path`. Weights have their sha256 as ETag, like files that the hub keeps in LFS; their
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from tests.support import hub_commits
+
 
 @dataclass
 class Repository:
@@ -26,6 +28,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]]
     refs: dict[str, str]
     gated: bool = False
+    visibility: str = "public"
 
 
 @dataclass
@@ -33,6 +36,9 @@ class Hub:
     """A running stand-in.
 
     Attributes:
+        repositories: by name; the name of a dataset begins with `datasets/`.
+        writers: tokens that may write.
+        uploaded: large files by their sha256.
         cut: file name -> number of its next GETs that end halfway, with the connection.
         damaged: names of files whose last byte arrives changed.
         held: names of files of which half arrives, and the rest when the name is removed.
@@ -44,6 +50,13 @@ class Hub:
     cut: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
+    writers: set[str] = field(default_factory=set)
+    uploaded: dict[str, bytes] = field(default_factory=dict)
+
+    def new_repository(self, name: str, visibility: str) -> None:
+        """Create an empty repository with a first commit."""
+        first = hashlib.sha1(name.encode()).hexdigest()
+        self.repositories[name] = Repository({first: {".gitattributes": b""}}, {"main": first}, visibility=visibility)
 
 
 class _Server(ThreadingHTTPServer):
@@ -79,6 +92,27 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._answer(with_body=True)
 
+        def do_POST(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.requests.append(f"{self.command} {path}")
+            if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                content = b""
+                while size := int(self.rfile.readline(), 16):
+                    content += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            status, headers, body = hub_commits.write(hub, self.command, path, token, content)
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_PUT = do_POST  # noqa: N815 - the handler's naming
+
         def _answer(self, *, with_body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
@@ -106,7 +140,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _find(self, path: str) -> tuple[int, dict[str, str], bytes]:
             api = re.fullmatch(
-                r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+?)(?:/(revision|tree)/(.+?))?", path.rstrip("/")
+                r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+?)(?:/(revision|tree)/(.+?))?",
+                path.rstrip("/"),
             )
             file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             match = api or file
