@@ -185,7 +185,7 @@ def finished_rows(store: Store) -> Rows:
     return replace(
         rows,
         plans=(published := tuple(plan for plan in rows.plans if plan.plan not in rows.unfinished)),
-        extra=read_columns(plan.extra for plan in published),
+        extra=read_columns(plan.copied for plan in published),
     )
 
 
@@ -210,7 +210,7 @@ def committed_rows(store: Store) -> Rows:
                 f"run {plan.plan} is published, and {missing:,} of its files are missing; "
                 f"see python -m jobs.verify {without_query(store.root)}"
             )
-    return Rows(store, tuple(plans), unfinished, parts, read_columns(plan.extra for plan in plans), listed)
+    return Rows(store, tuple(plans), unfinished, parts, read_columns(plan.copied for plan in plans), listed)
 
 
 def dataset(
