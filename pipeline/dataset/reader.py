@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
-from pipeline.config.columns import with_optional
+from pipeline.config.columns import SPEAKER_ID, optional_names, with_optional
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import dataset_settings, read_columns
 from pipeline.dataset.parts import committed_parts
@@ -93,6 +93,11 @@ class Rows:
     def has_words(self) -> bool:
         """Return whether the output keeps texts: see `--texts`."""
         return all(plan.settings.texts == "keep" for plan in self.plans)
+
+    @property
+    def has_speakers(self) -> bool:
+        """Return whether `speaker_id` is a column of ours, not of the manifest: see `--turns`."""
+        return any(SPEAKER_ID in optional_names(plan.settings) for plan in self.plans)
 
     @property
     def partition_fields(self) -> list[pa.Field]:
