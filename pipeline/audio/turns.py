@@ -64,16 +64,16 @@ def listed_turns(value: object) -> list[Turn]:
 def _listed(number: int, value: object) -> Turn:
     if not isinstance(value, dict):
         raise bad_turns(f"turn {number} is not an object with start_s and end_s")
-    times = []
+    times: dict[str, float] = {}
     for name in ("start_s", "end_s"):
         time = value.get(name)
         if isinstance(time, bool) or not isinstance(time, int | float):
             raise bad_turns(f"turn {number} has no number as {name}")
-        times.append(float(time))
+        times[name] = float(time)
     speaker, text = value.get("speaker"), value.get("text")
     if not isinstance(speaker, str | int | None) or isinstance(speaker, bool) or not isinstance(text, str | None):
         raise bad_turns(f"turn {number} has a speaker or a text that is not text")
-    return _turn(f"turn {number}", *times, None if speaker is None else str(speaker), text)
+    return _turn(f"turn {number}", times["start_s"], times["end_s"], None if speaker is None else str(speaker), text)
 
 
 def rttm_turns(content: bytes, names: Collection[str]) -> list[Turn]:
@@ -189,7 +189,7 @@ def samples_of(turn: Turn, num_samples: int) -> tuple[int, int]:
 def lack_text(column: pa.ChunkedArray) -> bool:
     """Return whether some turns in a manifest column may be without a text: those of RTTM files are."""
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        return column.null_count < len(column)
+        return bool(column.null_count < len(column))
     turns = pc.list_flatten(column)
     if not pa.types.is_struct(turns.type) or turns.type.get_field_index("text") < 0:
         return len(turns) > 0

@@ -129,4 +129,4 @@ def is_list_of_structs(kind: pa.DataType) -> bool:
     """Return whether a type is a list of objects, or one whose lists are all empty."""
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return False
-    return pa.types.is_struct(kind.value_type) or pa.types.is_null(kind.value_type)
+    return bool(pa.types.is_struct(kind.value_type) or pa.types.is_null(kind.value_type))
