@@ -26,7 +26,7 @@ from pipeline.analytics.calls.document import (
     talk_share,
     words_per_minute,
 )
-from pipeline.analytics.calls.metrics import DEFAULT_SPEAKER, Calls, call_rows, measure_calls, parse_calls
+from pipeline.analytics.calls.metrics import Calls, call_rows, default_speaker, measure_calls, parse_calls
 from pipeline.analytics.printed import table_lines, terminal_width
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import finished_rows
@@ -54,9 +54,9 @@ def command_line() -> Parser:
     )
     parser.add_argument(
         "--speaker",
-        default=DEFAULT_SPEAKER,
         metavar="COLUMN",
-        help="column that tells the speakers of a call apart, such as channel or speaker (default: %(default)s)",
+        help="column that tells the speakers of a call apart, such as channel or speaker (default: speaker_id where the output "
+        "was made with speakers, else channel)",
     )
     add_table_options(parser, "rows")
     return parser
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _calls(flags: argparse.Namespace, printer: Printer) -> int:
     require_table_file(flags)
     rows = finished_rows(open_store(flags.output))
-    calls = parse_calls(flags.by or ["audio"], flags.speaker, rows.schema().names)
+    calls = parse_calls(flags.by or ["audio"], flags.speaker or default_speaker(rows), rows.schema().names)
     folder, new = f"{without_query(flags.output)}/{calls.folder}", {}
     for plan, count in measure_calls(rows, calls):
         new[plan] = count

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jobs.parser import Parser, run_guarded
 from jobs.printer import Printer
@@ -18,6 +18,7 @@ from pipeline.manifest.fields import derived_id, version_id
 from pipeline.manifest.sources.annotated import read_meacorpus, read_meld
 from pipeline.manifest.sources.columns import add_from_paths, compile_pattern, join
 from pipeline.manifest.sources.corpus import Corpus
+from pipeline.manifest.sources.diarised import rttm, textgrids
 from pipeline.manifest.sources.exchange import (
     complete,
     json_lines,
@@ -53,13 +54,16 @@ def command_line() -> Parser:
     parser.add_argument(
         "source", nargs="+", metavar="SOURCE", help="folder, prefix, glob or file; local, s3://... and others"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="file to write; for --to lhotse a folder")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="file to write; for --to lhotse or textgrid a folder"
+    )
     parser.add_argument("--layout", choices=_LAYOUTS, default="files", help="kind of source (default: audio files)")
     parser.add_argument(
         "--to",
-        choices=["manifest", "nemo", "lhotse"],
+        choices=["manifest", "nemo", "lhotse", "rttm", "textgrid"],
         default="manifest",
-        help="format to write (default: a manifest for jobs.annotate, as JSON Lines)",
+        help="format to write (default: a manifest for jobs.annotate, as JSON Lines); rttm, speakers and times, and textgrid, a "
+        "file for each recording, are for --layout output",
     )
     parser.add_argument(
         "--durations", action="store_true", help="read each file, and write the duration that its header states"
@@ -111,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--versions is for --layout files: the rows of a corpus take their ids from its names")
     if flags.pattern and flags.layout != "files":
         parser.error("--pattern is for --layout files: the columns of other layouts come from their own files")
+    if flags.to in ("rttm", "textgrid") and flags.layout != "output":
+        parser.error(f"--to {flags.to} is for --layout output: it writes the utterances of an output")
     if bool(flags.join) != bool(flags.on):
         parser.error("--join FILE and --on COLUMN belong together")
     return run_guarded("make_manifest", lambda printer: _make(flags, printer), json=flags.json)
@@ -119,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make(flags: argparse.Namespace, printer: Printer) -> int:
     folder = flags.output.rstrip("/")
     lhotse = [f"{folder}/recordings.jsonl.gz", f"{folder}/supervisions.jsonl.gz"]
-    for uri in lhotse if flags.to == "lhotse" else [flags.output]:
+    for uri in {"lhotse": lhotse, "textgrid": []}.get(flags.to, [flags.output]):
         require_absent(uri, overwrite=flags.overwrite)
     corpus, unlisted = Corpus(), LeftOut(list)
     for source in flags.source:
@@ -137,15 +143,28 @@ def _make(flags: argparse.Namespace, printer: Printer) -> int:
             row.setdefault("language", flags.language)
     if flags.durations or flags.channels:
         complete(corpus, need_length=False, durations=flags.durations, channels=flags.channels)
-    if flags.to == "lhotse":
-        for uri, lines in zip(lhotse, lhotse_lines(corpus), strict=True):
-            write_file(uri, json_lines(lines, compressed=True))
-    else:
-        write_file(flags.output, json_lines(nemo_lines(corpus) if flags.to == "nemo" else corpus.rows))
+    for uri, content in _files(flags, corpus, lhotse):
+        if flags.to == "textgrid":  # the names follow from the recordings
+            require_absent(uri, overwrite=flags.overwrite)
+        write_file(uri, content)
     if unmatched:
         printer.line(f"without a line in the table of --join: {unmatched:,}")
     _summarise(corpus, unlisted, flags, printer, unmatched=unmatched)
     return 0
+
+
+def _files(flags: argparse.Namespace, corpus: Corpus, lhotse: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files to write, with their contents."""
+    if flags.to == "lhotse":
+        for uri, lines in zip(lhotse, lhotse_lines(corpus), strict=True):
+            yield uri, json_lines(lines, compressed=True)
+    elif flags.to == "textgrid":
+        for name, content in textgrids(corpus):
+            yield f"{flags.output.rstrip('/')}/{name}", content
+    elif flags.to == "rttm":
+        yield flags.output, rttm(corpus)
+    else:
+        yield flags.output, json_lines(nemo_lines(corpus) if flags.to == "nemo" else corpus.rows)
 
 
 def _read_output(source: str) -> Corpus:

@@ -27,7 +27,7 @@ from pipeline.dataset.plan import Plan, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.dataset.reader import Rows, finished_rows, reading
 from pipeline.dataset.records import Record, Records
-from pipeline.dataset.row_checks import check_rows
+from pipeline.dataset.row_checks import check_rows, check_turns_column
 from pipeline.dataset.verify.audit import audit
 from pipeline.dataset.verify.invariants import Audit
 from pipeline.errors import ConfigError, Reason, RejectedRow, Stage, did_you_mean
@@ -186,6 +186,7 @@ class Annotator:
         staging = Staging(folder / "staging")
         staging.read([str(manifest)], check, audio_optional=config.mode == "text")
         staging.extra = settle_types(staging.inferred, [])
+        check_turns_column(config, staging.extra)
         selection = staging.select([], id_keys([]))
         models = self._pinned(roles.needs_of(selection.tables(), config, self._prepared))
         settings = self._settings()

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     TOO_LONG = "TOO_LONG"
     BAD_SPAN = "BAD_SPAN"  # offset or duration outside the recording
     BAD_CHANNEL = "BAD_CHANNEL"
+    BAD_TURNS = "BAD_TURNS"  # turns of speakers that cannot be read, or are not this recording's
     DECODER_CRASH = "DECODER_CRASH"  # the decoder process crashed: a signal, an exit or an invalid reply
     TIMEOUT = "TIMEOUT"  # the decoder did not finish in time
     # any step

@@ -6,7 +6,7 @@ Three tables: `ROW_SCHEMA` (manifest rows after reading, the unit of the plan), 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -359,22 +359,26 @@ _TAKEN = {name.lower() for name in (*(field.name for field in _OUR_FIELDS), *EMB
 _TAKEN_SINCE = {field.name: since for since, _, field in _ADDED} | {"by_model": 3, "words": 3}
 
 
-def passthrough_name(column: str, version: int = 1) -> str:
+def passthrough_name(column: str, version: int = 1, reserved: Collection[str] = ()) -> str:
     """Return the output name of a pass-through column: its own, or `manifest_<name>` if that name is reserved.
 
     The names of output columns and of Arrow's scanner columns are reserved. The comparison ignores case, as Spark and
     DuckDB do. Manifests are read with the names of version 1; `rename_passthrough` converts them to a later version.
     """
-    taken = column.lower() in _TAKEN or version >= _TAKEN_SINCE.get(column.lower(), version + 1)
+    taken = column.lower() in (*_TAKEN, *reserved) or version >= _TAKEN_SINCE.get(column.lower(), version + 1)
     return f"manifest_{column}" if taken else column
 
 
-def rename_passthrough(rows: pa.Table, version: int) -> pa.Table:
+def rename_passthrough(rows: pa.Table, version: int, reserved: Collection[str] = ()) -> pa.Table:
     """Rename pass-through columns whose names a schema version reserves.
 
+    Args:
+        reserved: further names of output columns.
     Raises: ConfigError when two columns would get the same name.
     """
-    names = [name if name in ROW_SCHEMA.names else passthrough_name(name, version) for name in rows.schema.names]
+    names = [
+        name if name in ROW_SCHEMA.names else passthrough_name(name, version, reserved) for name in rows.schema.names
+    ]
     lower = [name.lower() for name in names]
     for old, new in zip(rows.schema.names, names, strict=True):
         if old != new and lower.count(new.lower()) > 1:

@@ -150,7 +150,7 @@ def _execute(rows: Rows, generation: Generation) -> Compacted:
 def _schema(rows: Rows) -> pa.Schema:
     """Return the schema of the large files: the columns shared by all plans, and all their pass-through columns."""
     first = rows.plans[0]
-    extra = read_columns(plan.extra for plan in rows.plans)
+    extra = read_columns(plan.copied for plan in rows.plans)
     version = first.settings.schema_version
     fields = utterance_schema(first.embedding_widths, first.settings.embedding_dtype, extra, version=version)
     fields = with_optional(fields, first.settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pipeline.config.columns import SPEAKER_ID
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.reader import finished_rows, reading
 from pipeline.manifest.columns import to_python
@@ -28,15 +29,16 @@ def read_output(output: str) -> Corpus:
     """
     rows = finished_rows(open_store(output))
     with reading():
-        table = rows.utterances().to_table(columns=[*_READ, *rows.extra.names])
+        ours = [*_READ, *([SPEAKER_ID] if rows.has_speakers else [])]
+        table = rows.utterances().to_table(columns=[*ours, *rows.extra.names])
     values = {name: to_python(table[name]) for name in table.column_names}
-    names = _own_names(rows.extra.names)
+    names = _own_names(rows.extra.names, [name.lower() for name in ours])
     corpus = Corpus()
     for number in range(table.num_rows):
         row: Row = {"id": values["utterance_id"][number], "audio": values["audio"][number]}
         if row["audio"] is not None:
             row |= _span(values["start_s"][number], values["end_s"][number])
-        row |= {name: values[name][number] for name in _READ[4:] if name != "text" or rows.has_words}
+        row |= {name: values[name][number] for name in ours[4:] if name != "text" or rows.has_words}
         row |= {own: _finite(values[name][number]) for name, own in names.items()}
         corpus.rows.append({name: value for name, value in row.items() if value is not None})
     for plan in rows.unfinished:
@@ -54,12 +56,12 @@ def _span(start_s: object, end_s: object) -> Row:
     )
 
 
-def _own_names(columns: list[str]) -> dict[str, str]:
+def _own_names(columns: list[str], ours: list[str]) -> dict[str, str]:
     """Return the manifest name of each pass-through column, prefixed with `original_` if that name is taken."""
-    taken, names = set(_TAKEN), {}
+    taken, names = {*_TAKEN, *ours[4:]}, {}
     for column in columns:
         bare = column.removeprefix("manifest_")
-        own = bare if passthrough_name(bare, SCHEMA_VERSION) == column else column
+        own = bare if passthrough_name(bare, SCHEMA_VERSION, ours) == column else column
         while own.lower() in taken:
             own = f"original_{own}"
         taken.add(own.lower())

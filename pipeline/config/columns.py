@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 
 from pipeline.config.further import with_further
 from pipeline.config.settings import Settings
 from pipeline.schema import Column
+
+if TYPE_CHECKING:
+    from pipeline.config.segments import SegmentOptions
 
 WORDS = "words"
 """Column with the times of the transcribed words (`--words`)."""
@@ -28,9 +33,38 @@ WORDS_DESCRIPTION = Column(
 )
 
 
+SPEAKER_ID = "speaker_id"
+"""Column with the speaker of an utterance (`--turns`)."""
+OVERLAP_SHARE = "overlap_share"
+"""Column with the share of an utterance in which others talk too (`--turns`)."""
+_SPEAKER_COLUMNS = {
+    SPEAKER_ID: (
+        pa.string(),
+        Column(
+            "",
+            "speaker of the utterance, by the turns of `--turns`; a name within its recording",
+            "the turns name none",
+        ),
+    ),
+    OVERLAP_SHARE: (
+        pa.float32(),
+        Column("0 to 1", "share of the utterance that turns of other speakers cover", "the row has no turns"),
+    ),
+}
+
+
+def optional_names(settings: Settings | SegmentOptions) -> tuple[str, ...]:
+    """Return the names of output columns that the settings ask for, and that a manifest's column cannot have therefore."""
+    return (SPEAKER_ID, OVERLAP_SHARE) if settings.turns else ()
+
+
 def with_optional(schema: pa.Schema, settings: Settings) -> pa.Schema:
     """Return a schema of the output with the columns that the settings ask for."""
     if settings.words:
         field = pa.field(WORDS, WORDS_TYPE, metadata={"description": WORDS_DESCRIPTION.description})
         schema = schema.insert(schema.get_field_index("asr_flag") + 1, field)
+    for name in reversed(optional_names(settings)):
+        kind, column = _SPEAKER_COLUMNS[name]
+        field = pa.field(name, kind, metadata={"description": column.description})
+        schema = schema.insert(schema.get_field_index("channel") + 1, field)
     return with_further(schema, settings.also)

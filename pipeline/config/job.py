@@ -302,6 +302,8 @@ class JobConfig(SegmentOptions):
             raise ValueError("--words: mode audio transcribes nothing; leave it out, or choose another --mode")
         if self.words and self.texts != "keep":
             raise ValueError(f"--words writes what --texts {self.texts} removes; give one of them")
+        if self.turns and self.texts != "keep":
+            raise ValueError(f"--turns may hold words, which plans keep; leave out --texts {self.texts}")
         return self
 
     @model_validator(mode="after")
@@ -369,6 +371,7 @@ class JobConfig(SegmentOptions):
             window_s=self.window_s,
             hop_s=self.hop_s,
             channels=self.channels,
+            turns=self.turns,
             partition_by=self.partition_by,
             embeddings=self.embeddings,
             embedding_dtype=self.embedding_dtype,

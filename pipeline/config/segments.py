@@ -24,6 +24,15 @@ class SegmentOptions(ModelChoice):
         ),
     ] = "mix"
 
+    turns: Annotated[
+        str | None,
+        Option(
+            MODELS,
+            "manifest column with the turns of speakers, the URI of an RTTM file or a list of {start_s, end_s, speaker, text}: "
+            "recordings are cut by them",
+            metavar="COLUMN",
+        ),
+    ] = Field(default=None, min_length=1)
     segmentation: Annotated[
         Segmentation,
         Option(
@@ -57,6 +66,14 @@ class SegmentOptions(ModelChoice):
         if self.window_s is not None:
             return self.window_s, self.window_s
         return (None if self.segmentation == "none" else self.max_segment_s), None
+
+    @model_validator(mode="after")
+    def _turns_of_mixed_recordings(self) -> Self:
+        if self.turns and self.channels != "mix":
+            raise ValueError(f"--turns cuts by speaker, --channels {self.channels} by channel: give one of them")
+        if self.turns and self.mode == "text":
+            raise ValueError("--turns are spans of audio, which mode text does not use; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _possible_cuts(self) -> Self:

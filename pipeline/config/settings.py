@@ -40,6 +40,7 @@ class Settings:
         window_s, hop_s: length of the windows into which recordings are cut instead, and time between their starts; a hop of
             None is the length.
         channels: use of the channels of rows without one.
+        turns: manifest column with the turns of speakers, which the output does not have; None for no such column.
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
@@ -70,6 +71,7 @@ class Settings:
     window_s: float | None = None
     hop_s: float | None = None
     channels: Channels = "mix"
+    turns: str | None = None
     min_confidence: float | None = None
     words: Annotated[bool, Strict()] = False
     allowed_languages: tuple[str, ...] = ()

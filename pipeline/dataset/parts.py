@@ -91,7 +91,7 @@ def part_schema(plan: Plan) -> pa.Schema:
     """Return the schema of a plan's parts, without the partition columns, which are only in the path."""
     settings = plan.settings
     schema = utterance_schema(
-        plan.embedding_widths, settings.embedding_dtype, plan.extra, version=settings.schema_version
+        plan.embedding_widths, settings.embedding_dtype, plan.copied, version=settings.schema_version
     )
     schema = with_optional(schema, settings)
     return pa.schema([field for field in schema if field.name not in settings.partition_by])

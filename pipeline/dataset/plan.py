@@ -114,6 +114,11 @@ class Plan:
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.extra_schema)))
 
     @property
+    def copied(self) -> pa.Schema:
+        """Return the pass-through columns that the utterances have: all but the turns, which would repeat in each."""
+        return pa.schema([field for field in self.extra if field.name != self.settings.turns])
+
+    @property
     def needs_asr(self) -> bool:
         """Return whether some row of the plan needs transcription or language detection."""
         return any(role.task is Task.ASR for role in self.models)

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
-from pipeline.config.columns import with_optional
+from pipeline.config.columns import SPEAKER_ID, optional_names, with_optional
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.compatibility import dataset_settings, read_columns
 from pipeline.dataset.parts import committed_parts
@@ -93,6 +93,11 @@ class Rows:
     def has_words(self) -> bool:
         """Return whether the output keeps texts: see `--texts`."""
         return all(plan.settings.texts == "keep" for plan in self.plans)
+
+    @property
+    def has_speakers(self) -> bool:
+        """Return whether `speaker_id` is a column of ours, not of the manifest: see `--turns`."""
+        return any(SPEAKER_ID in optional_names(plan.settings) for plan in self.plans)
 
     @property
     def partition_fields(self) -> list[pa.Field]:
@@ -185,7 +190,7 @@ def finished_rows(store: Store) -> Rows:
     return replace(
         rows,
         plans=(published := tuple(plan for plan in rows.plans if plan.plan not in rows.unfinished)),
-        extra=read_columns(plan.extra for plan in published),
+        extra=read_columns(plan.copied for plan in published),
     )
 
 
@@ -210,7 +215,7 @@ def committed_rows(store: Store) -> Rows:
                 f"run {plan.plan} is published, and {missing:,} of its files are missing; "
                 f"see python -m jobs.verify {without_query(store.root)}"
             )
-    return Rows(store, tuple(plans), unfinished, parts, read_columns(plan.extra for plan in plans), listed)
+    return Rows(store, tuple(plans), unfinished, parts, read_columns(plan.copied for plan in plans), listed)
 
 
 def dataset(

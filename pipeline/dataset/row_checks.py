@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import AUTO_LANGUAGE, JobConfig, primary_language
+from pipeline.config.columns import optional_names
 from pipeline.config.settings import SCHEMA_VERSION
 from pipeline.dataset.parts import NULL_PARTITION, partition_folder
 from pipeline.errors import ConfigError, Reason, Reject, RejectedRow, Stage, did_you_mean
@@ -29,7 +30,7 @@ def check_rows(
         known: languages that have an emotion model.
     Returns: the rows, and the rejects by position, as `Staging.read` expects them.
     """
-    rows = rename_passthrough(rows, version)
+    rows = rename_passthrough(rows, version, optional_names(config))
     if config.language == AUTO_LANGUAGE:
         languages = rows["language"]
     elif config.language is not None:
@@ -101,3 +102,31 @@ def check_partition_columns(config: JobConfig, extra: pa.Schema) -> None:
             raise ConfigError(
                 f"--partition-by {column}: a {extra.field(column).type} column cannot be used as folder names"
             )
+
+
+def check_turns_column(config: JobConfig, extra: pa.Schema) -> None:
+    """Check that the column of `--turns` can hold turns.
+
+    Args:
+        extra: pass-through columns of the manifests.
+    Raises: ConfigError naming the column.
+    """
+    column = config.turns
+    if column is None:
+        return
+    if column not in extra.names:
+        raise ConfigError(f"--turns {column}: no manifest has this column{did_you_mean(column, extra.names)}")
+    if column in config.partition_by:
+        raise ConfigError(f"--partition-by {column}: the output does not have the column of --turns")
+    kind = extra.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_list_of_structs(kind)):
+        raise ConfigError(
+            f"--turns {column}: the column is {kind}, not URIs of RTTM files or lists of objects with start_s and end_s"
+        )
+
+
+def is_list_of_structs(kind: pa.DataType) -> bool:
+    """Return whether a type is a list of objects, or one whose lists are all empty."""
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    return bool(pa.types.is_struct(kind.value_type) or pa.types.is_null(kind.value_type))

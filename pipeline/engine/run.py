@@ -32,7 +32,7 @@ from pipeline.dataset.plan import Plan, tiny_shards_warning, write_plan
 from pipeline.dataset.publish import publish
 from pipeline.dataset.renewal import renew
 from pipeline.dataset.retries import Retriable, find_retriable, refuse_remaking, write_plans
-from pipeline.dataset.row_checks import check_partition_columns, check_rows
+from pipeline.dataset.row_checks import check_partition_columns, check_rows, check_turns_column
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.dataset.tombstones import tombstones
 from pipeline.engine import estimate
@@ -129,6 +129,7 @@ class Driver:
         staging.extra = settle_types(staging.inferred, self.plans)
         if staging.rows:
             check_partition_columns(self.config, staging.extra)
+            check_turns_column(self.config, staging.extra)
         else:  # without rows there are no partition folders
             staging.extra = with_columns(staging.extra, self.config.partition_by, self.plans)
         config = self.config

@@ -20,6 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
+from pipeline.audio.turns import lack_text
 from pipeline.config import AUTO_LANGUAGE, JobConfig, ModelChoice, primary_language
 from pipeline.config.labels import ANY_LANGUAGE, LabelRules
 from pipeline.config.settings import Settings
@@ -150,6 +151,7 @@ def needs_of(tables: Iterable[pa.Table], config: JobConfig, prepared: Prepared |
             languages.update(detectable_languages(config, prepared) if tag is None else [primary_language(tag)])
         without_text = table["text"].null_count or config.segmentation == "vad" or config.window_s
         without_text = without_text or config.channels == "split"
+        without_text = without_text or (config.turns in table.schema.names and lack_text(table[config.turns]))
         asr = asr or bool(table["language"].null_count or (wants_text and without_text))
     return Needs(frozenset(languages), asr)
 

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.quality import sound_quality
 from pipeline.audio.segmentation import speech_seconds
+from pipeline.config.columns import OVERLAP_SHARE, SPEAKER_ID
 from pipeline.dataset.parts import is_committed
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.dataset.texts import require_texts
@@ -28,6 +30,7 @@ from pipeline.shard.missing_audio import refuse_absent
 from pipeline.shard.recording import Waveform, check_span, fetch_small, load_recording, needs_audio, records_of
 from pipeline.shard.spans import pieces_of
 from pipeline.shard.transcribe import has_voice_rules, needs_voice_activity
+from pipeline.shard.turns import turn_pieces, turns_of
 from pipeline.shard.work_table import PCM_BUDGET_BYTES, WORK_SCHEMA, committed_elsewhere, pack_waveform
 from pipeline.stats import MIXED
 from pipeline.storage.read_ahead import read_ahead
@@ -55,7 +58,7 @@ def prepare(
         require_texts(work.store, shard.plan, shard.texts_file)
     lines: list[dict[str, Any]] = []
     pcm_bytes = failed_in_succession = missing = 0
-    records, counted = records_of(rows), {MIXED: 0.0} if figures is None else figures
+    records, counted = records_of(rows, work.plan.settings.turns), {MIXED: 0.0} if figures is None else figures
     with_audio = [record for record in records if needs_audio(work, record)]
     contents = read_ahead(partial(fetch_small, work), with_audio)
     for row, record in enumerate(records):
@@ -97,31 +100,38 @@ def _lines_of(
         end_s = None if duration_s is None else offset_s + duration_s
         given = {"language": language, **_text_columns(record["text"])}
         return [{**given, "segment_index": 0, "start_s": offset_s, "end_s": end_s, "waveform": None}]
+    turns = turns_of(work, record)
     recording = load_recording(work, record, content())
     settings, waveforms = work.plan.settings, recording.waveforms
-    pieces = pieces_of(waveforms, settings, record["text"])
+    if turns is None:
+        pieces = pieces_of(waveforms, settings, record["text"])
+    else:
+        pieces = turn_pieces(waveforms[None], settings, turns, record)
     counted[MIXED] = counted.get(MIXED, 0.0) + recording.mixed
-    small = sum(waveform.nbytes for waveform in waveforms.values()) <= PCM_BUDGET_BYTES
+    num_samples = sum(piece.span.end - piece.span.start for piece in pieces)  # overlapping ones count more than once
+    small = num_samples * np.dtype(np.float32).itemsize <= PCM_BUDGET_BYTES
     pack = pack_waveform if small else _leave_out  # packing takes half as much again
     lines = []
-    for index, (channel, span, text) in enumerate(pieces):
-        piece = waveforms[channel][span.start : span.end]
-        line = {"language": language, **_text_columns(text)}
+    for index, piece in enumerate(pieces):
+        span, waveform = piece.span, waveforms[piece.channel][piece.span.start : piece.span.end]
+        line = {"language": language, **_text_columns(piece.text)}
         # counted here, on the CPU workers, because Whisper's device would have to wait for it
-        speech_s = speech_seconds(piece) if settings.sound_quality or needs_voice_activity(work, line) else None
+        speech_s = speech_seconds(waveform) if settings.sound_quality or needs_voice_activity(work, line) else None
         silent = has_voice_rules(settings) and speech_s == 0.0
         lines.append(
             {
                 **line,
                 "segment_index": index,
-                "channel": channel,
+                "channel": piece.channel,
+                SPEAKER_ID: piece.speaker_id,
+                OVERLAP_SHARE: piece.overlap_share,
                 "start_s": offset_s + span.start_s,
                 "end_s": offset_s + span.end_s,
-                **dict(zip(("waveform", "sample_bytes"), pack(piece), strict=True)),
+                **dict(zip(("waveform", "sample_bytes"), pack(waveform), strict=True)),
                 "identity": recording.identity,
                 "speech_s": speech_s,
-                **(_sound(piece, speech_s) if settings.sound_quality else {}),
-                "emotion_null_reason": NO_SPEECH if silent and text is None else None,
+                **(_sound(waveform, speech_s) if settings.sound_quality else {}),
+                "emotion_null_reason": NO_SPEECH if silent and piece.text is None else None,
             }
         )
     return lines

@@ -44,12 +44,15 @@ class Recording:
     mixed: bool = False
 
 
-def records_of(rows: pa.Table) -> list[dict[str, Any]]:
+def records_of(rows: pa.Table, turns: str | None = None) -> list[dict[str, Any]]:
     """Return plan rows as Python values, with only the columns that the pipeline reads.
+
+    Args:
+        turns: column with the turns of speakers.
 
     Arrow copies the other columns to the output. Python cannot represent all their values, such as years after 9999.
     """
-    names = [name for name in rows.schema.names if name in ROW_SCHEMA.names or is_checksum(name)]
+    names = [name for name in rows.schema.names if name in (*ROW_SCHEMA.names, turns) or is_checksum(name)]
     values = zip(*(plain_values(rows[name]) for name in names), strict=True)
     return [dict(zip(names, row, strict=True)) for row in values]
 

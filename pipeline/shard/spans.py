@@ -18,11 +18,15 @@ class Piece(NamedTuple):
         channel: channel of its audio; None for the recording's only waveform.
         span: its samples.
         text: the manifest's text of it.
+        speaker_id: its speaker; None if nobody is named.
+        overlap_share: share of it in which others talk too; None without turns.
     """
 
     channel: int | None
     span: Span
     text: str | None
+    speaker_id: str | None = None
+    overlap_share: float | None = None
 
 
 def pieces_of(waveforms: Mapping[int | None, Waveform], settings: Settings, text: str | None) -> list[Piece]:

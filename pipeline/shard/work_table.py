@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import SAMPLING_RATE
 from pipeline.audio.quality import SoundQuality
-from pipeline.config.columns import WORDS, WORDS_TYPE
+from pipeline.config.columns import OVERLAP_SHARE, SPEAKER_ID, WORDS, WORDS_TYPE
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.errors import Reason, Reject, RejectedRow, Stage
 from pipeline.manifest.rejects import CAUSE
@@ -35,6 +35,8 @@ WORK_SCHEMA = pa.schema(
         pa.field("row", pa.int32(), nullable=False),
         pa.field("segment_index", pa.int32(), nullable=False),
         pa.field("channel", pa.int32()),  # of a row without one, if its channels are split
+        pa.field(SPEAKER_ID, pa.string()),
+        pa.field(OVERLAP_SHARE, pa.float32()),
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
         pa.field("waveform", pa.large_binary()),  # packed by `pack_waveform`

@@ -58,7 +58,7 @@ def test_each_channel_has_utterances_on_one_time_axis(tmp_path, checkpoints):
     length_s = 2 + (len(EN) + len(ES)) / SAMPLING_RATE
     assert starts == pytest.approx([*(expected - 0.2), *(expected - 0.2 + length_s)], abs=0.25)
     assert {each["text"] for each in found} == {"heard words"}
-    assert not audit(published(work).root, deep=True).violations
+    assert not audit(published(work), deep=True).violations
 
 
 def test_a_channel_of_a_plan_is_audited(tmp_path, checkpoints):

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.analytics.calls.columns import CALL_COLUMNS
 from pipeline.analytics.calls.queries import sums
 from pipeline.analytics.summarize import Groups, parse_groups
+from pipeline.config.columns import SPEAKER_ID
 from pipeline.dataset.plan import parquet_bytes
 from pipeline.dataset.reader import Rows, asking, dataset, quoted
 from pipeline.errors import ConfigError, did_you_mean
@@ -27,8 +28,6 @@ from pipeline.layout import SUMMARY, calls_folder, summary_key
 from pipeline.schema import described
 from pipeline.storage.documents import FORMAT, read_document
 from pipeline.storage.store import Store
-
-DEFAULT_SPEAKER = "channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,11 @@ def parse_calls(words: Sequence[str], speaker: str, columns: Sequence[str]) -> C
     if speaker not in columns:
         raise ConfigError(f"--speaker {speaker}: no such column{did_you_mean(speaker, columns)}")
     return Calls(groups, speaker)
+
+
+def default_speaker(rows: Rows) -> str:
+    """Return the column that tells speakers apart: `speaker_id` of outputs that were made with speakers, else the channel."""
+    return SPEAKER_ID if rows.has_speakers else "channel"
 
 
 def measure_calls(rows: Rows, calls: Calls) -> Iterator[tuple[str, int]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline import MAX_SEGMENT_S
 from pipeline.config import primary_language
+from pipeline.config.columns import OVERLAP_SHARE
 from pipeline.config.further import further_results
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.verify.invariants import Invariant
@@ -46,7 +47,7 @@ Scores = NDArray[np.float64]
 
 _SENTENCES = {
     Invariant.RUN_ID: "rows name another run",
-    Invariant.PLAN_COLUMNS: "rows hold other values of the manifest's columns than the plan",
+    Invariant.PLAN_COLUMNS: "rows hold other values of the manifest's columns than the plan, or an overlap_share beyond 0 to 1",
     Invariant.SCORES: "rows have scores that are not probabilities that add up to 1, or that do not follow from their labels",
     Invariant.CONFIDENCE: "rows have a confidence that is not the highest score, or a margin that is not its lead",
     Invariant.LABEL: "rows have a label that is unknown, belongs to another emotion or does not have the highest score, "
@@ -113,6 +114,9 @@ class RowFaults:
         known = np.array([position is not None for position in positions])
         names = ["audio", "channel", *(name for name in self._plan.extra.names if name in rows.schema.names)]
         differs = np.zeros(rows.num_rows, dtype=bool)
+        if self._plan.settings.turns:
+            share = rows[OVERLAP_SHARE].to_numpy()
+            differs |= ~_null(rows, OVERLAP_SHARE) & ~((share >= 0.0) & (share <= 1.0))
         for name in names:
             mine, planned = rows[name].combine_chunks(), theirs[name].combine_chunks()
             if name == "audio":

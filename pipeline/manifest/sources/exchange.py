@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.audio.decoders import AudioHeader
+from pipeline.config.columns import SPEAKER_ID
 from pipeline.errors import ConfigError, RejectedRow
 from pipeline.manifest.columns import no_json
 from pipeline.manifest.read import expand, read_manifest
@@ -151,7 +152,8 @@ def _supervision(row: Row, recording: Mapping[str, Any]) -> Row:
     offset_s = float(str(row.get("offset") or 0.0))
     duration_s = float(str(row.get("duration") or recording["duration"] - offset_s))
     channels = recording["channel_ids"]
-    given = {"text": "text", "language": "language", "speaker": "speaker", "gender": "sex"}
+    speaker = SPEAKER_ID if SPEAKER_ID in row else "speaker"
+    given = {"text": "text", "language": "language", "speaker": speaker, "gender": "sex"}
     plain = {"id", "audio", "offset", "duration", "channel", *given.values()}
     custom = {name: value for name, value in row.items() if name not in plain}
     return {
