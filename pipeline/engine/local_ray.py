@@ -1,8 +1,12 @@
 """A Ray for one job on one machine, without the processes that only clusters and dashboards need.
 
-Ray starts a dashboard, an autoscaler and a log monitor, and Ray Data two actors, for statistics on the dashboard and for
-sharing a cluster between datasets. They take 5 s of a core at the start of a job and a second at its end; a job that starts
-Ray itself on one machine uses none of them. docs/performance.md, startup, has what remains.
+Ray starts a dashboard, an autoscaler, a log monitor and two agents, and Ray Data two actors, for statistics on the dashboard
+and for sharing a cluster between datasets. They take 6.5 s of a core at the start of a job and a second at its end; a job that
+starts Ray itself on one machine uses none of them. docs/performance.md, startup, has what remains.
+
+The agents are for the dashboard, for metrics, which a cluster's Prometheus collects, and for runtime environments, which
+workers of one machine do not need. Ray's node waits until both have written their ports, and ends when one of them does. So
+their ports are written here, and `cat`, which ends with the node, takes their place.
 
 Ray has no options for them, so methods of the driver's Ray are replaced while the job runs. Ray is pinned to one version;
 `tests/engine/test_local_ray.py` fails if a name is gone.
@@ -10,17 +14,38 @@ Ray has no options for them, so methods of the driver's Ray are replaced while t
 
 from __future__ import annotations
 
+import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import ray_constants, services
 from ray._private.node import Node
+from ray._raylet import (  # type: ignore[attr-defined]
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    RUNTIME_ENV_AGENT_PORT_NAME,
+    persist_port,
+)
 from ray.data._internal.cluster_autoscaler.base_cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.interfaces import ExecutionResources
 from ray.data._internal.stats import _StatsManager
+
+_PORTS = (
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    RUNTIME_ENV_AGENT_PORT_NAME,
+)
+_AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+_NOT_IN_USE = -1
+"""Port that Ray's own agent writes for a service that it leaves out."""
+_start_ray_process = services.start_ray_process
 
 
 class _FixedCluster(ClusterAutoscaler):
@@ -46,10 +71,23 @@ def _no_dashboard(node: Any, **_: object) -> None:  # noqa: ANN401 - Ray's nodes
     node._webui_url = None
 
 
+def _start_process(command: list[str], process_type: str, **options: Any) -> Any:  # noqa: ANN401 - as above
+    """Start one of Ray's processes; the node's without agents."""
+    stand_in = shutil.which("cat")
+    if process_type == ray_constants.PROCESS_TYPE_RAYLET and stand_in and "RAY_RUNTIME_ENV_HOOK" not in os.environ:
+        given = dict(word.removeprefix("--").split("=", 1) for word in command if "=" in word)
+        for name in _PORTS:
+            persist_port(given["session_dir"], given["node_id"], name, _NOT_IN_USE)
+        command = [next((a + stand_in for a in _AGENTS if word.startswith(a)), word) for word in command]
+    return _start_ray_process(command, process_type, **options)
+
+
 @contextmanager
 def small_ray() -> Iterator[None]:
     """Start Ray in the block without these processes, and run datasets without these actors."""
     replacements: list[tuple[Any, str, object]] = [
+        (services, "start_ray_process", _start_process),
+        (ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False),
         (Node, "start_monitor", _nothing),
         (Node, "start_log_monitor", _nothing),
         (Node, "start_api_server", _no_dashboard),

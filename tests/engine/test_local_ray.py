@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray._private import ray_constants, services
 from ray._private.node import Node
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.stats import _StatsManager
@@ -17,6 +18,8 @@ from pipeline.engine.local_ray import small_ray
 from tests.support.corpus import ROOT
 
 NAMES = {
+    services: ("start_ray_process",),
+    ray_constants: ("RAY_ENABLE_UV_RUN_RUNTIME_ENV",),
     Node: ("start_monitor", "start_log_monitor", "start_api_server"),
     _StatsManager: (
         "gen_dataset_id_from_stats_actor",
@@ -47,7 +50,7 @@ def test_ray_is_as_it_was_afterwards(fails):
 
 
 PROGRAM = """
-import json, os
+import json, os, time
 from pathlib import Path
 import ray
 from pipeline.engine.cluster import cluster
@@ -55,13 +58,28 @@ from pipeline.engine.cluster import cluster
 def square(row):
     return {"id": row["id"] ** 2}
 
+def children(parents):
+    found = {}
+    for each in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[1]
+            if parent in parents:
+                found[each] = Path(f"/proc/{each}/cmdline").read_bytes().decode()
+        except OSError:
+            pass
+    return found
+
 with cluster():
     squares = sorted(row["id"] for row in ray.data.range(4).map(square).take_all())
-    names = [Path(f"/proc/{each}/cmdline").read_bytes().decode() for each in os.listdir("/proc") if each.isdigit()
-             and Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid())]
+    processes = children([str(os.getpid())])
+    processes |= children(processes)
     actors = [actor["ActorClassName"] for actor in ray._private.state.actors().values()]
-print(json.dumps([squares, names, actors]))
+deadline = time.monotonic() + 20
+while (left := [each for each in processes if Path(f"/proc/{each}/cmdline").exists()]) and time.monotonic() < deadline:
+    time.sleep(0.1)
+print(json.dumps([squares, list(processes.values()), actors, left]))
 """
+OF_RAY = ("gcs_server", "raylet", "dashboard.py", "monitor.py", "agent")
 
 
 def test_a_dataset_runs_without_the_processes_that_nobody_uses(own_ray, tmp_path: Path):
@@ -73,8 +91,10 @@ def test_a_dataset_runs_without_the_processes_that_nobody_uses(own_ray, tmp_path
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    squares, processes, actors = json.loads(done.stdout.splitlines()[-1])
+    squares, processes, actors, left = json.loads(done.stdout.splitlines()[-1])
     assert squares == [0, 1, 4, 9]
-    started = {name for name in ("gcs_server", "raylet", "dashboard.py", "monitor.py") if name in "".join(processes)}
-    assert started == {"gcs_server", "raylet"}
+    programs = [process.split("\0")[:2] for process in processes]
+    started = {name for name in OF_RAY if any(name in word for program in programs for word in program)}
+    assert started == {"gcs_server", "raylet"} and sum("cat" in program[0] for program in programs) == 2, programs
     assert not {"_StatsActor", "_AutoscalingCoordinatorActor"} & set(actors), actors
+    assert left == []
