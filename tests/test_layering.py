@@ -110,10 +110,13 @@ def test_only_the_engine_loads_ray(package):
 
 
 def test_cpu_tasks_do_not_load_torch():
-    """Fails if a step that runs on CPU pays seconds and 500 MB for models it does not run."""
+    """Fails if a step on CPU pays seconds and 500 MB for models it does not run, or a job with nothing to do imports Ray."""
     heavy = {"torch", "transformers", "librosa", "pandas"}
     assert loaded_by(LIGHT, heavy) == set()
     assert loaded_by(["pipeline.engine.stages"], heavy - {"pandas"}) == set()  # ray imports pandas
+    assert (
+        loaded_by(["pipeline.engine.run"], {*heavy, "ray"}) == set()
+    )  # so the first line of a job appears before that import
 
 
 def test_a_command_line_is_refused_before_anything_heavy_is_loaded():

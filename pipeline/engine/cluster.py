@@ -135,16 +135,6 @@ def resources_of(nodes: list[dict[str, Any]], *, grows: bool) -> Resources:
     )
 
 
-def visible_resources() -> Resources:
-    """Return the cluster's resources, or this machine's without its GPUs, which only Ray detects."""
-    if not is_embedded():
-        with cluster() as resources:
-            return resources
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cpus = len(os.sched_getaffinity(0))
-    return Resources(cpus=cpus, gpus=0, memory_bytes=memory, nodes=1, node_cpus=cpus)
-
-
 def _listeners(nodes: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
     """Return the addresses that the driver depends on, by name: the head, and Ray on the driver's own node."""
     context = ray.get_runtime_context()

@@ -36,15 +36,14 @@ from pipeline.dataset.row_checks import check_partition_columns, check_rows, che
 from pipeline.dataset.survey import pending_shards, survey
 from pipeline.dataset.tombstones import tombstones
 from pipeline.engine import estimate
-from pipeline.engine.cluster import cluster, visible_resources
 from pipeline.engine.destination import unshared_warning
 from pipeline.engine.failures import CANNOT_FINISH, give_up_runs, record_failure, stuck
 from pipeline.engine.job_log import log_shard, report_warnings
+from pipeline.engine.late import cluster, run_shards, visible_resources
 from pipeline.engine.lineage import Lineage, lineage_of
 from pipeline.engine.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
-from pipeline.engine.stages import run_shards
 from pipeline.errors import NoWorkersError
 from pipeline.layout import PROBE
 from pipeline.manifest.choice import chosen_lines
