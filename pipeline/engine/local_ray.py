@@ -36,6 +36,9 @@ from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.interfaces import ExecutionResources
 from ray.data._internal.stats import _StatsManager
 
+from pipeline.engine import forking
+from pipeline.processes import FORK_SERVER
+
 _PORTS = (
     DASHBOARD_AGENT_LISTEN_PORT_NAME,
     METRICS_AGENT_PORT_NAME,
@@ -46,6 +49,7 @@ _AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
 _NOT_IN_USE = -1
 """Port that Ray's own agent writes for a service that it leaves out."""
 _start_ray_process = services.start_ray_process
+_start_own_raylet = Node.start_raylet
 
 
 class _FixedCluster(ClusterAutoscaler):
@@ -65,6 +69,12 @@ class _FixedCluster(ClusterAutoscaler):
 
 def _nothing(*_: object, **__: object) -> None:
     """Stand in for a method that starts a process or reports to one."""
+
+
+def _start_raylet(node: Any, *arguments: Any) -> None:  # noqa: ANN401 - Ray's nodes are untyped
+    if FORK_SERVER in os.environ:
+        node._ray_params.setup_worker_path = forking.__file__
+    _start_own_raylet(node, *arguments)
 
 
 def _no_dashboard(node: Any, **_: object) -> None:  # noqa: ANN401 - Ray's nodes are untyped
@@ -90,6 +100,7 @@ def small_ray() -> Iterator[None]:
         (ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False),
         (Node, "start_monitor", _nothing),
         (Node, "start_log_monitor", _nothing),
+        (Node, "start_raylet", _start_raylet),
         (Node, "start_api_server", _no_dashboard),
         (_StatsManager, "gen_dataset_id_from_stats_actor", staticmethod(lambda: uuid.uuid4().hex)),
         (_StatsManager, "register_dataset_to_stats_actor", staticmethod(_nothing)),
