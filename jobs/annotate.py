@@ -10,7 +10,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,13 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def _run(config: JobConfig, printer: Printer) -> int:
     # imported late: typing errors are reported before torch and ray are loaded
+    from pipeline.engine.forking import forked_workers
     from pipeline.models.checkpoints.pinning import prestarted
 
-    with nullcontext() if config.dry_run else prestarted():
+    with ExitStack() as stack:
+        if not config.dry_run:
+            stack.enter_context(forked_workers())
+            stack.enter_context(prestarted())
         from pipeline.engine.job_log import job_log
         from pipeline.engine.run import Driver
 

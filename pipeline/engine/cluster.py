@@ -17,6 +17,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from pipeline.engine.forking import forked_workers
 from pipeline.engine.heartbeat import watched
 from pipeline.engine.local_ray import small_ray
 from pipeline.engine.native_output import native_output_hidden
@@ -64,7 +65,7 @@ def cluster(out: TextIO = sys.stderr) -> Iterator[Resources]:
     if not embedded:
         _require_head(os.environ["RAY_ADDRESS"])
     where = "start Ray on this machine" if embedded else f"join the Ray cluster at {os.environ['RAY_ADDRESS']}"
-    with small_ray() if embedded else nullcontext(), native_output_hidden():
+    with forked_workers(), small_ray() if embedded else nullcontext(), native_output_hidden():
         with _Starting(where):
             _start_or_join(started, tries=1 if embedded else _JOIN_TRIES)
         _set_up_ray_data()

@@ -10,6 +10,7 @@ Ray has no options for them, so methods of the driver's Ray are replaced while t
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from ray.data._internal.cluster_autoscaler.base_cluster_autoscaler import Cluste
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.interfaces import ExecutionResources
 from ray.data._internal.stats import _StatsManager
+
+from pipeline.engine import forking
+
+_RAYS_OWN_START = Node.start_raylet
 
 
 class _FixedCluster(ClusterAutoscaler):
@@ -42,6 +47,12 @@ def _nothing(*_: object, **__: object) -> None:
     """Stand in for a method that starts a process or reports to one."""
 
 
+def _start_raylet(node: Any, *arguments: Any) -> None:  # noqa: ANN401 - Ray's nodes are untyped
+    if forking.SERVER in os.environ:
+        node._ray_params.setup_worker_path = forking.__file__
+    _RAYS_OWN_START(node, *arguments)
+
+
 def _no_dashboard(node: Any, **_: object) -> None:  # noqa: ANN401 - Ray's nodes are untyped
     node._webui_url = None
 
@@ -52,6 +63,7 @@ def small_ray() -> Iterator[None]:
     replacements: list[tuple[Any, str, object]] = [
         (Node, "start_monitor", _nothing),
         (Node, "start_log_monitor", _nothing),
+        (Node, "start_raylet", _start_raylet),
         (Node, "start_api_server", _no_dashboard),
         (_StatsManager, "gen_dataset_id_from_stats_actor", staticmethod(lambda: uuid.uuid4().hex)),
         (_StatsManager, "register_dataset_to_stats_actor", staticmethod(_nothing)),

@@ -1,0 +1,56 @@
+"""Workers of a Ray on one machine as forks of one process that has imported what they need.
+
+Ray starts this program in place of its own, with the same arguments. Ray's program imports Ray twice, and each worker then
+imports Ray Data, torch and transformers: three seconds of a core.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SERVER = "SPEECH_EMOTION_FORK_SERVER"
+"""Environment variable with the name of the fork server."""
+_GPUS = ("/dev/nvidiactl", "/dev/kfd")
+"""Devices of machines with GPUs, whose libraries do not promise to work in a fork."""
+_MODULES = ("pandas", "pyarrow.dataset", "pipeline.models.emotion", "pipeline.shard.commit", "pipeline.shard.prepare")
+"""Modules that the fork server imports at its start; Ray follows when it has started."""
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Start the fork server now, so that its imports run beside the driver's; a Ray started in the block forks its workers.
+
+    Does nothing where there is a GPU, on systems other than Linux, for a job that joins a cluster, and inside another block.
+    """
+    if sys.platform != "linux" or any(map(os.path.exists, _GPUS)) or {SERVER, "RAY_ADDRESS"} & os.environ.keys():
+        yield
+        return
+    from pipeline.processes import fork_server
+
+    with fork_server(_MODULES) as name:
+        os.environ[SERVER] = name
+        try:
+            yield
+        finally:
+            del os.environ[SERVER]
+
+
+def main() -> None:
+    """Start a worker: a fork of the server, or without a server this process."""
+    from pipeline.processes import request_fork
+
+    try:
+        request_fork(os.environ[SERVER], "pipeline.engine.worker", sys.argv[1:], env=os.environ, streams=(0, 1, 2))
+    except (KeyError, OSError):
+        from pipeline.engine.worker import main
+
+        main()
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])
+    main()
