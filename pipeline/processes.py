@@ -2,6 +2,8 @@
 
 usage: python -P -m pipeline.processes LISTENER MODULE [MODULE ...], with the file descriptor of a listening socket; it ends
        when its standard input does
+
+A request is JSON with three file descriptors; the answer is two lines, the process id of the fork and its exit status.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ import struct
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
+FORK_SERVER = "SPEECH_EMOTION_FORK_SERVER"
+"""Environment variable with the name of this job's fork server."""
 _PEER = struct.Struct("3i")
 """The process, user and group at the other end of a socket."""
-_REQUEST_WITHIN_S = 10.0
-_STREAMS = 3
-"""Standard input, output and error."""
+_MESSAGES_WITHIN_S = 10.0
 
 
 def search_path() -> str:
@@ -50,12 +52,11 @@ def interrupts_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def fork_server(modules: Sequence[str]) -> Iterator[str]:
-    """Start a process that imports modules and then forks itself for each `request_fork`; end it after the block.
+def fork_server(modules: Sequence[str]) -> Iterator[None]:
+    """Start a process that imports modules and then forks itself for each request; end it after the block.
 
-    The forks share the memory of the imports, and start in a tenth of a second instead of several. Linux only.
-
-    Yields: the server's name. Only processes of the same user are served.
+    The forks share the memory of the imports, and start in a tenth of a second instead of several. Linux only. The
+    environment variable `FORK_SERVER` names the server in the block; it serves only processes of the same user.
     """
     name = f"speech-emotion-{uuid.uuid4().hex}"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -68,70 +69,127 @@ def fork_server(modules: Sequence[str]) -> Iterator[str]:
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": search_path()},
                 pass_fds=[listener.fileno()],
             )
+    os.environ[FORK_SERVER] = name
     try:
-        yield name
+        yield
     finally:
+        os.environ.pop(FORK_SERVER, None)
         server.kill()
         cast(Any, server.stdin).close()
         server.wait()
 
 
-def request_fork(
-    server: str, module: str, arguments: Sequence[str], *, env: Mapping[str, str], streams: tuple[int, int, int]
-) -> int:
-    """Ask a fork server to run `module.main()` with the arguments, streams and environment given, and this process's
-    working directory and signal mask.
+def request_fork(module: str, arguments: Sequence[str], streams: Sequence[int], *, tied: bool = False) -> socket.socket:
+    """Ask the fork server to run `module.main()` with the arguments and standard streams given, and with the environment,
+    working directory and signal mask of this process.
 
-    Returns: the process id of the fork.
-    Raises: OSError when there is no such server.
+    Args:
+        tied: kill the fork when the returned connection is closed.
+
+    Returns: the connection, which gets the answer.
+    Raises: OSError when there is no fork server.
     """
+    if FORK_SERVER not in os.environ:
+        raise FileNotFoundError("this process has no fork server")
     request = {
         "module": module,
         "arguments": list(arguments),
-        "env": dict(env),
+        "env": dict(os.environ),
         "folder": str(Path.cwd()),
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "tied": tied,
     }
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(f"\0{server}")
-        socket.send_fds(connection, [b"\n"], list(streams))
-        connection.sendall(json.dumps(request).encode())
-        connection.shutdown(socket.SHUT_WR)
-        if not (answer := connection.recv(32)):
-            raise ConnectionError("the fork server ended before it forked")
-        return int(answer)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(f"\0{os.environ[FORK_SERVER]}")
+        socket.send_fds(connection, [b"\n"], streams)
+        connection.sendall(json.dumps(request).encode() + b"\n")
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
-def _next_request(listener: socket.socket) -> tuple[dict[str, Any], list[int], socket.socket] | None:
-    """Wait for a request of this user. Returns: None when standard input has ended."""
-    while True:
-        ready, _, _ = select.select([listener, 0], [], [])
-        if 0 in ready:
-            return None
-        connection, _ = listener.accept()
-        connection.settimeout(_REQUEST_WITHIN_S)
+class Fork:
+    """A fork of the server with pipes to its standard input and output; behaves like a `subprocess.Popen`.
+
+    Raises: OSError when there is no fork server.
+    """
+
+    def __init__(self, module: str) -> None:
+        its_stdin, stdin = os.pipe()
+        stdout, its_stdout = os.pipe()
+        self.stdin: TextIO = os.fdopen(stdin, "w", encoding="utf-8")
+        self.stdout: TextIO = os.fdopen(stdout, encoding="utf-8")
+        try:
+            self._connection = request_fork(module, (), (its_stdin, its_stdout, 2), tied=True)
+        except OSError:
+            self.stdin.close()
+            self.stdout.close()
+            raise
+        finally:
+            os.close(its_stdin)
+            os.close(its_stdout)
+        self._killed = False
+
+    def kill(self) -> None:
+        """End the fork, or do nothing if it has ended."""
+        self._killed = True
+        self._connection.close()
+
+    def wait(self) -> int:
+        """Wait for the end of the fork. Returns: its exit status, as `subprocess.Popen.wait` does."""
+        if self._killed:
+            return -signal.SIGKILL
+        with self._connection.makefile() as answer:
+            lines = answer.read().split()
+        return int(lines[1]) if len(lines) > 1 else -signal.SIGKILL
+
+
+class _Server:
+    """The requests of a fork server, and its forks by the descriptors that tell of their ends."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._forks: dict[int, tuple[int, socket.socket]] = {}
+        self._tied: dict[int, int] = {}
+        """Process ids of forks by their connections."""
+
+    def serve(self) -> tuple[dict[str, Any], list[int]] | None:
+        """Fork for each request. Returns: in a fork its request and streams; in the server, at the end, None."""
+        while True:
+            ready, _, _ = select.select([0, self._listener.fileno(), *self._forks, *self._tied], [], [])
+            if 0 in ready:
+                return None
+            for descriptor in ready:
+                if descriptor in self._forks:
+                    self._reap(descriptor)
+                elif descriptor in self._tied:
+                    os.kill(self._tied.pop(descriptor), signal.SIGKILL)
+            if self._listener.fileno() in ready and (received := self._accept()):
+                request, streams, connection = received
+                if self._fork(request, connection):
+                    return request, streams
+                for stream in streams:
+                    os.close(stream)
+
+    def _accept(self) -> tuple[dict[str, Any], list[int], socket.socket] | None:
+        """Read one request. Returns: None when it comes from another user, or is incomplete."""
+        connection, _ = self._listener.accept()
+        connection.settimeout(_MESSAGES_WITHIN_S)
         peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         streams: list[int] = []
         if _PEER.unpack(peer)[1] == os.getuid():
-            try:
-                _, streams, _, _ = socket.recv_fds(connection, 1, _STREAMS)
-                with connection.makefile("rb") as request:
-                    return json.loads(request.read()), streams, connection
-            except (OSError, ValueError):  # the other process ended before it had sent all
-                pass
+            with suppress(OSError, ValueError), connection.makefile("rb") as lines:
+                _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+                return json.loads(lines.readline()), streams, connection
         for descriptor in streams:
             os.close(descriptor)
         connection.close()
+        return None
 
-
-def main() -> None:
-    """Import the modules, then fork for each request; a fork runs its module, which the server imports before the first fork."""
-    listener = socket.socket(fileno=int(sys.argv[1]))
-    for module in sys.argv[2:]:
-        importlib.import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the forks
-    while (received := _next_request(listener)) is not None:
-        request, streams, connection = received
+    def _fork(self, request: dict[str, Any], connection: socket.socket) -> bool:
+        """Fork, and answer with the process id. Returns: whether this process is the fork."""
         if request["module"] not in sys.modules:
             os.environ.update(request["env"])
             importlib.import_module(request["module"])
@@ -139,15 +197,38 @@ def main() -> None:
             gc.freeze()  # a collection in a fork would otherwise write to every page, and so copy it
         forked = os.fork()
         if not forked:
-            listener.close()
+            for descriptor, (_, other) in self._forks.items():
+                os.close(descriptor)
+                other.close()
+            self._listener.close()
             connection.close()
-            _run(request, streams)
-            return
-        connection.sendall(str(forked).encode())
-        connection.close()
-        for descriptor in streams:
-            os.close(descriptor)
-    os._exit(0)
+            return True
+        self._forks[os.pidfd_open(forked)] = (forked, connection)
+        if request["tied"]:
+            self._tied[connection.fileno()] = forked
+        with suppress(OSError):
+            connection.sendall(b"%d\n" % forked)
+        return False
+
+    def _reap(self, descriptor: int) -> None:
+        """Answer with the exit status of a fork that has ended."""
+        forked, connection = self._forks.pop(descriptor)
+        os.close(descriptor)
+        status = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
+        self._tied.pop(connection.fileno(), None)
+        with suppress(OSError), connection:
+            connection.sendall(b"%d\n" % status)
+
+
+def main() -> None:
+    """Import the modules, then fork for each request; a fork runs its module, which the server imports before the first fork."""
+    server = _Server(socket.socket(fileno=int(sys.argv[1])))
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    served = server.serve()
+    if served is None:
+        os._exit(0)
+    _run(*served)
 
 
 def _run(request: dict[str, Any], streams: Sequence[int]) -> None:
@@ -155,7 +236,6 @@ def _run(request: dict[str, Any], streams: Sequence[int]) -> None:
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["folder"])

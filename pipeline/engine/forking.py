@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-SERVER = "SPEECH_EMOTION_FORK_SERVER"
-"""Environment variable with the name of the fork server."""
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")
 """Devices of machines with GPUs, whose libraries do not promise to work in a fork."""
 _MODULES = ("pandas", "pyarrow.dataset", "pipeline.models.emotion", "pipeline.shard.commit", "pipeline.shard.prepare")
@@ -26,17 +24,13 @@ def forked_workers() -> Iterator[None]:
 
     Does nothing where there is a GPU, on systems other than Linux, for a job that joins a cluster, and inside another block.
     """
-    if sys.platform != "linux" or any(map(os.path.exists, _GPUS)) or {SERVER, "RAY_ADDRESS"} & os.environ.keys():
-        yield
-        return
-    from pipeline.processes import fork_server
+    from pipeline.processes import FORK_SERVER, fork_server
 
-    with fork_server(_MODULES) as name:
-        os.environ[SERVER] = name
-        try:
-            yield
-        finally:
-            del os.environ[SERVER]
+    useless = (
+        sys.platform != "linux" or any(map(os.path.exists, _GPUS)) or {FORK_SERVER, "RAY_ADDRESS"} & os.environ.keys()
+    )
+    with nullcontext() if useless else fork_server(_MODULES):
+        yield
 
 
 def main() -> None:
@@ -44,8 +38,9 @@ def main() -> None:
     from pipeline.processes import request_fork
 
     try:
-        request_fork(os.environ[SERVER], "pipeline.engine.worker", sys.argv[1:], env=os.environ, streams=(0, 1, 2))
-    except (KeyError, OSError):
+        if not request_fork("pipeline.engine.worker", sys.argv[1:], (0, 1, 2)).recv(1):
+            raise ConnectionError("the fork server ended")
+    except OSError:
         from pipeline.engine.worker import main
 
         main()

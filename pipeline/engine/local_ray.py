@@ -24,6 +24,7 @@ from ray.data._internal.execution.interfaces import ExecutionResources
 from ray.data._internal.stats import _StatsManager
 
 from pipeline.engine import forking
+from pipeline.processes import FORK_SERVER
 
 _RAYS_OWN_START = Node.start_raylet
 
@@ -48,7 +49,7 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 def _start_raylet(node: Any, *arguments: Any) -> None:  # noqa: ANN401 - Ray's nodes are untyped
-    if forking.SERVER in os.environ:
+    if FORK_SERVER in os.environ:
         node._ray_params.setup_worker_path = forking.__file__
     _RAYS_OWN_START(node, *arguments)
 

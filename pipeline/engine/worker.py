@@ -13,8 +13,8 @@ import sys
 
 from ray._private.runtime_env.context import RuntimeEnvContext
 from ray._private.utils import update_envs
-from ray._raylet import Config
-from ray.core.generated.common_pb2 import Language
+from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.core.generated.common_pb2 import Language  # type: ignore[attr-defined]
 
 import pipeline.engine.stages  # noqa: F401 - most of the time that forks save
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--serialized-runtime-env-context", default="{}")
     parser.add_argument("--language")
     ours, arguments = parser.parse_known_args()
-    context = RuntimeEnvContext.deserialize(ours.serialized_runtime_env_context)
+    context = RuntimeEnvContext.deserialize(ours.serialized_runtime_env_context)  # type: ignore[no-untyped-call]
     special = context.command_prefix or context.override_worker_entrypoint or context.py_executable != sys.executable
     if special or os.environ.get(_RAYLET) != _raylet:
         context.exec_worker(arguments, Language.Value(ours.language))

@@ -14,12 +14,13 @@ import os
 import signal
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
 from pipeline.engine.pools import Resources
+from pipeline.processes import FORK_SERVER
 from tests.support.corpus import ROOT, command
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 
@@ -30,9 +31,11 @@ class SharedRay:
 
     Attributes:
         proxy: between the workers and the S3 server; it has their requests.
+        server: the variable that names the fork server; other jobs start their own.
     """
 
     proxy: FaultProxy
+    server: Mapping[str, str]
 
     def __call__(
         self, manifest: Path | str, output: Path | str, *options: str, expect: int = 0
@@ -49,6 +52,7 @@ class SharedRay:
         handler = signal.getsignal(signal.SIGTERM)
         with (
             patch.object(driver_module, "cluster", _joined),
+            patch.dict(os.environ, self.server),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             contextlib.chdir(ROOT),
@@ -68,6 +72,8 @@ def started_ray(s3_endpoint: str) -> Iterator[SharedRay]:
     import ray
 
     from pipeline.engine.cluster import _WORKERS_WAIT_MS, _set_up_ray_data
+    from pipeline.engine.forking import forked_workers
+    from pipeline.engine.local_ray import small_ray
 
     waits = {"idle_worker_killing_time_threshold_ms": _WORKERS_WAIT_MS}
     with fault_proxy(s3_endpoint) as proxy:
@@ -77,20 +83,24 @@ def started_ray(s3_endpoint: str) -> Iterator[SharedRay]:
             "RAY_DATA_CLUSTER_AUTOSCALER": "V2",
             "AWS_ENDPOINT_URL": proxy.endpoint,
         }
-        with patch.dict(os.environ, variables), contextlib.chdir(ROOT), _lenient():
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _system_config=waits,
-            )
-            _set_up_ray_data()
-        try:
-            yield SharedRay(proxy)
-        finally:
-            with _lenient():
-                ray.shutdown()
+        with contextlib.ExitStack() as stack:
+            with patch.dict(os.environ, variables), contextlib.chdir(ROOT), _lenient():
+                stack.enter_context(forked_workers())
+                server = {name: os.environ[name] for name in os.environ if name == FORK_SERVER}
+                with small_ray():
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _system_config=waits,
+                    )
+                _set_up_ray_data()
+            try:
+                yield SharedRay(proxy, server)
+            finally:
+                with _lenient():
+                    ray.shutdown()
 
 
 @contextlib.contextmanager

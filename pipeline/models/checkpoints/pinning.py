@@ -22,13 +22,15 @@ from pipeline.errors import ConfigError, JobError
 from pipeline.models import roles
 from pipeline.models.checkpoints.lock import Lock, Prepared
 from pipeline.pins import ModelPin, Role, pins_document, pins_of
-from pipeline.processes import interrupts_blocked, search_path
+from pipeline.processes import Fork, interrupts_blocked, search_path
 
-_spare: list[subprocess.Popen[str]] = []
+_spare: list[subprocess.Popen[str] | Fork] = []
 """A process that `prestarted` has started, and no `Pinning` uses yet."""
 
 
-def _started() -> subprocess.Popen[str]:
+def _started() -> subprocess.Popen[str] | Fork:
+    with suppress(OSError):
+        return Fork(__name__)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", __name__],
         stdin=subprocess.PIPE,
