@@ -190,11 +190,6 @@ class _Server:
 
     def _fork(self, request: dict[str, Any], connection: socket.socket) -> bool:
         """Fork, and answer with the process id. Returns: whether this process is the fork."""
-        if request["module"] not in sys.modules:
-            os.environ.update(request["env"])
-            importlib.import_module(request["module"])
-            gc.collect()
-            gc.freeze()  # a collection in a fork would otherwise write to every page, and so copy it
         forked = os.fork()
         if not forked:
             for descriptor, (_, other) in self._forks.items():
@@ -221,10 +216,12 @@ class _Server:
 
 
 def main() -> None:
-    """Import the modules, then fork for each request; a fork runs its module, which the server imports before the first fork."""
+    """Import the modules, then fork for each request."""
     server = _Server(socket.socket(fileno=int(sys.argv[1])))
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would otherwise write to every page, and so copy it
     served = server.serve()
     if served is None:
         os._exit(0)

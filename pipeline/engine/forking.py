@@ -1,7 +1,8 @@
 """Workers of a Ray on one machine as forks of one process that has imported what they need.
 
 Ray starts this program in place of its own, with the same arguments. Ray's program imports Ray twice, and each worker then
-imports Ray Data, torch and transformers: three seconds of a core.
+imports torch and transformers: two to three seconds of a core. The fork server does not import Ray: its random numbers would
+be the same in all forks, and two workers that start at the same moment would then create the same object.
 """
 
 from __future__ import annotations
@@ -14,8 +15,20 @@ from pathlib import Path
 
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")
 """Devices of machines with GPUs, whose libraries do not promise to work in a fork."""
-_MODULES = ("pandas", "pyarrow.dataset", "pipeline.models.emotion", "pipeline.shard.commit", "pipeline.shard.prepare")
-"""Modules that the fork server imports at its start; Ray follows when it has started."""
+_MODULES = (
+    "pipeline.models.emotion",
+    "pipeline.models.transcriber",
+    "pipeline.models.checkpoints.pinning",
+    "pipeline.models.checkpoints.modes",
+    "pipeline.models.checkpoints.weights",
+    "pipeline.shard.commit",
+    "pipeline.shard.prepare",
+    "pipeline.shard.recognise",
+    "pipeline.shard.transcribe",
+    "pandas",
+    "pyarrow.dataset",
+)
+"""Modules that the fork server imports: those of workers and of the check of models, but Ray."""
 
 
 @contextmanager
