@@ -1,4 +1,5 @@
-"""Start, end and page of short jobs: 8 and 504 clips, seconds until each step, and the CPU seconds of each process.
+"""Start, end and page of short jobs: 8 and 504 clips, seconds until each step, and the CPU seconds of each process; and a
+Python process that labels 8 clips with an `Annotator`.
 
 usage: python -m benchmarks.startup [--rounds N]
 
@@ -24,6 +25,14 @@ from benchmarks.workload import annotate_command, clips, named, small_models, wr
 _CLIP_S = 1.5
 _SIZES = (8, 504)
 _ROUNDS = 3
+_ANNOTATOR = """
+from pathlib import Path
+import pipeline
+annotator = pipeline.Annotator(mode="mean", emotion_model="demo/models/mean-en", sentence_encoder="demo/models/sentence-encoder")
+clips = [clip for clip in sorted(Path("demo/corpus/audio").iterdir()) if clip.name[:3] in ("ada", "ben", "cle")]
+labelled = annotator.annotate(clips, ["We won two prizes in the hotel on Friday!"] * len(clips))
+print("labelled", len({utterance.audio for utterance in labelled}), "clips, rejected", len(labelled.rejects))
+"""
 _FOLDER = RESULTS / "startup"
 _STEPS = {"first line": "", "first shard": "shard ", "last shard": "run 000001: ", "page": "page in "}
 """Name of a step, and the beginning of the line that ends it; the last of several lines counts, but for the first line."""
@@ -31,6 +40,7 @@ _KINDS = (
     ("driver", "jobs.annotate"),
     ("check of the models", "checkpoints.pinning"),
     ("page", "jobs.report"),
+    ("imports of workers", "pipeline.processes"),
     ("recognition actors", "MapWorker"),
     ("decoders", "pipeline.audio.child"),
     ("Ray's own processes", "gcs_server"),
@@ -74,6 +84,15 @@ def table(sizes: Sequence[int], rounds: int) -> Result:
             f"CPU seconds of {size} clips: " + ", ".join(f"{name} {taken:.1f}" for name, taken in shares.items()) + "."
         )
         figures |= {f"{size} wall s": wall_s, f"{size} cpu s": cpu_s}
+    alone = [_annotator() for _ in range(rounds)]
+    figures |= {
+        "annotator wall s": median(each.wall_s for each in alone),
+        "annotator cpu s": median(sum(each.cpu_s.values()) for each in alone),
+    }
+    notes.append(
+        f"A Python process that labels 8 clips with an Annotator, demo models, texts given: {figures['annotator wall s']:.1f} s, "
+        f"CPU {figures['annotator cpu s']:.1f} s. Aim on two idle cores: 6 s."
+    )
     return Result(
         title="Short jobs",
         columns=("job", *_STEPS, "whole process", "CPU, all processes"),
@@ -94,6 +113,12 @@ def _job(manifest: Path) -> Finished:
     command = [word for word in annotate_command(manifest, output, named(small_models())) if word != "--no-page"]
     finished = run_process([sys.executable, *command[1:]], timeout_s=600)
     finished.require("page in ")
+    return finished
+
+
+def _annotator() -> Finished:
+    finished = run_process([sys.executable, "-c", _ANNOTATOR], timeout_s=600)
+    finished.require("labelled 8 clips, rejected 0")
     return finished
 
 
