@@ -52,13 +52,14 @@ RETRY = """import json, sys
 import dagster as dg
 import dagster_asset
 def job(): return dagster_asset.definitions.resolve_job_def("nightly")
-instance = dg.DagsterInstance.get()
-(killed,) = [run for run in instance.get_runs(limit=1)]
-result = dg.execute_job(
-    dg.reconstructable(job), instance=instance, run_config=json.loads(sys.argv[1]), tags={"dagster/partition": sys.argv[2]},
-    reexecution_options=dg.ReexecutionOptions(parent_run_id=killed.run_id), asset_selection=[dg.AssetKey("utterances")],
-)
-sys.exit(not result.success)
+if __name__ == "__main__":
+    instance = dg.DagsterInstance.get()
+    (killed,) = instance.get_runs(limit=1)
+    result = dg.execute_job(
+        dg.reconstructable(job), instance=instance, run_config=json.loads(sys.argv[1]), tags={"dagster/partition": sys.argv[2]},
+        reexecution_options=dg.ReexecutionOptions(parent_run_id=killed.run_id), asset_selection=[dg.AssetKey("utterances")],
+    )
+    sys.exit(not result.success)
 """
 """A program for Dagster's Python: the retry of a run that was killed, as Dagster's daemon launches it."""
 
@@ -75,7 +76,8 @@ class Scene:
     def __post_init__(self) -> None:
         self.waiting = self.folder / "tree"
         (self.waiting / "jobs").mkdir(parents=True)
-        (self.waiting / "jobs" / "__init__.py").touch()
+        for name in ("__init__", "verify", "check"):
+            (self.waiting / "jobs" / f"{name}.py").touch()
         (self.waiting / "jobs" / "nightly.py").write_text(WAITING_JOB)
 
     def night(self) -> dict[str, Any]:
@@ -96,7 +98,9 @@ class Scene:
     def start(self, words: list[str], log: str) -> subprocess.Popen[bytes]:
         """Start a program of the orchestrator."""
         with (self.folder / log).open("ab") as out:
-            return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=out, stderr=out)
+            return subprocess.Popen(
+                words, cwd=self.folder, env=self.environment, stdout=out, stderr=out, start_new_session=True
+            )
 
     def run(self, words: list[str], log: str) -> int:
         """Run a program of the orchestrator to its end. Returns: its exit status."""
@@ -107,6 +111,10 @@ class Scene:
         words = ["curl", "-sSf", "-H", f"Authorization: Bearer {self.environment['RAY_AUTH_TOKEN']}"]
         done = subprocess.run([*words, f"{self.dashboard}/api/jobs/"], capture_output=True, text=True, check=True)
         return {job["submission_id"]: job["status"] for job in json.loads(done.stdout) if job["submission_id"]}
+
+    def nights(self) -> set[str]:
+        """Return the submissions on the head without those of asset checks."""
+        return {name for name in self.submissions() if "-jobs." not in name}
 
     def await_begin(self, corpus: Path, process: subprocess.Popen[bytes]) -> None:
         """Wait until the job that waits has begun."""
@@ -119,15 +127,15 @@ class Scene:
         """Kill the waiting task, retry it, and let the job end. Fails if the retry starts a second job, or does not end well."""
         process = self.start(words, "killed.log")
         self.await_begin(corpus, process)
-        before = self.submissions()
-        process.send_signal(signal.SIGKILL)
+        before = self.nights()
+        os.killpg(process.pid, signal.SIGKILL)  # and the processes of its steps
         process.wait(30)
         process = self.start(retry, "retry.log")
         assert wait_for(lambda: b"submission " in (self.folder / "retry.log").read_bytes(), 300), self.folder
         (corpus / "go").touch()
         assert process.wait(300) == 0, self.folder
         assert (corpus / "begun").read_text() == "x\n", "a second job began"
-        assert self.submissions().keys() == before.keys() and "RUNNING" not in self.submissions().values()
+        assert self.nights() == before and "RUNNING" not in self.submissions().values()
 
 
 def main(names: list[str]) -> None:
@@ -182,7 +190,7 @@ def airflow(scene: Scene) -> None:
     process.send_signal(signal.SIGTERM)
     stopped = wait_for(lambda: "STOPPED" in scene.submissions().values(), 60)
     wait_for(lambda: states("2026-11-23")["annotate"][0] != "running", 60)
-    process.kill()  # it waits for its retry
+    os.killpg(process.pid, signal.SIGKILL)  # it waits for its retry
     process.wait()
     say("ended by SIGTERM", states("2026-11-23"), scene.submissions())
     assert stopped, "on_kill did not stop the job"
@@ -241,7 +249,8 @@ def dagster(scene: Scene) -> None:
 
     killed = scene.corpus("killed")
     words = command("2026-11-24", corpus=str(killed))
-    retry = [str(INSTALLED / "dagster" / "bin" / "python"), "-c", RETRY, config(corpus=str(killed)), "2026-11-24"]
+    (scene.folder / "retry.py").write_text(RETRY)
+    retry = [str(INSTALLED / "dagster" / "bin" / "python"), "retry.py", config(corpus=str(killed)), "2026-11-24"]
     scene.kill_and_retry(killed, words, retry)
     say("killed, and tried again", scene.submissions())
 
