@@ -155,7 +155,10 @@ def test_figures_of_a_run_are_those_of_a_query(store, page):
         f"SELECT reason, stage, count(*) FROM '{store.root}/rejects/*.parquet' GROUP BY ALL ORDER BY 3 DESC, 1"
     )
     assert same(tables["rejects"], reasons)
-    spoken = f"SELECT start_s, end_s, speaker, emotion, label, round(confidence::DOUBLE, 3) FROM {rows} WHERE recording_id = '{LONG}'"
+    spoken = (
+        "SELECT start_s, end_s, speaker, emotion, label, round(confidence::DOUBLE, 3) "
+        f"FROM {rows} WHERE recording_id = '{LONG}'"
+    )
     assert same(tables["timeline-1"], asked(f"{spoken} ORDER BY 1")) and "timeline-2" not in tables
     counts = ", ".join(f"sum((emotion = '{emotion}')::INT)" for emotion in EMOTIONS)
     speakers = asked(f"SELECT speaker, count(*), sum(duration_s) / 3600, avg(confidence), {counts} FROM {rows} GROUP BY 1 "
