@@ -1,4 +1,4 @@
-"""Write a report on a finished run, an evaluation or a summary table, as one HTML file that needs no network.
+"""Write a report on a finished run, a conversation, an evaluation or a summary table, as one HTML file that needs no network.
 
 Exit status: 0 written, or it existed already; 1 a file cannot be read or written; 2 the command line is wrong, or there
 is nothing to report on; 130 interrupted.
@@ -22,6 +22,7 @@ from pipeline.processes import search_path
 from pipeline.redaction import without_query
 
 if TYPE_CHECKING:
+    from pipeline.analytics.report.page import Page
     from pipeline.dataset.reader import Rows
 
 _PACKAGES = ("duckdb", "jinja2", "matplotlib")
@@ -86,7 +87,8 @@ def command_line() -> Parser:
     """Return the command line of this job."""
     parser = Parser(
         "report",
-        usage="%(prog)s OUT [RUN] [--to FILE] | --evaluation FOLDER --to FILE | --summary FILE --to FILE",
+        usage="%(prog)s OUT [RUN] [--to FILE] | OUT --recording ID --to FILE | --evaluation FOLDER --to FILE | "
+        "--summary FILE --to FILE",
         description="Write a report as one HTML file. Of a run, it goes to OUT/_runs/RUN/report.html unless --to says otherwise.",
         epilog="Labels are a model's estimates; the page says what they may not be used for.",
     )
@@ -96,9 +98,18 @@ def command_line() -> Parser:
     )
     parser.add_argument("--evaluation", metavar="FOLDER", help="folder that jobs.evaluate --write wrote")
     parser.add_argument("--summary", metavar="FILE", help="file that jobs.summarize --to wrote")
+    parser.add_argument(
+        "--recording", metavar="ID", help="the conversation of this recording, over time; an id or an audio reference"
+    )
+    parser.add_argument(
+        "--audio",
+        choices=("copy", "link"),
+        help="make the utterances of --recording playable: copy puts up to 10 minutes of them into the page as MP3, link refers "
+        "to local files and http(s); without it a page has no audio",
+    )
     parser.add_argument("--to", metavar="FILE", help="file to write the page to")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
-    parser.add_argument("--with-texts", action="store_true", help="show the transcripts of long recordings; needs --to")
+    parser.add_argument("--with-texts", action="store_true", help="show transcripts; needs --to")
     return parser
 
 
@@ -110,6 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name one of OUT, --evaluation and --summary")
     if not flags.to and (flags.evaluation or flags.summary):
         parser.error("--to is required with --evaluation and --summary: name the file to write the page to")
+    if flags.recording and not (flags.output and flags.to):
+        parser.error("--recording needs OUT and --to: name the file to write the page to")
+    if flags.audio and not flags.recording:
+        parser.error("--audio is for the page of a conversation: name one with --recording")
     if flags.with_texts and not (flags.to and flags.output):
         parser.error(
             "--with-texts is for the page of a run, and needs --to: pages inside an output contain no transcripts"
@@ -144,9 +159,23 @@ def _page(flags: argparse.Namespace) -> bytes:
         from pipeline.analytics.report.summary import summary_page
 
         return render(summary_page(flags.summary))
+    if flags.recording:
+        return render(_conversation(flags))
     from pipeline.analytics.report.run import run_page
 
     return render(run_page(_rows(flags), with_texts=flags.with_texts))
+
+
+def _conversation(flags: argparse.Namespace) -> Page:
+    from pipeline.analytics.report.clips import Audio
+    from pipeline.analytics.report.conversation import recording_page
+    from pipeline.dataset.reader import finished_rows
+    from pipeline.storage.store import open_store
+
+    rows = finished_rows(open_store(flags.output))
+    rows = rows.of([flags.run]) if flags.run else rows
+    audio = Audio(flags.audio) if flags.audio else None
+    return recording_page(rows, flags.recording, with_texts=flags.with_texts, audio=audio)
 
 
 def _rows(flags: argparse.Namespace) -> Rows:

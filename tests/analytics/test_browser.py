@@ -11,17 +11,20 @@ import pytest
 
 from pipeline.analytics.report.page import render
 from pipeline.analytics.stress.page import stress_page
+from pipeline.storage.store import Store
 from tests.analytics.test_report import ROWS, Read, evaluated, output_of, page, store, told
 from tests.analytics.test_report_behind import members
 from tests.analytics.test_stress_results import WRONG, outcome, random_truth, run_of
 from tests.support.browser import PROGRAM, Act, Seen, chromium, look
 from tests.support.corpus import ROOT
+from tests.support.outputs import LONG
 
 if PROGRAM is None and os.environ.get("BROWSER") != "required":
     pytest.skip("no Chromium is installed; make test-browser installs one", allow_module_level=True)
 
 __all__ = ["evaluated", "page", "store"]  # fixtures
 PHONE, DESKTOP = 375, 1280
+NAMES = ("run", "conversation", "evaluation", "summary", "stress")
 PICTURES = ROOT / "build" / "pictures"
 """Where they lie for a person to look at."""
 MEASURED = """(() => {
@@ -33,7 +36,7 @@ MEASURED = """(() => {
         ink: style(document.body).color,
         figures: [...document.querySelectorAll('figure svg')].map(size),
         letters: [...document.querySelectorAll('figure svg text')].map((text) => text.getBoundingClientRect().height),
-        outside: [...document.querySelectorAll('figure svg text')].filter((text) => {
+        outside: [...document.querySelectorAll('figure:not(.long) svg text')].filter((text) => {
             const [box, frame] = [text, text.closest('section')].map((e) => e.getBoundingClientRect());
             return box.left < frame.left - 1 || box.right > frame.right + 1;
         }).map((text) => text.textContent),
@@ -50,14 +53,15 @@ def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def pages(page: str, evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(page: str, store: Store, evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     (folder / "run.html").write_text(page, encoding="utf-8")
     told(["--evaluation", str(evaluated / "figures")], folder / "evaluation.html")
     told(["--summary", str(evaluated / "groups.parquet")], folder / "summary.html")
+    told([store.root, "--recording", LONG, "--with-texts"], folder / "conversation.html")
     truth = random_truth()
     (folder / "stress.html").write_bytes(render(stress_page(outcome(truth, run_of(truth, wrong=WRONG)))))
-    return {name: folder / f"{name}.html" for name in ("run", "evaluation", "summary", "stress")}
+    return {name: folder / f"{name}.html" for name in NAMES}
 
 
 def brightness(colour: str) -> float:
@@ -67,7 +71,7 @@ def brightness(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("name", ["run", "evaluation", "summary", "stress"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_page_is_readable_everywhere(name: str, pages: dict[str, Path], devtools: str) -> None:
     """Fails if a page loads anything, complains, must be scrolled sideways, leaves out a figure, lets a label leave its card or
     shrink, or stays light (or unreadable) in the dark.
@@ -168,6 +172,19 @@ def test_without_scripts_a_mark_leads_to_its_row(pages: dict[str, Path], devtool
     seen = after(devtools, pages["run"], [("click", "#emotion figure a path")], "plain", scripts=False).value
     assert seen["target"] == "emotion-r0" and seen["open"] and not seen["docked"]
     assert len(seen["shown"]) == len(Read(pages["run"].read_text(encoding="utf-8")).tables["utterances"])
+
+
+def test_a_mark_of_a_conversation_leads_to_its_utterance(pages: dict[str, Path], devtools: str) -> None:
+    """Fails if nothing happens on a click on an utterance, or its row stays in a closed table."""
+    expression = """(() => {
+        const row = document.querySelector(':target');
+        const box = row.getBoundingClientRect();
+        return [row.id, row.closest('details').open, box.top >= 0 && box.bottom <= innerHeight];
+    })()"""
+    picture = PICTURES / "conversation.png"
+    acts: list[Act] = [("click", "#timeline-1 figure a path")]
+    seen = look(devtools, pages["run"], width=DESKTOP, dark=False, expression=expression, picture=picture, acts=acts)
+    assert seen.value == ["timeline-1-r0", True, True]
 
 
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'><svg onload='hacked = 1'>"

@@ -156,7 +156,8 @@ def test_figures_of_a_run_are_those_of_a_query(store, page):
     )
     assert same(tables["rejects"], reasons)
     spoken = (
-        f"SELECT segment_index, start_s, end_s, emotion, label, confidence FROM {rows} WHERE recording_id = '{LONG}'"
+        "SELECT start_s, end_s, speaker, emotion, label, round(confidence::DOUBLE, 3) "
+        f"FROM {rows} WHERE recording_id = '{LONG}'"
     )
     assert same(tables["timeline-1"], asked(f"{spoken} ORDER BY 1")) and "timeline-2" not in tables
     counts = ", ".join(f"sum((emotion = '{emotion}')::INT)" for emotion in EMOTIONS)
@@ -341,7 +342,9 @@ def test_a_run_of_rejects_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [([], "name one of"), (["{out}", "--summary", "x"], "name one of"), (["--evaluation", "x"], "--to"),
-     (["{out}", "--with-texts"], "no transcript"),
+     (["{out}", "--with-texts"], "no transcript"), (["{out}", "--recording", "r1"], "--recording needs OUT and --to"),
+     (["{out}", "--audio", "copy", "--to", "{to}"], "name one with --recording"),
+     (["{out}", "--recording", "x' OR true --", "--to", "{to}"], "no utterance with times"),
      (["{out}", "000009"], "no run 000009"), (["/nowhere/out"], "no output"),
      (["--evaluation", "{out}", "--to", "{to}"], "no evaluation"),
      (["--summary", "{table}", "--to", "{to}"], "has no confidence"),

@@ -13,7 +13,7 @@ from pipeline.analytics.evaluate.results import Comparison, Evaluation, OutputRe
 from pipeline.analytics.evaluate.tables import SCHEMAS
 from pipeline.analytics.report import plots
 from pipeline.analytics.report.behind import Listing, Marks, listing, rows_marks
-from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, literal
 from pipeline.analytics.report.result import DIGITS, FIGURES, fraction, result_section, title_of
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
@@ -193,13 +193,9 @@ Marking = Callable[[str, Sequence[Hashable], Sequence[int]], Marks]
 """Makes the marks of an output's figure from the key's SQL, the keys, and the number of utterances of each."""
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _ask(connection: duckdb.DuckDBPyConnection, query: str, **outputs: str) -> Answer:
     for name, output in outputs.items():
-        query = query.replace(f"{{{name}}}", _literal(output))
+        query = query.replace(f"{{{name}}}", literal(output))
     has_query = any("?" in output for output in outputs.values())
     return *ask(connection, query), without_query(query) if has_query else query
 
@@ -252,7 +248,7 @@ def _of_output(
         return _ask(connection, query, output=output)
 
     def marks(key: str, keys: Sequence[Hashable], counts: Sequence[int]) -> Marks:
-        return rows_marks("predictions", key, keys, counts, f"output = {_literal(output)}")
+        return rows_marks("predictions", key, keys, counts, f"output = {literal(output)}")
 
     yield from _dimensions(answer, number, where)
     names, rows, query = answer(SPEAKERS)

@@ -34,6 +34,9 @@ class Section:
         cells: columns of the table whose cells, instead of its rows, are the marks of the figure.
         marks: the rows that the marks of the figure count.
         members: for a list of rows, the places on the page of the marks that each row is behind, separated by spaces.
+        long: the figure is as wide as the page, and is scrolled sideways on a phone.
+        opened: the table is open at first.
+        players: for each row the address of its audio, or None.
     """
 
     name: str
@@ -47,6 +50,9 @@ class Section:
     cells: range = range(0)
     marks: Marks | None = None
     members: Sequence[str] | None = None
+    long: bool = False
+    opened: bool = False
+    players: Sequence[str | None] | None = None
 
     def place(self, row: int, column: int | None = None) -> str:
         """Return the attributes of a row, or a cell, of the table: its identifier if a mark of the figure links to it."""
@@ -63,6 +69,7 @@ class Page:
     """A report: title, main facts, sections, warnings and details.
 
     Attributes:
+        media: sources of audio in the content security policy; empty if the page has none.
         digits: number of decimal places in tables; 0 for six significant digits.
     """
 
@@ -73,6 +80,7 @@ class Page:
     warnings: Sequence[str] = ()
     details: Mapping[str, str] = field(default_factory=dict)
     digits: int = 0
+    media: str = ""
 
 
 def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -99,6 +107,11 @@ def formatted(value: Any, digits: int = 0) -> str:  # noqa: ANN401 - whatever a 
             else f"{value:,.{digits or 6}g}"
         )
     return redacted(str(value))
+
+
+def literal(text: str) -> str:
+    """Quote a text for SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def share(part: float, whole: float) -> str:
@@ -139,7 +152,7 @@ def render(page: Page) -> bytes:
 
 def _wide(page: Page) -> set[str]:
     """Return the names of the sections as wide as the page: those without a figure, and a figure left over in its row."""
-    wide = {section.name for section in page.sections if not section.svg}
+    wide = {section.name for section in page.sections if section.long or not section.svg}
     for has_figure, run in itertools.groupby(page.sections, lambda section: section.name not in wide):
         *_, last = sections = list(run)
         if has_figure and len(sections) % 2:

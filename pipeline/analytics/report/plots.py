@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -21,6 +21,7 @@ from markupsafe import Markup
 from pipeline.schema import EMOTIONS
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _INK, _FAINT, _ACCENT, _NONE = "#010203", "#010204", "#010205", "#010206"
@@ -49,6 +50,8 @@ _GREY = ("(abstained)", "(no model)", "(unmapped)", "(regression)", "(no_speech)
 """Groups without an emotion, drawn in grey."""
 _WIDTH_IN = 4.2
 """Width of a plot: 302 points, the space on a phone 375 points wide, so that text is not scaled there."""
+_LONG_IN = 9.2
+"""Width of a conversation: 662 points, and on a phone as much, to be scrolled."""
 _LONGEST_NAME = 20
 _FONT = re.compile(r"font-family: [^;]*;\s*|; font-family: [^;]*$")
 
@@ -177,7 +180,7 @@ def columns(
     def draw(axes: Axes) -> None:
         drawn = axes.bar(edges, values, width=width * 0.92, align="edge", color=_ACCENT)
         for row, (bar, edge, value) in enumerate(zip(drawn, edges, values, strict=True)):
-            bar.set_url(_link(f"r{row}", f"{x} {edge:.4g} to {edge + width:.4g}: {value:,.4g} {y}"))
+            bar.set_url(_link(f"r{row}", f"{x} {edge:.4g} to {edge + width:.4g}, {y}: {value:,.4g}"))
         axes.set_xlim(*bounds)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
@@ -185,32 +188,90 @@ def columns(
     return _drawn(draw, name, height_in=2.4)
 
 
-def timeline(spans: Sequence[tuple[float, float, str]], *, name: str) -> Markup:
-    """Draw the emotions of one recording over time, one row each. Spans are (start, end, emotion), in seconds."""
-    occurring = [emotion for emotion in (*EMOTIONS, *_GREY) if any(span[2] == emotion for span in spans)]
+def conversation(
+    spans: Sequence[tuple[float, float, str, str]], curves: Mapping[str, Sequence[float | None]], *, name: str
+) -> Markup:
+    """Draw a lane for each speaker from 0 on, coloured by emotion, and below it dimensions over time.
+
+    Args:
+        spans: start and end in seconds, speaker and emotion of each utterance.
+        curves: values of a dimension, one for each utterance; drawn at the middle of it, a line for each speaker.
+    """
+    lanes = list(dict.fromkeys(span[2] for span in spans))
+    emotions = [each for each in (*EMOTIONS, *_GREY) if any(span[3] == each for span in spans)]
+    lane_in = max(1.0, 0.34 * len(lanes))
 
     def draw(axes: Axes) -> None:
-        for row, emotion in enumerate(occurring):
-            parts = {number: span for number, span in enumerate(spans) if span[2] == emotion}
-            drawn = axes.broken_barh(
-                [(start, end - start) for start, end, _ in parts.values()],
-                (row - 0.38, 0.76),
-                color=_EMOTION.get(emotion, _NONE),
-            )
-            drawn.set_urls(
-                [
-                    _link(f"r{number}", f"{start:,.1f} to {end:,.1f} s: {emotion}")
-                    for number, (start, end, _) in parts.items()
-                ]
-            )
-        axes.set_yticks(range(len(occurring)), occurring)
+        figure = axes.figure
+        grid = figure.add_gridspec(1 + len(curves), 1, height_ratios=[lane_in, *[1.0] * len(curves)])
+        axes.set_subplotspec(grid[0])
+        for emotion in emotions:
+            for row, lane in enumerate(lanes):
+                parts = {number: span for number, span in enumerate(spans) if span[2:] == (lane, emotion)}
+                drawn = axes.broken_barh(
+                    [(start, end - start) for start, end, _, _ in parts.values()],
+                    (row - 0.38, 0.76),
+                    color=_EMOTION.get(emotion, _NONE),
+                )
+                drawn.set_urls(
+                    [
+                        _link(f"r{number}", f"{start:,.1f} to {end:,.1f} s, {lane}: {emotion}")
+                        for number, (start, end, _, _) in parts.items()
+                    ]
+                )
+        axes.set_yticks(range(len(lanes)), distinct(lanes))
+        axes.set_ylim(len(lanes) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlim(min(span[0] for span in spans), max(span[1] for span in spans))
-        axes.invert_yaxis()
-        axes.set_xlabel("seconds")
+        axes.set_xlim(0, max(span[1] for span in spans))
+        lowest = axes
+        for number, (dimension, values) in enumerate(curves.items(), 1):
+            lowest = figure.add_subplot(grid[number], sharex=axes)
+            _curve(lowest, spans, values, lanes)
+            lowest.set_ylabel(dimension)
+        lowest.set_xlabel("seconds")
+        handles: list[Artist] = [Patch(color=_EMOTION.get(each, _NONE), label=each) for each in emotions]
+        styles = _styles(lanes) if curves and len(lanes) > 1 else {}
+        handles += [Line2D([], [], color=_ACCENT, linestyle=style, label=lane) for lane, style in styles.items()]
+        figure.legend(handles=handles, loc="outside upper left", ncols=8, frameon=False, fontsize=9, handlelength=1.6)
 
-    return _drawn(draw, name, height_in=0.8 + 0.22 * len(occurring))
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    return _drawn(draw, name, height_in=0.9 + lane_in + 1.1 * len(curves), width_in=_LONG_IN)
+
+
+_Dashes = tuple[float, Sequence[float]]
+_DASHES: tuple[_Dashes, ...] = ((0.0, ()), (0.0, (4.0, 2.0)), (0.0, (1.0, 2.0)), (0.0, (6.0, 2.0, 1.0, 2.0)))
+
+
+def _styles(lanes: Sequence[str]) -> dict[str, _Dashes]:
+    """Return the dashes of each speaker's line; after four they repeat."""
+    return dict(zip(lanes, itertools.cycle(_DASHES), strict=False))
+
+
+def _curve(
+    axes: Axes,
+    spans: Sequence[tuple[float, float, str, str]],
+    values: Sequence[float | None],
+    lanes: Sequence[str],
+) -> None:
+    for lane, style in _styles(lanes).items():
+        points = [
+            ((start + end) / 2, value)
+            for (start, end, speaker, _), value in zip(spans, values, strict=True)
+            if speaker == lane and value is not None
+        ]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            color=_ACCENT,
+            linestyle=style,
+            linewidth=1.4,
+            marker="o",
+            markersize=3,
+        )
+    axes.set_ylim(0, 1)
 
 
 def confusions(
@@ -354,14 +415,14 @@ def _link(place: str, words: str) -> str:
     return f"#{place} {_printable(words)}"
 
 
-def _drawn(draw: Callable[[Axes], None], name: str, *, height_in: float) -> Markup:
+def _drawn(draw: Callable[[Axes], None], name: str, *, height_in: float, width_in: float = _WIDTH_IN) -> Markup:
     """Run matplotlib without a display and without its global state."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(_WIDTH_IN, height_in))
+        figure = Figure(figsize=(width_in, height_in))
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         buffer = io.BytesIO()

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analytics.report import plots
 from pipeline.analytics.report.behind import Listing, Marks, listing, rows_marks
+from pipeline.analytics.report.conversation import largest_conversations
 from pipeline.analytics.report.outputs import further_sections, output_sections
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, share
 from pipeline.analytics.report.throughput import PARTS, Speed, parts_table, speed_of, throughput
-from pipeline.analytics.report.utterances import utterance_list
+from pipeline.analytics.report.utterances import emotion_sql, model_names, utterance_list
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, asking, quoted
 from pipeline.errors import ConfigError
 from pipeline.layout import REPORT, run_key
-from pipeline.pins import Task
 from pipeline.redaction import without_query
-from pipeline.schema import EMOTIONS, OTHER_LANGUAGE
+from pipeline.schema import EMOTIONS
 from pipeline.storage.cleanup import reaching
 
 if TYPE_CHECKING:
@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 
 _BINS = 20
 _VALUES = 20
-_RECORDINGS = 4
-
-_WITHOUT_REASONS = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END)"
-_WITH_REASONS = f"""coalesce(emotion,
-    CASE emotion_null_reason WHEN '{OTHER_LANGUAGE}' THEN '(no model)' ELSE '(' || emotion_null_reason || ')' END)"""
-"""SQL for the emotion, or the reason for its absence; datasets of schema version 1 have no column of reasons."""
 
 EMOTION = """SELECT EMOTION_OR_WHY AS emotion, count(*) AS utterances,
     count(*) / sum(count(*)) OVER () AS share, sum(duration_s) / 3600 AS hours, avg(confidence) AS confidence
@@ -57,13 +51,6 @@ REJECTED = Listing(
     noun="rejected rows",
 )
 
-TIMELINES = f"""WITH long AS (
-    SELECT recording_id, row_number() OVER (ORDER BY max(end_s) - min(start_s) DESC, recording_id) AS place
-    FROM utterances WHERE start_s IS NOT NULL AND end_s IS NOT NULL GROUP BY recording_id HAVING count(*) > 1
-    ORDER BY place LIMIT {_RECORDINGS})
-SELECT place, recording_id, segment_index, start_s, end_s, EMOTION_OR_WHY AS emotion, label, confidence
-FROM utterances JOIN long USING (recording_id) WHERE start_s IS NOT NULL AND end_s IS NOT NULL ORDER BY place, segment_index"""
-
 
 def _value(column: str) -> str:
     return f"coalesce({quoted(column)}::VARCHAR, '(none)')"
@@ -81,7 +68,7 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
     """Return the report of the only run in `rows`.
 
     Args:
-        with_texts: include transcripts in the tables of long recordings, the only place where texts appear.
+        with_texts: include transcripts, in the lists of utterances and in conversations; nothing else has them.
     Raises: ConfigError when `rows` does not contain exactly one run, JobError when a file cannot be read.
     """
     if len(rows.plans) != 1:
@@ -92,12 +79,16 @@ def run_page(rows: Rows, *, with_texts: bool = False) -> Page:
         parts = parts_table(rows, plan)
     speed = speed_of(report, parts)
     with asking(utterances=rows.utterances(), rejects=rows.rejects(), parts=parts) as connection:
-        sections = list(_sections(connection, plan, speed, with_texts=with_texts and rows.has_words))
-        utterances = utterance_list(connection, rows, _why(plan), sections, with_texts=with_texts and rows.has_words)
+        words = with_texts and rows.has_words
+        sections = [
+            *_sections(connection, plan, speed),
+            *largest_conversations(connection, rows, with_texts=words),
+        ]
+        utterances = utterance_list(connection, rows, sections, with_texts=words)
         lists = [utterances, REJECTED, PARTS]
         listed_rows = [listing(connection, each, sections) for each in lists]
     return Page(
-        title=f"{_corpus(plan)} · {_models(plan)} · {plan.created_at[:10]}",
+        title=f"{_corpus(plan)} · {', '.join(model_names(plan))} · {plan.created_at[:10]}",
         subtitle=f"Run {plan.plan} of {without_query(report.get('output', rows.store.root))}, planned {plan.created_at}, "
         f"mode {plan.settings.mode}",
         facts=_facts(report, speed),
@@ -111,12 +102,6 @@ def _corpus(plan: Plan) -> str:
     first, *others = map(without_query, plan.manifests)
     name = "/".join(first.rstrip("/").split("/")[-2:]).lstrip("/")
     return f"{name} and {len(others)} more" if others else name
-
-
-def _models(plan: Plan) -> str:
-    """Return the names of the models that recognise emotions."""
-    specs = [pin.spec for role, pin in plan.models.items() if role.task == Task.EMOTION]
-    return ", ".join(dict.fromkeys(without_query(spec).rstrip("/").rpartition("/")[2] for spec in specs))
 
 
 def _facts(report: Mapping[str, Any], speed: Speed | None) -> dict[str, str]:
@@ -163,10 +148,8 @@ def _listed(value: Any) -> str:  # noqa: ANN401 - settings are of many types
     return formatted(value)
 
 
-def _sections(
-    connection: duckdb.DuckDBPyConnection, plan: Plan, speed: Speed | None, *, with_texts: bool
-) -> Iterator[Section]:
-    why = _why(plan)
+def _sections(connection: duckdb.DuckDBPyConnection, plan: Plan, speed: Speed | None) -> Iterator[Section]:
+    why = emotion_sql(plan)
     yield _emotions(connection, why)
     if plan.settings.schema_version > 2:
         yield from output_sections(connection)
@@ -176,11 +159,6 @@ def _sections(
     yield from _rejects(connection)
     for number, column in enumerate(dict.fromkeys(["language", *plan.settings.partition_by])):
         yield _by_column(connection, column, f"by-{number}")
-    yield from _timelines(connection, why, with_texts=with_texts)
-
-
-def _why(plan: Plan) -> str:
-    return _WITH_REASONS if plan.settings.schema_version > 1 else _WITHOUT_REASONS
 
 
 def _emotions(connection: duckdb.DuckDBPyConnection, why: str) -> Section:
@@ -256,31 +234,3 @@ def _by_column(connection: duckdb.DuckDBPyConnection, column: str, name: str) ->
     marks = Marks("utterances", f"[[{value}, emotion]]", places, f"emotion IS NOT NULL AND {value} IN {largest}")
     cells = range(4, 4 + len(EMOTIONS))
     return Section(name, f"Emotions by {column}", names, rows, query, note, svg, alt, cells=cells, marks=marks)
-
-
-def _timelines(connection: duckdb.DuckDBPyConnection, why: str, *, with_texts: bool) -> Iterator[Section]:
-    query = TIMELINES.replace("EMOTION_OR_WHY", why)
-    if with_texts:
-        query = query.replace("label, confidence\n", "label, confidence, text\n")
-    names, rows = ask(connection, query)
-    for place in sorted({row[0] for row in rows}):
-        of_recording = [row for row in rows if row[0] == place]
-        spans = [(row[3], row[4], row[5]) for row in of_recording]
-        seconds: dict[str, float] = {}
-        for start, end, emotion in spans:
-            seconds[emotion] = seconds.get(emotion, 0.0) + end - start
-        name = f"timeline-{place}"
-        svg = plots.timeline(spans, name=name)
-        alt = listed(list(seconds), [f"{each:,.4g} s" for each in seconds.values()])
-        table = [row[2:] for row in of_recording]
-        note = f"One of the longest recordings of more than one utterance; {len(of_recording):,} utterances."
-        yield Section(
-            name,
-            f"{formatted(of_recording[0][1])} over time",
-            names[2:],
-            table,
-            f"{query}\n-- place {place}",
-            note,
-            svg,
-            alt,
-        )

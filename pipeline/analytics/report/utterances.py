@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.analytics.report.behind import Listing
 from pipeline.analytics.report.page import Section
+from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, quoted
-from pipeline.schema import DIMENSIONS, EMOTIONS
+from pipeline.pins import Task
+from pipeline.redaction import without_query
+from pipeline.schema import DIMENSIONS, EMOTIONS, OTHER_LANGUAGE
 
 if TYPE_CHECKING:
     import duckdb
@@ -16,15 +19,17 @@ if TYPE_CHECKING:
 _SPEAKERS = ("speaker_id", "speaker")
 """Columns that name the speaker, the most specific first."""
 _SCORES = 3
+_WITHOUT_REASONS = "coalesce(emotion, CASE WHEN abstained THEN '(abstained)' ELSE '(no model)' END)"
+_WITH_REASONS = f"""coalesce(emotion,
+    CASE emotion_null_reason WHEN '{OTHER_LANGUAGE}' THEN '(no model)' ELSE '(' || emotion_null_reason || ')' END)"""
 
 
 def utterance_list(
-    connection: duckdb.DuckDBPyConnection, rows: Rows, why: str, sections: Iterable[Section], *, with_texts: bool
+    connection: duckdb.DuckDBPyConnection, rows: Rows, sections: Iterable[Section], *, with_texts: bool
 ) -> Listing:
     """Return the list of a run's utterances.
 
     Args:
-        why: SQL for the emotion, or the reason for its absence.
         sections: the sections of the page; a dimension that has one is a column of the list.
     """
     columns = rows.schema().names
@@ -43,7 +48,7 @@ def utterance_list(
                 "round(end_s, 2) AS end_s",
                 *([f"{speaker_sql(columns)} AS speaker"] if known else []),
                 *(["text"] if with_texts else []),
-                f"{why} AS emotion",
+                f"{emotion_sql(rows.plans[0])} AS emotion",
                 "round(confidence::DOUBLE, 3) AS confidence",
                 f"{scores_sql(columns)} AS scores",
                 *(f"round({name}::DOUBLE, 3) AS {name}" for name in DIMENSIONS if name in drawn),
@@ -54,10 +59,22 @@ def utterance_list(
     )
 
 
+def model_names(plan: Plan) -> list[str]:
+    """Return the names of the models that recognise emotions, without the folder or owner."""
+    specs = [pin.spec for role, pin in plan.models.items() if role.task == Task.EMOTION]
+    return list(dict.fromkeys(without_query(spec).rstrip("/").rpartition("/")[2] for spec in specs))
+
+
+def emotion_sql(plan: Plan) -> str:
+    """Return SQL for the emotion, or the reason for its absence; datasets of schema version 1 have no column of reasons."""
+    return _WITH_REASONS if plan.settings.schema_version > 1 else _WITHOUT_REASONS
+
+
 def speaker_sql(columns: Collection[str]) -> str:
-    """Return SQL for who speaks, or else the channel."""
-    known = [f"{quoted(name)}::VARCHAR" for name in _SPEAKERS if name in columns]
-    return f"coalesce({', '.join(known)}, 'channel ' || channel)" if known else "'channel ' || channel"
+    """Return SQL for who speaks and in which channel; null if no column says so."""
+    known = ", ".join(f"{quoted(name)}::VARCHAR" for name in _SPEAKERS if name in columns)
+    who = f"coalesce({known}), " if known else ""
+    return f"nullif(concat_ws(' · ', {who}'channel ' || channel), '')"
 
 
 def scores_sql(columns: Collection[str]) -> str:

@@ -24,12 +24,12 @@ _TELEPHONE_KHZ = 8.0
 
 def opus(waveform: Waveform, kbit_s: float, _random: np.random.Generator) -> Waveform:
     """Encode as Opus for speech (`application=voip`, variable bit rate, the libopus of PyAV), and decode."""
-    return _through(waveform, "ogg", "libopus", kbit_s, {"application": "voip"})
+    return _through(waveform, "ogg", "libopus", kbit_s, application="voip")
 
 
 def mp3(waveform: Waveform, kbit_s: float, _random: np.random.Generator) -> Waveform:
     """Encode as MP3 at a constant bit rate (LAME in PyAV), and decode."""
-    return _through(waveform, "mp3", "libmp3lame", kbit_s, {})
+    return _through(waveform, "mp3", "libmp3lame", kbit_s)
 
 
 def mu_law(waveform: Waveform, _kbit_s: float, _random: np.random.Generator) -> Waveform:
@@ -50,7 +50,8 @@ def _telephone(waveform: Waveform, subtype: str) -> Waveform:
     return from_rate(narrow, _TELEPHONE_KHZ, len(waveform))
 
 
-def _through(waveform: Waveform, container: str, codec: str, kbit_s: float, options: dict[str, str]) -> Waveform:
+def encoded(waveform: Waveform, container: str, codec: str, kbit_s: float, **options: str) -> bytes:
+    """Encode by a library in PyAV. Raises: ConfigError if it has no such encoder."""
     file = io.BytesIO()
     limited = np.ascontiguousarray(np.clip(waveform, -1, 1)[np.newaxis])
     try:
@@ -62,6 +63,10 @@ def _through(waveform: Waveform, container: str, codec: str, kbit_s: float, opti
             writer.mux(stream.encode(frame))
             writer.mux(stream.encode(None))
     except av.codec.codec.UnknownCodecError as error:
-        raise ConfigError(f"this PyAV has no encoder {codec}; leave its condition out with --conditions") from error
-    decoded = decode(file.getvalue())
+        raise ConfigError(f"this PyAV has no encoder {codec}") from error
+    return file.getvalue()
+
+
+def _through(waveform: Waveform, container: str, codec: str, kbit_s: float, **options: str) -> Waveform:
+    decoded = decode(encoded(waveform, container, codec, kbit_s, **options))
     return np.pad(decoded, (0, max(0, len(waveform) - len(decoded))))[: len(waveform)]
