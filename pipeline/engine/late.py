@@ -10,13 +10,18 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline.config import JobConfig
 from pipeline.dataset.plan import Shard
 from pipeline.engine.pools import Pools, Resources
+from pipeline.manifest.checked import Check
+from pipeline.manifest.staging import Staging
 from pipeline.shard.commit import Finished
 from pipeline.shard.context import Work
+
+if TYPE_CHECKING:
+    from pipeline.engine.reading import Reading
 
 
 def cluster(out: TextIO = sys.stderr) -> AbstractContextManager[Resources]:
@@ -33,6 +38,20 @@ def run_shards(
     from pipeline.engine import stages
 
     stages.run_shards(work, shards, pools, config, on_finished)
+
+
+def tasks_start() -> bool:
+    """Return whether the cluster starts a task soon: see `pipeline.engine.reading_tasks.tasks_start`."""
+    from pipeline.engine import reading_tasks
+
+    return reading_tasks.tasks_start()
+
+
+def stage_by_tasks(staging: Staging, reading: Reading, check: Check, *, audio_optional: bool) -> None:
+    """Read large manifests by tasks: see `pipeline.engine.reading_tasks.stage_by_tasks`."""
+    from pipeline.engine import reading_tasks
+
+    reading_tasks.stage_by_tasks(staging, reading, check, audio_optional=audio_optional)
 
 
 def visible_resources() -> Resources:
