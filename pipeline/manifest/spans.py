@@ -16,6 +16,7 @@ from typing import BinaryIO
 from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.manifest.jsonl import records_of_lines
+from pipeline.manifest.lhotse import has_cuts
 from pipeline.manifest.partitions import Partitioned, partition_columns
 from pipeline.manifest.read import CHUNK_ROWS, ManifestChunk, Seen, chunk_of
 from pipeline.manifest.records import MAX_COLUMNS, Names
@@ -115,14 +116,14 @@ def spans(starts: Sequence[int], counts: Sequence[Counted], chunk_rows: int = CH
 def read_span(
     uri: str, span: Span, *, audio_optional: bool, chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[tuple[ManifestChunk, Columns]]:
-    """Read a span. Raises: IrregularError when a chunk ends early, because its lines are long."""
+    """Read a span. Raises: IrregularError when a chunk ends early, because its lines are long, or has Lhotse's cuts."""
     names, left, stated = Names(), span.rows, partition_columns(uri)
     with _opened(uri) as file:
         lines = _after(span.skipped, lines_of(_blocks(file, span.start)))
         numbered = ((span.line - 1 + first, some) for first, some in lines)
         for records in islice(records_of_lines(numbered, chunk_rows, names), -(-span.rows // chunk_rows)):
             given = len(records.lines) + len(records.rejects)
-            if given != min(chunk_rows, left):
+            if given != min(chunk_rows, left) or has_cuts(records):
                 raise IrregularError
             left -= given
             partitioned = Partitioned(records, stated)

@@ -142,6 +142,7 @@ def test_the_plan_is_the_same_to_the_byte(tmp_path, monkeypatch):
     [
         (['{"audio": "a", "Take": 1}', '{"audio": "b", "take": 2}'], [0, 5], 1),  # spelled in two ways
         (['{"audio": "a"}'] * 3 + ['{"audio": "%s"}' % ("x" * 3_000_000)] * 20, [0], 20),  # ends early, for its size
+        (['{"audio": "a"}', '{"type": "MonoCut", "id": "c", "start": 0, "duration": 1}'], [0], 1),  # Lhotse's cuts
     ],
 )  # fmt: skip
 def test_what_depends_on_earlier_lines_is_refused(lines, starts, chunk_rows, tmp_path):
