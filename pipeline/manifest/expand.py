@@ -57,7 +57,8 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
 
     A file is taken whatever its name, and so is every match of a glob. A folder means all files below it, sorted,
     with the extension of a manifest (.jsonl .json .ndjson .csv .tsv .parquet, the text formats also .gz .zst), and if
-    there are none, all tar files (.tar .tar.gz .tgz). Names that start with `.` or `_` are taken only when given.
+    there are none, all tar files (.tar .tar.gz .tgz). A folder with neither that holds audio is returned itself, with a
+    slash at its end. Names that start with `.` or `_` are taken only when given.
     Symbolic links are followed. Local names are returned as absolute paths, http(s) URLs unchanged, since they cannot be
     listed. Omissions that the user may not expect are logged as warnings. URIs of the Hugging Face hub get the
     commit that their revision names now.
@@ -78,7 +79,7 @@ def expand(uris: Sequence[str], *, output: str | None = None) -> list[str]:
 def uri_of(scheme: str, path: str) -> str:
     """Return the absolute local path or URI of a path from a listing of its file system."""
     if scheme.lower() in ("file", "local"):
-        return str(Path(path).absolute())
+        return str(Path(path).absolute()) + "/" * path.endswith("/")
     return f"{scheme}://{path.lstrip('/')}"
 
 
@@ -130,19 +131,26 @@ class _Search:
         return self._matches(filesystem, path) if is_glob(path) else []
 
     def _below(self, filesystem: AbstractFileSystem, folder: str) -> list[str]:
-        """Find manifests below a folder, or else tar files, which manifests beside them describe.
+        """Find manifests below a folder, or else tar files, which manifests beside them describe, or else audio.
 
         Lists one folder at a time, to avoid one long list of the audio beside them.
         """
         manifests: list[str] = []
         tars: list[str] = []
+        audio = 0
         for contents in walk(filesystem, folder, left_out=self._left_out):
             self._visit(filesystem, contents)
-            self._audio += sum(map(is_audio_name, contents.files))
+            audio += sum(map(is_audio_name, contents.files))
             manifests += self._manifests(filesystem, contents)
             tars += contents.paths(filter(is_tar_name, contents.files))
             if unread := [name for name in contents.files if _OTHER_FORMS.match(name)]:
                 self._left_out[_UNREAD] += contents.paths(unread)
+        # possibly a manifest that the user means is named otherwise
+        is_doubtful = self._left_out.get(_UNREAD) or self._left_out.get(_HIDDEN_NAMES)
+        if not manifests and not tars and audio and not is_doubtful:
+            _log.info("manifest %s: a folder of audio, %s files", self._display_uri, f"{audio:,}")
+            return [f"{folder.rstrip('/')}/"]
+        self._audio += audio
         return sorted(manifests or tars)
 
     def _manifests(self, filesystem: AbstractFileSystem, contents: Contents) -> list[str]:

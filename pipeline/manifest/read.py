@@ -13,6 +13,7 @@ core, and memory for one chunk (at most 32 MiB of text and its parsed form), how
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -23,12 +24,14 @@ from pipeline.manifest.delimited import read_csv
 from pipeline.manifest.expand import expand
 from pipeline.manifest.fields import ALIASES, KNOWN, Fields, check_fields, derived_id
 from pipeline.manifest.fit import conform
+from pipeline.manifest.folder import read_folder
 from pipeline.manifest.jsonl import read_jsonl
 from pipeline.manifest.parquet import read_parquet
 from pipeline.manifest.partitions import Partitioned, partition_columns
 from pipeline.manifest.records import RAW_CHARACTERS, Records, RejectedLine, bad_field
 from pipeline.manifest.source import Form, Source, open_manifest
 from pipeline.manifest.tar import read_tar
+from pipeline.redaction import without_query
 from pipeline.schema import ROW_SCHEMA, passthrough_name
 from pipeline.storage.uri import resolve_audio
 
@@ -94,16 +97,17 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
         column, an unreadable header or schema) and truncated compression or Parquet pages; JobError when the store
         fails. Chunks yielded before remain valid.
     """
-    with open_manifest(uri) as source:
-        seen = _Seen(source.display_uri, audio_optional)
+    display_uri = without_query(uri)
+    with records_in(uri, chunk_rows) as chunks:
+        seen = _Seen(display_uri, audio_optional)
         stated = partition_columns(uri)
-        for chunk in records_of(source, chunk_rows):
+        for chunk in chunks:
             records = Partitioned(chunk, stated)
             seen.add(records)
             if seen.rows >= _PATIENCE_ROWS:
                 seen.verify()
             if records.lines or records.rejects:
-                yield _chunk(records, uri, source.display_uri, audio_optional=audio_optional)
+                yield _chunk(records, uri, display_uri, audio_optional=audio_optional)
         seen.verify()
 
 
@@ -112,16 +116,25 @@ def read_ids(uri: str) -> Iterator[str]:
 
     Raises: ConfigError as `read_manifest`, and for a line without an id.
     """
-    with open_manifest(uri) as source:
-        for records in records_of(source, CHUNK_ROWS):
-            chunk = _chunk(Partitioned(records, partition_columns(uri)), uri, source.display_uri, audio_optional=True)
+    display_uri = without_query(uri)
+    with records_in(uri, CHUNK_ROWS) as chunks:
+        for records in chunks:
+            chunk = _chunk(Partitioned(records, partition_columns(uri)), uri, display_uri, audio_optional=True)
             yield from chunk.rows["recording_id"].to_pylist()
             for line in chunk.rejects:
                 if line.recording_id is None:
-                    raise ConfigError(
-                        f"{source.display_uri}, line {line.line}: {line.cause.detail}; it names no recording"
-                    )
+                    raise ConfigError(f"{display_uri}, line {line.line}: {line.cause.detail}; it names no recording")
                 yield line.recording_id
+
+
+@contextmanager
+def records_in(uri: str, chunk_rows: int) -> Iterator[Iterator[Records]]:
+    """Open a manifest or a folder of audio, and give its records. Raises: see `read_manifest`."""
+    if uri.endswith("/"):
+        yield read_folder(uri, chunk_rows)
+        return
+    with open_manifest(uri) as source:
+        yield records_of(source, chunk_rows)
 
 
 def records_of(source: Source, chunk_rows: int) -> Iterator[Records]:
