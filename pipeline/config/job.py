@@ -57,7 +57,8 @@ class JobConfig(SegmentOptions):
     """Options of one `annotate` job. Every field is a flag of the same name and a key of the config file."""
 
     manifest: Annotated[
-        tuple[str, ...], Option(DATA, "JSONL, CSV, Parquet or tar: files, globs or folders; or a folder of audio", metavar="URI")
+        tuple[str, ...],
+        Option(DATA, "JSONL, CSV, Parquet or tar: files, globs or folders; or a folder of audio", metavar="URI"),
     ] = Field(min_length=1)
     limit: Annotated[
         int | None,
