@@ -24,6 +24,7 @@ from pipeline.manifest.python_values import plain_values
 from pipeline.manifest.records import CHUNK_BYTES, RAW_CHARACTERS, BadName, Names, RejectedLine, malformed
 from pipeline.manifest.source import READ_BYTES
 from pipeline.manifest.store import store_errors
+from pipeline.storage.uri import own_uri
 
 _TEXT = ("a string", (pa.types.is_string,))
 _NUMBER = ("a number", (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
@@ -75,7 +76,7 @@ def read_parquet(
     """Yield records of a Parquet file, at most `chunk_rows` rows and about `CHUNK_BYTES` at a time.
 
     Args:
-        uri: absolute URI of the file, for the addresses of audio in it.
+        uri: URI of the file, for the addresses of audio in it.
         reopen: opens the file again, to read columns without the audio between them.
     Raises: ConfigError for a file that does not decode, and for known columns of a wrong type.
     """
@@ -91,7 +92,7 @@ def read_parquet(
                         f"manifest {display_uri}: its column {column!r} holds audio, which is not read over http; copy the file"
                     )
                 with reopen() as sparse:
-                    for batch in addressed_batches(sparse, column, container=uri, chunk_rows=chunk_rows):
+                    for batch in addressed_batches(sparse, column, container=own_uri(uri), chunk_rows=chunk_rows):
                         yield _records(batch, _schema(batch.schema, display_uri), first, display_uri)
                         first += batch.num_rows
                 return

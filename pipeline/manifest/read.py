@@ -26,6 +26,7 @@ from pipeline.manifest.fields import ALIASES, KNOWN, Fields, check_fields, deriv
 from pipeline.manifest.fit import conform
 from pipeline.manifest.folder import read_folder
 from pipeline.manifest.jsonl import read_jsonl
+from pipeline.manifest.lhotse import with_cuts
 from pipeline.manifest.parquet import read_parquet
 from pipeline.manifest.partitions import Partitioned, partition_columns
 from pipeline.manifest.records import RAW_CHARACTERS, Records, RejectedLine, bad_field
@@ -33,7 +34,7 @@ from pipeline.manifest.source import Form, Source, open_manifest
 from pipeline.manifest.tar import read_tar
 from pipeline.redaction import without_query
 from pipeline.schema import ROW_SCHEMA, passthrough_name
-from pipeline.storage.uri import resolve_audio
+from pipeline.storage.uri import own_uri
 
 __all__ = ["ManifestChunk", "conform", "derived_id", "expand", "read_manifest", "unify"]
 
@@ -139,14 +140,13 @@ def records_in(uri: str, chunk_rows: int) -> Iterator[Iterator[Records]]:
 
 def records_of(source: Source, chunk_rows: int) -> Iterator[Records]:
     if source.form is Form.JSONL:
-        yield from read_jsonl(source.blocks, chunk_rows)
+        yield from with_cuts(read_jsonl(source.blocks, chunk_rows), source.uri)
     elif source.form is Form.CSV:
         yield from read_csv(source.blocks, chunk_rows, source.display_uri)
     elif source.form is Form.PARQUET:
-        uri = resolve_audio(source.uri, source.uri)
-        yield from read_parquet(source.raw, chunk_rows, source.display_uri, uri=uri, reopen=source.reopen)
+        yield from read_parquet(source.raw, chunk_rows, source.display_uri, uri=source.uri, reopen=source.reopen)
     elif source.form is Form.TAR:
-        yield from read_tar(source.raw, chunk_rows, resolve_audio(source.uri, source.uri))
+        yield from read_tar(source.raw, chunk_rows, own_uri(source.uri))
 
 
 def _chunk(records: Partitioned, uri: str, display_uri: str, *, audio_optional: bool) -> ManifestChunk:

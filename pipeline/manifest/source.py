@@ -80,7 +80,7 @@ class Source:
     """An open manifest.
 
     Attributes:
-        uri: the absolute URI.
+        uri: the URI as given.
         display_uri: the URI without the query, for outputs and messages.
         form: the detected format.
         raw: the seekable file, for Parquet and tar.

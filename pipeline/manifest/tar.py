@@ -108,6 +108,16 @@ def read_tar(file: BinaryIO, chunk_rows: int, container: str) -> Iterator[JsonRe
         yield records
 
 
+def tar_items(file: BinaryIO, container: str) -> Iterator[TarItem]:
+    """Yield the audio members of a tar, up to its end or the first damage."""
+    try:
+        for member in _members(file):
+            if member.is_file and is_audio_name(member.name):
+                yield TarItem(container, member.offset, member.size, member.name)
+    except (_Damaged, EOFError, zlib.error, gzip.BadGzipFile):
+        return
+
+
 def _add(sample: _Sample, records: JsonRecords, names: Names) -> None:
     """Add the rows of a sample to the records, or the rejects."""
     if not sample.audio:

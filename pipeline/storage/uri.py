@@ -74,6 +74,11 @@ def resolve_audio(audio: str, manifest: str) -> str:
     return f"{base.scheme}://{base.host}/{joined}" if base.host else f"{base.scheme}://{joined}"
 
 
+def own_uri(manifest: str) -> str:
+    """Return the absolute URI of a manifest, as one of its rows would refer to it. Raises: as `resolve_audio`."""
+    return resolve_audio(f"./{manifest.rpartition('/')[2]}", manifest)
+
+
 @dataclass(frozen=True, slots=True)
 class _Folder:
     scheme: str

@@ -16,18 +16,14 @@ from pipeline.audio.decoders import AudioHeader
 from pipeline.config.columns import SPEAKER_ID
 from pipeline.errors import ConfigError, RejectedRow
 from pipeline.manifest.columns import no_json
+from pipeline.manifest.lhotse import supervision_row
 from pipeline.manifest.read import expand, read_manifest
 from pipeline.manifest.sources.corpus import Corpus, Row, file_name
 from pipeline.manifest.sources.files import Unreadable, read_headers
 from pipeline.schema import passthrough_name
 from pipeline.storage.fetch import fetch
-from pipeline.storage.uri import resolve_audio
 
 _MAX_BYTES = 2 * 2**30
-_WHOLE_SLACK_S = 0.02
-"""Tolerance for a supervision of the whole recording, since Lhotse rounds durations."""
-_LANGUAGES = {"english": "en", "spanish": "es", "german": "de", "french": "fr", "italian": "it", "portuguese": "pt"}
-"""Language codes by the names that Lhotse's recipes write."""
 _OURS = {"recording_id": "id", "offset_s": "offset", "duration_s": "duration"}
 _OUTPUT_COLUMNS = {"manifest_utterance_id", "manifest_segment_index"}
 """Names that two columns of an output get when it is read as a manifest."""
@@ -205,47 +201,9 @@ def read_lhotse(files: Sequence[str]) -> Corpus:
 
 def _add(corpus: Corpus, recording: Mapping[str, Any], place: str, supervision: Mapping[str, Any]) -> None:
     try:
-        audio, channel = _source(recording, supervision.get("channel"))
-        uri = resolve_audio(audio, place)
+        corpus.rows.append(supervision_row(recording, place, supervision))
     except (ValueError, RejectedRow) as error:
         corpus.leave_out(str(error), str(supervision["id"]))
-        return
-    whole = (
-        abs(supervision["duration"] - recording["duration"]) < _WHOLE_SLACK_S and supervision["start"] < _WHOLE_SLACK_S
-    )
-    language = supervision.get("language")
-    row: Row = {
-        "id": supervision["id"],
-        "audio": uri,
-        "offset": None if whole else supervision["start"],
-        "duration": supervision["duration"],
-        "channel": channel,
-        "text": supervision.get("text"),
-        "language": language and _LANGUAGES.get(language.lower(), language),
-        "speaker": supervision.get("speaker"),
-        "sex": supervision.get("gender"),
-        **(supervision.get("custom") or {}),
-    }
-    corpus.rows.append({name: value for name, value in row.items() if value is not None})
-
-
-def _source(recording: Mapping[str, Any], channel: int | list[int] | None) -> tuple[str, int | None]:
-    """Return a supervision's audio file and its channel in that file, None for all. Raises: ValueError."""
-    if recording.get("transforms"):
-        raise ValueError("its recording is transformed, which only Lhotse can do")
-    sources = [source for source in recording["sources"] if source["type"] in ("file", "url")]
-    if len(sources) != len(recording["sources"]):
-        raise ValueError("its recording comes from a command, memory or an archive")
-    wanted = [channel] if isinstance(channel, int) else list(channel or [])
-    holding = [source for source in sources if set(wanted) <= set(source["channels"])] if wanted else sources
-    if len(holding) != 1:
-        raise ValueError("its channels are in several files")
-    (source,) = holding
-    if not wanted or set(wanted) == set(source["channels"]):
-        return source["source"], None
-    if len(wanted) > 1:
-        raise ValueError("it covers some channels of a file, but not all")
-    return source["source"], source["channels"].index(wanted[0])
 
 
 def _manifests(files: Sequence[str], what: str) -> list[str]:
