@@ -29,14 +29,17 @@ from pipeline.manifest.sources.exchange import (
     require_unique_ids,
 )
 from pipeline.manifest.sources.files import audio_of, list_files, list_versions
+from pipeline.manifest.sources.kaldi import read_kaldi
 from pipeline.manifest.sources.named import CREMA_D, EMO_DB, RAVDESS, SAVEE, TESS, read_named
+from pipeline.manifest.sources.nemo_tars import use_tars
 from pipeline.redaction import without_query
 from pipeline.storage.files import require_absent, write_file
 from pipeline.storage.listing import LeftOut, printable
 
 _NAMED = {naming.dataset: naming for naming in (RAVDESS, TESS, SAVEE, CREMA_D, EMO_DB)}
 _TABLED = {"meld": read_meld, "meacorpus": read_meacorpus}
-_LAYOUTS = ("files", *_NAMED, *_TABLED, "nemo", "lhotse", "manifest", "output")
+_FOLDERS = {"lhotse": read_lhotse, "kaldi": read_kaldi}
+_LAYOUTS = ("files", *_NAMED, *_TABLED, "nemo", *_FOLDERS, "manifest", "output")
 _NAMES_SHOWN = 3
 
 
@@ -46,7 +49,8 @@ def command_line() -> Parser:
         "make_manifest",
         usage="%(prog)s SOURCE [SOURCE ...] --output FILE [options]",
         description="Make a manifest of a folder, bucket prefix or glob of audio; of a corpus whose layout is known, with its "
-        "labels put into the models' classes; of NeMo's and Lhotse's manifests, also the way back; or of an output of "
+        "labels put into the models' classes; of NeMo's (tarred too) and Lhotse's manifests, also the way back; of a data folder "
+        "of Kaldi; or of an output of "
         "jobs.annotate, one row for each utterance.",
         epilog="Recordings of a corpus whose label is none of the models' classes (RAVDESS' calm, EMO-DB's boredom) are left out "
         "and counted.",
@@ -177,7 +181,10 @@ def _read_output(source: str) -> Corpus:
 def _read(source: str, flags: argparse.Namespace, unlisted: LeftOut) -> Corpus:
     layout = flags.layout
     if layout in ("manifest", "nemo"):
-        return read_rows(source, output=flags.output)
+        corpus = read_rows(source, output=flags.output)
+        if layout == "nemo":
+            use_tars(corpus)
+        return corpus
     if flags.versions:
         versions = list_versions(source, unlisted)
         rows = [(uri, versions[uri]) for uri in audio_of(list(versions), source)]
@@ -185,8 +192,8 @@ def _read(source: str, flags: argparse.Namespace, unlisted: LeftOut) -> Corpus:
             rows=[{"id": version_id(uri, version), "audio": uri, "version": version} for uri, version in rows]
         )
     files = list_files(source, unlisted)
-    if layout == "lhotse":
-        return read_lhotse(files)
+    if layout in _FOLDERS:
+        return _FOLDERS[layout](files)
     audio = audio_of(files, source)
     if layout in _NAMED:
         return read_named(_NAMED[layout], files, audio)
