@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.manifest.fields import ALIASES
 from pipeline.manifest.records import CHUNK_BYTES
+from pipeline.manifest.source import READ_BYTES
 from pipeline.storage.items import RowItem
 from pipeline.storage.slices import audio_leaf, chunk_of, group_mark
 
@@ -57,11 +58,16 @@ def addressed_batches(file: BinaryIO, column: str, *, container: str, chunk_rows
         container: absolute URI of the file.
     Raises: pa.ArrowException or OSError without an errno for a file that does not decode.
     """
-    parquet = pq.ParquetFile(file, pre_buffer=True)
-    schema, metadata = parquet.schema_arrow, parquet.metadata
+    metadata = pq.read_metadata(file)
+    schema = metadata.schema.to_arrow_schema()
     leaves = {name: leaf for name in schema.names if (leaf := _replaced(schema, name, column)) is not None}
     paths = [f"{name}.{_PATH}" for name in leaves if _has_path(schema, name)]
     wanted = [name for name in schema.names if name not in leaves] + paths
+    bytes_of = [_bytes_of(metadata.row_group(group), wanted) for group in range(metadata.num_row_groups)]
+    batch_rows = max(1, min(chunk_rows, CHUNK_BYTES * metadata.num_rows // (sum(bytes_of) + 1)))
+    # buffered, the wanted columns of a row group are fetched at once
+    is_small = max(bytes_of, default=0) <= CHUNK_BYTES
+    parquet = pq.ParquetFile(file, metadata=metadata, pre_buffer=is_small, buffer_size=0 if is_small else READ_BYTES)
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
     for group in range(metadata.num_row_groups):
@@ -70,7 +76,7 @@ def addressed_batches(file: BinaryIO, column: str, *, container: str, chunk_rows
         }
         absent = {name for name, leaf in leaves.items() if _all_null(chunk_of(metadata, group, leaf))}
         row = 0
-        for batch in _read(parquet, group, wanted):
+        for batch in _read(parquet, group, wanted, batch_rows):
             columns = {name: _addresses(batch, item, row, is_absent=name in absent) for name, item in items.items()}
             waiting.append(_with_addresses(batch, schema, column, columns))
             row, rows, size = row + batch.num_rows, rows + batch.num_rows, size + waiting[-1].nbytes
@@ -91,10 +97,19 @@ def _has_path(schema: pa.Schema, name: str) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index(_PATH) >= 0)
 
 
-def _read(parquet: pq.ParquetFile, group: int, wanted: list[str]) -> Iterator[pa.RecordBatch]:
+def _bytes_of(group: pq.RowGroupMetaData, wanted: list[str]) -> int:
+    """Return the uncompressed size of some columns of a row group."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    names = {*wanted}
+    return sum(
+        c.total_uncompressed_size for c in chunks if {c.path_in_schema, c.path_in_schema.partition(".")[0]} & names
+    )
+
+
+def _read(parquet: pq.ParquetFile, group: int, wanted: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the wanted columns of a row group; without any, one batch of rows without columns."""
     if wanted:
-        yield from parquet.iter_batches(row_groups=[group], columns=wanted)
+        yield from parquet.iter_batches(batch_rows, row_groups=[group], columns=wanted)
         return
     rows = parquet.metadata.row_group(group).num_rows
     yield pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))

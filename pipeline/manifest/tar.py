@@ -41,6 +41,20 @@ _APPLE_DOUBLE = "._"
 _SHOWN = 3
 
 
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Columns of one JSON or text member.
+
+    Attributes:
+        raw: the JSON.
+        why: the reason for which rows with these columns are rejected, if the member is bad.
+    """
+
+    values: dict[str, object] = field(default_factory=dict)
+    raw: str = ""
+    why: str = ""
+
+
 @dataclass
 class _Sample:
     """The members of one sample.
@@ -48,17 +62,23 @@ class _Sample:
     Attributes:
         audio: the audio members, each with its number in the tar.
         others: names of members that are neither audio, JSON nor text.
-        why: the reason for which the rows of the sample are rejected, if its JSON or text is bad.
+        columns: columns of the JSON and text members, by their names without the ending, and by `json` or `txt`.
     """
 
     key: str
     first: int
     audio: list[tuple[int, TarItem]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
-    columns: dict[str, object] = field(default_factory=dict)
-    text: str | None = None
-    raw: str = ""
-    why: str = ""
+    columns: dict[tuple[str, str], _Columns] = field(default_factory=dict)
+
+    def columns_of(self, name: str, ending: str) -> _Columns:
+        """Return the columns for an audio member: of the file that is named like it, or like the sample, or the only one."""
+        stem = name.rpartition(".")[0]
+        for wanted in (stem, self.key):
+            if (wanted, ending) in self.columns:
+                return self.columns[wanted, ending]
+        alike = [columns for (_, kind), columns in self.columns.items() if kind == ending]
+        return alike[0] if len(alike) == len(self.audio) == 1 else _Columns()
 
 
 class _Member(NamedTuple):
@@ -99,7 +119,7 @@ def read_tar(file: BinaryIO, chunk_rows: int, container: str) -> Iterator[JsonRe
         if isinstance(item, RejectedLine):
             records.rejects.append(item)
         else:
-            size += len(item.raw)
+            size += sum(len(columns.raw) for columns in item.columns.values())
             _add(item, records, names)
         if size >= CHUNK_BYTES or len(records.lines) + len(records.rejects) >= chunk_rows:
             yield records
@@ -125,12 +145,13 @@ def _add(sample: _Sample, records: JsonRecords, names: Names) -> None:
         missing = bad_field(f"no audio file is beside {members} in the tar")
         records.rejects.append(RejectedLine(sample.first, missing, sample.key[:RAW_CHARACTERS]))
         return
-    columns = {("json_audio" if name.lower() == "audio" else name): value for name, value in sample.columns.items()}
-    if sample.text is not None and columns.get("text") is None:
-        columns["text"] = sample.text
     for number, item in sample.audio:
-        raw = sample.raw or item.name[:RAW_CHARACTERS]
-        cause = malformed(sample.why) if sample.why else None
+        told, text = (sample.columns_of(item.name, ending) for ending in ("json", "txt"))
+        columns = {("json_audio" if name.lower() == "audio" else name): value for name, value in told.values.items()}
+        if columns.get("text") is None:
+            columns |= text.values
+        raw, why = told.raw or text.raw or item.name[:RAW_CHARACTERS], told.why or text.why
+        cause = malformed(why) if why else None
         row: dict[str, object] = {"audio": str(item), **columns}
         if cause is None:
             try:
@@ -184,28 +205,27 @@ def _take(sample: _Sample, member: _Member, number: int, file: BinaryIO, contain
         if not is_utf8(name):
             return "its name in the tar is not UTF-8, which no manifest can hold"
         sample.audio.append((number, TarItem(container, member.offset, member.size, name)))
-    elif member.is_file and ending in ("json", "txt") and not sample.why:
+    elif member.is_file and ending in ("json", "txt"):
+        stem = name.rpartition(".")[0]
         if member.size > MAX_LINE_BYTES:
-            sample.why = f"{name} in the tar is longer than {MAX_LINE_BYTES:,} bytes"
+            sample.columns[stem, ending] = _Columns(why=f"{name} in the tar is longer than {MAX_LINE_BYTES:,} bytes")
             return None
         file.seek(member.offset)
-        _read_column(sample, name, ending, _exactly(file, member.size))
+        sample.columns[stem, ending] = _columns(name, ending, _exactly(file, member.size))
     else:
         sample.others.append(name)
     return None
 
 
-def _read_column(sample: _Sample, name: str, ending: str, content: bytes) -> None:
-    """Add the columns of a JSON or text member to its sample, or the reason for which they are bad."""
+def _columns(name: str, ending: str, content: bytes) -> _Columns:
+    """Return the columns of a JSON or text member, or the reason for which they are bad."""
     try:
         if ending == "json":
-            sample.columns, sample.raw = json_row(content.strip(b" \t\r\n"))
-        else:
-            sample.text = content.decode().strip()
+            return _Columns(*json_row(content.strip(b" \t\r\n")))
+        return _Columns({"text": content.decode().strip()})
     except (ValueError, RecursionError, StopIteration, IndexError) as error:
         why = "empty" if isinstance(error, IndexError) else why_bad(error)
-        sample.why = f"{name} in the tar: {why}"
-        sample.raw = content[:RAW_CHARACTERS].decode("utf-8", "replace")
+        return _Columns(raw=content[:RAW_CHARACTERS].decode("utf-8", "replace"), why=f"{name} in the tar: {why}")
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:

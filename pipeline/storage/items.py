@@ -40,11 +40,12 @@ class TarItem:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.container}#offset={self.offset}&size={self.size}&{self._name}"
+        return f"{self.container}#offset={self.offset}&size={self.size}&name={self.quoted_name}"
 
     @property
-    def _name(self) -> str:
-        return f"name={quote(self.name.encode('utf-8', 'surrogateescape'), safe='/')}"
+    def quoted_name(self) -> str:
+        """Return the name percent-encoded."""
+        return quote(self.name.encode("utf-8", "surrogateescape"), safe="/")
 
     @property
     def is_compressed(self) -> bool:
@@ -54,7 +55,7 @@ class TarItem:
     @property
     def lasting(self) -> str:
         """Return the part of the address that stays the same when the tar is written again in another order."""
-        return f"{_unpinned(self.container)}#{self._name}"
+        return f"{_unpinned(self.container)}#name={self.quoted_name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,10 @@ def display_name(uri: str) -> str:
     item = item_of(uri) if "#" in uri else None
     if item is None:
         return without_query(uri)
-    place = item.name if isinstance(item, TarItem) else f"row {item.row} of row group {item.row_group}"
+    if isinstance(item, RowItem):
+        place = f"row {item.row} of row group {item.row_group}"
+    else:
+        place = item.name if item.name.isprintable() else item.quoted_name
     return f"{place} in {without_query(item.container)}"
 
 

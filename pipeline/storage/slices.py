@@ -202,7 +202,7 @@ def _rows(file: BinaryIO, item: RowItem, display_uri: str) -> Slice:
         if group_mark(metadata, item.row_group, leaf) != item.group:
             raise _named(_absent(), display_uri)
         chunk = chunk_of(metadata, item.row_group, leaf)
-        is_whole = chunk.total_uncompressed_size <= _SLICE_BYTES
+        is_whole = max(chunk.total_uncompressed_size, chunk.total_compressed_size) <= _SLICE_BYTES
         first = 0 if is_whole else max(0, item.row - _ROWS_BEFORE)
         # buffered, a column of a row group is fetched at once
         parquet = pq.ParquetFile(file, metadata=metadata, buffer_size=_PAGE_BYTES, pre_buffer=is_whole)

@@ -83,6 +83,15 @@ def test_samples_of_every_form(tmp_path):
             }  # fmt: skip
 
 
+def test_text_goes_to_the_file_that_is_named_like_it(tmp_path):
+    """Fails if names with dots, which are one sample for WebDataset, give an audio file the text of another one."""
+    members = {"s1.u1.wav": SOUND, "s1.u1.txt": b"one", "s1.u2.wav": SOUND, "s1.u2.txt": b"two", "s1.u3.wav": SOUND,
+               "s1.json": b'{"speaker": "s1"}', "b.wav": SOUND, "b.meta.json": b'{"speaker": "b"}'}  # fmt: skip
+    rows, rejects = read(tar_file(tmp_path / "a.tar", members))
+    assert not rejects and rows["text"].to_pylist() == ["one", "two", None, None]
+    assert rows["speaker"].to_pylist() == ["s1", "s1", "s1", "b"]
+
+
 def test_links_and_folders(tmp_path):
     """Fails if a link in a tar is followed or lost, or a folder is taken for a file."""
     buffer = io.BytesIO()
