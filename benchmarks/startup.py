@@ -38,7 +38,7 @@ _STEPS = {"first line": "", "first shard": "shard ", "last shard": "run 000001: 
 """Name of a step, and the beginning of the line that ends it; the last of several lines counts, but for the first line."""
 _KINDS = (
     ("driver", "jobs.annotate"),
-    ("check of the models", "checkpoints.pinning"),
+    ("fork server and check of the models", "checkpoints.pinning"),
     ("page", "jobs.report"),
     ("imports of workers", "pipeline.processes"),
     ("recognition actors", "MapWorker"),

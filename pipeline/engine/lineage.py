@@ -23,7 +23,6 @@ import pyarrow as pa
 from pipeline.config import JobConfig
 from pipeline.dataset.compatibility import read_columns
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.reader import Rows
 from pipeline.engine.lineage_events import Counts, JobEvent, built, new_client
 from pipeline.errors import StuckPlansError
 from pipeline.layout import REJECTS, UTTERANCES
@@ -149,6 +148,8 @@ class Lineage:
         self.counts = Counts.of(reports)
         published = tuple(plan for plan in plans if plan.plan in self.counts.runs)
         if published:
+            from pipeline.dataset.reader import Rows  # imports pandas, which no job needs before its first line
+
             self.schema = Rows(store, published, (), {}, read_columns(plan.extra for plan in published)).schema()
 
     @contextmanager
