@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.analytics.report import behind
-from pipeline.analytics.report.plots import distinct
+from pipeline.analytics.report.svg import distinct
 from pipeline.schema import EMOTIONS
 from tests.analytics.test_report import SAID, Read, asked, evaluated, page, store, told
 
