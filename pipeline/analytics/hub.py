@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.analytics.dataset_card import card, run_record
+from pipeline.analytics.grouped import grouped
 from pipeline.dataset.parts import encodings
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, reading
@@ -204,32 +205,17 @@ def _write(rows: Rows, name: str, schema: pa.Schema, folder: Path, target_bytes:
     options = encodings(schema)
     with reading():
         stream = rows.utterances().scanner(columns=schema.names).to_reader()
-        for group in _groups(stream):
+        for table in grouped(stream, _ROW_GROUP_BYTES):
             if writer is None:
                 files.append(folder / f"{name}-{len(files):05d}.parquet")
                 writer = pq.ParquetWriter(files[-1], schema, **options)
-            table = pa.Table.from_batches(group).cast(schema)
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
+            writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
             if files[-1].stat().st_size >= target_bytes:
                 writer.close()
                 writer = None
     if writer is not None:
         writer.close()
     return files
-
-
-def _groups(stream: pa.RecordBatchReader) -> Iterator[Sequence[pa.RecordBatch]]:
-    waiting: list[pa.RecordBatch] = []
-    waiting_bytes = 0
-    for batch in stream:
-        if batch.num_rows:
-            waiting.append(batch)
-            waiting_bytes += batch.nbytes
-        if waiting_bytes >= _ROW_GROUP_BYTES:
-            yield waiting
-            waiting, waiting_bytes = [], 0
-    if waiting:
-        yield waiting
 
 
 @contextmanager

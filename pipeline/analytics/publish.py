@@ -19,11 +19,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.analytics.grouped import grouped
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import Rows, optional
 from pipeline.errors import ConfigError, JobError
 from pipeline.storage.cleanup import cause
 
+_GROUP_BYTES = 128 * 2**20
+"""Size in memory of what is appended to Iceberg at a time."""
 _APPLICATION = "speech-emotion-pipeline"
 
 
@@ -34,7 +37,8 @@ def publish(rows: Rows, form: str, table: str) -> Iterator[Plan]:
         form: delta, iceberg or lance.
         table: a folder or URI; for Iceberg namespace.name in the catalog that pyiceberg is configured for.
     Yields: each run after its commit. In the table, embeddings are float32 and partition columns are ordinary columns.
-    Memory: streamed batches; for Iceberg one run.
+    Tables that are created here have the partition columns of the output as their partitions, except Lance, which has none.
+    Memory: streamed batches; for Iceberg groups of batches.
     Raises: ConfigError when the package is not installed, or the table cannot be used; JobError when a commit fails.
     """
     commit = _FORMATS[form](rows, table)
@@ -148,7 +152,7 @@ def _iceberg(rows: Rows, table: str) -> Commit:
     try:
         catalog = load_catalog(**catalog_properties())
         catalog.create_namespace_if_not_exists(table.rpartition(".")[0])
-        opened = catalog.create_table_if_not_exists(table, rows.schema())
+        opened = _iceberg_table(catalog, rows, table)
         published = _runs(opened.scan(selected_fields=("run_id",)).to_arrow_batch_reader())
     except (ValueError, RESTError, OSError) as error:
         raise ConfigError(f"{table} cannot be published to: {cause(error)}") from error
@@ -157,12 +161,32 @@ def _iceberg(rows: Rows, table: str) -> Commit:
         if plan.plan in published:
             return False
         try:
-            opened.append(_stream(rows, plan).read_all())
+            # pyiceberg does not stream into partitions: several appends, of which a reader sees all or none
+            with opened.transaction() as transaction:
+                for group in grouped(_stream(rows, plan), _GROUP_BYTES):
+                    transaction.append(group)
         except CommitFailedException as error:
             raise JobError(f"{table}: {cause(error)}") from error
         return True
 
     return commit
+
+
+def _iceberg_table(catalog: Any, rows: Rows, table: str) -> Any:  # noqa: ANN401 - a Catalog and a Table
+    """Return the table; create it with the partitions of the output if it does not exist."""
+    from pyiceberg.exceptions import TableAlreadyExistsError
+
+    if not catalog.table_exists(table):
+        try:
+            with (
+                catalog.create_table_transaction(table, rows.schema()) as transaction,
+                transaction.update_spec() as partitions,
+            ):
+                for field in rows.partition_fields:
+                    partitions.add_identity(field.name)
+        except TableAlreadyExistsError:
+            pass  # another publisher was first
+    return catalog.load_table(table)
 
 
 def catalog_properties() -> dict[str, str]:

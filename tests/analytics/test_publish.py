@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import os
 import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyiceberg.catalog import load_catalog
+from pyiceberg.utils.config import Config
 
 from jobs.compact import main
 from jobs.search import main as search
 from pipeline.analytics.indexed import bring_up_to_date, nearest_in_lance
 from pipeline.analytics.nearest import nearest
-from pipeline.analytics.publish import FORMATS, publish, storage_options
+from pipeline.analytics.publish import FORMATS, catalog_properties, publish, storage_options
 from pipeline.analytics.search import query_by_utterance
 from pipeline.dataset.reader import Rows, asking, finished_rows
 from pipeline.errors import ConfigError
@@ -20,9 +21,19 @@ from tests.support.corpus import ROOT
 from tests.support.further import further_output
 from tests.support.outputs import finished_output
 from tests.support.processes import started
+from tests.support.rest_catalog import rest_catalog
 
 PACKAGE = {"delta": "deltalake", "iceberg": "pyiceberg", "lance": "lance"}
 PLACES = ("disk", "s3")
+
+
+def partitions_of(form, table):
+    """The partition columns that the format's own library tells."""
+    if form == "delta":
+        from deltalake import DeltaTable
+
+        return DeltaTable(table, storage_options=storage_options(table)).metadata().partition_columns
+    return [field.name for field in load_catalog(**catalog_properties()).load_table(table).spec().fields]
 
 
 def rows_in(form, table):
@@ -35,11 +46,7 @@ def rows_in(form, table):
         import lance
 
         return lance.dataset(table, storage_options=storage_options(table)).to_table()
-    from pyiceberg.catalog import load_catalog
-
-    url = os.environ.get("AWS_ENDPOINT_URL")
-    s3 = {"s3.endpoint": url, "s3.region": "us-east-1"} if url else {}
-    return load_catalog(**s3).load_table(table).scan().to_arrow()
+    return load_catalog(**catalog_properties()).load_table(table).scan().to_arrow()
 
 
 @pytest.fixture
@@ -74,6 +81,7 @@ def test_each_run_is_committed_once(tmp_path, table_of, form, place, capsys):
     assert [plan.plan for plan in publish(rows, form, table)] == ["000002"]
     assert main([str(tmp_path / "out"), "--publish", form, "--table", table]) == 0
     assert "nothing new" in capsys.readouterr().out
+    assert form == "lance" or partitions_of(form, table) == ["speaker"]
     there, ours = rows_in(form, table), rows.utterances().to_table()
     names = sorted(ours.column_names)
     assert sorted(there.column_names) == names
@@ -266,6 +274,34 @@ def test_an_index_is_not_made_of_a_few_rows_or_of_another_format(tmp_path, table
     assert "--index goes with --publish lance" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot be indexed"):
         list(bring_up_to_date(str(tmp_path / "none")))
+
+
+def test_a_rest_catalog_is_used_by_configuration_alone(tmp_path, monkeypatch):
+    """Fails if the environment's REST catalog is not asked, its table has no partitions, or a run is committed twice there."""
+    rows = finished_rows(finished_output(str(tmp_path / "out"), tmp_path / "m"))
+    with rest_catalog(tmp_path) as served:
+        monkeypatch.setenv("PYICEBERG_CATALOG__DEFAULT__URI", served.url)
+        monkeypatch.setenv("PYICEBERG_CATALOG__DEFAULT__TOKEN", "canary")
+        monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # which it reads once a process
+        for expected in (["000001", "000002"], []):
+            assert [plan.plan for plan in publish(rows, "iceberg", "speech.utterances")] == expected
+        assert partitions_of("iceberg", "speech.utterances") == ["speaker"]
+        assert rows_in("iceberg", "speech.utterances").num_rows == 15
+    commits = [path for method, path in served.requests if method == "POST" and path.endswith("/tables/utterances")]
+    assert len(commits) == 3  # one creates the table, and one is of each run
+    assert served.tokens == {"Bearer canary"}
+
+
+def test_a_large_run_is_appended_in_groups_and_seen_at_once(tmp_path, table_of, monkeypatch):
+    """Fails if a run is held in memory as one table, a row is lost between two groups, or readers see half a run."""
+    monkeypatch.setattr("pipeline.analytics.publish._GROUP_BYTES", 1)
+    table, rows = table_of("iceberg"), finished_rows(finished_output(str(tmp_path / "out"), tmp_path / "m"))
+    catalog = load_catalog()
+    seen = []
+    for plan in publish(rows, "iceberg", table):
+        opened = catalog.load_table(table)
+        seen.append((plan.plan, opened.scan().to_arrow().num_rows, len(opened.metadata.metadata_log)))
+    assert seen == [("000001", 12, 1), ("000002", 15, 2)]  # one version of the table for each run
 
 
 def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
