@@ -17,6 +17,7 @@ class Task(StrEnum):
     EMOTION = "fusion"
     SENTENCE_ENCODER = "sentence_encoder"
     ASR = "asr"
+    SPEAKER = "speaker"
 
 
 @dataclass(frozen=True, slots=True, order=True)

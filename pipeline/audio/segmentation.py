@@ -101,7 +101,7 @@ def cut(waveform: NDArray[np.float32], cuts: Cuts, *, has_text: bool) -> list[Sp
     short = len(waveform) <= cuts.max_s * SAMPLING_RATE
     if cuts.segmentation == "none" or (cuts.segmentation == "auto" and (has_text or short)):
         return [Span(0, len(waveform))]
-    spans = _joined(_speech(waveform, cuts.max_s), cuts)
+    spans = _joined(speech_spans(waveform, cuts.max_s), cuts)
     if not spans:
         duration_s = len(waveform) / SAMPLING_RATE
         raise RejectedRow(Reason.NO_SPEECH, f"no speech was detected in {duration_s:.1f} s of audio", Stage.SEGMENT)
@@ -155,16 +155,23 @@ def _joined(spans: Iterable[Span], cuts: Cuts) -> list[Span]:
     return joined
 
 
-def _speech(waveform: NDArray[np.float32], max_s: float) -> Iterator[Span]:
-    """Yield spans of speech, chunk by chunk; a span that touches the end of a chunk is left to the next chunk."""
+def speech_spans(
+    waveform: NDArray[np.float32], max_s: float, *, pause_s: float = _MIN_SILENCE_MS / 1000
+) -> Iterator[Span]:
+    """Yield spans of speech, chunk by chunk; a span that touches the end of a chunk is left to the next chunk.
+
+    Args:
+        max_s: longest span.
+        pause_s: shortest pause that ends a span. Of a shorter one than usual, half is kept around speech.
+    """
     from faster_whisper.vad import VadOptions, get_speech_timestamps
 
     options = VadOptions(
         threshold=_CUT_THRESHOLD,
         min_speech_duration_ms=_MIN_SPEECH_MS,
         max_speech_duration_s=max_s,
-        min_silence_duration_ms=_MIN_SILENCE_MS,
-        speech_pad_ms=_PADDING_MS,
+        min_silence_duration_ms=round(1000 * pause_s),
+        speech_pad_ms=min(_PADDING_MS, round(500 * pause_s)),
     )
     begin = kept_until = 0
     while True:

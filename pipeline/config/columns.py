@@ -34,7 +34,7 @@ WORDS_DESCRIPTION = Column(
 
 
 SPEAKER_ID = "speaker_id"
-"""Column with the speaker of an utterance (`--turns`)."""
+"""Column with the speaker of an utterance (`--turns`, `--speakers`)."""
 OVERLAP_SHARE = "overlap_share"
 """Column with the share of an utterance in which others talk too (`--turns`)."""
 _SPEAKER_COLUMNS = {
@@ -42,8 +42,8 @@ _SPEAKER_COLUMNS = {
         pa.string(),
         Column(
             "",
-            "speaker of the utterance, by the turns of `--turns`; a name within its recording",
-            "the turns name none",
+            "speaker of the utterance, by `--turns`, or by voice (`--speakers`: S1, S2, ...); a name within its recording",
+            "the turns name none, or the row has none; with `--speakers`, it has a text or no speech was found",
         ),
     ),
     OVERLAP_SHARE: (
@@ -55,7 +55,9 @@ _SPEAKER_COLUMNS = {
 
 def optional_names(settings: Settings | SegmentOptions) -> tuple[str, ...]:
     """Return the names of output columns that the settings ask for, and that a manifest's column cannot have therefore."""
-    return (SPEAKER_ID, OVERLAP_SHARE) if settings.turns else ()
+    if settings.turns:
+        return SPEAKER_ID, OVERLAP_SHARE
+    return (SPEAKER_ID,) if settings.speakers else ()
 
 
 def with_optional(schema: pa.Schema, settings: Settings) -> pa.Schema:

@@ -372,6 +372,7 @@ class JobConfig(SegmentOptions):
             hop_s=self.hop_s,
             channels=self.channels,
             turns=self.turns,
+            speakers=self.speakers,
             partition_by=self.partition_by,
             embeddings=self.embeddings,
             embedding_dtype=self.embedding_dtype,

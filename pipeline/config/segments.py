@@ -33,6 +33,20 @@ class SegmentOptions(ModelChoice):
             metavar="COLUMN",
         ),
     ] = Field(default=None, min_length=1)
+    speakers: Annotated[
+        bool,
+        Option(
+            MODELS,
+            "write speaker_id: cut recordings without text at pauses and changes of speaker, and tell speakers apart by their "
+            "voices; voice embeddings identify people, see docs/responsible-use.md",
+        ),
+    ] = False
+    speaker_model: Annotated[
+        str,
+        Option(
+            MODELS, "model of --speakers: resemblyzer, the installed package, or a file of its weights", metavar="X"
+        ),
+    ] = Field(default="resemblyzer", min_length=1)
     segmentation: Annotated[
         Segmentation,
         Option(
@@ -73,6 +87,22 @@ class SegmentOptions(ModelChoice):
             raise ValueError(f"--turns cuts by speaker, --channels {self.channels} by channel: give one of them")
         if self.turns and self.mode == "text":
             raise ValueError("--turns are spans of audio, which mode text does not use; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _speakers_of_mixed_recordings(self) -> Self:
+        if "speaker_model" in self.model_fields_set and not self.speakers:
+            raise ValueError("--speaker-model needs --speakers")
+        if not self.speakers:
+            return self
+        if self.turns or self.channels != "mix":
+            other = "--turns" if self.turns else f"--channels {self.channels}"
+            raise ValueError(f"--speakers and {other} say who speaks in different ways: give one of them")
+        if self.mode == "text" or self.segmentation == "none" or self.window_s is not None:
+            raise ValueError(
+                "--speakers cuts recordings where the speaker changes, which mode text, --segmentation none and "
+                "--window-s do not; give one of them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ class Settings:
             None is the length.
         channels: use of the channels of rows without one.
         turns: manifest column with the turns of speakers, which the output does not have; None for no such column.
+        speakers: recordings are cut where the speaker changes.
         min_confidence: confidence below which the emotion of an utterance is null; None for no limit.
         allowed_languages: primary tags that `--language auto` may choose from, sorted; empty for all
             languages that have a model.
@@ -72,6 +73,7 @@ class Settings:
     hop_s: float | None = None
     channels: Channels = "mix"
     turns: str | None = None
+    speakers: Annotated[bool, Strict()] = False
     min_confidence: float | None = None
     words: Annotated[bool, Strict()] = False
     allowed_languages: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from pipeline.models import recognisers
 from pipeline.models.checkpoints import onnx, published
 from pipeline.models.checkpoints.lock import Prepared, read_prepared
 from pipeline.models.memory import memory_in_use
+from pipeline.models.speakers import SPEAKER, pin_speaker_model
 from pipeline.models.transcription import Transcriber
 from pipeline.pins import ModelPin, Pins, Role, Task, languages
 from pipeline.redaction import without_query
@@ -40,8 +41,18 @@ if TYPE_CHECKING:
     from pipeline.models.emotion import EmotionRecogniser
 
 _log = logging.getLogger(__name__)
-_CALLED = {Task.EMOTION: "emotion model", Task.SENTENCE_ENCODER: "sentence encoder", Task.ASR: "speech recogniser"}
-_OPTION = {Task.EMOTION: "emotion_model", Task.SENTENCE_ENCODER: "sentence_encoder", Task.ASR: "asr_model"}
+_CALLED = {
+    Task.SPEAKER: "speaker model",
+    Task.EMOTION: "emotion model",
+    Task.SENTENCE_ENCODER: "sentence encoder",
+    Task.ASR: "speech recogniser",
+}
+_OPTION = {
+    Task.SPEAKER: "speaker_model",
+    Task.EMOTION: "emotion_model",
+    Task.SENTENCE_ENCODER: "sentence_encoder",
+    Task.ASR: "asr_model",
+}
 
 
 def prepared_models(config: JobConfig) -> Prepared | None:
@@ -70,6 +81,8 @@ def _default(role: Role, mode: str, prepared: Prepared | None) -> str | None:
 
 def option(role: Role, spec: str) -> str:
     """Return the option that names a model for a role: `--emotion-model en=X`."""
+    if role == SPEAKER:
+        return f"--speaker-model {spec}"
     if role.name:
         return f"--also {role.name}:{role.language}={spec}"
     return f"--{_OPTION[role.task].replace('_', '-')} {role.language}={spec}"
@@ -125,6 +138,8 @@ def choose(
         for name, named in config.also.items() if isinstance(config, JobConfig) else ():
             if spec := named.get(language, named.get(ANY_LANGUAGE)):
                 chosen[Role(Task.EMOTION, language, name)] = spec
+    if isinstance(config, JobConfig) and config.speakers and chosen:
+        chosen[SPEAKER] = config.speaker_model
     for role, spec in chosen.items():
         try:
             recognisers.check_choice(role, spec, config, prepared=bool(prepared and spec in prepared.lock.models))
@@ -194,6 +209,9 @@ def pin(
     for role, spec in sorted(chosen.items(), key=lambda item: item[0].task is not Task.SENTENCE_ENCODER):
         language, further, source_sha256 = role.language, None, None
         try:
+            if role == SPEAKER:
+                pinned[role] = pin_speaker_model(spec)
+                continue
             checkpoint = (find and find(spec)) or weights.resolve(spec)
             if role.task is Task.ASR:
                 checkpoint, source_sha256 = recognisers.checked(checkpoint, language)

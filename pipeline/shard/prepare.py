@@ -7,7 +7,7 @@ The steps pass on one table (`pipeline.shard.work_table`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,18 +17,28 @@ import pyarrow as pa
 from pipeline import SAMPLING_RATE
 from pipeline.audio.quality import sound_quality
 from pipeline.audio.segmentation import speech_seconds
+from pipeline.audio.turns import Turn
 from pipeline.config.columns import OVERLAP_SHARE, SPEAKER_ID
 from pipeline.dataset.parts import is_committed
 from pipeline.dataset.plan import Shard, read_shard
 from pipeline.dataset.texts import require_texts
 from pipeline.errors import JobError, Reason, Reject, Stage
+from pipeline.models.speakers import SPEAKER
 from pipeline.schema import NO_SPEECH
 from pipeline.shard.commit import key_of
 from pipeline.shard.context import Work
 from pipeline.shard.isolation import guard
 from pipeline.shard.missing_audio import refuse_absent
-from pipeline.shard.recording import Waveform, check_span, fetch_small, load_recording, needs_audio, records_of
-from pipeline.shard.spans import pieces_of
+from pipeline.shard.recording import (
+    Recording,
+    Waveform,
+    check_span,
+    fetch_small,
+    load_recording,
+    needs_audio,
+    records_of,
+)
+from pipeline.shard.spans import Piece, pieces_by_speaker, pieces_of
 from pipeline.shard.transcribe import has_voice_rules, needs_voice_activity
 from pipeline.shard.turns import turn_pieces, turns_of
 from pipeline.shard.work_table import PCM_BUDGET_BYTES, WORK_SCHEMA, committed_elsewhere, pack_waveform
@@ -103,10 +113,7 @@ def _lines_of(
     turns = turns_of(work, record)
     recording = load_recording(work, record, content())
     settings, waveforms = work.plan.settings, recording.waveforms
-    if turns is None:
-        pieces = pieces_of(waveforms, settings, record["text"])
-    else:
-        pieces = turn_pieces(waveforms[None], settings, turns, record)
+    pieces = _pieces(work, record, recording, turns)
     counted[MIXED] = counted.get(MIXED, 0.0) + recording.mixed
     num_samples = sum(piece.span.end - piece.span.start for piece in pieces)  # overlapping ones count more than once
     small = num_samples * np.dtype(np.float32).itemsize <= PCM_BUDGET_BYTES
@@ -135,6 +142,16 @@ def _lines_of(
             }
         )
     return lines
+
+
+def _pieces(work: Work, record: dict[str, Any], recording: Recording, turns: Sequence[Turn] | None) -> list[Piece]:
+    """Return the utterances of a recording. Raises: RejectedRow."""
+    settings, waveforms = work.plan.settings, recording.waveforms
+    if turns is not None:
+        return turn_pieces(waveforms[None], settings, turns, record)
+    if settings.speakers and record["text"] is None:
+        return pieces_by_speaker(waveforms[None], settings, work.plan.models[SPEAKER])
+    return pieces_of(waveforms, settings, record["text"])
 
 
 def _text_columns(text: str | None) -> dict[str, str | None]:

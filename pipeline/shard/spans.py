@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipeline.audio.segmentation import Cuts, Span, cut
+from pipeline.audio.speakers import speaker_spans
 from pipeline.config.settings import Settings
 from pipeline.errors import Reason, RejectedRow
+from pipeline.models.speakers import speaker_encoder
+from pipeline.pins import ModelPin
 from pipeline.shard.recording import Waveform
 
 
@@ -52,6 +55,19 @@ def pieces_of(waveforms: Mapping[int | None, Waveform], settings: Settings, text
         raise silent
     spans.sort(key=lambda each: (each[0].start, each[1] or 0))
     return [Piece(channel, span, text if len(spans) == 1 else None) for span, channel in spans]
+
+
+def pieces_by_speaker(waveform: Waveform, settings: Settings, pin: ModelPin) -> list[Piece]:
+    """Cut a recording without a text at pauses and changes of speaker; one in which nobody is found is cut as usual.
+
+    Args:
+        pin: the speaker model.
+    Raises: RejectedRow NO_SPEECH; JobError when this node has another speaker model.
+    """
+    spans = speaker_spans(waveform, cuts_of(settings), speaker_encoder(pin).embed)
+    if not spans:
+        return pieces_of({None: waveform}, settings, None)
+    return [Piece(None, span, None, f"S{speaker + 1}") for span, speaker in spans]
 
 
 def cuts_of(settings: Settings) -> Cuts:
