@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import SAMPLING_RATE
 from pipeline.audio.segmentation import Cuts, Span, speech_spans
 
-MOST_DISTANCE = 0.4
+MOST_DISTANCE = 0.36
 """Mean cosine distance of the embeddings of two groups from which they are two speakers. Source: benchmarks/speakers.py."""
 PAUSE_S = 0.2
 """Shortest pause at which speech is cut before speakers are compared."""

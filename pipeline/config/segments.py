@@ -44,7 +44,9 @@ class SegmentOptions(ModelChoice):
     speaker_model: Annotated[
         str,
         Option(
-            MODELS, "model of --speakers: resemblyzer, the installed package, or a file of its weights", metavar="X"
+            MODELS,
+            "model of --speakers: resemblyzer, the installed package; a file of its weights; or onnx:FILE",
+            metavar="X",
         ),
     ] = Field(default="resemblyzer", min_length=1)
     segmentation: Annotated[

@@ -138,13 +138,13 @@ def choose(
         for name, named in config.also.items() if isinstance(config, JobConfig) else ():
             if spec := named.get(language, named.get(ANY_LANGUAGE)):
                 chosen[Role(Task.EMOTION, language, name)] = spec
-    if isinstance(config, JobConfig) and config.speakers and chosen:
-        chosen[SPEAKER] = config.speaker_model
     for role, spec in chosen.items():
         try:
             recognisers.check_choice(role, spec, config, prepared=bool(prepared and spec in prepared.lock.models))
         except ConfigError as error:
             raise ConfigError(f"{option(role, spec)}: {error}") from error
+    if isinstance(config, JobConfig) and config.speakers and chosen:
+        chosen[SPEAKER] = config.speaker_model
     return chosen
 
 

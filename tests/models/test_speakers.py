@@ -138,12 +138,47 @@ def test_a_pin_is_the_file(weights, tmp_path):
         pin_speaker_model(str(tmp_path / "none.pt"))
 
 
+def onnx_file(path: Path) -> str:
+    """A model whose embedding is the mean and the mean square of a window."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Constant", [], ["axis"], value=helper.make_tensor("a", TensorProto.INT64, [1], [1])),
+        helper.make_node("ReduceMean", ["x", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Mul", ["x", "x"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "axis"], ["power"], keepdims=1),
+        helper.make_node("Concat", ["mean", "power"], ["y"], axis=1),
+    ]
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", None]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "speakers", shapes[:1], shapes[1:])
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    )
+    return f"onnx:{path}"
+
+
+def test_a_model_in_onnx_form(tmp_path):
+    """Fails if a window that is given to an ONNX model is another one, or a model of another form starts a run."""
+    spec = onnx_file(tmp_path / "good.onnx")
+    encoder = speaker_encoder(pin_speaker_model(spec))
+    starts = np.array([0, 5_000, len(EN) - 100])
+    expected = np.array(
+        [[np.mean(each), np.mean(each**2)] for each in (np.pad(EN, (0, 25_600))[s : s + 25_600] for s in starts)]
+    )
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(encoder.embed(EN, starts), expected, atol=1e-4)
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(ConfigError, match="no speaker model that takes audio"):
+        pin_speaker_model(f"onnx:{tmp_path / 'bad.onnx'}")
+
+
 def test_a_package_that_is_missing(monkeypatch):
     """Fails if a missing package is a traceback, or is found missing only on the workers."""
     for missing, says in ((speakers.PACKAGE, "--no-deps resemblyzer"), ("sklearn", r"\[speakers\]")):
-        found = lambda name, missing=missing: (
-            None if name == missing else SimpleNamespace(submodule_search_locations=["/x"])
-        )  # noqa: E731
+
+        def found(name: str, missing: str = missing) -> object:
+            return None if name == missing else SimpleNamespace(submodule_search_locations=["/x"])
+
         monkeypatch.setattr(speakers.importlib.util, "find_spec", found)
         with pytest.raises(ConfigError, match=says):
             pin_speaker_model(speakers.PACKAGE)
