@@ -54,7 +54,7 @@ class OnnxEncoder:
             (given,), (_,) = self._session.get_inputs(), self._session.get_outputs()
             width = self._run(given.name, np.zeros((2, WINDOW), np.float32)).shape
         # onnxruntime's errors derive from Exception alone
-        except (*_onnx_errors(), ValueError, TypeError) as error:
+        except _onnx_errors() as error:
             raise ConfigError(
                 f"{path} is no speaker model that takes audio [N, {WINDOW}]: {str(error)[:200]}"
             ) from error
@@ -86,6 +86,8 @@ def _onnx_errors() -> tuple[type[Exception], ...]:
         state.InvalidProtobuf,
         state.NotImplemented,
         state.RuntimeException,
+        ValueError,
+        TypeError,
     )
 
 
