@@ -52,13 +52,14 @@ RETRY = """import json, sys
 import dagster as dg
 import dagster_asset
 def job(): return dagster_asset.definitions.resolve_job_def("nightly")
-instance = dg.DagsterInstance.get()
-(killed,) = [run for run in instance.get_runs(limit=1)]
-result = dg.execute_job(
-    dg.reconstructable(job), instance=instance, run_config=json.loads(sys.argv[1]), tags={"dagster/partition": sys.argv[2]},
-    reexecution_options=dg.ReexecutionOptions(parent_run_id=killed.run_id), asset_selection=[dg.AssetKey("utterances")],
-)
-sys.exit(not result.success)
+if __name__ == "__main__":
+    instance = dg.DagsterInstance.get()
+    (killed,) = instance.get_runs(limit=1)
+    result = dg.execute_job(
+        dg.reconstructable(job), instance=instance, run_config=json.loads(sys.argv[1]), tags={"dagster/partition": sys.argv[2]},
+        reexecution_options=dg.ReexecutionOptions(parent_run_id=killed.run_id), asset_selection=[dg.AssetKey("utterances")],
+    )
+    sys.exit(not result.success)
 """
 """A program for Dagster's Python: the retry of a run that was killed, as Dagster's daemon launches it."""
 
@@ -96,7 +97,9 @@ class Scene:
     def start(self, words: list[str], log: str) -> subprocess.Popen[bytes]:
         """Start a program of the orchestrator."""
         with (self.folder / log).open("ab") as out:
-            return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=out, stderr=out)
+            return subprocess.Popen(
+                words, cwd=self.folder, env=self.environment, stdout=out, stderr=out, start_new_session=True
+            )
 
     def run(self, words: list[str], log: str) -> int:
         """Run a program of the orchestrator to its end. Returns: its exit status."""
@@ -120,7 +123,7 @@ class Scene:
         process = self.start(words, "killed.log")
         self.await_begin(corpus, process)
         before = self.submissions()
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # and the processes of its steps
         process.wait(30)
         process = self.start(retry, "retry.log")
         assert wait_for(lambda: b"submission " in (self.folder / "retry.log").read_bytes(), 300), self.folder
@@ -182,7 +185,7 @@ def airflow(scene: Scene) -> None:
     process.send_signal(signal.SIGTERM)
     stopped = wait_for(lambda: "STOPPED" in scene.submissions().values(), 60)
     wait_for(lambda: states("2026-11-23")["annotate"][0] != "running", 60)
-    process.kill()  # it waits for its retry
+    os.killpg(process.pid, signal.SIGKILL)  # it waits for its retry
     process.wait()
     say("ended by SIGTERM", states("2026-11-23"), scene.submissions())
     assert stopped, "on_kill did not stop the job"
@@ -241,7 +244,8 @@ def dagster(scene: Scene) -> None:
 
     killed = scene.corpus("killed")
     words = command("2026-11-24", corpus=str(killed))
-    retry = [str(INSTALLED / "dagster" / "bin" / "python"), "-c", RETRY, config(corpus=str(killed)), "2026-11-24"]
+    (scene.folder / "retry.py").write_text(RETRY)
+    retry = [str(INSTALLED / "dagster" / "bin" / "python"), "retry.py", config(corpus=str(killed)), "2026-11-24"]
     scene.kill_and_retry(killed, words, retry)
     say("killed, and tried again", scene.submissions())
 
