@@ -77,7 +77,7 @@ def run_shards(
     share = Share(1, 0.0)
     while remaining:
         if not is_embedded():
-            pools, share = _shared(work, pools, config, len(remaining))
+            pools, share = _shared(work, pools, config, len(remaining), metrics)
         share_of_stages = pools.reserved_share(spread=has_stage(len(remaining)))
         ray.data.DataContext.get_current().op_resource_reservation_ratio = share_of_stages
         detector = StallDetector(pools.pools, task_cpus=pools.task_cpus, limit_s=config.wait_for_workers_s)
@@ -102,10 +102,16 @@ def run_shards(
     metrics.finish()
 
 
-def _shared(work: Work, pools: Pools, config: JobConfig, num_shards: int) -> tuple[Pools, Share]:
+def _shared(work: Work, pools: Pools, config: JobConfig, num_shards: int, metrics: Metrics) -> tuple[Pools, Share]:
     """Return pools for the present nodes and jobs; waits until it is this job's turn."""
+
+    def look() -> Resources:
+        # a job that waits has metrics, and is not taken for one whose driver is gone
+        metrics.actors({pool.stage: {"asked": 0, "alive": 0, "waiting": 0} for pool in pools.pools})
+        return _present()
+
     on_device = config.model_copy(update={"device": pools.device})
-    jobs = wait_for_turn(size_pools(on_device, _present(), work.plan, num_shards), _present)
+    jobs = wait_for_turn(size_pools(on_device, _present(), work.plan, num_shards), look)
     resources = replace(_present(), jobs=jobs)
     return size_pools(on_device, resources, work.plan, num_shards), Share(jobs, resources.cpus)
 

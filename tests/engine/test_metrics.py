@@ -9,17 +9,21 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from pipeline.config import JobConfig
 from pipeline.engine import stages
 from pipeline.engine.metrics import COUNTERS, GAUGES, PREFIX, TOTALS
+from pipeline.engine.pools import Pools, Resources, size_pools
 from pipeline.errors import Reason
 from tests.support.corpus import ONE_ACTOR, ROOT, annotate, broken_rows, model_options, rows, write_manifest
+from tests.support.pins import pins
 from tests.support.processes import until
 from tests.support.ray_head import free_port, head
 
@@ -196,6 +200,23 @@ def test_no_panel_mixes_outputs_whose_runs_share_a_number(seed: int) -> None:
         assert "{{output}}" in target["legendFormat"] and "{{run}}" in target["legendFormat"]
         assert target["expr"].count('output=~"$output",run=~"$run"') == len(mixed)
     assert len(ours) >= len(TOTALS)
+
+
+def test_a_job_that_waits_for_its_turn_has_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the alert for lost drivers fires for a job that waits until others leave the cluster."""
+    resources = Resources(cpus=4.0, gpus=0.0, memory_bytes=1e10, nodes=1, node_cpus=4.0, node_memory_bytes=1e10)
+    plan = SimpleNamespace(models=pins(fusion_en=1, asr_en=1), needs_asr=True)
+    config = JobConfig(manifest=["m.jsonl"], output="out")
+    pools, published = size_pools(config, resources, plan, 9), list[dict[str, dict[str, int]]]()
+
+    def wait(_: Pools, present: Callable[[], Resources]) -> int:
+        return len([present(), present()])
+
+    monkeypatch.setattr(stages, "_present", lambda: resources)
+    monkeypatch.setattr(stages, "wait_for_turn", wait)
+    stages._shared(SimpleNamespace(plan=plan), pools, config, 9, SimpleNamespace(actors=published.append))
+    assert len(published) == 2 and all(set(states.values()) == {0} for states in published[0].values())
+    assert set(published[0]) == {"transcribe", "recognise"}
 
 
 def test_the_runbook_names_every_metric() -> None:
