@@ -18,7 +18,7 @@ from benchmarks.processes import Finished
 from benchmarks.processes import run as ran
 from tests.support.noop_models import environment, models_of
 
-_SHARDS, _PARTS = 4096, 4
+_SHARDS, _PARTS = 2048, 4
 _SHARD_ROWS = 8
 _TARGET = 1.05
 _TIMEOUT_S = 3600.0

@@ -12,7 +12,7 @@ core, and memory for one chunk (at most 32 MiB of text and its parsed form), how
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -57,7 +57,7 @@ class ManifestChunk:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """Columns seen so far in a file, to check that it is a manifest."""
 
     manifest: str
@@ -65,9 +65,12 @@ class _Seen:
     rows: int = 0
     names: dict[str, None] = field(default_factory=dict)
 
-    def add(self, records: Records) -> None:
-        self.rows += len(records.lines)
-        self.names |= records.names
+    def add(self, rows: int, names: Iterable[str]) -> None:
+        """Add the columns of the next rows, and check them when enough rows have been read."""
+        self.rows += rows
+        self.names |= dict.fromkeys(names)
+        if self.rows >= _PATIENCE_ROWS:
+            self.verify()
 
     def verify(self) -> None:
         """Raise ConfigError when no row so far has an audio column (or text, where that suffices)."""
@@ -95,15 +98,13 @@ def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: boo
         fails. Chunks yielded before remain valid.
     """
     with open_manifest(uri) as source:
-        seen = _Seen(source.display_uri, audio_optional)
+        seen = Seen(source.display_uri, audio_optional)
         stated = partition_columns(uri)
         for chunk in records_of(source, chunk_rows):
             records = Partitioned(chunk, stated)
-            seen.add(records)
-            if seen.rows >= _PATIENCE_ROWS:
-                seen.verify()
+            seen.add(len(records.lines), records.names)
             if records.lines or records.rejects:
-                yield _chunk(records, uri, source.display_uri, audio_optional=audio_optional)
+                yield chunk_of(records, uri, source.display_uri, audio_optional=audio_optional)
         seen.verify()
 
 
@@ -114,7 +115,7 @@ def read_ids(uri: str) -> Iterator[str]:
     """
     with open_manifest(uri) as source:
         for records in records_of(source, CHUNK_ROWS):
-            chunk = _chunk(Partitioned(records, partition_columns(uri)), uri, source.display_uri, audio_optional=True)
+            chunk = chunk_of(Partitioned(records, partition_columns(uri)), uri, source.display_uri, audio_optional=True)
             yield from chunk.rows["recording_id"].to_pylist()
             for line in chunk.rejects:
                 if line.recording_id is None:
@@ -136,7 +137,8 @@ def records_of(source: Source, chunk_rows: int) -> Iterator[Records]:
         yield from read_tar(source.raw, chunk_rows, resolve_audio(source.uri, source.uri))
 
 
-def _chunk(records: Partitioned, uri: str, display_uri: str, *, audio_optional: bool) -> ManifestChunk:
+def chunk_of(records: Partitioned, uri: str, display_uri: str, *, audio_optional: bool) -> ManifestChunk:
+    """Check the known columns of some records, and convert them to a chunk."""
     known, leftover = _known_columns(records)
     fields = check_fields(
         lambda name: known[name], from_csv=records.from_csv, manifest=uri, audio_optional=audio_optional

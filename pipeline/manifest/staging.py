@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, Reject, Stage
+from pipeline.manifest.checked import Check, CheckedChunk, PackedRows, checked, packed, stored
 from pipeline.manifest.choice import Choice
 from pipeline.manifest.columns import json_of
 from pipeline.manifest.fit import Misfit, fit
-from pipeline.manifest.hash_buckets import HashBuckets, Keys, as_keys, id_keys, key_of, repeated
+from pipeline.manifest.hash_buckets import HashBuckets, Keys, as_keys, key_of, repeated
 from pipeline.manifest.policy import Causes, Evaluator, Policy, counted
 from pipeline.manifest.python_values import plain_row
 from pipeline.manifest.read import read_manifest, unify
@@ -30,7 +31,6 @@ from pipeline.manifest.records import RAW_CHARACTERS
 from pipeline.manifest.rejects import (
     extra_schema,
     joined_keys,
-    lines_table,
     refused_table,
     reject_keys,
     reject_schema,
@@ -38,12 +38,8 @@ from pipeline.manifest.rejects import (
     without_words,
 )
 from pipeline.schema import ROW_SCHEMA
-from pipeline.storage.temporary import naming_full_disk
 
 Mask = NDArray[np.bool_]
-
-Check = Callable[[pa.Table], tuple[pa.Table, dict[int, Reject]]]
-"""Function that checks one chunk of rows and returns them, possibly completed, with the rejects by position."""
 
 
 @dataclass
@@ -82,28 +78,34 @@ class Staging:
         """Stream the manifests to disk."""
         for number, manifest in enumerate(manifests):
             for chunk in read_manifest(manifest, audio_optional=audio_optional):
-                rows, refused = check(chunk.rows)
-                # includes refused rows, since their rejects have these columns
-                self._find(rows.schema)
-                kept = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(refused, np.int64, len(refused)))
-                self._refused_ids.add(id_keys(rows["recording_id"][row].as_py() for row in refused))
-                self._add_rows(rows.take(pa.array(kept)), number)
-                self._add_rejects(refused_table(rows, refused), manifest=number, readable=True)
-                self._add_rejects(lines_table(chunk.rejects, chunk.manifest), manifest=number, readable=False)
+                self.add(number, checked(chunk, check))
+
+    def add(self, manifest: int, chunk: CheckedChunk) -> None:
+        """Write the next chunk to disk, of the manifest of this number; the chunks must come in their order."""
+        self._find(chunk.schema)  # includes refused rows, since their rejects have these columns
+        self._refused_ids.add(chunk.refused_keys)
+        self._add_packed(chunk.rows, manifest)
+        self._add_rejects(chunk.refused, manifest=manifest, readable=True)
+        self._add_rejects(chunk.unread, manifest=manifest, readable=False)
 
     def _find(self, schema: pa.Schema) -> None:
         self.inferred = self.extra = unify([self.inferred, extra_schema(schema)])
 
-    def _add_rows(self, rows: pa.Table, manifest: int = 0) -> None:
+    def add_rows(self, rows: pa.Table) -> None:
+        """Write accepted rows to disk."""
+        self._find(rows.schema)
+        self._add_packed(PackedRows.of(rows), manifest=0)
+
+    def _add_packed(self, rows: PackedRows, manifest: int) -> None:
         if not rows.num_rows:
             return
-        self._find(rows.schema)
-        ids = rows["recording_id"].to_pylist()
-        self._ids.add(id_keys(ids))
+        self._ids.add(rows.keys)
         if self.choice is not None:
-            self.choice.add(manifest, ids, rows["line"].to_pylist(), first=self.rows, rejected=False)
+            named = rows.columns("recording_id", "line")
+            ids, lines = named["recording_id"].to_pylist(), named["line"].to_pylist()
+            self.choice.add(manifest, ids, lines, first=self.rows, rejected=False)
         self.rows += rows.num_rows
-        self.chunks.append(_write(rows, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
+        self.chunks.append(stored(rows.content, self.folder / f"rows-{len(self.chunks):06d}.parquet"))
 
     def _add_rejects(self, rejects: pa.Table, *, manifest: int, readable: bool) -> None:
         if not rejects.num_rows:
@@ -116,7 +118,9 @@ class Staging:
             self.choice.add(manifest, ids, lines, first=self._reject_count(), rejected=True)
         self._reject_keys += joined_keys(self._written(rejects))
         self._reject_ids += b"".join(key_of(name or "") for name in rejects["recording_id"].to_pylist())
-        self.reject_chunks.append(_write(rejects, self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet"))
+        self.reject_chunks.append(
+            stored(packed(rejects), self.folder / f"rejects-{len(self.reject_chunks):06d}.parquet")
+        )
         if readable:
             self._refused_chunks.add(self.reject_chunks[-1])
 
@@ -389,9 +393,3 @@ def _content_key(row: dict[str, object]) -> bytes:
     """Return a key of a row's content without its manifest and line: rows of one id with equal keys are one row."""
     content = {name: value for name, value in row.items() if name not in ("manifest", "line")}
     return key_of(json.dumps(content, sort_keys=True, default=repr))
-
-
-def _write(table: pa.Table, path: Path) -> Path:
-    with naming_full_disk(path):
-        pq.write_table(table, path, compression="lz4")
-    return path

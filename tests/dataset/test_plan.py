@@ -150,7 +150,7 @@ def test_shards_are_closed_early_when_there_are_too_many_partitions(tmp_path, mo
             "channel": pa.nulls(6, pa.int32()), "manifest": ["m"] * 6, "line": list(range(6)),
             "speaker": [f"s{n % 15}" for n in range(start, start + 6)],
         })  # fmt: skip
-        staging._add_rows(table)
+        staging.add_rows(table)
     plan = planned(store, staging.select([], id_keys([])), partition_by=("speaker",))
     rows = shards_of(store, plan)
     assert sorted(row["recording_id"] for shard in rows for row in shard) == names(60)

@@ -317,7 +317,7 @@ def test_memory_grows_by_bytes_a_row(tmp_path, monkeypatch):
             "offset_s": pa.nulls(count, pa.float64()), "duration_s": pa.nulls(count, pa.float64()),
             "channel": pa.nulls(count, pa.int32()), "manifest": ["m"] * count, "line": list(range(count)),
         })  # fmt: skip
-        staging._add_rows(table)
+        staging.add_rows(table)
         del table, names
     assert pa.total_allocated_bytes() - before < 2_000 * count
     selection = select(staging)

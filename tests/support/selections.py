@@ -28,6 +28,6 @@ def selection_of(ids: Sequence[str], folder: Path, **columns: Sequence[object]) 
         for name in ROW_SCHEMA.names
     }
     extra = {name: pa.array(values) for name, values in given.items() if name not in ROW_SCHEMA.names}
-    staging._add_rows(pa.table({**core, **extra}))
+    staging.add_rows(pa.table({**core, **extra}))
     nothing = np.zeros(0, dtype="S16")
     return staging.select(nothing, nothing)
