@@ -28,6 +28,7 @@ NAMES = (
     "sharing",
     "publishing",
     "executions",
+    "planning",
     "search",
 )
 

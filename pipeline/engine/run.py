@@ -44,6 +44,7 @@ from pipeline.engine.lineage import Lineage, lineage_of
 from pipeline.engine.pools import Resources, choose_device, shard_size, size_pools
 from pipeline.engine.progress import Progress
 from pipeline.engine.rates import check_rates
+from pipeline.engine.reading import Reading
 from pipeline.errors import NoWorkersError
 from pipeline.layout import PROBE
 from pipeline.manifest.choice import chosen_lines
@@ -109,19 +110,18 @@ class Driver:
 
     # -- reading
 
-    def read(self, folder: Path) -> Selection:
+    def read(self, folder: Path, reading: Reading | None = None) -> Selection:
         """Read the manifests and select the new rows."""
-        staging = Staging(
-            folder, choice=chosen_lines(self.config), policy=self.policy, words=self.config.texts == "keep"
-        )
         roots = AudioRoots.parse(self.config.audio_root, self.manifests)
         known = set(roles.known_languages(self.config, self.prepared))
-        staging.read(
-            self.manifests,
-            partial(check_rows, self.config, version=self._schema_version, roots=roots, known=known),
-            audio_optional=self.config.mode == "text",
-        )
-        return self._select(staging)
+        check = partial(check_rows, self.config, version=self._schema_version, roots=roots, known=known)
+        reading = reading or Reading(self.manifests)
+        audio_optional = self.config.mode == "text"
+        return self._select(reading.stage(partial(self._staging, folder), check, audio_optional=audio_optional))
+
+    def _staging(self, folder: Path) -> Staging:
+        words = self.config.texts == "keep"
+        return Staging(folder, choice=chosen_lines(self.config), policy=self.policy, words=words)
 
     def _select(self, staging: Staging) -> Selection:
         """Select the rows that no plan holds yet, with the column types of the existing plans."""
@@ -148,8 +148,10 @@ class Driver:
         return reports
 
     def _run(self) -> list[dict[str, Any]]:
-        with temporary_folder() as folder:
-            selection = self.read(folder)
+        with temporary_folder() as folder, ExitStack() as started:
+            reading = Reading.of(self.manifests)
+            resources = reading.start(started, cluster, self.out)
+            selection = self.read(folder, reading)
             give_up_runs(self.store, self.plans, self.config.give_up, self.out)
             states = survey(self.history, self.out)
             self.undrawn = [state.plan.plan for state in states if state.whole and not state.drawn]
@@ -166,8 +168,9 @@ class Driver:
                 if not selection and not unfinished:
                     return []
                 print(f"{selection.rows:,} new rows; checking models and starting Ray", file=self.out)
-                with refusal_first(pinned):
-                    resources = stack.enter_context(cluster(self.out))
+                if resources is None:
+                    with refusal_first(pinned):
+                        resources = stack.enter_context(cluster(self.out))
                 models = pinned()
                 for sentence in pinning.warnings if pinning else ():
                     print(f"warning: {sentence}", file=self.out)

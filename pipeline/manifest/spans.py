@@ -58,17 +58,15 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class SpanChunk:
-    """A chunk of a span, with what only the reader of the whole manifest can check.
+class Columns:
+    """The columns of a chunk of a span, which only the reader of the whole manifest can check.
 
     Attributes:
-        lines: number of its lines that are records.
-        names: its columns.
+        rows: number of lines of the chunk that are records.
         spelling: the columns of the span so far, by their name in the output in lower case.
     """
 
-    chunk: ManifestChunk
-    lines: int
+    rows: int
     names: tuple[str, ...]
     spelling: dict[str, str]
 
@@ -114,7 +112,9 @@ def spans(starts: Sequence[int], counts: Sequence[Counted], chunk_rows: int = CH
     return found
 
 
-def read_span(uri: str, span: Span, *, audio_optional: bool, chunk_rows: int = CHUNK_ROWS) -> Iterator[SpanChunk]:
+def read_span(
+    uri: str, span: Span, *, audio_optional: bool, chunk_rows: int = CHUNK_ROWS
+) -> Iterator[tuple[ManifestChunk, Columns]]:
     """Read a span. Raises: IrregularError when a chunk ends early, because its lines are long."""
     names, left, stated = Names(), span.rows, partition_columns(uri)
     with _opened(uri) as file:
@@ -127,7 +127,7 @@ def read_span(uri: str, span: Span, *, audio_optional: bool, chunk_rows: int = C
             left -= given
             partitioned = Partitioned(records, stated)
             chunk = chunk_of(partitioned, uri, without_query(uri), audio_optional=audio_optional)
-            yield SpanChunk(chunk, len(records.lines), tuple(partitioned.names), dict(names.spelling))
+            yield chunk, Columns(len(records.lines), tuple(partitioned.names), dict(names.spelling))
     if left:
         raise IrregularError
 
@@ -139,18 +139,18 @@ class Joined:
     seen: Seen
     _spelling: dict[str, str] = field(default_factory=dict)
 
-    def add(self, chunk: SpanChunk) -> None:
-        """Check the next chunk.
+    def add(self, columns: Columns) -> None:
+        """Check the columns of the next chunk.
 
         Raises: IrregularError when an earlier span spells a column in another way, or has so many that these are too many;
             ConfigError when the file is not a manifest.
         """
-        for key, name in chunk.spelling.items():
+        for key, name in columns.spelling.items():
             if self._spelling.setdefault(key, name) != name:
                 raise IrregularError
         if len(self._spelling) > MAX_COLUMNS:
             raise IrregularError
-        self.seen.add(chunk.lines, chunk.names)
+        self.seen.add(columns.rows, columns.names)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.engine import source
+from pipeline.engine import reading, source
 from pipeline.schema import EMOTIONS
 from tests.support.corpus import AUDIO, broken_rows, model_options, rejects, rows, utterances, write_manifest
 from tests.support.shared_ray import SharedRay
@@ -42,7 +42,8 @@ def finished(
     lineage.write_text(f"transport: {{type: file, log_file_path: {folder}/events.jsonl, append: true}}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENLINEAGE_CONFIG", str(lineage))
-        patch.setattr(source, "SHARDS_PER_BLOCK", 3)  # as in a large job, a stage spreads them
+        patch.setattr(source, "SHARDS_PER_BLOCK", 3)  # as in a large job, a stage spreads the shards,
+        patch.setattr(reading, "LARGE_BYTES", 0)  # and tasks read the manifest
         done = shared_ray(manifest, folder / "out", *options)
     return folder, folder / "out", options, done.stdout
 

@@ -43,9 +43,9 @@ def spans_of(uri: str, starts: Sequence[int], chunk_rows: int = CHUNK_ROWS) -> l
 def in_spans(uri: str, starts: Sequence[int], chunk_rows: int = CHUNK_ROWS) -> Iterator[ManifestChunk]:
     joined = Joined(Seen(uri, audio_optional=False))
     for span in spans_of(uri, starts, chunk_rows):
-        for chunk in read_span(uri, span, audio_optional=False, chunk_rows=chunk_rows):
-            joined.add(chunk)
-            yield chunk.chunk
+        for chunk, columns in read_span(uri, span, audio_optional=False, chunk_rows=chunk_rows):
+            joined.add(columns)
+            yield chunk
     joined.seen.verify()
 
 
@@ -111,7 +111,7 @@ def test_the_made_manifest_with_a_line_of_ten_megabytes(tmp_path):
             same(list(in_spans(str(path), list(range(0, size, size // count + 1)))), expected)
 
 
-def _plan(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def plan_of(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     store, token = MemoryStore(), uuid.UUID(int=1)
     monkeypatch.setattr(plan_module.uuid, "uuid4", lambda: token)
     monkeypatch.setattr(plan_module.time, "strftime", lambda *_: "now")
@@ -133,7 +133,7 @@ def test_the_plan_is_the_same_to_the_byte(tmp_path, monkeypatch):
         one.add(0, checked(chunk, accept))
     for chunk in in_spans(str(path), list(range(0, len(content), 333))):
         other.add(0, checked(chunk, accept))
-    plans = [_plan(staging, monkeypatch) for staging in (one, other)]
+    plans = [plan_of(staging, monkeypatch) for staging in (one, other)]
     assert plans[0] == plans[1] and len(plans[0]) == 3
 
 
