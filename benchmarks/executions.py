@@ -1,6 +1,6 @@
 """All shards in one execution against the same shards in four, each of which starts the pools again, and the driver's memory.
 
-usage: python -m benchmarks.executions PARTS OPTIONS ...     jobs.annotate, its shards in so many executions
+usage: python -m benchmarks.executions PARTS FILE OPTIONS ...     jobs.annotate, its shards in so many executions
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SHARD_ROWS = 8
 _TARGET = 1.05
 _TIMEOUT_S = 3600.0
 _BEFORE_KB = 4.7
-_MEMORY = "memory:"
-"""Beginning of the lines with the driver's resident bytes."""
+_MEMORY = "memory"
+"""File with a line of the driver's resident bytes for each eighth of the shards."""
 
 
 def run(*, quick: bool) -> Result:
@@ -43,8 +43,8 @@ def run(*, quick: bool) -> Result:
             armed = {**environment(widths), "MALLOC_ARENA_MAX": "1"}
             jobs[name] = count, ran(_command(where, count, parts, models), env=armed, timeout_s=_TIMEOUT_S)
             jobs[name][1].require(f"{count * _SHARD_ROWS:,} annotated + 0 rejected")
+        memory = list(map(int, (Path(folder) / "one-execution" / _MEMORY).read_text().split()))
     seconds = {name: job.wall_s - job.moment("run 000001:") for name, (_, job) in jobs.items()}
-    memory = [int(line.split()[1]) for _, line in jobs["one execution"][1].lines if line.startswith(_MEMORY)]
     per_shard = (memory[-1] - memory[len(memory) // 2 - 1]) / (shards / 2)
     return Result(
         title="Executions: one for all shards",
@@ -84,16 +84,16 @@ def _command(folder: Path, shards: int, parts: int, models: list[str]) -> list[s
             row = {"id": f"c{number}", "audio": f"/audio/{number}.wav", "text": f"Sentence {number}.", "language": "en"}
             file.write(json.dumps(row) + "\n")
     options = ["--manifest", str(manifest), "--output", str(folder / "out"), "--audio-root", "/audio", "--no-page"]
-    command = [sys.executable, "-m", "benchmarks.executions", str(parts)]
+    command = [sys.executable, "-m", "benchmarks.executions", str(parts), str(folder / _MEMORY)]
     return [*command, *options, "--shard-rows", str(_SHARD_ROWS), *models]
 
 
 def main() -> None:
-    """Annotate with the shards of a run in several executions, one after another; print the memory at every eighth."""
+    """Annotate with the shards of a run in several executions, one after another; note the memory at every eighth."""
     import pipeline.engine.run as driver
     from jobs.annotate import main as annotate
 
-    parts, run_shards = int(sys.argv[1]), driver.run_shards
+    parts, memory, run_shards = int(sys.argv[1]), Path(sys.argv[2]), driver.run_shards
 
     def in_parts(
         work: Any,  # noqa: ANN401 - passed on as they are
@@ -109,17 +109,15 @@ def main() -> None:
             finished += 1
             on_finished(shard)
             if finished % max(1, len(all_shards) // 8) == 0:
-                print(
-                    _MEMORY,
-                    int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
-                    flush=True,
-                )
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                with memory.open("a", encoding="ascii") as file:
+                    file.write(f"{resident}\n")
 
         for part in range(parts):
             run_shards(work, all_shards[part::parts], pools, config, count)
 
     driver.run_shards = in_parts
-    sys.exit(annotate(sys.argv[2:]))
+    sys.exit(annotate(sys.argv[3:]))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def run(*, quick: bool) -> Result:
         ),
         rows=rows,
         notes=(
-            f"JSON Lines of {len(json.dumps(_row(0)))} bytes a row on a local disk, shards of {_SHARD_ROWS} rows; the start of Ray "
+            f"JSON Lines of {len(json.dumps(_row(0)))} bytes a row, local disk, shards of {_SHARD_ROWS} rows; the start of Ray "
             "is not included in the seconds, but in the CPU time",
             f"{faster:.2f} times as fast with tasks; target: {_TARGET} on two cores. Load of the machine at the end "
             f"{os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores",
