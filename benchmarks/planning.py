@@ -131,25 +131,27 @@ def main() -> None:
     roots = AudioRoots.parse(("/audio",), [manifest])
     check = partial(check_rows, config, version=SCHEMA_VERSION, roots=roots, known={"en"})
 
-    def plan() -> None:
+    def plan() -> tuple[float, float]:
         started = time.perf_counter()
         new_staging = partial(Staging, folder / "staging")
         reading = Reading.of([manifest])
         reading.by_tasks = way == "tasks"
         staging = reading.stage(new_staging, check, audio_optional=False)
-        print(_READ, time.perf_counter() - started)
+        read_s = time.perf_counter() - started
         uuid.uuid4 = lambda: uuid.UUID(int=1)  # names the files
         write_plan(
             open_store(str(folder / "out")), 1, staging.select([], id_keys([])), settings=job_settings(), models={},
             embedding_widths={}, manifests=["m"], size=ShardSize(_SHARD_ROWS, 1e9), needs_text=True,
         )  # fmt: skip
-        print(_PLANNED, time.perf_counter() - started)
+        return read_s, time.perf_counter() - started
 
     if way == "tasks":
-        with cluster():
-            plan()
+        with cluster():  # hides what is printed
+            read_s, planned_s = plan()
     else:
-        plan()
+        read_s, planned_s = plan()
+    print(_READ, read_s)
+    print(_PLANNED, planned_s)
 
 
 if __name__ == "__main__":
