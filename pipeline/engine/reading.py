@@ -1,10 +1,12 @@
 """Reading of large manifests by tasks of a cluster: the chunks, and so the plan, are those of one reader.
 
 A task reads a file, or a span of a large JSON Lines file. The driver stores the chunks in their order, and holds few of them.
+Ray is imported only for large manifests (late.py).
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -12,11 +14,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TextIO
 
-import ray
-import ray.exceptions
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.engine.cluster import is_embedded
 from pipeline.engine.pools import Resources
 from pipeline.errors import ConfigError, JobError
 from pipeline.manifest.checked import Check, CheckedChunk, checked
@@ -73,7 +72,8 @@ class Reading:
         """Return whether tasks should read the manifests; files of the driver's machine only where all tasks run there."""
         if sum(self.sizes) < LARGE_BYTES:
             return False
-        return is_embedded() or not any(isinstance(resolve(uri)[0], LocalFileSystem) for uri in self.manifests)
+        embedded = not os.environ.get("RAY_ADDRESS")
+        return embedded or not any(isinstance(resolve(uri)[0], LocalFileSystem) for uri in self.manifests)
 
     def start(
         self, stack: ExitStack, cluster: Callable[[TextIO], AbstractContextManager[Resources]], out: TextIO
@@ -106,6 +106,8 @@ class Reading:
 
     def _pieces(self, stack: ExitStack) -> Iterator[Piece]:
         """Yield the pieces in order; divided manifests must not change while `stack` is open."""
+        import ray
+
         count, counting = ray.remote(count_lines), dict[str, tuple[list[int], list[Any]]]()
         for uri, size in zip(self.manifests, self.sizes, strict=True):
             if size <= RANGE_BYTES or uri in self.whole or uri in counting or not is_divisible(uri):
@@ -123,6 +125,9 @@ class Reading:
 
     def _store(self, staging: Staging, pieces: Sequence[Piece], check: Check, *, audio_optional: bool) -> None:
         """Store the chunks of all pieces in order, while tasks read the next ones."""
+        import ray
+        import ray.exceptions
+
         task = ray.remote(_read).options(num_returns="streaming", _generator_backpressure_num_objects=_CHUNKS_AHEAD)
         check_ref, left = ray.put(check), iter(pieces)
         most = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
@@ -183,6 +188,8 @@ def _read(piece: Piece, check: Check, audio_optional: bool) -> Iterator[tuple[Ch
 
 def _tasks_start() -> bool:
     """Return whether the cluster starts a task within `_START_WITHIN_S`; one without workers, or a full one, does not."""
+    import ray
+
     task = ray.remote(_nothing).remote()
     ready, _ = ray.wait([task], timeout=_START_WITHIN_S)
     if not ready:
@@ -196,6 +203,9 @@ def _nothing() -> None:
 
 def _result(ref: Any) -> Any:  # noqa: ANN401 - Ray's references are untyped
     """Return the result of a task. Raises: its own error if it is one of ours; JobError."""
+    import ray
+    import ray.exceptions
+
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as error:
