@@ -33,14 +33,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "forked_program.py").write_text(PROGRAM)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv(FORK_SERVER, raising=False)
-    with fork_server(["json"]):
+    with fork_server(["forked_program"]):
         yield
     assert FORK_SERVER not in os.environ
 
 
 @pytest.mark.usefixtures("server")
 def test_a_fork_is_like_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a fork gets the server's environment, folder, arguments, streams, signal mask or process group."""
+    """Fails if a fork gets the server's environment, folder, arguments, streams, signal mask or group, or imports anew."""
     for number in range(2):
         monkeypatch.setenv("GIVEN", str(number))
         monkeypatch.chdir(tmp_path)
