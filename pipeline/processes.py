@@ -81,7 +81,7 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
 
 def request_fork(module: str, arguments: Sequence[str], streams: Sequence[int], *, tied: bool = False) -> socket.socket:
     """Ask the fork server to run `module.main()` with the arguments and standard streams given, and with the environment,
-    working directory and signal mask of this process.
+    working directory and signal mask of this process. The fork leads a process group of its own if this process does.
 
     Args:
         tied: kill the fork when the returned connection is closed.
@@ -97,6 +97,7 @@ def request_fork(module: str, arguments: Sequence[str], streams: Sequence[int], 
         "env": dict(os.environ),
         "folder": str(Path.cwd()),
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "leads": os.getpgrp() == os.getpid(),
         "tied": tied,
     }
     connection = socket.socket(socket.AF_UNIX)
@@ -233,6 +234,8 @@ def _run(request: dict[str, Any], streams: Sequence[int]) -> None:
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if request["leads"]:
+        os.setpgid(0, 0)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["folder"])

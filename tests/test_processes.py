@@ -21,7 +21,7 @@ def main():
     if order == "sleep\\n":
         time.sleep(100)
     state = [sys.argv[1:], os.environ.get("GIVEN"), os.getcwd(), os.getppid() == IMPORTED_BY,
-             signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+             signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ()), os.getpgrp() == os.getpid()]
     print(json.dumps(state), flush=True)
     sys.exit(int(order or 0))
 """
@@ -33,24 +33,25 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "forked_program.py").write_text(PROGRAM)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv(FORK_SERVER, raising=False)
-    with fork_server(["json"]):
+    with fork_server(["forked_program"]):
         yield
     assert FORK_SERVER not in os.environ
 
 
 @pytest.mark.usefixtures("server")
 def test_a_fork_is_like_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a fork gets the server's environment, folder, arguments, streams or signal mask, or imports the module again."""
+    """Fails if a fork gets the server's environment, folder, arguments, streams, signal mask or group, or imports anew."""
     for number in range(2):
         monkeypatch.setenv("GIVEN", str(number))
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(os, "getpgrp", lambda leads=number: os.getpid() if leads else 1)
         reader, writer = os.pipe()
         with Path(os.devnull).open() as nothing, os.fdopen(reader) as output:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
             with request_fork("forked_program", ["a", "b"], (nothing.fileno(), writer, 2)) as connection:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 os.close(writer)
-                assert json.loads(output.read()) == [["a", "b"], str(number), str(tmp_path), True, True]
+                assert json.loads(output.read()) == [["a", "b"], str(number), str(tmp_path), True, True, bool(number)]
                 assert connection.makefile().read().split()[1:] == ["0"]
 
 
