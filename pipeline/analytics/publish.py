@@ -25,7 +25,7 @@ from pipeline.dataset.reader import Rows, optional
 from pipeline.errors import ConfigError, JobError
 from pipeline.storage.cleanup import cause
 
-_GROUP_BYTES = 128 * 2**20
+_GROUP_BYTES = 32 * 2**20
 """Size in memory of what is appended to Iceberg at a time."""
 _APPLICATION = "speech-emotion-pipeline"
 
@@ -65,7 +65,10 @@ def _endpoint() -> str | None:
 
 
 def _stream(rows: Rows, plan: Plan) -> pa.RecordBatchReader:
-    return rows.of([plan.plan]).utterances().scanner().to_reader()
+    """Read the parts of a run one after the other: a scanner of all reads hundreds of MB of embeddings ahead."""
+    utterances = rows.of([plan.plan]).utterances()
+    batches = (batch for part in utterances.get_fragments() for batch in part.to_batches(schema=utterances.schema))
+    return pa.RecordBatchReader.from_batches(utterances.schema, batches)
 
 
 def _runs(batches: Iterable[pa.RecordBatch]) -> set[str]:
