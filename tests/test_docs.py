@@ -142,6 +142,7 @@ OTHERS_OPTIONS = {
     "--namespace",
     "--lifecycle-configuration",
     "--metrics-export-port",
+    "--no-deps",
     "--nodes",
     "--policy",
     "--policy-document",
