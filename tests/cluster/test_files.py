@@ -80,6 +80,13 @@ def test_what_is_copied_is_enough_to_run_the_job(tmp_path):
     assert done.stdout.startswith(str(tmp_path)) and "jobs.annotate" in modules
 
 
+def required_by_extras() -> set[str]:
+    """The packages named by the extras of which each serves one option."""
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = [text for extra, texts in optional.items() if extra not in ("analytics", "dev") for text in texts]
+    return {canonicalize_name(Requirement(text).name) for text in named}
+
+
 def runtime_requirements() -> set[str]:
     """The packages that the image installs: the project's own requirements, the analytics', and theirs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -122,7 +129,7 @@ def test_a_linters_pin_does_not_rebuild_the_packages(tmp_path):
 def test_what_the_code_imports_is_in_the_image_at_a_locked_version():
     """Fails if the code imports a package that only the tests bring, or an image built tomorrow could get another version."""
     installed = runtime_requirements()
-    tables = {"deltalake", "lance", "pyiceberg"}  # extras of their own, imported where they are asked for
+    allowed = installed | required_by_extras()  # which are imported where they are asked for
     assert installed <= set(lock(ROOT / "requirements.lock"))
     distributions = packages_distributions()
     for path in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")]:
@@ -132,10 +139,9 @@ def test_what_the_code_imports_is_in_the_image_at_a_locked_version():
             for top in {name.partition(".")[0] for name in names} - {
                 "pipeline",
                 "jobs",
-                *tables,
                 *sys.stdlib_module_names,
             }:
-                assert {canonicalize_name(name) for name in distributions[top]} & installed, f"{path}: {top}"
+                assert {canonicalize_name(name) for name in distributions[top]} & allowed, f"{path}: {top}"
 
 
 def test_the_cuda_lock_is_of_the_torch_that_is_locked():
