@@ -136,6 +136,7 @@ OTHERS_OPTIONS = {
     "--follow",
     "--from-literal",
     "--local-dir",
+    "--no-deps",
     "--generate",
     "--gpus-per-node",
     "--minutes",
