@@ -143,7 +143,6 @@ OTHERS_OPTIONS = {
     "--namespace",
     "--lifecycle-configuration",
     "--metrics-export-port",
-    "--no-deps",
     "--nodes",
     "--policy",
     "--policy-document",
