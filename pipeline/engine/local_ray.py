@@ -46,6 +46,8 @@ _PORTS = (
     RUNTIME_ENV_AGENT_PORT_NAME,
 )
 _AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+_NEED_AGENTS = {"RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+"""Variables that give workers a runtime environment, which an agent sets up."""
 _NOT_IN_USE = -1
 """Port that Ray's own agent writes for a service that it leaves out."""
 _start_ray_process = services.start_ray_process
@@ -83,8 +85,8 @@ def _no_dashboard(node: Any, **_: object) -> None:  # noqa: ANN401 - Ray's nodes
 
 def _start_process(command: list[str], process_type: str, **options: Any) -> Any:  # noqa: ANN401 - as above
     """Start one of Ray's processes; the node's without agents."""
-    stand_in = shutil.which("cat")
-    if process_type == ray_constants.PROCESS_TYPE_RAYLET and stand_in and "RAY_RUNTIME_ENV_HOOK" not in os.environ:
+    stand_in = None if _NEED_AGENTS & os.environ.keys() else shutil.which("cat")
+    if process_type == ray_constants.PROCESS_TYPE_RAYLET and stand_in:
         given = dict(word.removeprefix("--").split("=", 1) for word in command if "=" in word)
         for name in _PORTS:
             persist_port(given["session_dir"], given["node_id"], name, _NOT_IN_USE)

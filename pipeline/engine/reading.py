@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -66,12 +66,14 @@ class Reading:
             isinstance(resolve(uri)[0], LocalFileSystem) for uri in self.manifests
         )
 
-    def start(self, stack: ExitStack, out: TextIO) -> Resources | None:
+    def start(
+        self, stack: ExitStack, cluster: Callable[[TextIO], AbstractContextManager[Resources]], out: TextIO
+    ) -> Resources | None:
         """Enter a cluster that reads the manifests, if they are large; it is left with `stack`."""
         if not self.is_large:
             return None
         print(f"starting Ray to read manifests of {sum(self.sizes) / 1e9:.1f} GB", file=out)
-        resources = stack.enter_context(late.cluster(out))
+        resources = stack.enter_context(cluster(out))
         self.by_tasks = late.tasks_start()
         return resources
 

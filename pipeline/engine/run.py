@@ -150,7 +150,7 @@ class Driver:
     def _run(self) -> list[dict[str, Any]]:
         with temporary_folder() as folder, ExitStack() as started:
             reading = Reading.of(self.manifests)
-            resources = reading.start(started, self.out)
+            resources = reading.start(started, cluster, self.out)
             selection = self.read(folder, reading)
             give_up_runs(self.store, self.plans, self.config.give_up, self.out)
             states = survey(self.history, self.out)
