@@ -8,9 +8,8 @@ It also keeps statistics of every block of every stage, 4 kB a shard, which nobo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
 
 import pyarrow as pa
 import ray.data
@@ -30,24 +29,20 @@ def has_stage(num_shards: int) -> bool:
 
 
 def shard_blocks(shards: Iterable[Shard]) -> ray.data.Dataset:
-    """Return the lazy dataset of the shards, in their order."""
-    waiting, tables = iter(shards), list[pa.Table]()
-    while some := list(islice(waiting, SHARDS_PER_BLOCK)):
-        tables.append(_table(some))
-    if not has_stage(sum(table.num_rows for table in tables)):
-        return ray.data.from_arrow([block for table in tables for block in spread(table)])
-    source: ray.data.Dataset = ray.data.from_arrow(tables)
+    """Return the lazy dataset of the shards, in their order. No task runs before the dataset is read."""
+    lines = [json.dumps(asdict(shard)) for shard in shards]
+    if not has_stage(len(lines)):
+        return ray.data.from_items([{"shard": line} for line in lines], override_num_blocks=len(lines))
+    held = [{"shards": lines[at : at + SHARDS_PER_BLOCK]} for at in range(0, len(lines), SHARDS_PER_BLOCK)]
+    source: ray.data.Dataset = ray.data.from_items(held, override_num_blocks=len(held))
     return source.map_batches(spread, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=1)
-
-
-def _table(shards: Sequence[Shard]) -> pa.Table:
-    return pa.table({"shard": [json.dumps(asdict(shard)) for shard in shards]})
 
 
 def spread(block: pa.Table) -> Iterator[pa.Table]:
     """Yield a block for each shard of a block."""
-    for shard in block["shard"].to_pylist():
-        yield pa.table({"shard": [shard]})
+    for lines in block["shards"].to_pylist():
+        for line in lines:
+            yield pa.table({"shard": [line]})
 
 
 class ForgetBlockStats(ExecutionCallback):

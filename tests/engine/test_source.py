@@ -21,6 +21,6 @@ def test_each_block_is_one_shard(per_block: int, held: int, monkeypatch: pytest.
     blocks = [pa.table(block) for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow")]
     found = [envelope_of(block).shard for block in blocks]
     assert sorted(found, key=lambda shard: shard.number) == SHARDS
-    (given,) = (operator for operator in dataset._logical_plan.dag.post_order_iter() if operator.name == "FromArrow")
+    (given,) = (operator for operator in dataset._logical_plan.dag.post_order_iter() if operator.name == "FromItems")
     assert len(given.output_data()) == held
     assert source.has_stage(len(SHARDS)) == (held < len(SHARDS))
