@@ -125,7 +125,7 @@ class Lineage:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, StuckPlansError):
+        if isinstance(error, StuckPlansError) and self._sender is not None:
             self.counts = Counts.of(error.reports)
         if error is None:
             self._put("FAIL" if self.failure else "COMPLETE", self.failure)
@@ -145,6 +145,8 @@ class Lineage:
 
     def finished(self, reports: Sequence[Mapping[str, Any]], plans: Sequence[Plan], store: Store) -> None:
         """Take the counts of the published runs, and the schema of their utterances, for the last event."""
+        if self._sender is None:
+            return
         self.counts = Counts.of(reports)
         published = tuple(plan for plan in plans if plan.plan in self.counts.runs)
         if published:
