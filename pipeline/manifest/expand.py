@@ -38,6 +38,8 @@ _HIDDEN = re.compile(r"[._]")  # `.git`, `_SUCCESS`, and our own `_runs`
 _HIDDEN_INSIDE = re.compile(r"/[._]")
 _NEVER_READ = re.compile(r"\._|(_temporary|_spark_metadata|__pycache__|\.git|\.cache|\.ipynb_checkpoints)$")
 """Hidden names that are skipped without a message, since no user expects them to be read."""
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+"""Files in which Hugging Face's `datasets` describes a data set, which are no manifests."""
 _OTHER_FORMS = re.compile(
     r"(part-[^.]*|\d[\d_-]*|.*\.(orc|avro|arrow|feather|xlsx|zip|bz2|xz|lz4|snappy|deflate|parquet\.(gz|zst)))$",
     re.IGNORECASE,
@@ -151,6 +153,12 @@ class _Search:
             _log.info("manifest %s: a folder of audio, %s files", self._display_uri, f"{audio:,}")
             return [f"{folder.rstrip('/')}/"]
         self._audio += audio
+        if tars and audio and not manifests:
+            _log.warning(
+                "manifest %s: the tars are read, and not the %s audio files; give a glob of either",
+                self._display_uri,
+                f"{audio:,}",
+            )
         return sorted(manifests or tars)
 
     def _manifests(self, filesystem: AbstractFileSystem, contents: Contents) -> list[str]:
@@ -228,6 +236,8 @@ class _Search:
 
 def _looks_like_manifest(name: str) -> bool:
     bare = name.lower()
+    if bare in _DESCRIPTIONS:
+        return False
     for ending in _COMPRESSED:
         bare = bare.removesuffix(ending)
     return bare.endswith(_SUFFIXES) and not (bare.endswith(".parquet") and bare != name.lower())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import ConfigError, RejectedRow
+from pipeline.manifest.fields import KNOWN
 from pipeline.manifest.jsonl import JsonRecords, by_column
 from pipeline.manifest.records import RAW_CHARACTERS, BadName, Names, RejectedLine, bad_field
 from pipeline.manifest.store import store_errors
@@ -25,6 +26,9 @@ from pipeline.storage.windows import open_tar
 
 _WHOLE_SLACK_S = 0.02
 """Tolerance for a supervision of the whole recording, since Lhotse rounds durations."""
+_SAVE_AUDIO = "write it to a file with Lhotse (save_audio) and give the new cut"
+_OF_THE_PLACE = {"id", "audio", "offset", "duration", "channel"}
+"""Meanings of columns that come from Lhotse's own fields alone."""
 _LANGUAGES = {"english": "en", "spanish": "es", "german": "de", "french": "fr", "italian": "it", "portuguese": "pt"}
 """Language codes by the names that Lhotse's recipes write."""
 _CUTS = {"MonoCut", "MultiCut", "MixedCut", "PaddingCut"}
@@ -54,18 +58,25 @@ def supervision_row(recording: Mapping[str, Any], place: str, supervision: Mappi
         "language": language and _LANGUAGES.get(language.lower(), language),
         "speaker": supervision.get("speaker"),
         "sex": supervision.get("gender"),
-        **(supervision.get("custom") or {}),
     }
-    return {name: value for name, value in row.items() if value is not None}
+    custom = {_custom_name(name, row): value for name, value in (supervision.get("custom") or {}).items()}
+    return {name: value for name, value in {**row, **custom}.items() if value is not None}
+
+
+def _custom_name(name: str, row: Mapping[str, object]) -> str:
+    """Return the column of a custom field, which changes neither the place of the audio nor another field's value."""
+    column = name.lower()
+    is_taken = KNOWN.get(column) in _OF_THE_PLACE or row.get(column) is not None
+    return f"custom_{name}" if is_taken else name
 
 
 def _source(recording: Mapping[str, Any], channel: int | list[int] | None) -> tuple[str, int | None]:
     """Return a supervision's audio file and its channel in that file, None for all. Raises: ValueError."""
     if recording.get("transforms"):
-        raise ValueError("its recording is transformed, which only Lhotse can do")
+        raise ValueError(f"its recording is transformed, which only Lhotse can do; {_SAVE_AUDIO}")
     sources = [source for source in recording["sources"] if source["type"] in ("file", "url")]
     if len(sources) != len(recording["sources"]):
-        raise ValueError("its recording comes from a command, memory or an archive")
+        raise ValueError(f"its recording comes from a command, memory or an archive; {_SAVE_AUDIO}")
     wanted = [channel] if isinstance(channel, int) else list(channel or [])
     holding = [source for source in sources if set(wanted) <= set(source["channels"])] if wanted else sources
     if len(holding) != 1:
@@ -117,8 +128,10 @@ def _rows_of(records: JsonRecords, names: Names, shar: _Shar) -> JsonRecords:
             except (ValueError, BadName, RejectedRow) as error:
                 detail = error.detail if isinstance(error, RejectedRow) else str(error)
                 made.rejects.append(_reject(line, supervision, f"a {cut.get('type')}: {detail}", text))
-            except (KeyError, TypeError, AttributeError) as error:
-                detail = f"a {cut.get('type')} without Lhotse's fields ({type(error).__name__} {error})"
+            except KeyError as error:
+                made.rejects.append(_reject(line, supervision, f"a {cut.get('type')} without the field {error}", text))
+            except (TypeError, AttributeError):
+                detail = f"a {cut.get('type')} with a field that is null, or not of the type that Lhotse writes"
                 made.rejects.append(_reject(line, supervision, detail, text))
             else:
                 made.lines.append(line)
@@ -146,7 +159,7 @@ def _supervisions(cut: Mapping[str, Any]) -> list[Any]:
 def _cut_row(cut: Mapping[str, Any], supervision: Mapping[str, Any], shar: _Shar) -> dict[str, object]:
     """Return the row of a supervision of a cut, whose times start at the cut. Raises: as `supervision_row`."""
     if "tracks" in cut or "recording" not in cut:
-        raise ValueError("it is mixed or has no recording, so that only Lhotse can make its audio")
+        raise ValueError(f"it is mixed or has no recording, so that only Lhotse can make its audio; {_SAVE_AUDIO}")
     start_s = max(0.0, supervision["start"])
     end_s = min(float(cut["duration"]), supervision["start"] + supervision["duration"])
     if end_s <= start_s:
@@ -193,5 +206,5 @@ class _Shar:
             with store_errors(without_query(container)), open_tar(filesystem, path) as file:
                 return {item.name.rpartition(".")[0]: item for item in tar_items(file, container)}
         except ConfigError as error:
-            self._why = f" ({error})"
+            self._why = f" ({str(error).removeprefix('manifest ')})"
             return {}

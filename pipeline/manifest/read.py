@@ -83,11 +83,20 @@ class Seen:
             return
         wanted = [*ALIASES["audio"], *(["text"] if self.audio_optional else [])]
         unknown = [name.lower() for name in self.names if name.lower() not in KNOWN]
-        hint = next(filter(None, (did_you_mean(name, wanted) for name in unknown)), "")
+        hint = next(filter(None, (did_you_mean(name, wanted) for name in unknown)), "") or _advice(set(unknown))
         columns = ", ".join(map(repr, list(self.names)[:20])) + (", ..." if len(self.names) > 20 else "")
         raise ConfigError(
             f"manifest {self.manifest} has no column {', '.join(wanted)}; its columns are {columns}{hint}"
         )
+
+
+def _advice(columns: set[str]) -> str:
+    """Return the end of the message on a file without an audio column, by its columns in lower case."""
+    if columns >= {"sources", "sampling_rate"} or columns >= {"recording_id", "start"}:
+        return (
+            "; make a manifest of Lhotse's recordings and supervisions with `jobs.make_manifest FOLDER --layout lhotse`"
+        )
+    return "; rename the column of the audio, or name the manifests alone if this file is not one"
 
 
 def read_manifest(uri: str, *, chunk_rows: int = CHUNK_ROWS, audio_optional: bool = False) -> Iterator[ManifestChunk]:

@@ -37,6 +37,10 @@ _PLAIN = re.compile(
 BLOCK_BYTES = 512
 _COMPRESSED = "the compressed tar is damaged: "
 _REST = "what follows in the tar cannot be found"
+_WRITE_CONTENT = "write its content into the tar (tar --dereference --hard-dereference, without --sparse)"
+_GZIP = b"\x1f\x8b"
+_PADDING_BYTES = 1 << 20
+"""Zeros after the end mark of a tar that are searched for a further tar; most programs write less than 10 KiB."""
 _APPLE_DOUBLE = "._"
 _SHOWN = 3
 
@@ -107,6 +111,10 @@ class _Damaged(Exception):
     """A tar that cannot be read further; the message gives the reason."""
 
 
+class _NoTar(_Damaged):
+    """A file that is not a plain tar from its start."""
+
+
 def read_tar(file: BinaryIO, chunk_rows: int, container: str) -> Iterator[JsonRecords]:
     """Yield records of a tar file, at most `chunk_rows` and about `CHUNK_BYTES` of text at a time.
 
@@ -142,7 +150,7 @@ def _add(sample: _Sample, records: JsonRecords, names: Names) -> None:
     """Add the rows of a sample to the records, or the rejects."""
     if not sample.audio:
         members = ", ".join(sample.others[:_SHOWN]) or f"{sample.key}.*"
-        missing = bad_field(f"no audio file is beside {members} in the tar")
+        missing = bad_field(f"no audio file is next to {members} in the tar; the files of a sample follow each other")
         records.rejects.append(RejectedLine(sample.first, missing, sample.key[:RAW_CHARACTERS]))
         return
     for number, item in sample.audio:
@@ -187,12 +195,19 @@ def _samples(file: BinaryIO, container: str) -> Iterator[_Sample | RejectedLine]
     except (_Damaged, EOFError, zlib.error, gzip.BadGzipFile) as error:
         if sample is not None:
             yield sample
-        yield RejectedLine(
-            number + 1, malformed(f"{'' if isinstance(error, _Damaged) else _COMPRESSED}{error}; {_REST}"), None
-        )
+        yield RejectedLine(number + 1, malformed(_damage(error, number)), None)
         return
     if sample is not None:
         yield sample
+
+
+def _damage(error: Exception, members: int) -> str:
+    """Return the message of damage after a number of members."""
+    if isinstance(error, _NoTar):
+        return str(error)
+    if not members and isinstance(error, gzip.BadGzipFile):
+        return "the file is not compressed with gzip; if it is a plain tar, rename it to end in .tar"
+    return f"{'' if isinstance(error, _Damaged) else _COMPRESSED}{error}; {_REST}"
 
 
 def _take(sample: _Sample, member: _Member, number: int, file: BinaryIO, container: str) -> str | None:
@@ -201,7 +216,7 @@ def _take(sample: _Sample, member: _Member, number: int, file: BinaryIO, contain
     ending = name.rpartition(".")[2].lower()
     if is_audio_name(name):
         if not member.is_file:
-            return f"{name} is a link or a sparse file, which is not read"
+            return f"{name} is a link or a sparse file, which is not read; {_WRITE_CONTENT}"
         if not is_utf8(name):
             return "its name in the tar is not UTF-8, which no manifest can hold"
         sample.audio.append((number, TarItem(container, member.offset, member.size, name)))
@@ -267,7 +282,12 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
         except tarfile.HeaderError as error:
             kind = type(error).__name__
             if kind == "EOFHeaderError":
-                return
+                if (further := _further_tar(file, at)) is None:
+                    return
+                tar.offset, tar.pax_headers = further, {}
+                continue
+            if at == 0 and (why := _no_tar(file)):
+                raise _NoTar(why) from error
             if kind in ("EmptyHeaderError", "TruncatedHeaderError"):
                 raise _Damaged(f"the tar ends without an end mark before byte {at + 1:,}: it is cut off") from error
             raise _Damaged(f"the tar is damaged at byte {at:,}: {error}") from error
@@ -278,3 +298,28 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
         yield _Member(
             member.name, member.offset_data, member.size, member.isreg() and not member.issparse(), member.isdir()
         )
+
+
+def _further_tar(file: BinaryIO, at: int) -> int | None:
+    """Return the start of a further tar behind an end mark, which `cat a.tar b.tar` makes; None at the end of the file."""
+    try:
+        for start in range(at, at + _PADDING_BYTES, BLOCK_BYTES):
+            file.seek(start)
+            block = file.read(BLOCK_BYTES)
+            if not block or block.strip(b"\0"):
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                return start
+    except (tarfile.HeaderError, EOFError, zlib.error, gzip.BadGzipFile):
+        pass  # every member of the tar before it has been read
+    return None
+
+
+def _no_tar(file: BinaryIO) -> str:
+    """Return the reason for which a file is not a tar, or nothing if it begins like one."""
+    file.seek(0)
+    block = file.read(BLOCK_BYTES)
+    if not block:
+        return "the file is empty, as if it were cut off"
+    if block.startswith(_GZIP):
+        return "the file is compressed with gzip: rename it to end in .tar.gz"
+    return "" if b"ustar" in block else "the file is not a tar, or is cut off in its first header"

@@ -40,6 +40,8 @@ _BATCH_BYTES, _BATCH_ROWS = 16 << 20, 64
 _PIECE_BYTES = 1 << 20
 _PAGE_BYTES = 1 << 20
 
+_NULL = "has no audio: its bytes are null (paths are used only where the bytes of the whole row group are null)"
+
 _slices: OrderedDict[tuple[object, ...], Slice] = OrderedDict()
 _lock = threading.Lock()  # held while a slice is decoded: neighbours that other threads want are probably in it
 
@@ -168,7 +170,8 @@ def audio_leaf(schema: pa.Schema, column: str) -> str | None:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
 def chunk_of(metadata: pq.FileMetaData, row_group: int, leaf: str) -> pq.ColumnChunkMetaData:
@@ -219,15 +222,15 @@ def _rows(file: BinaryIO, item: RowItem, display_uri: str) -> Slice:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the store, not of the file: Arrow's own have no errno
-        made.end = Reject(
-            Reason.DAMAGED, f"is in Parquet that does not decode after row {row - 1:,}: {error}", Stage.FETCH
-        )
+        place = f"after row {row - 1:,} of its row group" if row else "from the start of its row group"
+        why = " ".join(str(error).split())
+        made.end = Reject(Reason.DAMAGED, f"is in Parquet that does not decode {place}: {why}", Stage.FETCH)
     return made
 
 
 def _keep(made: Slice, number: int, value: pa.Scalar) -> None:
     if not value.is_valid:
-        made.places[number] = Reject(Reason.NOT_FOUND, "has no audio: its value is null", Stage.FETCH)
+        made.places[number] = Reject(Reason.NOT_FOUND, _NULL, Stage.FETCH)
         return
     content = memoryview(value.as_buffer())
     made.places[number] = (made.size, len(content))

@@ -42,14 +42,17 @@ def test_a_folder_of_audio_has_a_row_for_each_file(tmp_path, caplog):
 
 
 def test_manifests_win(tmp_path, caplog):
-    """Fails if the audio beside a manifest or tars becomes rows too, or of a manifest that is named otherwise instead of it."""
+    """Fails if the audio beside a manifest or tars becomes rows too, or of a manifest that is named otherwise instead of it,
+    or if the description of a data set is read as a manifest."""
     caplog.set_level(logging.INFO)
     top = folder(tmp_path / "in")
     tar = tar_file(top / "b/x.tar", {"a.wav": b"RIFF"})
-    assert expand([str(top)]) == [str(tar)]
+    assert expand([str(top)]) == [str(tar)] and "not the 3 audio files" in caplog.text
     manifest = jsonl(top / "b/m.jsonl", {"audio": "c.FLAC"})
     assert expand([str(top)]) == [str(manifest)]
     assert expand([str(top / "*")]) != [f"{top}/"]
+    (top / "b/dataset_infos.json").write_text('{"default": {}}')
+    assert expand([str(top)]) == [str(manifest)]
     for odd in ("_hidden.jsonl", "table.orc"):
         manifest.rename(top / odd)
         tar.unlink(missing_ok=True)

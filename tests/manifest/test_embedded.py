@@ -71,6 +71,20 @@ def test_which_column_holds_the_audio():
     assert audio_column(stated.with_metadata({"huggingface": "[1"})) is None
 
 
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary_view(), pa.binary(4)])
+def test_every_binary_type_holds_audio(tmp_path, kind):
+    """Fails if a file is refused because its writer chose another binary type of Arrow, or its audio is another's."""
+    values = [b"ab%02d" % n for n in range(4)]
+    for name, column in {
+        "plain": pa.array(values, kind),
+        "struct": pa.StructArray.from_arrays([pa.array(values, kind), pa.nulls(4, pa.string())], ["bytes", "path"]),
+    }.items():
+        with case(name):
+            pq.write_table(pa.table({"audio": column}), tmp_path / f"{name}.parquet")
+            rows, rejects = read(tmp_path / f"{name}.parquet")
+            assert not rejects and [fetch(uri, max_bytes=9) for uri in rows["audio"].to_pylist()] == values
+
+
 def test_rows_without_bytes(tmp_path):
     """Fails if a row group of references to files is read as audio, or a row without either stops its neighbours."""
     path = tmp_path / "a.parquet"
@@ -79,7 +93,7 @@ def test_rows_without_bytes(tmp_path):
     uris = rows["audio"].to_pylist()
     assert uris[:3] == [str(tmp_path / f"{n}.wav") for n in range(3)]
     assert (fetch(uris[3], max_bytes=9999), fetch(uris[5], max_bytes=9999)) == (CONTENTS[0], CONTENTS[1])
-    assert refusal(uris[4]).reason is Reason.NOT_FOUND
+    assert refusal(uris[4]).reason is Reason.NOT_FOUND and "its bytes are null" in refusal(uris[4]).detail
     hub_parquet(path, [None, CONTENTS[0]], row_group_rows=1, binary=True)
     rows, rejects = read(path)
     assert rows.num_rows == 1 and rejects[0].cause.reason is Reason.BAD_FIELD and rejects[0].line == 1

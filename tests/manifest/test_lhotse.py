@@ -121,3 +121,19 @@ def test_a_shar_whose_tar_is_missing_or_cut(cuts, tmp_path):
     assert rows.num_rows == 0 and len(rejects) == 5 and "recording.000000.tar does not exist" in rejects[0].cause.detail
     with gzip.open(renamed, "rt") as file:
         assert json.loads(file.readline())["recording"]["sources"][0]["type"] == "shar"
+
+
+def test_custom_fields_do_not_move_the_audio(cuts, tmp_path):
+    """Fails if a custom field named like one of ours replaces a supervision's place in the recording, or is lost."""
+    _, given = cuts
+    cut = {**given[0].to_dict(), "type": "MonoCut"}
+    rows, _ = read(jsonl(tmp_path / "plain.jsonl", cut))
+    custom = {"offset": 9.0, "Duration": 8.0, "channel": 7, "id": "x", "uri": "y", "text": "z", "language": "fr"}
+    changed = {**cut, "supervisions": [{**segment, "custom": custom} for segment in cut["supervisions"]]}
+    moved, rejects = read(jsonl(tmp_path / "custom.jsonl", changed))
+    assert not rejects
+    places = ["recording_id", "audio", "offset_s", "duration_s", "channel", "text"]
+    assert [[row[name] or "z" for name in places] for row in moved.to_pylist()] == [
+        [row[name] or "z" for name in places] for row in rows.to_pylist()
+    ]
+    assert set(moved["custom_offset"].to_pylist()) == {9.0} and set(moved["custom_Duration"].to_pylist()) == {8.0}

@@ -17,7 +17,7 @@ from pipeline.storage.fetch import fetch
 from pipeline.storage.windows import WindowFile
 from tests.support.cases import case
 from tests.support.containers import addresses, tar_bytes, tar_file
-from tests.support.manifests import jsonl, read
+from tests.support.manifests import jsonl, put, read
 
 SOUND = b"RIFF" + bytes(3000)
 
@@ -103,7 +103,32 @@ def test_links_and_folders(tmp_path):
     (tmp_path / "a.tar").write_bytes(buffer.getvalue())
     rows, rejects = read(tmp_path / "a.tar")
     assert rows.num_rows == 0 and [reject.raw for reject in rejects] == ["g.wav", "h.wav"]
-    assert all("link" in reject.cause.detail for reject in rejects)
+    assert all("link" in reject.cause.detail and "--hard-dereference" in reject.cause.detail for reject in rejects)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_behind_another_is_read(tmp_path, mode):
+    """Fails if members after an end mark, as `cat a.tar b.tar` leaves them, are lost, or padding there is taken for damage."""
+    first, second = (tar_bytes({f"{name}.wav": SOUND + name.encode()}, mode=mode) for name in "ab")
+    path = put(tmp_path / ("x.tar.gz" if mode == "w:gz" else "x.tar"), first + second)
+    rows, rejects = read(path)
+    assert not rejects and [fetch(uri, max_bytes=9999)[-1:] for uri in rows["audio"].to_pylist()] == [b"a", b"b"]
+    for padding in (bytes(9000), b"padding that is no header", b"\xff" * 700):
+        with case(padding):
+            rows, rejects = read(put(path, first + padding))
+            assert rows.num_rows == 1 and not rejects
+
+
+def test_files_that_are_no_tars(tmp_path):
+    """Fails if the reject of a misnamed file calls it a tar that is cut off, so that nobody renames it."""
+    plain, packed = (tar_bytes(samples(2), mode=mode) for mode in ("w", "w:gz"))
+    for name, content, words in [
+        ("a.tar", packed, "compressed with gzip: rename it to end in .tar.gz"), ("a.tar.gz", plain, "rename it to end in .tar"),
+        ("b.tar", b"<html>" * 200, "not a tar"), ("c.tar", b"", "empty"),
+    ]:  # fmt: skip
+        with case(name):
+            rows, (reject,) = read(put(tmp_path / name, content))
+            assert rows.num_rows == 0 and reject.cause.reason is Reason.MALFORMED and words in reject.cause.detail
 
 
 def covered(path: Path, whole: list[str]) -> tuple[int, str]:
