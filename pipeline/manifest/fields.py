@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import Reject, RejectedRow
 from pipeline.manifest.records import bad_field
 from pipeline.redaction import without_query
-from pipeline.storage.items import lasting_name
+from pipeline.storage.items import lasting_name, repository_of, unpinned
 from pipeline.storage.uri import resolve_audio
 
 ALIASES = {
@@ -88,9 +88,10 @@ def check_fields(
     fields = Fields(audio, ids, text, language, numbers("offset"), durations, [], rejects)
     fields.channel = _channels(numbers("channel"), rejects)
     _resolve(fields, manifest, audio_optional=audio_optional)
+    repository = repository_of(manifest)
     for position, recording_id in enumerate(fields.recording_id):
         if recording_id is None and position not in rejects:
-            fields.recording_id[position] = _derived(fields, position)
+            fields.recording_id[position] = _derived(fields, position, repository)
     return fields
 
 
@@ -119,8 +120,12 @@ def version_id(audio: str, version: str) -> str:
     return f"{derived_id(audio, None, None, None)}-{hashlib.blake2b(version.encode(), digest_size=6).hexdigest()}"
 
 
-def _derived(fields: Fields, i: int) -> str:
-    return derived_id(fields.audio[i], fields.offset_s[i], fields.duration_s[i], fields.channel[i], fields.text[i])
+def _derived(fields: Fields, i: int, repository: str | None) -> str:
+    """Return the id of a row; files beside a manifest of the hub (`repository`) have the same in every commit."""
+    audio = fields.audio[i]
+    if audio is not None and repository is not None and audio.startswith(repository):
+        audio = unpinned(audio)
+    return derived_id(audio, fields.offset_s[i], fields.duration_s[i], fields.channel[i], fields.text[i])
 
 
 def _resolve(fields: Fields, manifest: str, *, audio_optional: bool) -> None:

@@ -59,8 +59,9 @@ def pinned(uri: str) -> str:
     try:
         commit = HfApi().repo_info(match["id"], revision=revision, repo_type=kind, timeout=GRACE_S).sha
     except (GatedRepoError, RepositoryNotFoundError) as error:
+        form = "; the URI of a data set begins with hf://datasets/ORG/NAME" if kind == "model" else ""
         raise ConfigError(
-            f"{uri}: the hub has no such {kind}, or HF_TOKEN gives no access to it (the terms of some must be accepted)"
+            f"{uri}: the hub has no such {kind}, or HF_TOKEN gives no access to it (the terms of some must be accepted){form}"
         ) from error
     except RevisionNotFoundError as error:
         raise ConfigError(f"{uri}: the {kind} has no such revision") from error

@@ -55,7 +55,7 @@ class TarItem:
     @property
     def lasting(self) -> str:
         """Return the part of the address that stays the same when the tar is written again in another order."""
-        return f"{_unpinned(self.container)}#name={self.quoted_name}"
+        return f"{unpinned(self.container)}#name={self.quoted_name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class RowItem:
     @property
     def lasting(self) -> str:
         """Return the part of the address that names the place of the item, without marks of its content."""
-        return f"{_unpinned(self.container)}#{self._place}"
+        return f"{unpinned(self.container)}#{self._place}"
 
 
 Item = TarItem | RowItem
@@ -138,6 +138,12 @@ def is_tar_name(uri: str) -> bool:
     return uri.lower().endswith((".tar", *_COMPRESSED))
 
 
-def _unpinned(container: str) -> str:
+def unpinned(uri: str) -> str:
     """Return a URI of the Hugging Face hub without its revision: a new commit keeps the ids of its rows."""
-    return _REVISION.sub(r"\1", container) if container.startswith("hf://") else container
+    return _REVISION.sub(r"\1", uri) if uri.startswith("hf://") else uri
+
+
+def repository_of(uri: str) -> str | None:
+    """Return the part of a URI of the Hugging Face hub that names the repository and its revision, or None."""
+    match = _REVISION.match(uri)
+    return None if match is None else f"{match[0]}/"

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from pipeline.errors import ConfigError, Reason, RejectedRow
-from pipeline.manifest.read import expand
+from pipeline.manifest.read import derived_id, expand
 from pipeline.storage import retry, slices
 from pipeline.storage.access import AudioRoots
 from pipeline.storage.fetch import fetch
@@ -80,6 +80,26 @@ def test_a_data_set_is_a_folder_of_manifests(hub):
     ]
 
 
+def test_ids_of_files_do_not_depend_on_the_commit(hub):
+    """Fails if a folder of audio, or files that a manifest names, cannot be read, or are new rows after each commit."""
+    files = {"a.wav": b"RIFF", "b/c.flac": b"fLaC", ".gitattributes": b""}
+    lines = b'{"audio": "a.wav"}\n{"audio": "hf://datasets/org/other@v1/x.wav"}\n'
+    repository = Repository({OLD: files, NEW: files}, {"main": OLD})
+    hub.repositories |= {
+        "datasets/org/audio": repository,
+        "datasets/org/lines": Repository({c: {"m.jsonl": lines} for c in (OLD, NEW)}, repository.refs),
+    }
+    seen = []
+    for commit in (OLD, NEW):
+        repository.refs["main"] = commit
+        tables = [read(expand([f"hf://datasets/org/{name}"])[0])[0] for name in ("audio", "lines")]
+        audio = [uri for table in tables for uri in table["audio"].to_pylist()]
+        folder = f"hf://datasets/org/audio@{commit}"
+        assert audio[:2] == [f"{folder}/a.wav", f"{folder}/b/c.flac"] and "@v1" in audio[3]
+        seen.append([name for table in tables for name in table["recording_id"].to_pylist()])
+    assert seen[0] == seen[1] and seen[0][3] == derived_id("hf://datasets/org/other@v1/x.wav", None, None, None)
+
+
 def test_what_may_be_named(hub):
     """Fails if a folder, glob, file, tar or other branch of a data set is not found, or a file of it is not read."""
     for uri, expected in [
@@ -102,6 +122,7 @@ def test_what_fails_is_named(hub, monkeypatch):
     """Fails if an unknown or closed data set, a missing file or a silent hub ends in a traceback or another reason."""
     for uri, words in [
         ("hf://datasets/org/other", "no such dataset, or HF_TOKEN"), ("hf://datasets/org/gated/x", "HF_TOKEN"),
+        ("hf://org/speech", "begins with hf://datasets/ORG/NAME"),
         ("hf://datasets/org/speech@v9/data", "no such revision"), ("hf://datasets/org/speech/dat", "does not exist"),
     ]:  # fmt: skip
         with case(uri), pytest.raises(ConfigError, match=words):

@@ -20,6 +20,7 @@ from pipeline.redaction import without_query
 from pipeline.storage.cleanup import modified_s
 from pipeline.storage.fetch import fetch
 from pipeline.storage.filesystem import resolve
+from pipeline.storage.hub import is_hub
 from pipeline.storage.listing import LeftOut, glob, is_audio_name, is_glob, is_utf8, printable, walk, without_aliases
 from pipeline.storage.read_ahead import read_ahead
 from pipeline.storage.retry import ABSENT, DENIED, TRANSIENT, principal, retried
@@ -110,7 +111,7 @@ def _below(filesystem: AbstractFileSystem, folder: str, left_out: LeftOut) -> De
 
 def _in_store(filesystem: AbstractFileSystem, path: str) -> Details:
     # an object store lists all depths at once; other file systems skip what they cannot list unless set to raise
-    options = {} if isinstance(filesystem, AsyncFileSystem) else {"on_error": "raise"}
+    options = {} if isinstance(filesystem, AsyncFileSystem) or is_hub(filesystem) else {"on_error": "raise"}
     try:
         if filesystem.isdir(
             path

@@ -66,7 +66,9 @@ def read_kaldi(files: Sequence[str]) -> Corpus:
 
 def _audio(name: str, given: str, base: str, corpus: Corpus) -> str | None:
     """Return the URI of a recording, or None if it is left out."""
-    if given.endswith("|"):
+    if not given:
+        corpus.leave_out("its line of wav.scp names no file", name)
+    elif given.endswith("|"):
         corpus.leave_out("its recording is the output of a command, which is not run", name)
     elif given.rpartition(":")[0].endswith(".ark"):
         corpus.leave_out("its recording is in an archive of Kaldi", name)
