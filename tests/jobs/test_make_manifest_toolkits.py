@@ -28,9 +28,7 @@ def kaldi(folder: Path, **files: str) -> Path:
 def test_a_data_folder_of_kaldi(tmp_path, capsys, monkeypatch):
     """Fails if a segment has another time, recording, text or speaker, or a command in wav.scp is run or guessed at."""
     monkeypatch.chdir(tmp_path)
-    wav_scp = (
-        "r1 audio/r1.wav\nr2  /x/two words.flac\nr3 sph2pipe x.sph |\nr4 raw.ark:17\nr5 https://h/a.wav\nr6 ftp://h/a\n"
-    )
+    wav_scp = "r1 audio/r1.wav\nr2  /x/two words.flac\nr3 sph2pipe x.sph |\nr4 raw.ark:17\nr5 https://h/a.wav\nr6 ftp://h/a\nr7\n"
     tables = {"text": "u1 hola  qué tal\nu2\n", "utt2spk": "u1 ana\nu2 ben\n", "utt2lang": "u1 es\n"}
     tables["spk2gender"] = "ana f\nben m\n"
     segments = "u1 r1 0.5 2.25\nu2 r2 1 -1\nu3 r3 0 1\nu4 r9 0 1\nu5 r1 0\nu6 r5 0 1.5\n"
@@ -42,7 +40,7 @@ def test_a_data_folder_of_kaldi(tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
     printed = capsys.readouterr().out
     for words in ("its recording is the output of a command", "its recording is in an archive", "1, its recording is not in",
-                  "1, a line of segments", "ftp"):  # fmt: skip
+                  "1, a line of segments", "ftp", "1, its line of wav.scp names no file: r7"):  # fmt: skip
         assert words in printed
     rows = made(
         kaldi(tmp_path / "whole", wav_scp="r1 a.wav\nr2 b.wav\n", text="r1 x\n"), tmp_path / "w", "--layout", "kaldi"
