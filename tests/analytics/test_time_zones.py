@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from jobs.summarize import main
 from pipeline.layout import SUMMARY, summary_folder
 from pipeline.storage.store import open_store
 from tests.support.corpus import ROOT
@@ -64,3 +66,13 @@ def test_summaries_of_an_earlier_version_keep_the_zone_of_the_machine(tmp_path):
     definition = {"format": 1, "by": {"day": DAY.partition("=")[2]}}
     store.put_if_absent(f"{summary_folder(('day',))}/{SUMMARY}", json.dumps(definition).encode())
     assert asked_in("Asia/Tokyo", store)[0] == [{"day": "2026-05-04", "recordings": 1}]
+
+
+def test_the_days_of_another_zone(tmp_path, capsys):
+    """Fails if the command of docs/readers.md is refused, or gives a recording the day of UTC instead of its zone's."""
+    (line,) = [
+        each for each in (ROOT / "docs/readers.md").read_text().splitlines() if "timezone('Europe/Berlin'" in each
+    ]
+    store = output_of(tmp_path, runs=1)
+    assert main([store.root, *shlex.split(line)[4:]]) == 0
+    assert "2026-05-04" in capsys.readouterr().out
