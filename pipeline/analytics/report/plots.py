@@ -162,6 +162,7 @@ def columns(
         for row, (bar, edge, value) in enumerate(zip(drawn, edges, values, strict=True)):
             bar.set_url(link(f"r{row}", f"{x} {edge:.4g} to {edge + width:.4g}, {y}: {value:,.4g}"))
         axes.set_xlim(*bounds)
+        axes.locator_params(axis="x", nbins=6)  # labels of small numbers are long
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 

@@ -40,7 +40,7 @@ def stress_page(outcome: Outcome) -> Page:
         sections = [_overview(connection, metrics, drawn), *_conditions(connection, results, drawn, document["clips"])]
         clips = listing(connection, _clips(outcome), sections)
     return Page(
-        title="Stress test",
+        title=f"Stress test · {', '.join(document['models'])}",
         subtitle=f"{document['folder']}, mode {document['mode']}, labels in column {document['labels'] or '(none)'}",
         facts=_facts(document, results, drawn),
         sections=[*sections, *([clips] if clips else [])],
