@@ -36,6 +36,10 @@ MEASURED = """(() => {
         ink: style(document.body).color,
         figures: [...document.querySelectorAll('figure svg')].map(size),
         letters: [...document.querySelectorAll('figure svg text')].map((text) => text.getBoundingClientRect().height),
+        empty: (() => {
+            const facts = document.querySelector('header .facts'), right = (element) => element.getBoundingClientRect().right;
+            return right(facts) - right(facts.lastElementChild);
+        })(),
         outside: [...document.querySelectorAll('figure:not(.long) svg text')].filter((text) => {
             const [box, frame] = [text, text.closest('section')].map((e) => e.getBoundingClientRect());
             return box.left < frame.left - 1 || box.right > frame.right + 1;
@@ -73,8 +77,8 @@ def brightness(colour: str) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_is_readable_everywhere(name: str, pages: dict[str, Path], devtools: str) -> None:
-    """Fails if a page loads anything, complains, must be scrolled sideways, leaves out a figure, lets a label leave its card or
-    shrink, or stays light (or unreadable) in the dark.
+    """Fails if a page loads anything, complains, must be scrolled sideways, leaves out a figure or half a row, lets a label
+    leave its card or shrink, or stays light (or unreadable) in the dark.
     """
     path, drawn = pages[name], pages[name].read_text(encoding="utf-8").count("<figure")
     papers = []
@@ -85,6 +89,7 @@ def test_a_page_is_readable_everywhere(name: str, pages: dict[str, Path], devtoo
         scrolled, shown = seen.value["wide"]
         assert scrolled <= shown == width
         assert len(seen.value["figures"]) == drawn > 0
+        assert seen.value["empty"] < 1
         assert all(min(size) > 50 for size in seen.value["figures"])
         assert min(seen.value["letters"]) >= 9 and not seen.value["outside"]
         light, faint = sorted((brightness(seen.value[part]) for part in ("paper", "ink")), reverse=True)
