@@ -109,7 +109,11 @@ def command_line() -> Parser:
     )
     parser.add_argument("--to", metavar="FILE", help="file to write the page to")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --to names")
-    parser.add_argument("--with-texts", action="store_true", help="show transcripts; needs --to")
+    parser.add_argument(
+        "--with-texts",
+        action="store_true",
+        help="show transcripts, on the page of a run, a conversation or an evaluation; needs --to",
+    )
     return parser
 
 
@@ -125,9 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--recording needs OUT and --to: name the file to write the page to")
     if flags.audio and not flags.recording:
         parser.error("--audio is for the page of a conversation: name one with --recording")
-    if flags.with_texts and not (flags.to and flags.output):
+    if flags.with_texts and (flags.summary or not flags.to):
         parser.error(
-            "--with-texts is for the page of a run, and needs --to: pages inside an output contain no transcripts"
+            "--with-texts is for the page of a run or an evaluation, and needs --to: pages inside an output contain no "
+            "transcripts"
         )
     return run_guarded("report", lambda printer: _report(flags, printer), json=flags.json)
 
@@ -154,7 +159,7 @@ def _page(flags: argparse.Namespace) -> bytes:
     if flags.evaluation:
         from pipeline.analytics.report.evaluation import evaluation_page
 
-        return render(evaluation_page(flags.evaluation))
+        return render(evaluation_page(flags.evaluation, with_texts=flags.with_texts))
     if flags.summary:
         from pipeline.analytics.report.summary import summary_page
 

@@ -23,7 +23,7 @@ if PROGRAM is None and os.environ.get("BROWSER") != "required":
     pytest.skip("no Chromium is installed; make test-browser installs one", allow_module_level=True)
 
 __all__ = ["evaluated", "page", "store"]  # fixtures
-PHONE, DESKTOP = 375, 1280
+PHONE, DESKTOP = 390, 1280
 NAMES = ("run", "conversation", "evaluation", "summary", "stress")
 PICTURES = ROOT / "build" / "pictures"
 """Where they lie for a person to look at."""
@@ -36,6 +36,10 @@ MEASURED = """(() => {
         ink: style(document.body).color,
         figures: [...document.querySelectorAll('figure svg')].map(size),
         letters: [...document.querySelectorAll('figure svg text')].map((text) => text.getBoundingClientRect().height),
+        empty: (() => {
+            const facts = document.querySelector('header .facts'), right = (element) => element.getBoundingClientRect().right;
+            return right(facts) - right(facts.lastElementChild);
+        })(),
         outside: [...document.querySelectorAll('figure:not(.long) svg text')].filter((text) => {
             const [box, frame] = [text, text.closest('section')].map((e) => e.getBoundingClientRect());
             return box.left < frame.left - 1 || box.right > frame.right + 1;
@@ -73,8 +77,8 @@ def brightness(colour: str) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_is_readable_everywhere(name: str, pages: dict[str, Path], devtools: str) -> None:
-    """Fails if a page loads anything, complains, must be scrolled sideways, leaves out a figure, lets a label leave its card or
-    shrink, or stays light (or unreadable) in the dark.
+    """Fails if a page loads anything, complains, must be scrolled sideways, leaves out a figure or half a row, lets a label
+    leave its card or shrink, or stays light (or unreadable) in the dark.
     """
     path, drawn = pages[name], pages[name].read_text(encoding="utf-8").count("<figure")
     papers = []
@@ -85,6 +89,7 @@ def test_a_page_is_readable_everywhere(name: str, pages: dict[str, Path], devtoo
         scrolled, shown = seen.value["wide"]
         assert scrolled <= shown == width
         assert len(seen.value["figures"]) == drawn > 0
+        assert seen.value["empty"] < 1
         assert all(min(size) > 50 for size in seen.value["figures"])
         assert min(seen.value["letters"]) >= 9 and not seen.value["outside"]
         light, faint = sorted((brightness(seen.value[part]) for part in ("paper", "ink")), reverse=True)
@@ -187,6 +192,51 @@ def test_a_mark_of_a_conversation_leads_to_its_utterance(pages: dict[str, Path],
     assert seen.value == [seen.value[0], True, True] and seen.value[0].startswith("timeline-1-r")
 
 
+def test_a_mark_of_a_summary_leads_to_its_cell(pages: dict[str, Path], devtools: str) -> None:
+    """Fails if Enter on a mark without a list goes nowhere visible: its table stays closed, or its cell looks like the others."""
+    expression = """(() => {
+        const cell = document.querySelector(':target'), row = cell?.closest('tr');
+        const box = cell?.getBoundingClientRect(), colour = (element) => getComputedStyle(element).backgroundColor;
+        return cell && [cell.id, cell.closest('details').open, box.top > -5 && box.bottom < innerHeight + 5,
+            colour(row) !== colour(row.previousElementSibling), document.activeElement === cell];
+    })()"""
+    steps: list[Act] = [("key", "Tab"), ("key", "ArrowRight"), ("key", "Enter")]
+    for width in (PHONE, DESKTOP):
+        picture = PICTURES / f"summary-cell-{width}.png"
+        seen = look(
+            devtools, pages["summary"], width=width, dark=False, expression=expression, picture=picture, acts=steps
+        )
+        assert seen.value == ["groups-r1-c6", True, True, True, True]
+    focus = "document.activeElement.getAttribute('href') || document.activeElement.id"
+    picture = PICTURES / "summary-back.png"
+    steps = [*steps, ("key", "Escape")]
+    seen = look(devtools, pages["summary"], width=DESKTOP, dark=False, expression=focus, picture=picture, acts=steps)
+    assert seen.value.startswith("#groups-r")
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_a_bar_of_a_stress_test_lists_its_clips(width: int, pages: dict[str, Path], devtools: str) -> None:
+    """Fails if a click on a bar lists nothing, or the clips of another condition."""
+    expression = """(() => {
+        const list = document.querySelector('.docked');
+        const rows = [...list.querySelectorAll('tbody tr')].filter((row) => !row.hidden);
+        return [list.id, rows.length, [...new Set(rows.map((row) => row.cells[1].textContent))]];
+    })()"""
+    picture = PICTURES / f"stress-clips-{width}.png"
+    acts: list[Act] = [("click", "#opus figure a path")]
+    seen = look(
+        devtools,
+        pages["stress"],
+        width=width,
+        dark=True,
+        expression=expression,
+        picture=picture,
+        acts=acts,
+        whole=False,
+    )
+    assert seen.value == ["clips", 60, ["opus"]]
+
+
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'><svg onload='hacked = 1'>"
 
 
@@ -214,3 +264,19 @@ def test_a_printed_page_has_its_figures_and_the_chosen_rows(pages: dict[str, Pat
         devtools, pages["run"], width=DESKTOP, dark=False, expression=expression, picture=picture, acts=acts
     ).value
     assert seen[:2] == ["static", "none"] and seen[2] > 4
+
+
+def test_what_is_drawn_above_a_mark_takes_no_clicks(pages: dict[str, Path], devtools: str) -> None:
+    """Fails if a click on the number of a cell of the confusions does nothing, because the number covers the cell."""
+    numbers = """(() => {
+        const texts = [...document.querySelectorAll('#confusion-1 svg text')];
+        return texts.filter((text) => Number(text.textContent)).map((text) => {
+            text.scrollIntoView({block: 'center'});
+            const box = text.getBoundingClientRect();
+            const hit = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
+            return Boolean(hit.closest('a'));
+        });
+    })()"""
+    picture = PICTURES / "confusions.png"
+    seen = look(devtools, pages["evaluation"], width=DESKTOP, dark=False, expression=numbers, picture=picture)
+    assert len(seen.value) > 10 and all(seen.value)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.analytics.report import behind
 from pipeline.analytics.report.svg import distinct
+from pipeline.dataset.reader import Rows
 from pipeline.schema import EMOTIONS
 from tests.analytics.test_report import SAID, Read, asked, evaluated, page, store, told
 
@@ -26,6 +29,12 @@ def members(page: str, table: str) -> Members:
         for place in places.split():
             found.setdefault(place, []).append(values)
     return found
+
+
+def header_of(page: str, table: str) -> list[str]:
+    """The names of a table's columns."""
+    header = page.partition(f'<table data-query="{table}">')[2].partition("</thead>")[0]
+    return re.findall(r">(\w+)</th>", header)
 
 
 def links(page: str) -> dict[str, str]:
@@ -111,6 +120,32 @@ def test_each_mark_of_an_evaluation_lists_its_utterances(evaluated, tmp_path):
             assert totals(page).get(f"{name}-r{place}", 0) == len(expected)
 
 
+def test_utterances_of_an_evaluation_have_time_speaker_and_words(evaluated, tmp_path, monkeypatch):
+    """Fails if an utterance has another's time, speaker or words, or words are on a page that nobody asked for."""
+    folder = evaluated / "figures"
+    page = told(["--evaluation", str(folder), "--with-texts"], tmp_path / "texts.html")
+    rows = f"read_parquet('{evaluated}/out/utterances/**/*.parquet', hive_partitioning = true)"
+    expected = asked(f"""SELECT utterance_id, round(start_s, 2), round(end_s, 2), speaker::VARCHAR, text FROM {rows}
+        WHERE utterance_id IN (SELECT utterance_id FROM '{folder}/predictions.parquet') ORDER BY 1""")
+    assert [row[:5] for row in Read(page).tables["predictions"]] == expected
+    assert len({row[3] for row in expected}) > 1 and all(row[4] for row in expected)
+    plain = ["utterance_id", "start_s", "end_s", "speaker", "truth", "predicted", "confidence", "abstained"]
+    assert header_of(told(["--evaluation", str(folder)], tmp_path / "plain.html"), "predictions") == plain
+    monkeypatch.setattr(Rows, "has_words", False)
+    hashes = told(["--evaluation", str(folder), "--with-texts"], tmp_path / "hashes.html")
+    assert header_of(hashes, "predictions") == plain
+
+
+def test_an_evaluation_of_an_earlier_version_has_a_list_without_times(evaluated, tmp_path):
+    """Fails if the page of an evaluation without the later columns cannot be made, or has columns of nothing."""
+    folder = tmp_path / "figures"
+    shutil.copytree(evaluated / "figures", folder)
+    table = pq.read_table(folder / "predictions.parquet")
+    pq.write_table(table.drop_columns(["recording_id", "start_s", "end_s", "speaker"]), folder / "predictions.parquet")
+    page = told(["--evaluation", str(folder)], tmp_path / "page.html")
+    assert header_of(page, "predictions") == ["utterance_id", "truth", "predicted", "confidence", "abstained"]
+
+
 def test_a_long_table_is_sampled_and_every_mark_keeps_rows(store, tmp_path, monkeypatch):
     """Fails if a page has all rows of a table beyond the limit, does not say so, or a mark has no row left."""
     monkeypatch.setattr(behind, "LIMIT", 4)
@@ -134,8 +169,8 @@ def test_words_are_listed_if_asked_for_and_kept(tmp_path, monkeypatch, texts):
     store = output_of(tmp_path)
     pages = {flags: told([store.root, *flags], tmp_path / f"{len(flags)}.html") for flags in [(), ("--with-texts",)]}
     assert SAID not in pages[()]
-    header = pages["--with-texts",].partition('<table data-query="utterances">')[2].partition("</thead>")[0]
-    assert (">text<" in header) == (SAID in pages["--with-texts",]) == (texts == "keep")
+    header = header_of(pages["--with-texts",], "utterances")
+    assert ("text" in header) == (SAID in pages["--with-texts",]) == (texts == "keep")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from pipeline.storage.access import AudioRoots
 from pipeline.storage.store import open_store
 from tests.analytics.test_report import Read, told
 from tests.analytics.test_report_figures import boxes, facts, section
+from tests.support.golden import PARITY
 from tests.support.outputs import LONG, plan_rows, publish_plan, recognised
+from tests.support.shards import FakeTranscriber, by_hand, models_of, published, real_recogniser, work_of
 
 RATE = 16_000
 TONES_HZ = (440, 880)
@@ -101,6 +103,28 @@ def test_both_channels_of_a_call_are_on_one_axis_from_0(call, tmp_path):
     by_address = told([call, "--recording", str(Path(call).parent / "audio/call 1.wav")], tmp_path / "same.html")
     assert [row[:2] for row in Read(by_address).tables["conversation"]] == [row[:2] for row in rows]
     assert "words of r" not in by_address
+
+
+def test_speakers_of_turns_have_lanes(tmp_path, checkpoints):
+    """Fails if the speakers of a recording that was cut by turns share a lane, or a turn without a speaker is lost."""
+    speech = [decode((PARITY / "audio" / name).read_bytes()) for name in ("en_16k_pcm16.wav", "es_16k_pcm16.wav")]
+    middle, end = len(speech[0]) / RATE, sum(map(len, speech)) / RATE
+    wavfile.write(tmp_path / "talk.wav", RATE, np.concatenate(speech))
+    turns = [
+        {"start_s": 0.0, "end_s": middle, "speaker": "ann", "text": "Hello."},
+        {"start_s": middle, "end_s": end - 0.5, "speaker": "bob", "text": "Hola."},
+        {"start_s": end - 0.5, "end_s": end, "speaker": None, "text": "Who?"},
+    ]
+    record = {"id": "talk", "audio": str(tmp_path / "talk.wav"), "language": "en", "text": None, "turns": turns}
+    work = work_of(tmp_path / "w", (record,), models_of(checkpoints, "mean", ["en"]), turns="turns")
+    by_hand(work, FakeTranscriber("en"), lambda _: real_recogniser(checkpoints))
+    page = told([published(work).root, "--recording", "talk", "--with-texts"], tmp_path / "page.html")
+    rows = Read(page).tables["conversation"]
+    assert [row[2:4] for row in rows] == [["ann", "Hello."], ["bob", "Hola."], ["(unknown)", "Who?"]]
+    assert [row[0] for row in rows] == pytest.approx([0, middle, end - 0.5], abs=0.01)
+    lanes = re.findall(r">(ann|bob|\(unknown\))</text>", section(page, "conversation"))
+    assert lanes == ["ann", "bob", "(unknown)"] and facts(page)["speakers or channels"] == "3"
+    assert len(re.findall(r'<a href="#conversation-r', page)) == 3
 
 
 def test_a_page_has_no_audio_unless_asked(call, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from jobs import evaluate
 from jobs.report import main
 from pipeline.analytics.evaluate.published import CARD_METRICS, TEST_SETS
+from pipeline.analytics.evaluate.tables import speakers_of
 from pipeline.analytics.report.page import formatted
 from pipeline.analytics.report.result import DIGITS, result_section
 from pipeline.dataset.plan import read_shard
@@ -120,6 +121,19 @@ def test_a_number_has_three_digits():
     """Fails if a figure of an evaluation has other digits than its neighbours, or a small p-value becomes 0."""
     values = {0.87142: "0.871", 1.0: "1.000", 0.0: "0.000", -0.0312: "-0.031", 0.0000123: "1.23e-05", 7: "7"}
     assert {value: formatted(value, DIGITS) for value in values} == values
+
+
+def test_a_prediction_names_speaker_and_channel():
+    """Fails if the speaker of an utterance is lost where the other of speaker and channel is unknown, or another's is taken."""
+    table = pa.table(
+        {
+            "channel": pa.array([None, 0, 1, None], pa.int32()),
+            "speaker_id": ["S1", None, "S2", None],
+            "speaker": pa.array([None, 4, 5, None]),
+        }
+    )
+    assert speakers_of(table).to_pylist() == ["S1", "4 · channel 0", "S2 · channel 1", None]
+    assert speakers_of(table.select(["channel"])).to_pylist() == [None, "channel 0", "channel 1", None]
 
 
 LABEL_SCORES = pa.map_(pa.string(), pa.float32())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.analytics.report import plots
 from pipeline.analytics.report.page import formatted
 from pipeline.schema import EMOTIONS
 from tests.analytics.test_report import Read, asked, evaluated, page, same, store, told
@@ -128,6 +129,19 @@ def test_a_conversation_has_each_utterance_in_its_time(page):
     } == expected
     seconds = sum(row[1] - row[0] for row in rows)
     assert f"{seconds:,.4g} s" in section(page, "timeline-1") and f"{LONG} over time" in page
+
+
+def test_utterances_that_touch_have_an_edge():
+    """Fails if two utterances of one emotion, the second right after the first, look like one, or an edge covers a short one."""
+    spans = [(0.0, 30.0, "a", "joy"), (30.0, 60.0, "a", "joy"), (60.0, 60.5, "b", "joy"), (60.5, 600.0, "b", "joy")]
+    svg = str(plots.conversation(spans, {}, name="n"))
+    edges = [
+        float(width) for width in re.findall(r"fill: var\(--joy\); stroke: var\(--card\); stroke-width: ([\d.]+)", svg)
+    ]
+    _, drawn = boxes(f'<section id="n">{svg}</section>', "n")
+    lengths = widths([box for box in drawn if box.colour == "joy"])
+    assert len(edges) == len(lengths) == len(spans) and edges[0] == edges[1] >= 1
+    assert all(0 < edge < length / 2 for edge, length in zip(edges, lengths, strict=True))
 
 
 def test_confusions_and_reliability_are_drawn_from_their_tables(evaluated, tmp_path):

@@ -30,6 +30,8 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.shard.checksums import check_content
 from pipeline.storage.store import open_store
+from tests.analytics.test_report import Read
+from tests.analytics.test_report_behind import links, members, totals
 from tests.support.corpus import ROOT
 
 CLASSES = ["anger", "joy", "neutral"]
@@ -185,6 +187,24 @@ def test_page_is_one_file_with_every_condition():
     for name, meaning in (("white_noise", "White Gaussian noise"), ("opus", "Opus for speech")):
         assert f'<section id="{name}"' in html and meaning in html and f'aria-label="{name.replace("_", " ")}:' in html
     assert html.count("<svg") == 2 and "20 dB SNR" in html and "largest loss: white_noise 0 dB SNR" in html
+
+
+def test_each_bar_lists_its_clips():
+    """Fails if a bar lists the clips of another condition or level, leaves out a rejected one, or is no link."""
+    truth, key = random_truth(), ("white_noise", 0.0)
+    found = outcome(truth, run_of(truth, wrong=WRONG, reject={(key, 0)}))
+    html = render(stress_page(found)).decode()
+    listed, leads, table = members(html, "clips"), links(html), Read(html).tables["white_noise"]
+    expected = {
+        (row["level"], row["recording_id"], str(row["label"] or "\N{EN DASH}"), row["reject_reason"] or "\N{EN DASH}")
+        for row in found.predictions.to_pylist() if row["condition"] == "white_noise"
+    }  # fmt: skip
+    drawn = [place for place, row in enumerate(table) if row[2] == "uar"]
+    assert {
+        (table[place][0], row[0], row[5], row[7]) for place in drawn for row in listed[f"white_noise-r{place}"]
+    } == expected
+    assert totals(html) == dict.fromkeys([*(f"white_noise-r{place}" for place in drawn), "opus-r2"], 60)
+    assert set(leads) == set(totals(html)) and leads["opus-r2"].startswith("6 kbit/s: ")
 
 
 def test_lines_tell_every_condition():

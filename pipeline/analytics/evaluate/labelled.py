@@ -1,6 +1,6 @@
 """Labelled utterances of an output, in columns, and counts of those that cannot be compared.
 
-Costs about 150 bytes of memory per utterance, and one read of the columns that are needed.
+Costs about 200 bytes of memory per utterance, and one read of the columns that are needed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.analytics.evaluate.classes import Classes
 from pipeline.analytics.evaluate.results import Counts
 from pipeline.analytics.review import CORRECTED, ENDINGS, read_corrections
+from pipeline.config.columns import SPEAKER_ID
 from pipeline.config.settings import Settings
 from pipeline.dataset.reader import Rows, committed_rows, current_rejects, reading
 from pipeline.errors import ConfigError, did_you_mean
@@ -30,7 +31,19 @@ SMALL = 30
 """Number of rows below which results are mostly chance: with 30 rows an accuracy of 0.8 is known to within 0.14."""
 BY_MODEL = "by_model"
 """Column with the predictions of further models, one struct of columns for each."""
-_IDENTITY = ("utterance_id", "recording_id", "segment_index", "language", "duration_s", "text", "text_source")
+_IDENTITY = (
+    "utterance_id",
+    "recording_id",
+    SPEAKER_ID,
+    "channel",
+    "segment_index",
+    "start_s",
+    "end_s",
+    "language",
+    "duration_s",
+    "text",
+    "text_source",
+)
 _PREDICTIONS = (
     "label",
     "emotion",

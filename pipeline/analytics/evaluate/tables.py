@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.analytics.evaluate.bootstrap import SPEAKER
 from pipeline.analytics.evaluate.labelled import Labelled
 from pipeline.analytics.evaluate.results import (
     Comparison,
@@ -22,6 +24,7 @@ from pipeline.analytics.evaluate.results import (
     Published,
     Speakers,
 )
+from pipeline.config.columns import SPEAKER_ID
 from pipeline.dataset.plan import parquet_bytes
 
 Row = dict[str, Any]
@@ -128,6 +131,10 @@ SCHEMAS = {
             pa.field("confidence", pa.float64()),
             pa.field("right", pa.bool_()),
             pa.field("abstained", pa.bool_()),
+            pa.field("recording_id", pa.string()),
+            pa.field("start_s", pa.float64()),
+            pa.field("end_s", pa.float64()),
+            pa.field("speaker", pa.string()),
         ]
     ),
 }
@@ -135,7 +142,8 @@ SCHEMAS = {
 
 The slice `all` is the whole output. `class` is null for metrics over all classes. `ours` is null when the test set is
 not the published one. The columns from `test` to `p_value_holm` are null except for accuracy, the only metric that is
-tested. `dimension` is null for figures of classes. `chance` and `majority` are the baselines of `results.Estimate`."""
+tested. `dimension` is null for figures of classes. `chance` and `majority` are the baselines of `results.Estimate`. The
+`speaker` of a prediction names the channel too; it is null where neither is known."""
 
 
 def tables_of(evaluation: Evaluation, outputs: Sequence[Labelled]) -> dict[str, bytes]:
@@ -246,5 +254,17 @@ def _predictions(labelled: Labelled) -> pa.Table:
         "confidence": pa.array(labelled.confidence),
         "right": pa.array(labelled.truth == labelled.predicted),
         "abstained": pa.array(labelled.abstained),
+        **{name: labelled.table[name] for name in ("recording_id", "start_s", "end_s")},
+        "speaker": speakers_of(labelled.table),
     }
     return pa.table(columns, schema=SCHEMAS["predictions"])
+
+
+def speakers_of(table: pa.Table) -> pa.Array:
+    """Return who speaks in each row, and in which channel, as `speaker_sql` of reports does."""
+    table = table.combine_chunks()
+    names = [name for name in (SPEAKER_ID, SPEAKER) if name in table.column_names]
+    speakers = pc.coalesce(pa.nulls(table.num_rows, pa.string()), *[table[name].cast(pa.string()) for name in names])
+    channels = pc.binary_join_element_wise("channel ", table["channel"].cast(pa.string()), "")
+    both = pc.binary_join_element_wise(speakers, channels, " \N{MIDDLE DOT} ")
+    return pc.coalesce(both, speakers, channels)

@@ -12,8 +12,9 @@ from pipeline.analytics.evaluate.labelled import SMALL
 from pipeline.analytics.evaluate.results import Comparison, Evaluation, OutputResult
 from pipeline.analytics.evaluate.tables import SCHEMAS
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.behind import Listing, Marks, listing, rows_marks
+from pipeline.analytics.report.behind import Marks, listing, rows_marks
 from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, literal
+from pipeline.analytics.report.predictions import prediction_list, texts_of
 from pipeline.analytics.report.result import DIGITS, FIGURES, fraction, result_section, title_of
 from pipeline.dataset.reader import asking
 from pipeline.errors import ConfigError
@@ -73,9 +74,11 @@ _KEPT_FROM = """(SELECT list(min_confidence) FROM abstention
     WHERE abstention.output = predictions.output AND predictions.confidence >= min_confidence)"""
 
 
-def evaluation_page(folder: str) -> Page:
+def evaluation_page(folder: str, *, with_texts: bool = False) -> Page:
     """Return the report of a folder.
 
+    Args:
+        with_texts: include transcripts, of the evaluated outputs that keep them.
     Raises: ConfigError when it contains no evaluation, JobError when a file cannot be read.
     """
     store = open_store(folder)
@@ -90,6 +93,9 @@ def evaluation_page(folder: str) -> Page:
         except ValueError as error:
             raise ConfigError(f"{without_query(folder)}/metrics.json cannot be read: {error}") from error
     outputs = evaluation.outputs
+    if with_texts:
+        tables["texts"] = texts_of([output.output for output in outputs], tables["predictions"])
+        with_texts = tables["texts"].num_rows > 0
     with asking(**tables) as connection:
         several = len(outputs) > 1
         results = [_result(connection, output, number, several=several) for number, output in enumerate(outputs, 1)]
@@ -100,16 +106,7 @@ def evaluation_page(folder: str) -> Page:
                 connection, output.output, number, several=several, classes=output.overall is not None
             )
         ]
-        columns = "utterance_id, truth, predicted, round(confidence, 3) AS confidence, abstained"
-        predictions = Listing(
-            name="predictions",
-            title="Utterances",
-            source="predictions",
-            identity="utterance_id",
-            columns=f"output, {columns}" if several else columns,
-            order="output, utterance_id",
-            noun="labelled utterances",
-        )
+        predictions = prediction_list(connection, several=several, with_texts=with_texts)
         behind = listing(connection, predictions, sections)
         compared = [
             section

@@ -83,6 +83,17 @@
     mark.focus({ preventScroll: true });
   }
 
+  // Opens the table that a mark leads to, and lets the browser focus the row; Escape returns to the mark.
+  function lead(mark) {
+    dismiss();
+    const row = target(mark);
+    row.closest("details").open = true;
+    row.tabIndex = -1;
+    row.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") mark.focus();
+    }, { once: true });
+  }
+
   // Sorts a table by a column: ascending, then descending. Cells without a value come last.
   function sort(table, column, header) {
     const body = table.tBodies[0];
@@ -132,7 +143,10 @@
     const mark = event.target.closest("figure a");
     const place = mark && mark.getAttribute("href").slice(1);
     const list = place && lists.find(({ rows }) => rows.some((row) => behind(row, place)));
-    if (!list) return;
+    if (!list) {
+      if (mark) lead(mark);
+      return;
+    }
     event.preventDefault();
     choose(list, mark, place, mark.querySelector("title").textContent);
   });

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from pipeline.analytics.report.svg import ACCENT, COLOURS, FAINT, GREY, INK, LONG_IN, NONE, distinct, drawn_svg, link
+from pipeline.analytics.report.svg import (
+    ACCENT,
+    CARD,
+    COLOURS,
+    FAINT,
+    GREY,
+    INK,
+    LONG_IN,
+    NONE,
+    distinct,
+    drawn_svg,
+    link,
+)
 from pipeline.schema import EMOTIONS
 
 if TYPE_CHECKING:
@@ -49,17 +61,21 @@ def losses(
     label: str,
     form: str,
     bounds: tuple[float, float],
+    places: Sequence[int],
     name: str,
 ) -> Markup:
     """Draw horizontal bars around zero, each with its value and, where it has one, its interval as a line.
 
     Args:
+        places: row of the section's table for each.
         bounds: ends of the axis, before room for the values is added; plots to be compared share them.
     """
 
     def draw(axes: Axes) -> None:
         width = bounds[1] - bounds[0] or 1.0
-        axes.barh(range(len(names)), values, color=ACCENT, alpha=0.75, height=0.5)
+        drawn = axes.barh(range(len(names)), values, color=ACCENT, alpha=0.75, height=0.5)
+        for bar, place, each, value in zip(drawn, places, names, values, strict=True):
+            bar.set_url(link(f"r{place}", f"{each}: {form.format(value)} {label}"))
         for row, (value, low, high) in enumerate(zip(values, lows, highs, strict=True)):
             if low is not None and high is not None:
                 axes.plot([low, high], [row, row], color=INK, linewidth=1.2, marker="|", markersize=7)
@@ -146,10 +162,15 @@ def columns(
         for row, (bar, edge, value) in enumerate(zip(drawn, edges, values, strict=True)):
             bar.set_url(link(f"r{row}", f"{x} {edge:.4g} to {edge + width:.4g}, {y}: {value:,.4g}"))
         axes.set_xlim(*bounds)
+        axes.locator_params(axis="x", nbins=6)  # labels of small numbers are long
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
     return drawn_svg(draw, name, height_in=2.4)
+
+
+_EDGE, _EDGE_SHARE = 1.5, 0.3
+"""Width of the edge of an utterance in points, and the largest share of its width."""
 
 
 def conversation(
@@ -164,25 +185,24 @@ def conversation(
     lanes = list(dict.fromkeys(span[2] for span in spans))
     emotions = [each for each in (*EMOTIONS, *GREY) if any(span[3] == each for span in spans)]
     lane_in = max(1.0, 0.34 * len(lanes))
+    points_per_s = 72 * LONG_IN / (max(span[1] for span in spans) or 1.0)
 
     def draw(axes: Axes) -> None:
         figure = axes.figure
         grid = figure.add_gridspec(1 + len(curves), 1, height_ratios=[lane_in, *[1.0] * len(curves)])
         axes.set_subplotspec(grid[0])
-        for emotion in emotions:
-            for row, lane in enumerate(lanes):
-                parts = {number: span for number, span in enumerate(spans) if span[2:] == (lane, emotion)}
-                drawn = axes.broken_barh(
-                    [(start, end - start) for start, end, _, _ in parts.values()],
-                    (row - 0.38, 0.76),
-                    color=COLOURS.get(emotion, NONE),
-                )
-                drawn.set_urls(
-                    [
-                        link(f"r{number}", f"{start:,.1f} to {end:,.1f} s, {lane}: {emotion}")
-                        for number, (start, end, _, _) in parts.items()
-                    ]
-                )
+        # edges in the colour of the page separate marks that touch; they are thinner around marks that they would cover
+        drawn = axes.barh(
+            [lanes.index(lane) for _, _, lane, _ in spans],
+            [end - start for start, end, _, _ in spans],
+            left=[start for start, _, _, _ in spans],
+            height=0.76,
+            color=[COLOURS.get(emotion, NONE) for _, _, _, emotion in spans],
+            edgecolor=CARD,
+            linewidth=[min(_EDGE, _EDGE_SHARE * points_per_s * (end - start)) for start, end, _, _ in spans],
+        )
+        for number, (bar, (start, end, lane, emotion)) in enumerate(zip(drawn, spans, strict=True)):
+            bar.set_url(link(f"r{number}", f"{start:,.1f} to {end:,.1f} s, {lane}: {emotion}"))
         axes.set_yticks(range(len(lanes)), distinct(lanes))
         axes.set_ylim(len(lanes) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)

@@ -66,6 +66,7 @@ FROM groups ORDER BY utterances DESC, {", ".join(map(str, range(1, len(by) + 1))
             Section("groups", "Emotions by group", names, rows, query, note, svg, alt, cells=_cells(len(by) + 4)),
             *others,
         ],
+        digits=3,
     )
 
 

@@ -20,8 +20,10 @@ from pipeline.schema import EMOTIONS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, FAINT, ACCENT, NONE = "#010203", "#010204", "#010205", "#010206"
-_PLACES = {INK: "var(--ink)", FAINT: "var(--faint)", ACCENT: "var(--accent)", NONE: "var(--none)"}
+INK, FAINT, ACCENT, NONE, CARD = "#010203", "#010204", "#010205", "#010206", "#010207"
+_PLACES = {
+    INK: "var(--ink)", FAINT: "var(--faint)", ACCENT: "var(--accent)", NONE: "var(--none)", CARD: "var(--card)"
+}  # fmt: skip
 COLOURS = {emotion: f"#0203{number:02x}" for number, emotion in enumerate(EMOTIONS)}
 _PLACES |= {colour: f"var(--{emotion})" for emotion, colour in COLOURS.items()}
 _STYLE = {

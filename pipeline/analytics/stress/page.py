@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from pipeline.analytics.report import plots
-from pipeline.analytics.report.page import Page, Section, ask, formatted, listed
+from pipeline.analytics.report.behind import Listing, Marks, listing
+from pipeline.analytics.report.page import Page, Section, ask, formatted, listed, literal
 from pipeline.analytics.stress.conditions import CLEAN, CONDITIONS
 from pipeline.analytics.stress.outcome import Outcome, place_of, title_of
-from pipeline.analytics.stress.results import FLIPS, UAR
+from pipeline.analytics.stress.results import DIMENSIONS, FLIPS, UAR
 from pipeline.dataset.reader import asking
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ OVERVIEW = """SELECT condition, CASE WHEN level IS NULL THEN '' ELSE printf('%g 
     {clips} AS clips, any_value(rejected) AS rejected
 FROM results GROUP BY condition, level, unit, severity
 ORDER BY min(place)"""
+TESTED = """(SELECT *, concat_ws(' ', condition, level, recording_id) AS place FROM predictions
+    WHERE condition <> 'clean')"""
 DETAIL = """SELECT level, unit, metric, clips, rejected, no_prediction, clean, figure, loss, low, high
 FROM results WHERE condition = '{condition}' ORDER BY severity, metric"""
 
@@ -33,13 +36,14 @@ def stress_page(outcome: Outcome) -> Page:
     metrics = list(dict.fromkeys(row["metric"] for row in results))
     drawn = next((metric for metric in metrics if metric != FLIPS), FLIPS)
     table = outcome.table.append_column("place", [list(range(len(outcome.table)))])
-    with asking(results=table) as connection:
-        sections = [_overview(connection, metrics, drawn), *_conditions(connection, results, drawn)]
+    with asking(results=table, predictions=outcome.predictions) as connection:
+        sections = [_overview(connection, metrics, drawn), *_conditions(connection, results, drawn, document["clips"])]
+        clips = listing(connection, _clips(outcome), sections)
     return Page(
-        title="Stress test",
+        title=f"Stress test · {', '.join(document['models'])}",
         subtitle=f"{document['folder']}, mode {document['mode']}, labels in column {document['labels'] or '(none)'}",
         facts=_facts(document, results, drawn),
-        sections=sections,
+        sections=[*sections, *([clips] if clips else [])],
         warnings=document["warnings"],
         details={
             "version": document["version"],
@@ -47,6 +51,31 @@ def stress_page(outcome: Outcome) -> Page:
             "seed": str(document["seed"]),
             "intervals": f"{document['interval']}, {document['resamples']:,} resamples by {document['resample_by']}",
         },
+    )
+
+
+def _clips(outcome: Outcome) -> Listing:
+    """Return the list of clips under each condition, those with another label first."""
+    dimensions = [name for name in DIMENSIONS if name in outcome.predictions.column_names]
+    columns = [
+        "recording_id",
+        "condition",
+        "level",
+        "true_label",
+        "clean_label",
+        "label",
+        "flipped",
+        "reject_reason",
+        *(f"round({name}, 3) AS {name}" for name in dimensions),
+    ]
+    return Listing(
+        name="clips",
+        title="Clips",
+        source=TESTED,
+        identity="place",
+        columns=", ".join(columns),
+        order="flipped DESC NULLS LAST, condition, level, recording_id",
+        noun="clips under a condition",
     )
 
 
@@ -93,25 +122,35 @@ def _cost(metric: str) -> str:
 
 
 def _conditions(
-    connection: duckdb.DuckDBPyConnection, results: Sequence[Mapping[str, Any]], drawn: str
+    connection: duckdb.DuckDBPyConnection, results: Sequence[Mapping[str, Any]], drawn: str, clips: int
 ) -> Iterator[Section]:
     losses = [row for row in results if row["metric"] == drawn and row["loss"] is not None]
     for name in dict.fromkeys(row["condition"] for row in results if row["condition"] != CLEAN):
         query = DETAIL.format(condition=name)
         columns, rows = ask(connection, query)
         levels = [row for row in losses if row["condition"] == name]
-        labels = [f"{row['level']:g} {row['unit']}" for row in levels]
-        svg = _bars(labels, levels, losses, drawn) if levels else None
-        alt = listed(labels, [_figure(row["loss"], drawn) for row in levels])
+        places = {row[0]: place for place, row in enumerate(rows) if row[2] == drawn}
+        svg = _bars(levels, losses, drawn, places) if levels else None
+        alt = listed(list(map(_level, levels)), [_figure(row["loss"], drawn) for row in levels])
         meaning = CONDITIONS[name].meaning
         note = f"{meaning[0].upper()}{meaning[1:]}."
-        yield Section(name, name.replace("_", " "), columns, rows, query, note, svg, alt)
+        counts = {each: (f"r{place}", clips) for each, place in places.items()}
+        marks = Marks(TESTED, "[level]", counts, f"condition = {literal(name)}")
+        yield Section(name, name.replace("_", " "), columns, rows, query, note, svg, alt, marks=marks)
+
+
+def _level(row: Mapping[str, Any]) -> str:
+    return f"{row['level']:g} {row['unit']}"
 
 
 def _bars(
-    labels: Sequence[str], levels: Sequence[Mapping[str, Any]], losses: Sequence[Mapping[str, Any]], drawn: str
+    levels: Sequence[Mapping[str, Any]], losses: Sequence[Mapping[str, Any]], drawn: str, places: Mapping[float, int]
 ) -> Markup:
-    """Draw the losses of the levels of a condition, on the scale of all conditions."""
+    """Draw the losses of the levels of a condition, on the scale of all conditions.
+
+    Args:
+        places: row of the section's table for each level.
+    """
     scale, form, unit = (1.0, "{:.3f}", "") if drawn.startswith("ccc_") else (100.0, "{:.1f}", ", points")
 
     def scaled(rows: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
@@ -119,12 +158,13 @@ def _bars(
 
     ends = [end for name in ("loss", "low", "high") for end in scaled(losses, name) if end is not None]
     return plots.losses(
-        labels,
+        list(map(_level, levels)),
         [scale * row["loss"] for row in levels],
         scaled(levels, "low"),
         scaled(levels, "high"),
         form=form,
         label=f"{_cost(drawn)}{unit}",
         bounds=(min(0.0, *ends), max(0.0, *ends)),
+        places=[places[row["level"]] for row in levels],
         name=levels[0]["condition"],
     )
