@@ -170,6 +170,7 @@ def audio_leaf(schema: pa.Schema, column: str) -> str | None:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     return any(test(kind) for test in tests)
 
@@ -247,7 +248,8 @@ def _batches(parquet: pq.ParquetFile, item: RowItem, leaf: str, chunk: pq.Column
         rows = 1
     for batch in parquet.iter_batches(batch_size=rows, row_groups=[item.row_group], columns=[leaf]):
         column = batch.column(0)
-        yield column if leaf == item.column else _field(column)
+        values = column if leaf == item.column else _field(column)
+        yield values.dictionary_decode() if isinstance(values, pa.DictionaryArray) else values
 
 
 def _field(column: pa.StructArray) -> pa.Array:

@@ -71,13 +71,17 @@ def test_which_column_holds_the_audio():
     assert audio_column(stated.with_metadata({"huggingface": "[1"})) is None
 
 
-@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary_view(), pa.binary(4)])
+@pytest.mark.parametrize(
+    "kind", [pa.large_binary(), pa.binary_view(), pa.binary(4), pa.dictionary(pa.int32(), pa.binary())]
+)
 def test_every_binary_type_holds_audio(tmp_path, kind):
     """Fails if a file is refused because its writer chose another binary type of Arrow, or its audio is another's."""
     values = [b"ab%02d" % n for n in range(4)]
     for name, column in {
-        "plain": pa.array(values, kind),
-        "struct": pa.StructArray.from_arrays([pa.array(values, kind), pa.nulls(4, pa.string())], ["bytes", "path"]),
+        "plain": pa.array(values, pa.binary()).cast(kind),
+        "struct": pa.StructArray.from_arrays(
+            [pa.array(values, pa.binary()).cast(kind), pa.nulls(4, pa.string())], ["bytes", "path"]
+        ),
     }.items():
         with case(name):
             pq.write_table(pa.table({"audio": column}), tmp_path / f"{name}.parquet")

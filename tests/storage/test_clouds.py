@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import azure.core.exceptions
@@ -21,6 +19,7 @@ from pipeline.storage.fetch import fetch
 from pipeline.storage.retry import is_final, is_refusal, retried
 from pipeline.storage.store import Store, open_store, require_conditional_writes
 from tests.support.cloud_servers import SERVERS, bucket
+from tests.support.racing import race
 
 
 @pytest.fixture(scope="module", params=sorted(SERVERS))
@@ -53,16 +52,7 @@ def test_a_large_object_is_written_once(store: Store) -> None:
 
 def test_one_of_sixteen_racers_wins(store: Store) -> None:
     """Fails if put-if-absent is a look followed by a write."""
-    barrier = threading.Barrier(16)
-
-    def race(number: int) -> bool:
-        barrier.wait()
-        return store.put_if_absent("raced", str(number).encode() * 1000)
-
-    with ThreadPoolExecutor(16) as pool:
-        won = list(pool.map(race, range(16)))
-    assert sum(won) == 1
-    assert store.read("raced") == str(won.index(True)).encode() * 1000
+    race(store)
 
 
 def test_reading_listing_and_tails(store: Store) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -17,6 +15,7 @@ from pipeline.storage.fetch import fetch
 from pipeline.storage.filesystem import resolve
 from pipeline.storage.store import LocalStore, Store, open_store, require_conditional_writes
 from tests.support.memory_store import MemoryStore
+from tests.support.racing import race
 from tests.support.s3_server import S3Server
 
 
@@ -37,16 +36,7 @@ def test_the_first_writer_wins_and_stays(store: Store) -> None:
 
 def test_one_of_sixteen_racers_wins(store: Store) -> None:
     """Fails if put-if-absent is a look followed by a write."""
-    barrier = threading.Barrier(16)
-
-    def race(number: int) -> bool:
-        barrier.wait()
-        return store.put_if_absent("raced", str(number).encode() * 1000)
-
-    with ThreadPoolExecutor(16) as pool:
-        won = list(pool.map(race, range(16)))
-    assert sum(won) == 1
-    assert store.read("raced") == str(won.index(True)).encode() * 1000
+    race(store)
 
 
 def test_reading_listing_and_tails(store: Store) -> None:
